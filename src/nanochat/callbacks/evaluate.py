@@ -1,0 +1,43 @@
+"""Evaluate every N steps and at the end. An evaluation that fails is logged and training goes on."""
+
+import logging
+from collections.abc import Callable
+
+import lightning as L
+
+from nanochat.callbacks.every import StepCallback, check_every, is_due
+from nanochat.checkpoint.runs import RunCheckpoints
+from nanochat.modules.phase import PhaseModule
+
+log = logging.getLogger(__name__)
+
+
+class Evaluate(StepCallback):
+    """`evals` maps a name to a function of the GPT that returns numbers; they are logged as `val/…`.
+
+    Stands behind `Save` in the list of callbacks, so the weights are on disk before an evaluation can fail.
+    """
+
+    def __init__(self, evals: dict[str, Callable[[PhaseModule], dict[str, float]]], every: int | None, checkpoints: RunCheckpoints) -> None:
+        check_every("eval_every", every)
+        self.evals, self.every, self.checkpoints = evals, every, checkpoints
+        self.latest: dict[str, float] = {}
+
+    def at_step(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:
+        if not is_due(step, self.every, module.total_steps):
+            return
+        results: dict[str, float] = {}
+        with module.clock.paused():
+            module.eval()
+            for name, evaluate in self.evals.items():
+                try:
+                    results.update(evaluate(module))
+                except Exception as error:
+                    log.warning("evaluation %s failed at step %d and was left out: %s: %s", name, step, type(error).__name__, error)
+            module.train()
+        self.latest = {f"val/{k}": v for k, v in results.items()}
+        if self.latest and trainer.is_global_zero:
+            self.checkpoints.record(step, self.latest)
+            for logger in trainer.loggers:
+                logger.log_metrics(self.latest, step)
+            log.info("step %d  %s", step, "  ".join(f"{k} {v:.4f}" for k, v in self.latest.items() if isinstance(v, float)))

@@ -1,0 +1,141 @@
+"""Loss, speed and time left: a progress bar on a terminal, plain lines elsewhere, and every step's numbers to the loggers.
+
+Losses stay on the device between reports, so that logging costs no synchronisation per step. A loss that is not finite stops
+the run, after what is needed to look into it has been saved.
+"""
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from nanochat.callbacks.every import StepCallback
+from nanochat.checkpoint.folder import write_json
+from nanochat.modules.phase import PhaseModule
+
+log = logging.getLogger(__name__)
+SMOOTHING = 0.9  # from: facts sheet 5.3, moving average of the shown loss
+SPEED_SMOOTHING = 0.9  # guess: about ten steps
+
+
+def short_time(seconds: float) -> str:
+    """>>> short_time(3725)
+    '1h02m'
+    """
+    s = round(seconds)
+    return f"{s // 3600}h{s % 3600 // 60:02d}m" if s >= 3600 else f"{s // 60}m{s % 60:02d}s" if s >= 60 else f"{s}s"
+
+
+class Report(StepCallback):
+    """Shows and logs training. `flops_per_token` and `peak_flops` (per device, or None) give the MFU."""
+
+    def __init__(
+        self, *, batch_tokens: int, flops_per_token: int, peak_flops: float | None, log_every: int, run_folder: Path, show: str = "auto"
+    ) -> None:
+        if log_every < 1:
+            raise ValueError(f"log_every={log_every} must be at least 1")
+        if show not in ("auto", "bar", "lines", "none"):
+            raise ValueError(f"progress={show!r} is not known; choose from auto, bar, lines, none")
+        self.batch_tokens, self.flops_per_token, self.peak_flops = batch_tokens, flops_per_token, peak_flops
+        self.log_every, self.run_folder = log_every, run_folder
+        self.show = ("bar" if sys.stdout.isatty() else "lines") if show == "auto" else show
+        self.waiting: list[tuple[int, torch.Tensor, dict[str, float]]] = []
+        self.smooth, self.weight = 0.0, 0.0
+        self.speed: float | None = None
+        self.last_seconds, self.epoch = 0.0, 0
+        self.progress: Progress | None = None
+        self.last_line = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, module: PhaseModule) -> None:  # type: ignore[override]
+        super().on_train_start(trainer, module)
+        self.last_seconds = module.clock.seconds
+        if self.show == "bar" and trainer.is_global_zero:
+            self.progress = Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[numbers]}"), console=Console())
+            self.task = self.progress.add_task("step", total=module.total_steps, completed=trainer.global_step, numbers="first step (compiling)…")
+            self.progress.start()
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: PhaseModule, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        self.epoch = int(batch.get("epoch", 0))
+
+    def at_step(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:
+        now = module.clock.seconds
+        seconds, self.last_seconds = now - self.last_seconds, now
+        assert module.loss_of_step is not None
+        lr = module.schedule.lr(step - 1, module.total_steps)
+        self.waiting.append((step, module.loss_of_step, {"perf/step_seconds": seconds, "train/lr_multiplier": lr, "train/epoch": self.epoch}))
+        if step % self.log_every == 0 or step == module.total_steps:
+            self.flush(trainer, module)
+
+    def on_train_end(self, trainer: L.Trainer, module: PhaseModule) -> None:  # type: ignore[override]
+        if self.waiting:
+            self.flush(trainer, module)
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def flush(self, trainer: L.Trainer, module: PhaseModule) -> None:
+        """Bring the waiting losses to the host, check, log and show them."""
+        losses = torch.stack([loss for _, loss, _ in self.waiting])
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(losses)  # each process holds the sum over its rows divided by the count of the global batch
+        for (step, _, numbers), loss in zip(self.waiting, losses.tolist(), strict=True):
+            if loss != loss or loss in (float("inf"), float("-inf")):
+                self.not_finite(trainer, module, step, loss)
+            seconds = numbers["perf/step_seconds"]
+            rate = self.batch_tokens / seconds if seconds > 0 else 0.0
+            # the first step compiles and warms up: it starts no average
+            self.speed = rate if self.weight < 1 - SMOOTHING**2 or self.speed is None else SPEED_SMOOTHING * self.speed + (1 - SPEED_SMOOTHING) * rate
+            self.smooth = SMOOTHING * self.smooth + (1 - SMOOTHING) * loss
+            self.weight = SMOOTHING * self.weight + (1 - SMOOTHING)
+            row = {"train/loss": loss, "perf/tokens_per_second": rate, "train/tokens": step * self.batch_tokens, **numbers}
+            if self.peak_flops:
+                row["perf/mfu"] = rate * self.flops_per_token / (self.peak_flops * trainer.world_size)
+            if trainer.is_global_zero:
+                for logger in trainer.loggers:
+                    logger.log_metrics(row, step)
+        self.waiting.clear()
+        if trainer.is_global_zero:
+            self.display(step, row, module)
+
+    def display(self, step: int, row: dict[str, float], module: PhaseModule) -> None:
+        left = (module.total_steps - step) * self.batch_tokens / self.speed if self.speed else 0.0
+        mfu = f"  mfu {100 * row['perf/mfu']:.1f}%" if "perf/mfu" in row else ""
+        numbers = (
+            f"loss {self.smooth / self.weight:.4f}  lr x{row['train/lr_multiplier']:.3f}  {1000 * row['perf/step_seconds']:,.0f} ms  "
+            f"{row['perf/tokens_per_second']:,.0f} tok/s{mfu}  epoch {int(row['train/epoch'])}  {short_time(left)} left"
+        )
+        if self.progress is not None:
+            self.progress.update(self.task, completed=step, description=f"step {step:,}/{module.total_steps:,}", numbers=numbers)
+        elif self.show == "lines" and (step == module.total_steps or step <= self.log_every or time.monotonic() - self.last_line >= 5):
+            self.last_line = time.monotonic()  # a line at most every 5 seconds, so that a log file stays readable
+            print(f"step {step:>6,}/{module.total_steps:,}  {numbers}", flush=True)
+
+    def not_finite(self, trainer: L.Trainer, module: PhaseModule, step: int, loss: float) -> None:
+        """Save batch number, norms and recent losses beside the checkpoints, then stop with one line."""
+        place = self.run_folder / f"not_finite_step_{step:06d}"
+        if trainer.is_global_zero:
+            place.mkdir(parents=True, exist_ok=True)
+            bad = {
+                name: {"finite": bool(p.isfinite().all()), "norm": float(p.detach().float().norm()),
+                       "grad_norm": None if p.grad is None else float(p.grad.float().norm())}
+                for name, p in module.gpt.named_parameters()
+            }  # fmt: skip
+            recent = [(s, float(value)) for s, value, _ in self.waiting]
+            write_json(place / "report.json", {"step": step, "loss": loss, "batch": step - 1, "recent_losses": recent, "parameters": bad})
+        raise ValueError(
+            f"loss is {loss} at step {step}; {place}/report.json holds the norms of every parameter and the recent losses, "
+            f"`python -m nanochat.data show=batch step={step - 1} …` prints the batch; go on from the last checkpoint with resume=auto and a lower "
+            "rate (optim.groups.matrix.lr=…) or another seed"
+        )

@@ -1,0 +1,43 @@
+"""Save the run every N steps, at its end, and when it is told to stop (SIGTERM)."""
+
+import signal
+from types import FrameType
+
+import lightning as L
+
+from nanochat.callbacks.every import StepCallback, check_every, is_due
+from nanochat.checkpoint.runs import RunCheckpoints
+from nanochat.modules.phase import PhaseModule
+
+
+class Save(StepCallback):
+    """Writes `checkpoints/step_…`; on SIGTERM after the step that is running, on every rank the same step, then stops."""
+
+    def __init__(self, checkpoints: RunCheckpoints, every: int | None) -> None:
+        check_every("save_every", every)
+        self.checkpoints, self.every, self.told_to_stop, self._old_handler = checkpoints, every, False, None
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._old_handler = signal.signal(signal.SIGTERM, self._on_signal)
+
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if self._old_handler is not None:
+            signal.signal(signal.SIGTERM, self._old_handler)
+            self._old_handler = None
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.told_to_stop = True
+
+    def at_step(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:
+        stop = self.told_to_stop
+        if trainer.world_size > 1:
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if stop or is_due(step, self.every, module.total_steps):
+            with module.clock.paused():
+                trainer.save_checkpoint(self.checkpoints.path(step))
+                if trainer.is_global_zero:
+                    self.checkpoints.prune()
+        if stop:
+            self.told_to_stop = True
+            trainer.should_stop = True

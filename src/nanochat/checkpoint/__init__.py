@@ -1,0 +1,1 @@
+"""The checkpoint folder, its lineage, and finding one by what a user types."""

@@ -1,0 +1,175 @@
+"""A checkpoint is a folder, complete in itself, that loads with neither Lightning nor Hydra nor pickle.
+
+    model.safetensors   weights under nanochat's tensor names
+    config.json         architecture, sizes, format version, hash of the tokenizer
+    tokenizer.json, token_bytes.npy
+    lineage.json        where it comes from: parents, composed config, command, commit, data, versions, metrics
+    files.json          size of every file, written last: a truncated file is found before it is loaded
+    trainer/state.pt    optimizer, loops, RNG: only for `resume`
+
+It is written under a temporary name, fsynced and renamed, so a kill at any instant leaves the previous one intact.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nanochat.gpt import GPT, GPTConfig
+
+STATE = "trainer/state.pt"
+TEMPORARY = ".writing-"
+
+
+def fsync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """`write(temporary folder)`, then fsync all of it and rename it to `path`. A failure leaves nothing behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        write(temporary)
+        for inner in [p for p in temporary.rglob("*")] + [temporary]:
+            fsync(inner)
+        if path.exists():
+            old = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}-old")
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(path)
+        fsync(path.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if error.errno == errno.ENOSPC:
+            free = shutil.disk_usage(path.parent).free
+            raise OSError(
+                f"no space left on the disk of {path.parent} ({free / 2**20:.0f} MiB free) while writing {path.name}; nothing written before "
+                "is touched: free some space, then go on with resume=auto"
+            ) from error
+        raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_json(path: Path, data: Any) -> None:
+    """JSON to a temporary name, fsynced, renamed."""
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    temporary.write_text(json.dumps(data, indent=2, default=str) + "\n")
+    fsync(temporary)
+    temporary.rename(path)
+
+
+def save(
+    path: Path,
+    weights: dict[str, Tensor],
+    config: GPTConfig,
+    tokenizer: Any,
+    lineage: dict[str, Any],
+    trainer_state: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint folder. `tokenizer` has `save(folder)` and `hash`."""
+
+    def write(folder: Path) -> None:
+        save_file({k: v.detach().contiguous() for k, v in weights.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps({**config.to_json(), "tokenizer_hash": tokenizer.hash}, indent=2) + "\n")
+        tokenizer.save(folder)
+        (folder / "lineage.json").write_text(json.dumps(lineage, indent=2, default=str) + "\n")
+        if trainer_state is not None:
+            (folder / STATE).parent.mkdir()
+            torch.save(trainer_state, folder / STATE)
+        sizes = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+        (folder / "files.json").write_text(json.dumps(sizes, indent=2) + "\n")
+
+    write_atomic(path, write)
+
+
+def problem(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder (missing or truncated files), or None."""
+    if not path.is_dir():
+        return f"{path} is not a folder"
+    try:
+        sizes = json.loads((path / "files.json").read_text())
+    except FileNotFoundError:
+        return f"{path} has no files.json, so it is not a complete nanochat checkpoint"
+    except ValueError:
+        return f"{path}/files.json is not readable JSON"
+    for name, size in sizes.items():
+        file = path / name
+        if not file.is_file() and name == STATE:
+            continue  # may be deleted to save space; only resume needs it
+        if not file.is_file():
+            return f"{file} is missing"
+        if file.stat().st_size != size:
+            return f"{file} has {file.stat().st_size:,} bytes instead of {size:,}: it is truncated or was changed"
+    return None
+
+
+def require(path: Path) -> Path:
+    """The path itself if it is a sound checkpoint folder, else a ValueError that says what is wrong."""
+    if wrong := problem(path):
+        others = [p.name for p in sorted(path.parent.glob("step_*")) if p != path and problem(p) is None] if path.parent.is_dir() else []
+        raise ValueError(wrong + (f"; these beside it are sound: {', '.join(others)}" if others else ""))
+    return path
+
+
+def read_config(path: Path) -> GPTConfig:
+    return GPTConfig.from_json(json.loads((require(path) / "config.json").read_text()))
+
+
+def read_lineage(path: Path) -> dict[str, Any]:
+    return json.loads((path / "lineage.json").read_text())  # type: ignore[no-any-return]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(require(path) / "model.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{path}/model.safetensors cannot be read: {error}") from error
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The trainer's state, for resume. Raises ValueError if it is not there or not readable."""
+    file = require(path) / STATE
+    if not file.is_file():
+        raise ValueError(f"{path} has no {STATE}, so training cannot resume from it; start a new run with init_from={path}")
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The checkpoint's tokenizer; one that is not the tokenizer it was trained with is refused by hash."""
+    from nanochat.tokenizer import load_tokenizer as load
+
+    tokenizer = load(path)
+    expected = json.loads((path / "config.json").read_text()).get("tokenizer_hash")
+    if tokenizer.hash != expected:
+        raise ValueError(f"the tokenizer in {path} has hash {tokenizer.hash}, the model was trained with {expected}; put the right one back")
+    return tokenizer
+
+
+def load_gpt(path: Path, *, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32) -> GPT:
+    """The model of a checkpoint folder with its weights, every tensor accounted for."""
+    gpt = GPT.build(read_config(path), seed=None, device=device, compute_dtype=compute_dtype)
+    gpt.load_state_dict(read_weights(path), strict=True)
+    return gpt

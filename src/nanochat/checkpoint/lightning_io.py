@@ -1,0 +1,33 @@
+"""Lightning saves and loads checkpoints through this plug-in, so `trainer.save_checkpoint` writes our folder."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+
+from nanochat.checkpoint import folder
+from nanochat.gpt import GPTConfig
+
+PREFIX = "gpt."  # the GPT is the attribute `gpt` of every phase's module
+
+
+class FolderCheckpointIO(CheckpointIO):
+    """Weights to model.safetensors, everything else Lightning wants back to trainer/state.pt."""
+
+    def __init__(self, config: GPTConfig, tokenizer: Any, lineage: dict[str, Any]) -> None:
+        self.config, self.tokenizer, self.lineage = config, tokenizer, lineage
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        state = dict(checkpoint)
+        weights = {k.removeprefix(PREFIX): v for k, v in state.pop("state_dict").items()}
+        facts = {"step": int(checkpoint["global_step"]), **state.pop("facts", {})}
+        folder.save(Path(path), weights, self.config, self.tokenizer, {**self.lineage, **facts}, state)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(path)
+        return {**folder.read_state(path), "state_dict": {PREFIX + k: v for k, v in folder.read_weights(path).items()}}
+
+    def remove_checkpoint(self, path: Any) -> None:
+        import shutil
+
+        shutil.rmtree(path, ignore_errors=True)

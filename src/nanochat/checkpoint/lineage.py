@@ -1,0 +1,59 @@
+"""Where a checkpoint comes from: command, code, data, seeds, versions. Enough to repeat it and to explain a difference."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "lightning", "hydra-core", "tokenizers", "datasets", "numpy", "nanochat")
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def code_state() -> dict[str, Any]:
+    """Commit and uncommitted diff of the checkout this code runs from; an installed package has neither."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return {"commit": None, "dirty": None, "diff": ""}
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20).stdout
+
+    try:
+        diff = git("diff", "HEAD")
+        return {"commit": git("rev-parse", "HEAD").strip() or None, "dirty": bool(git("status", "--porcelain").strip()), "diff": diff}
+    except (OSError, subprocess.TimeoutExpired):
+        return {"commit": None, "dirty": None, "diff": ""}
+
+
+def command_line() -> str:
+    import shlex
+
+    module = getattr(sys.modules.get("__main__"), "__spec__", None)
+    start = ["python", "-m", module.name.removesuffix(".__main__")] if module and module.name else ["python", Path(sys.argv[0]).name]
+    return shlex.join([*start, *sys.argv[1:]])
+
+
+def parent_hash(checkpoint: Path) -> str:
+    """Hash of a parent checkpoint: of its weights file and config."""
+    digest = hashlib.sha256((checkpoint / "config.json").read_bytes())
+    with (checkpoint / "model.safetensors").open("rb") as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def manifest_hash(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True, default=str).encode()).hexdigest()[:16]

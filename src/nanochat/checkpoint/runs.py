@@ -1,0 +1,126 @@
+"""The checkpoints of a run, and finding a checkpoint by what a user types: a folder, or RUN@latest|best|step."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from nanochat.checkpoint import folder
+
+BEST = "best.json"
+
+
+class RunCheckpoints:
+    """`checkpoints/step_000500/` … of one run, with a pointer to the best and pruning of the rest."""
+
+    def __init__(self, root: Path, keep_last: int | None = 2, best_metric: str = "val/bpb") -> None:
+        if keep_last is not None and keep_last < 1:
+            raise ValueError(f"checkpoints.keep_last={keep_last} must be at least 1, or null to keep all")
+        self.root, self.keep_last, self.best_metric = root, keep_last, best_metric
+
+    def path(self, step: int) -> Path:
+        return self.root / f"step_{step:06d}"
+
+    def steps(self) -> list[int]:
+        """Steps with a folder, ascending."""
+        found = [re.fullmatch(r"step_(\d+)", p.name) for p in self.root.glob("step_*")] if self.root.is_dir() else []
+        return sorted(int(m.group(1)) for m in found if m)
+
+    def latest_sound(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that can be resumed from, and a line for each newer one that cannot."""
+        problems = []
+        for step in reversed(self.steps()):
+            wrong = folder.problem(self.path(step))
+            if wrong is None and not (self.path(step) / folder.STATE).is_file():
+                wrong = f"{self.path(step)} has no {folder.STATE}"
+            if wrong is None:
+                return self.path(step), problems
+            problems.append(wrong)
+        return None, problems
+
+    def best(self) -> tuple[int, float] | None:
+        try:
+            data = json.loads((self.root / BEST).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return int(data["step"]), float(data["value"])
+
+    def record(self, step: int, metrics: dict[str, Any]) -> None:
+        """Note what an evaluation of the checkpoint at `step` gave; move the pointer to the best if it is better (lower)."""
+        if not self.path(step).is_dir():
+            return
+        file = self.path(step) / "metrics.json"
+        known = json.loads(file.read_text()) if file.is_file() else {}
+        folder.write_json(file, {**known, **metrics})
+        value = metrics.get(self.best_metric)
+        best = self.best()
+        if value is not None and (best is None or value < best[1] or not self.path(best[0]).is_dir()):
+            folder.write_json(self.root / BEST, {"step": step, "metric": self.best_metric, "value": value})
+
+    def prune(self) -> None:
+        """Delete what is neither among the newest `keep_last` nor the best, and what a killed writer left behind."""
+        for leftover in self.root.glob(f"{folder.TEMPORARY}*"):
+            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        if self.keep_last is None:
+            return
+        best = self.best()
+        for step in self.steps()[: -self.keep_last]:
+            if best is None or step != best[0]:
+                doomed = self.path(step)
+                gone = doomed.with_name(f"{folder.TEMPORARY}{doomed.name}-gone")
+                doomed.rename(gone)  # a kill while deleting must not leave half a checkpoint under its name
+                shutil.rmtree(gone, ignore_errors=True)
+
+
+def run_folders(runs: Path, name: str) -> list[Path]:
+    """Folders of the runs called `name`, oldest first, the trials of its sweeps among them."""
+    found = {p.parent for p in (runs / name).glob("*/record.json")} | {p.parent for p in (runs / name).glob("*/*/record.json")}
+    return sorted(found, key=lambda p: str(p.relative_to(runs)))
+
+
+def resolve(text: str | Path, runs: Path) -> Path:
+    """The checkpoint folder meant by `text`: a checkpoint folder, a run folder (its newest), or RUN@latest, RUN@best, RUN@STEP.
+
+    RUN is a run name, or name/time of one run. Two candidates are a ValueError that lists them.
+    """
+    words = str(text)
+    path = Path(words).expanduser()
+    if path.is_dir():
+        if (path / "checkpoints").is_dir():
+            return _pick(RunCheckpoints(path / "checkpoints"), "latest", words)
+        return folder.require(path)
+    if path.exists():
+        raise ValueError(f"{path} is a file; a nanochat checkpoint is a folder with model.safetensors and config.json")
+    name, at, which = words.rpartition("@")
+    if not at:
+        names = sorted(p.name for p in runs.iterdir() if p.is_dir()) if runs.is_dir() else []
+        known = f"; runs here: {', '.join(n + '@latest' for n in names)}" if names else ""
+        raise ValueError(f"{words} is neither a folder nor RUN@latest, RUN@best or RUN@STEP{known}")
+    candidates = [runs / name] if (runs / name / "record.json").is_file() else run_folders(runs, name)
+    candidates = [c for c in candidates if RunCheckpoints(c / "checkpoints").steps()]
+    if not candidates:
+        names = sorted(p.name for p in runs.iterdir() if p.is_dir()) if runs.is_dir() else []
+        raise ValueError(f"no run called {name} with a checkpoint in {runs}; there are: {', '.join(names) or 'none'}")
+    if which == "latest":
+        return _pick(RunCheckpoints(candidates[-1] / "checkpoints"), "latest", words)
+    if len(candidates) > 1:
+        listed = ", ".join(f"{c.relative_to(runs)}@{which}" for c in candidates)
+        raise ValueError(f"{words} means {len(candidates)} runs; choose one of: {listed}")
+    return _pick(RunCheckpoints(candidates[0] / "checkpoints"), which, words)
+
+
+def _pick(checkpoints: RunCheckpoints, which: str, words: str) -> Path:
+    steps = checkpoints.steps()
+    if not steps:
+        raise ValueError(f"{checkpoints.root} holds no checkpoint")
+    if which == "latest":
+        return folder.require(checkpoints.path(steps[-1]))
+    if which == "best":
+        best = checkpoints.best()
+        if best is None:
+            raise ValueError(f"{words}: no checkpoint of this run was evaluated, so none is the best; use @latest")
+        return folder.require(checkpoints.path(best[0]))
+    if which.isdigit() and int(which) in steps:
+        return folder.require(checkpoints.path(int(which)))
+    raise ValueError(f"{words}: {which} is not latest, best or one of the steps {', '.join(map(str, steps))}")

@@ -1,0 +1,358 @@
+"""Files of a Hugging Face data set: which there are, and getting them, whole and once.
+
+With a local mirror (`paths.hub_dir`) files are taken from `<mirror>/<org>/<name>/` and nothing touches the network.
+Without one the list of files with sizes and checksums is asked of the hub once and kept, pinned to that commit, so
+that the manifest of a run never changes under it; files come through `huggingface_hub`, which resumes what was cut
+off and lets one process at a time fetch a file. The checksum is compared before a file counts as there.
+"""
+
+import fnmatch
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from nanochat.datamodules.journal import Journal, file_sha256
+from nanochat.datamodules.readers import suffix
+from nanochat.datamodules.sources import FileSource, SourceFile
+from nanochat.runtime.paths import base_dir, hub_dir
+
+ATTEMPTS = 5  # from: facts sheet 4.1, with waits of 2, 4, 8 and 16 seconds
+PARALLEL = 4  # from: facts sheet 4.1
+LISTING_CHUNK = 500  # guess: names asked for at once
+SPLIT_NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
+
+log = logging.getLogger("nanochat.data")
+
+
+class HubDataset:
+    """The files of one data set, in a mirror or on the hub. `revision` is a commit, branch or tag (None: as first
+    seen)."""
+
+    def __init__(self, dataset: str, revision: str | None = None, mirror_only: bool = False):
+        self.dataset = dataset
+        mirror = hub_dir()
+        self.mirror = mirror / dataset if mirror else None
+        self.folder = self.mirror or base_dir() / "hub" / dataset
+        self.revision = revision
+        if self.mirror and not self.mirror.is_dir():
+            raise FileNotFoundError(
+                f"{dataset} is not in the mirror {mirror}; choose other data, or unset NANOCHAT_HUB_DIR"
+            )
+        if mirror_only and not self.mirror:
+            raise ValueError(f"{dataset} is only in a local mirror; set NANOCHAT_HUB_DIR to the folder with {dataset}/")
+
+    def files(self, names: Sequence[str] | None = None) -> list[SourceFile]:
+        """The named files, or all, with size and checksum. FileNotFoundError for a name that is not there."""
+        if self.mirror:
+            if names is None:
+                paths = [p for p in sorted(self.mirror.rglob("*")) if p.is_file()]
+                names = [p.relative_to(self.mirror).as_posix() for p in paths if not p.name.startswith(".")]
+            return [self._mirrored(name) for name in names]
+        return self._listed(names)
+
+    def _mirrored(self, name: str) -> SourceFile:
+        path = self.folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{name} of {self.dataset} is not in the mirror at {self.folder}")
+        return SourceFile(name, path.stat().st_size, file_sha256(path))
+
+    def _listed(self, names: Sequence[str] | None) -> list[SourceFile]:
+        listing = _read_json(self._listing_path)
+        if self.revision is not None and listing.get("asked", self.revision) != self.revision:
+            listing = {}
+        known: dict[str, list[Any]] = listing.get("files", {})
+        wanted = None if names is None else [name for name in names if name not in known]
+        if (wanted is None and not listing.get("whole")) or wanted:
+            listing = self._ask(listing, wanted)
+            known = listing["files"]
+        if names is None:
+            names = sorted(known)
+        if missing := [name for name in names if name not in known]:
+            raise FileNotFoundError(
+                f"{missing[0]} is not a file of {self.dataset} on the hub ({len(missing)} not found)"
+            )
+        return [SourceFile(name, *known[name]) for name in names]
+
+    @property
+    def _listing_path(self) -> Path:
+        return self.folder / ".nanochat-files.json"
+
+    def _ask(self, listing: dict[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
+        from huggingface_hub import HfApi
+        from huggingface_hub.hf_api import RepoFile
+
+        api = HfApi()
+
+        def ask() -> dict[str, Any]:
+            commit = (
+                listing.get("commit") or api.repo_info(self.dataset, revision=self.revision, repo_type="dataset").sha
+            )
+            where: dict[str, Any] = {"repo_type": "dataset", "revision": commit}
+            found: list[Any] = []
+            if names is None:
+                found += api.list_repo_tree(self.dataset, recursive=True, **where)
+            else:
+                for i in range(0, len(names), LISTING_CHUNK):
+                    found += api.get_paths_info(self.dataset, list(names[i : i + LISTING_CHUNK]), **where)
+            files = {f.path: [f.size, f.lfs.sha256 if f.lfs else f.blob_id] for f in found if isinstance(f, RepoFile)}
+            whole = names is None or listing.get("whole", False)
+            known = {**listing.get("files", {}), **files}
+            return {"commit": commit, "asked": self.revision, "whole": whole, "files": known}
+
+        answer = self._insist(ask, "the list of files")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self._listing_path.with_name(f"{self._listing_path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(answer))
+        os.replace(temporary, self._listing_path)
+        return answer
+
+    def present(self, file: SourceFile) -> Path | None:
+        """Where the file is, if it is there whole; a mirror is trusted, a download has had its checksum compared."""
+        path = self.folder / file.name
+        if not path.is_file() or path.stat().st_size != file.size:
+            return None
+        if self.mirror or self._verified.get(file.name) == [file.sha256, path.stat().st_mtime_ns]:
+            return path
+        return None
+
+    @property
+    def _verified(self) -> Journal:
+        return Journal(self.folder / ".nanochat-verified.jsonl")
+
+    def fetch(self, file: SourceFile) -> Path:
+        """The file, downloaded if need be; tried 5 times. OSError when that fails, or its checksum stays wrong."""
+        if found := self.present(file):
+            return found
+        if self.mirror:
+            raise FileNotFoundError(f"{file.name} of {self.dataset} is not whole in the mirror at {self.folder}")
+        from huggingface_hub import hf_hub_download
+
+        commit = _read_json(self._listing_path).get("commit", self.revision)
+        path = self.folder / file.name
+        again = False
+
+        def download() -> Path:
+            nonlocal again
+            hf_hub_download(
+                self.dataset,
+                file.name,
+                repo_type="dataset",
+                revision=commit,
+                local_dir=self.folder,
+                force_download=again,
+            )
+            again = True
+            if path.stat().st_size != file.size or checksum(path, file.sha256) != file.sha256:
+                raise OSError(f"{path} came with a wrong checksum; is something between here and the hub?")
+            self._verified.put(file.name, [file.sha256, path.stat().st_mtime_ns])
+            return path
+
+        return self._insist(download, file.name)
+
+    def fetch_all(self, files: Iterable[SourceFile]) -> Iterator[tuple[SourceFile, Path]]:
+        """All of them, several at a time, each as it is done, in order."""
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            jobs = [(file, pool.submit(self.fetch, file)) for file in files]
+            try:
+                for file, job in jobs:
+                    yield file, job.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _insist(self, act: Callable[[], Any], what: str) -> Any:
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            GatedRepoError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return act()
+            except GatedRepoError as error:
+                raise ValueError(
+                    f"{self.dataset} needs an account that was let in; log in with `hf auth login`"
+                ) from error
+            except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
+                if not _offline(error):
+                    reason = type(error).__name__
+                    raise ValueError(
+                        f"{what} of {self.dataset} is not on the hub ({reason}); check data.dataset"
+                    ) from error
+                failure: Exception = error
+            except Exception as error:  # every library below has its own idea of a network error
+                failure = error
+            if _offline(failure) or attempt == ATTEMPTS:
+                reason = " ".join(str(failure).split())[:200] or type(failure).__name__
+                raise OSError(
+                    f"cannot get {what} of {self.dataset} from the hub ({reason}); go online, set NANOCHAT_HUB_DIR to "
+                    f"a mirror with {self.dataset}/, or choose data=pydocs or data=local"
+                ) from failure
+            log.warning("%s of %s: attempt %d failed (%s); trying again", what, self.dataset, attempt, failure)
+            time.sleep(2**attempt)
+        raise AssertionError("unreachable")
+
+
+def _offline(error: Exception) -> bool:
+    """Whether trying again is pointless: the library was told to stay offline."""
+    return "offline" in type(error).__name__.lower() or "HF_HUB_OFFLINE" in str(error)
+
+
+def checksum(path: Path, like: str) -> str:
+    """The hash of a file, of the kind of `like`: sha256 (64 hex digits) or git blob (40, the hub's for small files)."""
+    with path.open("rb") as file:
+        if len(like) == 64:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.sha1(b"blob %d\0" % path.stat().st_size + file.read()).hexdigest()
+
+
+class HubFiles(FileSource):
+    """Documents in files of a hub data set: `train_files`, and `val_files` or a share of the training documents by
+    hash.
+
+    A file is one part whether it is here or still to be fetched, so that the manifest does not depend on that.
+    """
+
+    group_bytes = 1
+    part_bytes = None
+
+    def __init__(
+        self,
+        name: str,
+        dataset: HubDataset,
+        train_files: Sequence[str],
+        val_files: Sequence[str] = (),
+        **options: Any,
+    ):
+        super().__init__(name, **{**options, **({"val_by": "files"} if val_files else {})})
+        self.dataset = dataset
+        asked = list(dict.fromkeys([*train_files, *val_files]))
+        self._known = {file.name: file for file in dataset.files(asked)}
+        self._names = {"train": list(train_files), "val": list(val_files or train_files)}
+
+    def files(self, split: str) -> list[SourceFile]:
+        return [self._known[name] for name in self._names[split]]
+
+    def locate(self, name: str) -> Path:
+        return self.dataset.fetch(self._known[name])
+
+    def present(self, name: str) -> Path | None:
+        return self.dataset.present(self._known[name])
+
+    def missing(self) -> list[SourceFile]:
+        """The files still to be downloaded."""
+        return [file for file in self._known.values() if not self.dataset.present(file)]
+
+    def download(self, say: Callable[[str], None] = log.warning) -> None:
+        """Get all missing files, several at a time, saying what came."""
+        wanted = self.missing()
+        total, done, begin = sum(file.size for file in wanted), 0, time.monotonic()
+        for i, (file, _) in enumerate(self.dataset.fetch_all(wanted), 1):
+            done += file.size
+            rate = done / max(time.monotonic() - begin, 1e-9)
+            left = (total - done) / rate
+            size = f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+            say(f"{i} of {len(wanted)} files, {size}, {rate / 1e6:.1f} MB/s, {left:.0f} s left")
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "dataset": self.dataset.dataset}
+
+
+def shard_names(count: int) -> list[str]:
+    """Names of nanochat's shards (facts sheet, 4.1)."""
+    return [f"shard_{i:05d}.parquet" for i in range(count)]
+
+
+def split_files(dataset: HubDataset, config: str | None, split: str) -> list[str]:
+    """The data files of a split of a hub data set, as the head of its README.md declares them, else by their names.
+
+    ValueError names the configs or splits there are.
+    """
+    names = [file.name for file in dataset.files()]
+    data = [name for name in names if suffix(name) and PurePosixPath(name).name.lower() != "readme.md"]
+    data = [name for name in data if not name.endswith(".md")]
+    declared = _declared(dataset) if "README.md" in names else {}
+    if declared:
+        if config is None:
+            if len(declared) > 1 and "default" not in declared:
+                raise ValueError(f"{dataset.dataset} has configs {', '.join(declared)}; set data.config=…")
+            config = "default" if "default" in declared else next(iter(declared))
+        if config not in declared:
+            raise ValueError(
+                f"config={config} is not one of {dataset.dataset}: {', '.join(declared)}; set data.config=…"
+            )
+        splits = declared[config]
+        if split not in splits:
+            there = ", ".join(splits)
+            raise ValueError(f"split={split} is not one of {dataset.dataset} {config}: {there}; set data.split=…")
+        found = [name for name in data if any(matches(name, pattern) for pattern in splits[split])]
+    else:
+        inside = [name for name in data if config is None or config in PurePosixPath(name).parts[:-1]]
+        if config is not None and not inside:
+            folders = sorted({str(PurePosixPath(name).parent) for name in data})
+            raise ValueError(f"config={config} is no folder of {dataset.dataset}; its folders are {', '.join(folders)}")
+        words = next((w for w in SPLIT_NAMES.values() if split in w), (split,))
+        found = [name for name in inside if _words(name) & set(words)]
+        if not found and split == "train" and not any(_words(n) & set(SPLIT_NAMES["val"]) for n in inside):
+            found = inside
+    if not found:
+        raise ValueError(
+            f"{dataset.dataset} has no {split} file that can be read; it has {', '.join(data[:5]) or 'none'}"
+        )
+    return found
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a file of a data set is meant by a pattern of its README: a name, a folder's content, or wildcards.
+
+    >>> matches("data/train-00000.parquet", "data/train-*"), matches("a/b/c.json", "a/**"), matches("b.json", "a.json")
+    (True, True, False)
+    """
+    return fnmatch.fnmatchcase(name, pattern.removeprefix("./").replace("**/", "*").replace("**", "*"))
+
+
+def _words(name: str) -> set[str]:
+    return set(name.lower().replace("/", " ").replace("-", " ").replace("_", " ").replace(".", " ").split())
+
+
+def _declared(dataset: HubDataset) -> dict[str, dict[str, list[str]]]:
+    """{config: {split: patterns}} of the YAML head of README.md; empty if it declares no files."""
+    text = dataset.fetch(dataset.files(["README.md"])[0]).read_text(encoding="utf-8", errors="replace")
+    if not text.startswith("---"):
+        return {}
+    try:
+        head = yaml.safe_load(text.split("---", 2)[1]) or {}
+    except yaml.YAMLError:
+        return {}
+    declared: dict[str, dict[str, list[str]]] = {}
+    for config in head.get("configs", []):
+        entries = config.get("data_files", [])
+        if isinstance(entries, dict):
+            entries = [{"split": split, "path": path} for split, path in entries.items()]
+        if isinstance(entries, str):
+            entries = [entries]
+        splits: dict[str, list[str]] = {}
+        for entry in entries:
+            where = entry if isinstance(entry, dict) else {"split": "train", "path": entry}
+            paths = where["path"] if isinstance(where["path"], list) else [where["path"]]
+            folder = config.get("data_dir")
+            splits.setdefault(where["split"], []).extend(f"{folder}/{p}" if folder else p for p in paths)
+        if splits:
+            declared[config["config_name"]] = splits
+    return declared
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,64 @@
+"""A dictionary on disk that processes append to at once: what is slow to work out and cheap to keep.
+
+One JSON line a record, written with a single append; a torn line is skipped, a record written twice is the same record.
+Losing the file loses time, nothing else.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from nanochat.runtime.paths import base_dir
+
+
+class Journal:
+    """Records by key, in memory and in the file `path`; a place that cannot be written keeps them in memory only."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._records: dict[str, Any] | None = None
+
+    def get(self, key: str) -> Any:
+        if self._records is None:
+            self._records = {}
+            with contextlib.suppress(OSError):
+                for line in self.path.read_bytes().splitlines():
+                    with contextlib.suppress(ValueError, TypeError):
+                        known, value = json.loads(line)
+                        self._records[known] = value
+        return self._records.get(key)
+
+    def put(self, key: str, value: Any) -> None:
+        if self.get(key) == value:
+            return
+        assert self._records is not None
+        self._records[key] = value
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                # the line break before it closes what a killed process may have left open
+                os.write(file, f"\n{json.dumps([key, value])}\n".encode())
+            finally:
+                os.close(file)
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file in hex; known ones (same path, size and time of change) are not read again."""
+    status = path.stat()
+    key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+    journal = Journal(base_dir() / "file-sha256.jsonl")
+    if known := journal.get(key):
+        return known
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    journal.put(key, found)
+    return found
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """The first `length` hex digits of the sha256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]

@@ -1,0 +1,193 @@
+"""The documentation and source of the running Python as text: real prose and code with no download.
+
+Read in place and never imported, except for the built-in types and a few C modules whose docstrings are nowhere else.
+For a given Python version the documents are the same everywhere: tests, generated tables and files that a build makes
+for one machine are left out.
+"""
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sysconfig
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nanochat.datamodules.journal import digest
+from nanochat.datamodules.readers import cut
+from nanochat.datamodules.sources import Part, TextSource, in_validation
+
+# C code: docstrings that stand in no source file
+C_MODULES = (
+    "builtins", "array", "atexit", "binascii", "cmath", "errno", "faulthandler", "gc", "itertools", "marshal", "math",
+    "sys", "time", "unicodedata", "zlib", "_bisect", "_collections", "_csv", "_datetime", "_functools", "_heapq", "_io",
+    "_json", "_operator", "_random", "_socket", "_sre", "_struct", "_thread", "_weakref",
+)  # fmt: skip
+# not prose, not code anybody would write, or different from build to build
+LEFT_OUT_FOLDERS = {
+    "test",
+    "tests",
+    "idle_test",
+    "__pycache__",
+    "site-packages",
+    "dist-packages",
+    "lib2to3",
+    "pydoc_data",
+}
+LEFT_OUT_FILES = re.compile(r"_sysconfigdata.*|sitecustomize|usercustomize|cp\d+|mac_.*|iso.*|koi8.*|_vendored|this")
+PART_BYTES = 2**20  # guess: a quarter of a second of tokenizing, so that two processes share the work evenly
+SCIENTIFIC = ("numpy", "scipy", "pandas", "sklearn", "matplotlib", "torch", "sympy")
+
+
+class PyDocs(TextSource):
+    """Language reference, docstrings and source of the standard library, and of `packages` if given.
+
+    `packages` is a list of importable names, "scientific" for those of a known few that are installed, or None.
+    Documents longer than `document_chars` are cut at blank lines. All documents made from one file are on one side,
+    which the hash of the file decides.
+    """
+
+    def __init__(
+        self,
+        packages: Sequence[str] | str | None = None,
+        document_chars: int | None = 4000,
+        val_fraction: float = 0.05,
+    ):
+        if not 0 < val_fraction < 1:
+            raise ValueError(f"val_fraction={val_fraction} is not between 0 and 1; try data.val_fraction=0.05")
+        self.name = "pydocs"
+        self.document_chars = document_chars
+        self.val_fraction = val_fraction
+        if packages == "scientific":
+            packages = [name for name in SCIENTIFIC if importlib.util.find_spec(name)]
+        elif isinstance(packages, str):
+            packages = [packages]
+        self.packages = list(packages or [])
+        self._roots = {"": Path(sysconfig.get_path("stdlib"))}
+        for name in self.packages:
+            found = importlib.util.find_spec(name)
+            if found is None or not found.submodule_search_locations:
+                raise ValueError(
+                    f"packages: {name} is not an installed package; leave it out of data.packages or install it"
+                )
+            self._roots[name] = Path(next(iter(found.submodule_search_locations)))
+        self._parts: list[Part] | None = None
+
+    def settings(self) -> dict[str, Any]:
+        return {"packages": self.packages, "document_chars": self.document_chars, "val_fraction": self.val_fraction}
+
+    def parts(self, split: str) -> list[Part]:
+        if self._parts is None:
+            self._parts = self._list_parts()
+        return self._parts
+
+    def _list_parts(self) -> list[Part]:
+        texts = list(self._built_in())
+        parts = [Part("language", (), sum(map(len, texts)), digest(texts, 64))]
+        for package, root in self._roots.items():
+            group: list[tuple[str, int, str]] = []
+            for path in sorted(root.rglob("*.py")):
+                inside = path.relative_to(root)
+                if not (set(inside.parts[:-1]) & LEFT_OUT_FOLDERS) and not LEFT_OUT_FILES.fullmatch(path.stem):
+                    raw = path.read_bytes()
+                    group.append((f"{package}/{inside.as_posix()}", len(raw), hashlib.sha256(raw).hexdigest()))
+            for i, files in enumerate(_chunks(group, PART_BYTES)):
+                name = f"{package or 'library'}-{i:02d}"
+                content = digest([[file, code] for file, _, code in files], 64)
+                parts.append(Part(name, tuple(f for f, _, _ in files), sum(s for _, s, _ in files), content))
+        return parts
+
+    def text_bytes(self, part: Part) -> int:
+        return part.size * 5 // 4  # measured: docstrings come again beside the source, 1.2 times its size together
+
+    def read(self, part: Part, split: str, notes: Counter[str] | None = None) -> Iterator[str]:
+        notes = Counter() if notes is None else notes
+        for text in self._texts(part, split):
+            if text.strip():
+                yield from cut(text, self.document_chars)
+            else:
+                notes["empty_documents"] += 1
+
+    def _texts(self, part: Part, split: str) -> Iterator[str]:
+        def wanted(work: str) -> bool:
+            return in_validation(work, self.val_fraction) == (split == "val")
+
+        if not part.paths:
+            yield from (text for text in self._built_in() if wanted(text))
+        for name in part.paths:
+            package, _, inside = name.partition("/")
+            source = (self._roots[package] / inside).read_text(encoding="utf-8", errors="replace")
+            if wanted(source):
+                yield docstrings(".".join(p for p in (package, *Path(inside).with_suffix("").parts) if p), source)
+                yield source
+
+    def _built_in(self) -> Iterator[str]:
+        from pydoc_data.topics import topics  # the language reference, as help("if") shows it
+
+        for name in sorted(topics):
+            yield topics[name].strip() + "\n"
+        for name in C_MODULES:
+            try:
+                module = importlib.import_module(name)
+            except ImportError:
+                continue
+            for key in sorted(vars(module)):
+                value = vars(module)[key]
+                here = getattr(value, "__module__", "") in (name, name.strip("_"))
+                if here and (inspect.isclass(value) or inspect.isbuiltin(value)):
+                    yield described(f"{name.strip('_')}.{key}", value)
+
+
+def described(name: str, value: Any) -> str:
+    """A built-in's docstring, and those of its methods; "" if it has none."""
+    lines: list[str] = []
+    own = getattr(value, "__doc__", None)
+    if isinstance(own, str) and own.strip():
+        lines += [name, "", textwrap.indent(inspect.cleandoc(own), "    "), ""]
+    if inspect.isclass(value):
+        for key in sorted(vars(value)):
+            text = getattr(vars(value)[key], "__doc__", None)
+            if not key.startswith("_") and isinstance(text, str) and text.strip():
+                lines += [f"{name}.{key}", "", textwrap.indent(inspect.cleandoc(text), "    "), ""]
+    return "\n".join(lines)
+
+
+def docstrings(module: str, source: str) -> str:
+    """The docstrings of a source file under their names and parameters, as `help` shows them; "" if there are none."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # templates are not Python yet
+        return ""
+    lines: list[str] = []
+
+    def describe(node: Any, title: str) -> None:
+        if text := ast.get_docstring(node):
+            lines.extend([title, "", textwrap.indent(text, "    "), ""])
+
+    def walk(node: Any, prefix: str) -> None:
+        for child in node.body:
+            if isinstance(child, ast.ClassDef):
+                describe(child, f"class {prefix}.{child.name}")
+                walk(child, f"{prefix}.{child.name}")
+            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                describe(child, f"{prefix}.{child.name}({ast.unparse(child.args)})")
+
+    describe(tree, module)
+    walk(tree, module)
+    return "\n".join(lines)
+
+
+def _chunks(files: list[tuple[str, int, str]], limit: int) -> Iterator[list[tuple[str, int, str]]]:
+    chunk: list[tuple[str, int, str]] = []
+    for file in files:
+        chunk.append(file)
+        if sum(size for _, size, _ in chunk) >= limit:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

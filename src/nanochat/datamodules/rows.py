@@ -1,0 +1,221 @@
+"""Rows by number: which tokens row r of an endless training stream has, whatever was asked for before.
+
+The shards of an epoch, in order in the first epoch and shuffled after it, are taken in segments: one shard, or
+neighbouring small ones together. The documents of a segment are shuffled and packed (`packing`), and the segments'
+rows follow one another epoch after epoch. So row r depends on (manifest, tokenizer, seed, r) alone, and only on
+shards up to its segment: training starts when the first is there. Sizes of packed segments are kept in a journal, so
+a far row costs one segment's packing.
+"""
+
+from bisect import bisect_right
+from collections import OrderedDict
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+
+from nanochat.datamodules.journal import Journal, digest
+from nanochat.datamodules.packing import Packing, Tally, mix, pack, permutation
+from nanochat.datamodules.shards import Shard, ShardFolder, ShardSpec
+
+SEGMENT_BYTES = (
+    8 * 2**20
+)  # guess: smaller parts (on disk) are packed together; more documents fit better, fewer start sooner
+OPEN_SEGMENTS = 3  # guess: a batch lies in one or two
+PLAN = 1  # of segments, shuffling and packing: a change here changes every batch
+
+
+@dataclass
+class Segment:
+    """A packed segment over open shards. Document d of the packing is document `index[d]` of shard `shard[d]`."""
+
+    epoch: int
+    shards: list[Shard]
+    shard: np.ndarray  # (documents,) int64
+    index: np.ndarray  # (documents,) int64
+    packing: Packing
+
+    def gather(self, first: int, last: int) -> np.ndarray:
+        """Tokens of rows first..last-1, one after the other: ((last - first) * (T + 1),)."""
+        pieces = self.packing.pieces(first, last)
+        shard = self.shard[pieces.document]
+        begin = pieces.start.copy()
+        for s, opened in enumerate(self.shards):
+            mine = shard == s
+            begin[mine] += opened.offsets[self.index[pieces.document[mine]]]
+        tokens = [opened.tokens for opened in self.shards]
+        spans = zip(shard.tolist(), begin.tolist(), (begin + pieces.length).tolist(), strict=True)
+        return np.concatenate([tokens[s][a:b] for s, a, b in spans])
+
+    def documents(self, row: int) -> list[tuple[str, int, int]]:
+        """(document, start, length) of each piece of a row; a document is named PART#NUMBER, counted in its part and
+        split."""
+        pieces = self.packing.pieces(row, row + 1)
+        found = zip(pieces.document.tolist(), pieces.start.tolist(), pieces.length.tolist(), strict=True)
+        return [(f"{self.shards[self.shard[d]].name}#{self.index[d]}", start, length) for d, start, length in found]
+
+
+class Rows:
+    """The rows of one split: endless, or with `shuffle=False`, which is for validation, one epoch in the order of the
+    source."""
+
+    def __init__(
+        self, folder: ShardFolder, split: str, *, sequence_len: int, packing: str, seed: int = 0, shuffle: bool = True
+    ):
+        self.folder = folder
+        self.specs = folder.specs[split]
+        self.split = split
+        self.sequence_len = sequence_len
+        self.packing = packing
+        self.seed = seed
+        self.shuffle = shuffle
+        pack(packing, np.zeros(0, dtype=np.int64), sequence_len)  # an unknown packing is an error now
+        if not self.specs:
+            raise ValueError(
+                f"{folder.source.name} has no {split} documents; check data.path, data.split or data.num_shards"
+            )
+        self._journal = Journal(folder.folder / "segments.jsonl")
+        self._plan: list[tuple[int, int, list[ShardSpec]]] = []  # (epoch, number in the epoch, shards) of each segment
+        self._tallies: list[Tally] = []
+        self._begin = [0]  # first row of each segment, and one past the last known
+        self._open: OrderedDict[int, Segment] = OrderedDict()
+
+    # ---- the order of things
+
+    def epoch_segments(self, epoch: int) -> list[list[ShardSpec]]:
+        """The shards of each segment of an epoch. Depends on the manifest only, so it is known before any shard is
+        built."""
+        specs = self.specs
+        if self.shuffle and epoch > 0:
+            specs = [specs[i] for i in permutation(len(specs), mix(self.seed, epoch, 1))]
+        groups: list[list[ShardSpec]] = [[]]
+        size = 0
+        for spec in specs:
+            if size >= SEGMENT_BYTES:
+                groups.append([])
+                size = 0
+            groups[-1].append(spec)
+            size += spec.part.size
+        if size < SEGMENT_BYTES // 2 and len(groups) > 1:
+            groups[-2:] = [groups[-2] + groups[-1]]  # a small rest is packed with what came before
+        return groups
+
+    def first_shards(self) -> list[ShardSpec]:
+        """What must be built before the first row."""
+        return self.epoch_segments(0)[0]
+
+    def _describe(self, n: int) -> tuple[int, int, list[ShardSpec]]:
+        while len(self._plan) <= n:
+            epoch = self._plan[-1][0] + 1 if self._plan else 0
+            self._plan += [(epoch, i, specs) for i, specs in enumerate(self.epoch_segments(epoch))]
+        return self._plan[n]
+
+    def segment(self, n: int) -> Segment:
+        """Segment n of the endless sequence, open and packed; waits for its shards."""
+        if n in self._open:
+            self._open.move_to_end(n)
+            return self._open[n]
+        epoch, i, specs = self._describe(n)
+        shards = [self.folder.open(spec) for spec in specs]
+        lengths = [shard.lengths for shard in shards]
+        which = np.repeat(np.arange(len(shards)), [len(x) for x in lengths])  # (documents,)
+        index = np.concatenate([np.arange(len(x)) for x in lengths]).astype(np.int64)  # (documents,)
+        every = np.concatenate(lengths)
+        key = mix(self.seed, epoch, 2, i) if self.shuffle else None
+        if key is not None:
+            order = permutation(len(every), key)
+            which, index, every = which[order], index[order], every[order]
+        packing = pack(self.packing, every, self.sequence_len, epoch=epoch, key=key)
+        self._open[n] = Segment(epoch, shards, which, index, packing)
+        while len(self._open) > OPEN_SEGMENTS:
+            self._open.popitem(last=False)
+        return self._open[n]
+
+    def _tally(self, n: int) -> Tally:
+        """What segment n takes as a whole; from the journal if it was ever packed."""
+        while len(self._tallies) <= n:
+            m = len(self._tallies)
+            epoch, i, specs = self._describe(m)
+            place = [self.seed, epoch, i] if self.shuffle else None
+            key = digest([PLAN, self.packing, self.sequence_len, place, [spec.stem for spec in specs]])
+            known = self._journal.get(key)
+            if known is None:
+                packing = self.segment(m).packing
+                known = astuple(packing.tally(packing.rows))
+                self._journal.put(key, known)
+            self._tallies.append(Tally(*known))
+        return self._tallies[n]
+
+    # ---- rows
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """(segment, row in it) of a row. IndexError past the end of validation; ValueError if an epoch has no row at
+        all."""
+        assert row >= 0
+        while self._begin[-1] <= row:
+            n = len(self._begin) - 1
+            epoch, i, _ = self._describe(n)
+            if epoch > 0 and (i == 0 and self._begin[n] == 0):
+                raise ValueError(self._too_little())
+            if epoch > 0 and not self.shuffle:
+                raise IndexError(row)
+            self._begin.append(self._begin[n] + self._tally(n).tokens_trained // self.sequence_len)
+        n = bisect_right(self._begin, row) - 1
+        return n, row - self._begin[n]
+
+    def _too_little(self) -> str:
+        tally = self.epoch_tally()
+        more = "data.val_fraction" if self.split == "val" else "the text"
+        return (
+            f"the {self.split} split has {tally.tokens_read:,} tokens in {tally.documents_read:,} documents, less than "
+            f"a row of {self.sequence_len:,} + 1; raise {more} or lower model.sequence_len"
+        )
+
+    def epoch_tally(self) -> Tally:
+        """What one epoch (the first) takes; waits for all shards."""
+        segments = len(self.epoch_segments(0))
+        return sum((self._tally(n) for n in range(segments)), Tally())
+
+    def total(self, at_most: int | None = None) -> int:
+        """Rows of the first epoch, counted only as far as `at_most`. ValueError if there is none."""
+        rows = 0
+        for n in range(len(self.epoch_segments(0))):
+            rows += self._tally(n).tokens_trained // self.sequence_len
+            if at_most is not None and rows >= at_most:
+                return at_most
+        if rows == 0:
+            raise ValueError(self._too_little())
+        return rows
+
+    def gather(self, first: int, last: int) -> np.ndarray:
+        """Tokens of rows first..last-1: (last - first, T + 1), in the shards' type."""
+        found: list[np.ndarray] = []
+        row = first
+        while row < last:
+            n, inside = self.locate(row)
+            stop = min(last, self._begin[n + 1])
+            found.append(self.segment(n).gather(inside, inside + stop - row))
+            row = stop
+        return np.concatenate(found).reshape(last - first, self.sequence_len + 1)
+
+    def epoch(self, row: int) -> int:
+        return self._describe(self.locate(row)[0])[0]
+
+    def documents(self, row: int) -> list[tuple[str, int, int]]:
+        n, inside = self.locate(row)
+        return self.segment(n).documents(inside)
+
+    def tally(self, rows: int) -> tuple[Tally, int, int]:
+        """What the first `rows` rows took; how many of their targets were repeats (of an epoch after the first); the
+        number of epochs begun."""
+        if rows == 0:
+            return Tally(), 0, 0
+        n, inside = self.locate(rows - 1)
+        whole = sum((self._tally(m) for m in range(n)), Tally())
+        repeated = sum(self._tally(m).tokens_trained for m in range(n) if self._describe(m)[0] > 0)
+        part = self.segment(n).packing.tally(inside + 1)
+        epoch = self._describe(n)[0]
+        return whole + part, repeated + (part.tokens_trained if epoch > 0 else 0), epoch + 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}  # a loader process maps its own

@@ -1,0 +1,315 @@
+"""Where documents come from.
+
+A source lists parts, each a file, a piece of a large file or some small files, and reads the documents of a part in a
+fixed order. A document is for training or for validation by what it says, not by where it lies: the hash of its text
+decides (`val_by=hash`), so it stays on its side when files arrive, move or are renamed, and an exact copy of it lands
+there too. Sources that come with a validation file name it instead (`val_by=files`); `val_by=tail` takes the end of
+each text, as nanoGPT does.
+"""
+
+import glob
+import hashlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nanochat.datamodules.journal import digest, file_sha256
+from nanochat.datamodules.readers import (
+    SUFFIXES,
+    TEXT_SUFFIXES,
+    check_file,
+    check_suffix,
+    cut,
+    read_rows,
+    read_text,
+    spans,
+    split_text,
+    suffix,
+    text_bytes,
+)
+from nanochat.runtime.paths import base_dir
+
+SPLITS = ("train", "val")
+GROUP_BYTES = 4 * 2**20  # guess: smaller files are read together, so that a folder of notes is not thousands of shards
+PART_BYTES = 256 * 2**20  # guess: larger files are read in pieces, so that one file keeps several processes busy
+
+
+@dataclass(frozen=True)
+class Part:
+    """Files, or row groups or bytes span[0]..span[1]-1 of one file, whose documents make one token shard."""
+
+    name: str
+    paths: tuple[str, ...]
+    size: int  # bytes on disk
+    sha256: str  # of the content, whatever its name
+    span: tuple[int, int] | None = None
+
+    @property
+    def path(self) -> str:
+        return self.paths[0]
+
+
+class TextSource(ABC):
+    """Documents in parts. Picklable: worker processes read the parts."""
+
+    name: str
+
+    @abstractmethod
+    def parts(self, split: str) -> list[Part]:
+        """The parts that hold documents of `split` ("train" or "val"), always in the same order."""
+
+    @abstractmethod
+    def read(self, part: Part, split: str, notes: Counter[str] | None = None) -> Iterator[str]:
+        """The documents of `part` that belong to `split`, in order; `notes` counts what was passed over or replaced.
+        Fetches the part first if it is not there yet. ValueError or OSError names the file."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What besides the content of the parts decides the documents, as JSON."""
+
+    def check(self) -> None:  # noqa: B027
+        """Find what can be found wrong without reading everything. ValueError or OSError."""
+
+    def text_bytes(self, part: Part) -> int:
+        """About how many bytes of text a part holds."""
+        return part.size
+
+    def documents(self, split: str) -> Iterator[str]:
+        """All documents of `split`, part after part."""
+        for part in self.parts(split):
+            yield from self.read(part, split)
+
+    def manifest(self) -> dict[str, Any]:
+        """Settings and parts with their sha256, as JSON: with it and a tokenizer the tokens are determined."""
+        parts = {split: [[p.name, p.sha256, p.size, p.span] for p in self.parts(split)] for split in SPLITS}
+        return {"source": self.name, "settings": self.settings(), "parts": parts}
+
+    @cached_property
+    def manifest_hash(self) -> str:
+        """16 hex digits of the sha256 of `manifest()`."""
+        return digest(self.manifest())
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file as a source knows it before opening it: its name there, bytes, and sha256 (or git blob hash) in hex."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class FileSource(TextSource):
+    """Documents in files, wherever the files are; `LocalFiles` and `HubFiles` say where.
+
+    `text_field` is the column or key of parquet and JSON. `documents` says how a .txt or .md file becomes documents:
+    the whole "file", each "paragraph", or each "line". `document_chars` cuts longer documents at paragraph or line
+    ends, which with packing=best_fit and short rows keeps most of a long document from being cropped away.
+    """
+
+    group_bytes = GROUP_BYTES
+    part_bytes: int | None = PART_BYTES
+
+    def __init__(
+        self,
+        name: str,
+        text_field: str = "text",
+        documents: str = "file",
+        document_chars: int | None = None,
+        val_by: str = "hash",
+        val_fraction: float = 0.01,
+        bad_utf8: str = "error",
+    ):
+        next(split_text("", documents), None)
+        if val_by not in ("hash", "tail", "files"):
+            raise ValueError(f"val_by={val_by} is not known; choose data.val_by=hash or data.val_by=tail")
+        if val_by != "files" and not 0 < val_fraction < 1:
+            raise ValueError(f"val_fraction={val_fraction} is not between 0 and 1; try data.val_fraction=0.01")
+        if bad_utf8 not in ("error", "replace"):
+            raise ValueError(f"bad_utf8={bad_utf8} is not known; choose data.bad_utf8=error or data.bad_utf8=replace")
+        if document_chars is not None and document_chars < 1:
+            raise ValueError(f"document_chars={document_chars} is below 1; try data.document_chars=4000 or null")
+        self.name = name
+        self.text_field = text_field
+        self.rule = documents
+        self.document_chars = document_chars
+        self.val_by = val_by
+        self.val_fraction = val_fraction
+        self.bad_utf8 = bad_utf8
+        self._parts: dict[str, list[Part]] = {}
+
+    @abstractmethod
+    def files(self, split: str) -> list[SourceFile]:
+        """The files to look for documents of `split` in, in order."""
+
+    @abstractmethod
+    def locate(self, name: str) -> Path:
+        """Where the file of that name is, after fetching it if need be."""
+
+    def present(self, name: str) -> Path | None:
+        """Where the file of that name is if it need not be fetched."""
+        return self.locate(name)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "text_field": self.text_field,
+            "documents": self.rule,
+            "document_chars": self.document_chars,
+            "val_by": self.val_by,
+            "val_fraction": None if self.val_by == "files" else self.val_fraction,
+            "bad_utf8": self.bad_utf8,
+        }
+
+    def parts(self, split: str) -> list[Part]:
+        if split not in SPLITS:
+            raise ValueError(f"split={split} is not known; choose train or val")
+        if split not in self._parts:
+            self._check_settings(self.files("train"))
+            self._parts[split] = self._group(self.files(split))
+        return self._parts[split]
+
+    def _group(self, files: Sequence[SourceFile]) -> list[Part]:
+        parts: list[Part] = []
+        group: list[SourceFile] = []
+
+        def close() -> None:
+            if group:
+                name = group[0].name + (f"+{len(group) - 1}" if len(group) > 1 else "")
+                content = group[0].sha256 if len(group) == 1 else digest([f.sha256 for f in group], 64)
+                parts.append(Part(name, tuple(f.name for f in group), sum(f.size for f in group), content))
+                group.clear()
+
+        for file in files:
+            pieces = spans(self.locate(file.name), self.part_bytes) if self.part_bytes else [None]
+            if len(pieces) > 1:
+                close()
+                for i, span in enumerate(pieces):
+                    size = file.size // len(pieces)
+                    parts.append(Part(f"{file.name}~{i}", (file.name,), size, digest([file.sha256, span], 64), span))
+                continue
+            group.append(file)
+            if sum(f.size for f in group) >= self.group_bytes:
+                close()
+        close()
+        return parts
+
+    def _check_settings(self, files: Sequence[SourceFile]) -> None:
+        kinds = {check_suffix(file.name) for file in files}
+        plain = kinds & set(TEXT_SUFFIXES)
+        if self.rule != "file" and not plain:
+            raise ValueError(
+                f"documents={self.rule} is for .txt and .md files and there is none; leave data.documents out"
+            )
+        if self.text_field != "text" and kinds and kinds == plain:
+            raise ValueError(
+                f"text_field={self.text_field} is for parquet and JSON and there is none; leave data.text_field out"
+            )
+        if self.val_by == "tail" and kinds != plain:
+            raise ValueError(
+                f"val_by=tail is for .txt and .md files, not {' '.join(sorted(kinds - plain))}; set data.val_by=hash"
+            )
+
+    def check(self) -> None:
+        for split in SPLITS:
+            for file in self.files(split):
+                if path := self.present(file.name):
+                    check_file(path, self.text_field)
+
+    def text_bytes(self, part: Part) -> int:
+        paths = [self.present(name) for name in part.paths]
+        if part.span is None and all(paths):
+            return sum(text_bytes(path, self.text_field) for path in paths if path)
+        return part.size * (
+            3 if part.path.endswith(".parquet") else 1
+        )  # measured: 2.6 to 3.0, open-prose shards (zstd)
+
+    def read(self, part: Part, split: str, notes: Counter[str] | None = None) -> Iterator[str]:
+        notes = Counter() if notes is None else notes
+        for name in part.paths:
+            path = self.locate(name)
+            if suffix(path) in TEXT_SUFFIXES:
+                text = read_text(path, self.bad_utf8, notes)
+                if self.val_by == "tail":
+                    border = int(len(text) * (1 - self.val_fraction))
+                    text = text[:border] if split == "train" else text[border:]
+                texts = split_text(text, self.rule)
+            else:
+                texts = read_rows(path, self.text_field, part.span, notes)
+            for text in texts:
+                if not text.strip():
+                    notes["empty_documents"] += 1
+                elif self.val_by != "hash" or in_validation(text, self.val_fraction) == (split == "val"):
+                    yield from cut(text, self.document_chars)
+
+
+class LocalFiles(FileSource):
+    """The text files of a folder (with its folders), a glob, or a single file; `val_path` names those for validation
+    instead of val_by."""
+
+    def __init__(self, path: str | Path, val_path: str | Path | None = None, **options: Any):
+        super().__init__("local", **{**options, **({"val_by": "files"} if val_path else {})})
+        self.root = Path(path).expanduser().absolute()
+        self.found, self.skipped = find_files(path)
+        self.val_found = find_files(val_path)[0] if val_path else []
+        self.found = [p for p in self.found if p not in set(self.val_found)]
+        if not self.found:
+            raise ValueError(
+                f"val_path={val_path} leaves no file of {path} for training; name other files in data.path"
+            )
+
+    def files(self, split: str) -> list[SourceFile]:
+        if split == "train":
+            return self._listed
+        if self.val_found:
+            return [self._file(path) for path in self.val_found]
+        return sorted(self._listed, key=lambda file: file.sha256)  # so that names do not matter
+
+    @cached_property
+    def _listed(self) -> list[SourceFile]:
+        return [self._file(path) for path in self.found]
+
+    def _file(self, path: Path) -> SourceFile:
+        return SourceFile(self._name(path), path.stat().st_size, file_sha256(path))
+
+    def _name(self, path: Path) -> str:
+        base = self.root if self.root.is_dir() else self.root.parent
+        return path.relative_to(base).as_posix() if path.is_relative_to(base) else path.as_posix()
+
+    def locate(self, name: str) -> Path:
+        return (self.root if self.root.is_dir() else self.root.parent) / name
+
+
+def find_files(path: str | Path) -> tuple[list[Path], Counter[str]]:
+    """The text files a path names (a file, a folder, a glob), sorted, and how many others by ending. ValueError if
+    there is none."""
+    given = Path(path).expanduser().absolute()
+    if given.is_dir():
+        names = [p for p in sorted(given.rglob("*")) if p.is_file()]
+        names = [p for p in names if not any(part.startswith(".") for part in p.relative_to(given).parts)]
+        if base_dir().is_relative_to(given):  # our own files are not the user's text
+            names = [p for p in names if not p.is_relative_to(base_dir())]
+    elif given.is_file():
+        check_suffix(given)
+        names = [given]
+    else:
+        names = [Path(p) for p in sorted(glob.glob(str(given), recursive=True)) if Path(p).is_file()]
+        if not names:
+            raise FileNotFoundError(
+                f"path={path} matches no file; set data.path to a folder, a file or a glob in quotes"
+            )
+    found = [p for p in names if suffix(p)]
+    skipped = Counter(p.suffix or p.name for p in names if not suffix(p))
+    if not found:
+        there = f"; it holds {', '.join(sorted(skipped))}" if skipped else "; it is empty"
+        raise ValueError(f"path={path} has no text file ({' '.join(SUFFIXES)}){there}")
+    return found, skipped
+
+
+def in_validation(text: str, fraction: float) -> bool:
+    """Whether a document is for validation: the hash of its text is in the lowest `fraction` of all hashes."""
+    code = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(code, "big") < fraction * 2**64

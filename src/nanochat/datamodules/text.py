@@ -1,0 +1,350 @@
+"""Batches of text for pretraining: a source, its token shards, and rows of them by number.
+
+Global batch k is rows k*R .. (k+1)*R - 1 of the endless stream of `rows.Rows`, where R * T = batch_tokens; a rank
+takes its share of those rows and a loader worker every n-th micro-batch of that. Nothing else decides what a batch
+holds, so the position in the data is one integer, the step.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from nanochat.datamodules.download import HubDataset, HubFiles, shard_names, split_files
+from nanochat.datamodules.pydocs import PyDocs
+from nanochat.datamodules.rows import PLAN, Rows
+from nanochat.datamodules.shards import Builders, Encoder, ShardFolder
+from nanochat.datamodules.sources import LocalFiles, TextSource
+from nanochat.runtime.paths import base_dir
+
+DEFAULT_ROWS = 32  # from: facts sheet 5.2, device batch size
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Global batch `step`: idx and targets (R, T) int64, for each row the (document, start, length) it is made of,
+    and the epoch of its first row (0 is the first)."""
+
+    step: int
+    epoch: int
+    idx: torch.Tensor
+    targets: torch.Tensor
+    documents: list[list[tuple[str, int, int]]]
+
+    @property
+    def num_targets(self) -> int:
+        return int((self.targets != -1).sum())
+
+
+class TextDataModule(LightningDataModule):
+    """Rows of `sequence_len` tokens from a text source.
+
+    `attach` gives it what only a run knows. Then `prepare_data` starts tokenizing and returns when the first rows can
+    be had, and the loader waits where it overtakes the builders. `start_step` is where `train_dataloader` begins.
+    """
+
+    def __init__(
+        self,
+        source: TextSource,
+        *,
+        sequence_len: int,
+        rows_per_device: int | None = None,
+        packing: str = "best_fit",
+        seed: int = 42,
+        num_workers: int = 2,
+        prepare_workers: int | None = None,
+        shards_dir: str | Path | None = None,
+    ):
+        super().__init__()
+        for name, value, low in (
+            ("model.sequence_len", sequence_len, 1),
+            ("data.rows_per_device", rows_per_device, 1),
+            ("data.num_workers", num_workers, 0),
+            ("data.prepare_workers", prepare_workers, 0),
+        ):
+            if value is not None and value < low:
+                raise ValueError(f"{name}={value} is below {low}; give {low} or more")
+        self.source = source
+        self.sequence_len = sequence_len
+        self.rows_per_device = rows_per_device
+        self.packing = packing
+        self.seed = seed
+        self.num_workers = num_workers
+        self.prepare_workers = prepare_workers
+        self.shards_dir = Path(shards_dir).expanduser().absolute() if shards_dir else base_dir() / "token_shards"
+        self.start_step = 0
+        self._folder: ShardFolder | None = None
+        self._rows: dict[str, Rows] = {}
+        self._builders: Builders | None = None
+
+    # ---- what a run adds
+
+    def attach(self, tokenizer: Encoder, *, batch_tokens: int, world_size: int = 1, rank: int = 0) -> None:
+        """Tokenizer, tokens per optimizer step over all ranks, and which rank this is. ValueError if the batch cannot
+        be shared out."""
+        self.tokenizer = tokenizer
+        self.world_size, self.rank = world_size, rank
+        self.batch_rows, self.micro_rows = share_out(batch_tokens, self.sequence_len, world_size, self.rows_per_device)
+        self.accumulate = self.batch_rows // world_size // self.micro_rows
+        self._folder = None
+        self._rows = {}
+
+    @property
+    def folder(self) -> ShardFolder:
+        """The token shards; `attach` comes first."""
+        if self._folder is None:
+            self._folder = ShardFolder(self.source, self.tokenizer, self.shards_dir)
+        return self._folder
+
+    def rows(self, split: str) -> Rows:
+        """The rows of "train" (endless, shuffled) or "val" (once, in order)."""
+        if split not in self._rows:
+            self._rows[split] = Rows(
+                self.folder,
+                split,
+                sequence_len=self.sequence_len,
+                packing=self.packing,
+                seed=self.seed,
+                shuffle=split == "train",
+            )
+        return self._rows[split]
+
+    def manifest(self) -> dict[str, Any]:
+        """What the batches are a function of, with the step: JSON for a run's lineage."""
+        return {
+            "manifest": self.source.manifest_hash,
+            "tokenizer": self.tokenizer.hash,
+            "seed": self.seed,
+            "packing": self.packing,
+            "sequence_len": self.sequence_len,
+            "batch_rows": self.batch_rows,
+            "plan": PLAN,
+        }
+
+    # ---- Lightning
+
+    def prepare_data(self) -> None:
+        """Start making the token shards and wait for those that the first rows need. ValueError or OSError for bad
+        text."""
+        if self._builders is None and self.folder.missing():
+            self.source.check()
+            self._builders = self.folder.start_builders(self.prepare_workers)
+        if self._builders is not None:
+            self._builders.wait([*self.rows("train").first_shards(), *self.rows("val").first_shards()])
+
+    def prepare_all(self) -> None:
+        """As `prepare_data`, but wait for every shard."""
+        self.prepare_data()
+        if self._builders is not None:
+            self._builders.wait(self.folder.order)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the first shards. ValueError if there is not one row to train on or to validate with."""
+        for split in ("train", "val"):
+            self.rows(split).total(at_most=1)
+
+    def train_dataloader(self) -> DataLoader:
+        """This rank's micro-batches from step `start_step` on, without end. See `MicroBatches`."""
+        batches = MicroBatches(
+            self.rows("train"), self.batch_rows, self.micro_rows, self.world_size, self.rank, self.start_step
+        )
+        return DataLoader(batches, batch_size=None, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
+
+    def state_dict(self) -> dict[str, int]:
+        """The next step to train, by what was used, not by what a loader fetched ahead."""
+        return {"step": self.trainer.global_step if self.trainer is not None else self.start_step}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.start_step = state_dict["step"]
+
+    # ---- rows for evaluation and for looking at
+
+    def val_batches(self, tokens: int | None = None) -> Iterator[dict[str, torch.Tensor]]:
+        """Validation rows of this rank, in order, at most `rows_per_device` at a time: idx (B, T) and targets (B, T).
+
+        The rows of all ranks together are the first `tokens` // T of the validation split (None: all; at least one)
+        whatever the number of ranks. Every rank gets as many; a rank's last row may be empty (all targets -1).
+        """
+        rows = self.rows("val")
+        total = rows.total(None if tokens is None else max(tokens // self.sequence_len, 1))
+        share = -(-total // self.world_size)
+        mine = range(self.rank, share * self.world_size, self.world_size)
+        for begin in range(0, share, self.micro_rows):
+            idx, targets = shifted(
+                rows, [row if row < total else None for row in mine[begin : begin + self.micro_rows]]
+            )
+            yield {"idx": idx, "targets": targets}
+
+    def batch(self, k: int) -> Batch:
+        """Global batch k, whatever was asked for before. IndexError below 0."""
+        if k < 0:
+            raise IndexError(f"step={k} is below 0")
+        rows = self.rows("train")
+        numbers = range(k * self.batch_rows, (k + 1) * self.batch_rows)
+        idx, targets = shifted(rows, numbers)
+        return Batch(k, rows.epoch(numbers[0]), idx, targets, [rows.documents(row) for row in numbers])
+
+    def ledger(self, k: int) -> dict[str, int]:
+        """What k steps took from the text. In tokens: read = trained + context + cropped + dropped (see `packing`);
+        `repeated` are trained ones of an epoch after the first."""
+        tally, repeated, epochs = self.rows("train").tally(k * self.batch_rows)
+        return {
+            "steps": k,
+            "rows": k * self.batch_rows,
+            "epochs": epochs,
+            **tally.as_dict(),
+            "tokens_repeated": repeated,
+        }
+
+
+class MicroBatches(IterableDataset):
+    """Micro-batches of one rank in order: dicts of idx (B, T) and targets (B, T) int64, `num_targets`, the targets of
+    the whole global batch (0-d int64), `step` and `epoch`. Of n loader workers each makes every n-th."""
+
+    def __init__(self, rows: Rows, batch_rows: int, micro_rows: int, world_size: int, rank: int, start_step: int):
+        self.rows = rows
+        self.batch_rows = batch_rows
+        self.micro_rows = micro_rows
+        self.rank_rows = batch_rows // world_size
+        self.rank = rank
+        self.start_step = start_step
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        first, every = (worker.id, worker.num_workers) if worker else (0, 1)
+        accumulate = self.rank_rows // self.micro_rows
+        number = self.start_step * accumulate + first
+        while True:
+            step, part = divmod(number, accumulate)
+            begin = step * self.batch_rows + self.rank * self.rank_rows + part * self.micro_rows
+            idx, targets = shifted(self.rows, range(begin, begin + self.micro_rows))
+            yield {
+                "idx": idx,
+                "targets": targets,
+                "num_targets": torch.tensor(self.batch_rows * self.rows.sequence_len),  # every target counts
+                "step": step,
+                "epoch": self.rows.epoch(step * self.batch_rows),
+            }
+            number += every
+
+
+def shifted(rows: Rows, numbers: Sequence[int | None]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets of rows: (B, T) and (B, T) int64. A row None is filler: its targets are -1."""
+    real = [n for n in numbers if n is not None]
+    blank = len(numbers) - len(real)
+    T = rows.sequence_len
+    if isinstance(numbers, range):
+        found = rows.gather(numbers.start, numbers.stop)  # (B, T + 1)
+    else:
+        found = np.concatenate([rows.gather(n, n + 1) for n in real] or [np.empty((0, T + 1), np.int64)])
+    tokens = torch.from_numpy(found.astype(np.int64))  # (B, T + 1)
+    idx, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()  # (B, T), (B, T)
+    if blank:
+        idx = torch.cat([idx, torch.zeros(blank, T, dtype=torch.int64)])
+        targets = torch.cat([targets, torch.full((blank, T), -1, dtype=torch.int64)])
+    return idx, targets
+
+
+def share_out(batch_tokens: int, sequence_len: int, world_size: int, rows_per_device: int | None) -> tuple[int, int]:
+    """Rows of the global batch, and rows of a micro-batch (by default the largest divisor of a rank's rows up to 32).
+
+    >>> share_out(524_288, 2048, 8, None)
+    (256, 32)
+    """
+    unit = sequence_len * world_size
+    if batch_tokens < unit or batch_tokens % unit:
+        near = max(round(batch_tokens / unit), 1) * unit
+        ranks = f" x {world_size} ranks" if world_size > 1 else ""
+        raise ValueError(
+            f"batch_tokens={batch_tokens:,} is not a multiple of {unit:,} ({sequence_len} tokens{ranks}); "
+            f"try batch_tokens={near}"
+        )
+    rows = batch_tokens // sequence_len
+    rank_rows = rows // world_size
+    fits = max(d for d in range(1, min(rank_rows, rows_per_device or DEFAULT_ROWS) + 1) if rank_rows % d == 0)
+    if rows_per_device is not None and rows_per_device != fits:
+        raise ValueError(
+            f"batch_tokens={batch_tokens:,} is not a multiple of {rows_per_device * unit:,} ({rows_per_device} rows x "
+            f"{sequence_len} tokens x {world_size} ranks); try data.rows_per_device={fits}"
+        )
+    return rows, fits
+
+
+# ---- what conf/data/*.yaml call: a source and what all text data share
+
+
+def local(path: str, val_path: str | None = None, **options: Any) -> TextDataModule:
+    """Text files of one's own: a folder, a glob or a file of parquet, jsonl, json, txt or md."""
+    source, module = _divide(options)
+    return TextDataModule(LocalFiles(path, val_path, **source), **module)
+
+
+def shards(
+    dataset: str,
+    num_shards: int | None,
+    val_shard: int,
+    revision: str | None = None,
+    mirror_only: bool = False,
+    **options: Any,
+) -> TextDataModule:
+    """A hub data set in nanochat's shard layout: train shards 0..num_shards-1 of the `val_shard` there are (None:
+    all), and the last, number `val_shard`, for validation, which so is the same however many were taken."""
+    if num_shards is None:
+        num_shards = val_shard
+    if not 1 <= num_shards <= val_shard:
+        raise ValueError(
+            f"num_shards={num_shards} is not from 1 to the {val_shard:,} of {dataset}; "
+            f"try data.num_shards={min(8, val_shard)}"
+        )
+    names = shard_names(val_shard + 1)
+    source, module = _divide(options)
+    hub_dataset = HubDataset(dataset, revision, mirror_only)
+    files = HubFiles(dataset.split("/")[-1], hub_dataset, names[:num_shards], names[val_shard:], **source)
+    return TextDataModule(files, **module)
+
+
+def hub(
+    dataset: str,
+    config: str | Sequence[str] | None = None,
+    split: str = "train",
+    val_split: str | None = None,
+    num_shards: int | None = None,
+    revision: str | None = None,
+    **options: Any,
+) -> TextDataModule:
+    """Any text data set of the hub: `split` of one or several configs, the first `num_shards` of its files;
+    validation is `val_split` if named, else a share of the documents by content hash."""
+    source, module = _divide(options)
+    where = HubDataset(dataset, revision)
+    configs = [config] if config is None or isinstance(config, str) else list(config)
+    names = [name for c in configs for name in split_files(where, c, split)]
+    if num_shards is not None and not 1 <= num_shards <= len(names):
+        raise ValueError(
+            f"num_shards={num_shards} is not from 1 to the {len(names):,} files of {dataset}; set data.num_shards"
+        )
+    val = [name for c in configs for name in split_files(where, c, val_split)] if val_split else []
+    name = "-".join([dataset.split("/")[-1], *[c for c in configs if c]])
+    return TextDataModule(HubFiles(name, where, names[:num_shards], val, **source), **module)
+
+
+def pydocs(packages: Sequence[str] | str | None = None, **options: Any) -> TextDataModule:
+    """The documentation and source of the running Python."""
+    source, module = _divide(options)
+    names = packages if packages is None or isinstance(packages, str) else list(packages)
+    return TextDataModule(PyDocs(names, **source), **module)
+
+
+SOURCE_OPTIONS = ("text_field", "documents", "document_chars", "val_by", "val_fraction", "bad_utf8")
+
+
+def _divide(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the source, options of the module; an unknown one is the module's to refuse."""
+    return (
+        {key: value for key, value in options.items() if key in SOURCE_OPTIONS},
+        {key: value for key, value in options.items() if key not in SOURCE_OPTIONS},
+    )

@@ -1,0 +1,301 @@
+"""The GPT: one backbone for all eras of nanochat. It knows its sizes and the role of each parameter, nothing else.
+
+Tensor names are those of nanochat checkpoints (facts sheet 1.2). Weights are fp32 masters; a linear layer casts its weight to
+the dtype of what comes in, so the compute dtype is a property of the activations and there is no autocast (facts sheet 1.8).
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanochat.gpt import attention, loss
+from nanochat.gpt.config import Arch, GPTConfig
+from nanochat.gpt.counts import BIGRAM_ROWS
+
+NORM_EPS = torch.finfo(torch.float32).eps  # from: facts sheet 1.3, what rms_norm uses without an eps
+
+
+def norm(x: Tensor) -> Tensor:
+    """RMSNorm over the last axis without a gain."""
+    return F.rms_norm(x, (x.size(-1),), eps=NORM_EPS)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE by *minus* the angle, nanochat's convention (facts sheet 1.3). x (B, T, heads, D), cos and sin (1, T, 1, D/2)."""
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1).to(x.dtype)
+
+
+class Linear(nn.Linear):
+    """A linear layer without bias whose fp32 weight follows the dtype of its input."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__(n_in, n_out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        d, kv = config.n_embd, config.n_kv_head * config.head_dim
+        self.H, self.G, self.D = config.n_head, config.n_kv_head, config.head_dim
+        self.qk_scale, self.gate_max, self.gate_channels = config.arch.qk_scale, config.arch.value_gate_max, config.arch.value_gate_channels
+        self.window = config.windows[layer]
+        self.c_q, self.c_k, self.c_v, self.c_proj = Linear(d, d), Linear(d, kv), Linear(d, kv), Linear(d, d)
+        if layer in config.value_layers:
+            self.ve_gate = Linear(self.gate_channels, self.G)
+
+    def forward(self, h: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, attend: attention.Attend) -> Tensor:
+        B, T, _ = h.shape
+        q = self.c_q(h).view(B, T, self.H, self.D)
+        k = self.c_k(h).view(B, T, self.G, self.D)
+        v = self.c_v(h).view(B, T, self.G, self.D)
+        if ve is not None:
+            gate = self.gate_max * torch.sigmoid(self.ve_gate(h[..., : self.gate_channels]))  # (B, T, G)
+            v = v + gate.unsqueeze(-1) * ve.view(B, T, self.G, self.D)
+        q, k = norm(rotate(q, cos, sin)), norm(rotate(k, cos, sin))
+        if self.qk_scale != 1:
+            q, k = q * self.qk_scale, k * self.qk_scale
+        return self.c_proj(attend(q, k, v, self.window).reshape(B, T, self.H * self.D))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc, self.c_proj = Linear(config.n_embd, 4 * config.n_embd), Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.relu(self.c_fc(x)).square())
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.attn, self.mlp = Attention(config, layer), MLP(config)
+
+    def forward(self, x: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, attend: attention.Attend) -> Tensor:
+        x = x + self.attn(norm(x), ve, cos, sin, attend)
+        return x + self.mlp(norm(x))
+
+
+class GPT(nn.Module):
+    """Token ids to hidden states, logits or losses. Build one with `GPT.build`, which also fills the weights."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config, arch, d, n = config, config.arch, config.n_embd, config.n_layer
+        self.compute_dtype = torch.float32
+        self.attend: attention.Attend = attention.sdpa
+        self._loss_step: Callable = loss.capped_loss_and_grad
+        self._trunk: Callable = self._forward_trunk
+        self._compiled_shape: tuple[int, int] | None = None
+        if arch.lambdas:
+            self.resid_lambdas, self.x0_lambdas = nn.Parameter(torch.empty(n)), nn.Parameter(torch.empty(n))
+        if arch.smear:
+            self.smear_lambda = nn.Parameter(torch.empty(1))
+        if arch.backout:
+            self.backout_lambda = nn.Parameter(torch.empty(1))
+        if arch.bigram:
+            self.bigram_lambdas = nn.Parameter(torch.empty(n))
+            self.bigram_embed = nn.ModuleDict({"embed": nn.Embedding(BIGRAM_ROWS * config.vocab_size, d)})
+        self.transformer = nn.ModuleDict(
+            {"wte": nn.Embedding(config.padded_vocab_size, d), "h": nn.ModuleList(Block(config, i) for i in range(n))}
+        )
+        self.lm_head = Linear(d, config.padded_vocab_size)
+        if arch.smear:
+            self.smear_gate = Linear(arch.smear_channels, 1)
+        if config.value_layers:
+            kv = config.n_kv_head * config.head_dim
+            self.value_embeds = nn.ModuleDict({str(i): nn.Embedding(config.padded_vocab_size, kv) for i in config.value_layers})
+        self.register_buffer("cos", torch.empty(0), persistent=False)
+        self.register_buffer("sin", torch.empty(0), persistent=False)
+
+    # --- construction ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def build(cls, config: GPTConfig, *, seed: int | None = 42, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32) -> "GPT":
+        """Construct on the meta device, allocate on `device`, fill every weight (`seed=None` leaves them for a checkpoint to fill)."""
+        with torch.device("meta"):
+            gpt = cls(config)
+        gpt.to_empty(device=device)
+        gpt.compute_dtype = compute_dtype
+        gpt.grow_rope(config.sequence_len)
+        if seed is not None:
+            gpt.init_weights(torch.Generator(device=device).manual_seed(seed))
+        return gpt
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Fill every parameter by the arch's rule (facts sheet 1.7), in nanochat's draw order; one left out is an error."""
+        arch, d = self.config.arch, self.config.n_embd
+        missing = {id(p): name for name, p in self.named_parameters()}
+
+        def done(p: Tensor) -> Tensor:
+            missing.pop(id(p))
+            return p
+
+        def normal(p: Tensor, std: float) -> None:
+            done(p).normal_(0.0, 1.0, generator=generator).mul_(std) if std else done(p).zero_()
+
+        def uniform(p: Tensor, low: float, high: float) -> None:
+            done(p).uniform_(low, high, generator=generator) if high > low else done(p).fill_(low)
+
+        def fan(p: Tensor) -> float:
+            return min(1.0, math.sqrt(p.size(0) / p.size(1))) / math.sqrt(p.size(1))
+
+        a = math.sqrt(3 / d)
+        normal(self.transformer["wte"].weight, arch.embed_std)  # type: ignore[arg-type]
+        if arch.matrix_init == "uniform":
+            normal(self.lm_head.weight, arch.head_std)
+        for block in self.transformer["h"]:  # type: ignore[union-attr]
+            attn, mlp = block.attn, block.mlp
+            if arch.matrix_init == "uniform":
+                for layer in (attn.c_q, attn.c_k, attn.c_v):
+                    uniform(layer.weight, -a, a)
+                uniform(mlp.c_fc.weight, -a * arch.fc_init_scale, a * arch.fc_init_scale)
+            else:
+                for layer in (attn.c_q, attn.c_k, attn.c_v, mlp.c_fc):
+                    normal(layer.weight, fan(layer.weight))
+            done(attn.c_proj.weight).zero_()
+            done(mlp.c_proj.weight).zero_()
+        if arch.matrix_init != "uniform":
+            normal(self.lm_head.weight, arch.head_std)
+        if arch.smear:
+            uniform(self.smear_gate.weight, 0.0, arch.smear_gate_init)
+            done(self.smear_lambda).zero_()
+        for i in self.config.value_layers:
+            uniform(self.value_embeds[str(i)].weight, -a, a)  # type: ignore[arg-type]
+        for i in self.config.value_layers:
+            uniform(self.transformer["h"][i].attn.ve_gate.weight, 0.0, arch.value_gate_init)  # type: ignore[index]
+        if arch.lambdas:
+            for p, (first, last) in ((self.resid_lambdas, arch.resid_init), (self.x0_lambdas, arch.x0_init)):
+                done(p).copy_(torch.linspace(first, last, len(p)) if len(p) > 1 else torch.tensor([first]))
+        if arch.backout:
+            done(self.backout_lambda).fill_(arch.backout_init)
+        if arch.bigram:
+            done(self.bigram_embed["embed"].weight).zero_()  # type: ignore[arg-type]
+            done(self.bigram_lambdas).fill_(0.1)  # from: facts sheet 0, E3 detail
+        assert not missing, f"init_weights left garbage in {list(missing.values())}"
+
+    def parameter_roles(self) -> dict[str, str]:
+        """Parameter name -> role: embedding, value_embedding, head, matrix, resid_scalar, x0_scalar or gate_scalar."""
+        return {name: _role(name) for name, _ in self.named_parameters()}
+
+    def prepare(
+        self, *, compute_dtype: torch.dtype, attention_backend: str = "auto", compile_for: tuple[int, int] | None = None
+    ) -> dict[str, str]:
+        """Choose how to compute on the device the weights are on; returns what was chosen and why, for printing.
+
+        `compile_for` is the shape (B, T) of the micro-batches to compile for; any other shape runs uncompiled.
+        """
+        config, device = self.config, self.lm_head.weight.device
+        self.compute_dtype = compute_dtype
+        name, why = attention.choose(
+            attention_backend, device, compute_dtype,
+            H=config.n_head, G=config.n_kv_head, D=config.head_dim, T=config.sequence_len, windows=set(config.windows),
+        )  # fmt: skip
+        attention.prepare(name, config.sequence_len, set(config.windows), device)
+        self.attend = attention.BACKENDS[name]
+        self.cos = torch.empty(0, device=device)
+        self.grow_rope(config.sequence_len)
+        self._compiled_shape = compile_for
+        if compile_for is not None:
+            self._trunk = torch.compile(self._forward_trunk, dynamic=False)
+            self._loss_step = torch.compile(loss.capped_loss_and_grad, dynamic=False)
+        return {"attention": f"{name} ({why})", "compute dtype": str(compute_dtype).removeprefix("torch."), "compile": "yes" if compile_for else "no"}
+
+    def grow_rope(self, length: int) -> None:
+        """Make the cos/sin tables at least `length` positions long; computed in fp32, stored in the arch's precision."""
+        if self.cos.numel() and self.cos.size(1) >= length:
+            return
+        arch, D, device = self.config.arch, self.config.head_dim, self.lm_head.weight.device
+        dtype = {"compute": self.compute_dtype, "bfloat16": torch.bfloat16, "float32": torch.float32}[arch.rope_dtype]
+        frequency = arch.rope_base ** (-torch.arange(0, D, 2, dtype=torch.float32, device=device) / D)  # (D/2,)
+        angle = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency)  # (length, D/2)
+        self.cos, self.sin = angle.cos().to(dtype)[None, :, None, :], angle.sin().to(dtype)[None, :, None, :]
+
+    # --- forward -----------------------------------------------------------------------------------------------
+
+    def hidden(self, idx: Tensor) -> Tensor:
+        """Token ids (B, T) -> normalised hidden states (B, T, C) in the compute dtype."""
+        T = idx.size(1)
+        self.grow_rope(T)
+        # without gradients a CPU would compile once more for less than it gains
+        compiled = self._compiled_shape == tuple(idx.shape) and (torch.is_grad_enabled() or idx.is_cuda)
+        trunk = self._trunk if compiled else self._forward_trunk
+        return trunk(idx, self.cos[:, :T], self.sin[:, :T])  # type: ignore[no-any-return]
+
+    def _forward_trunk(self, idx: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        arch, dtype, n = self.config.arch, self.compute_dtype, self.config.n_layer
+        x = norm(self.transformer["wte"](idx).to(dtype))  # (B, T, C)
+        if arch.smear:
+            x = self._smear(x)
+        x0, bigram, halfway = x, self._bigram_rows(idx, dtype) if arch.bigram else None, x
+        for i, block in enumerate(self.transformer["h"]):  # type: ignore[arg-type]
+            if arch.lambdas:
+                x = self.resid_lambdas[i].to(dtype) * x + self.x0_lambdas[i].to(dtype) * x0
+            if bigram is not None:
+                x = x + self.bigram_lambdas[i].to(dtype) * bigram
+            ve = self.value_embeds[str(i)](idx).to(dtype) if i in self.config.value_layers else None
+            x = block(x, ve, cos, sin, self.attend)
+            if i == n // 2:
+                halfway = x
+        if arch.backout:
+            x = x - self.backout_lambda.to(dtype) * halfway
+        return norm(x)
+
+    def _smear(self, e: Tensor) -> Tensor:
+        """Add a gated share of the previous token's embedding (facts sheet 1.5, step 2). e (B, T, C)."""
+        gate = self.smear_lambda.to(e.dtype) * torch.sigmoid(self.smear_gate(e[:, 1:, : self.config.arch.smear_channels]))
+        return torch.cat((e[:, :1], e[:, 1:] + gate * e[:, :-1]), dim=1)
+
+    def _bigram_rows(self, idx: Tensor, dtype: torch.dtype) -> Tensor:
+        rows = BIGRAM_ROWS * self.config.vocab_size
+        index = torch.full_like(idx, rows - 1)
+        index[:, 1:] = torch.bitwise_xor(36313 * idx[:, 1:], 27191 * idx[:, :-1]) % (rows - 1)  # from: facts sheet 0, E3 detail
+        return self.bigram_embed["embed"](index).to(dtype)  # type: ignore[no-any-return]
+
+    def forward(self, idx: Tensor) -> Tensor:
+        """Logits (B, T, V) in fp32 of every position: for evaluation and sampling, not for training."""
+        return self.logits(self.hidden(idx))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Softcapped logits (…, V) in fp32 of hidden states (…, C), cut to the unpadded vocabulary."""
+        z = self.lm_head(hidden)[..., : self.config.vocab_size]
+        return loss.capped(z, self.config.arch.softcap)
+
+    def loss_sum(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """Summed loss in nats over the targets that are not -1; idx and targets (B, T)."""
+        return loss.head_loss(
+            self.hidden(idx), self.lm_head.weight, targets,
+            softcap=self.config.arch.softcap, vocab=self.config.vocab_size, step=self._loss_step,
+        )  # fmt: skip
+
+    def losses(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """Loss in nats of every token, (B, T), 0 where the target is -1."""
+        return loss.head_losses(
+            self.hidden(idx), self.lm_head.weight, targets, softcap=self.config.arch.softcap, vocab=self.config.vocab_size
+        )
+
+
+def _role(name: str) -> str:
+    for start, role in (
+        ("transformer.wte", "embedding"), ("bigram_embed", "embedding"), ("value_embeds", "value_embedding"),
+        ("lm_head", "head"), ("transformer.h", "matrix"), ("resid_lambdas", "resid_scalar"), ("x0_lambdas", "x0_scalar"),
+        ("bigram_lambdas", "x0_scalar"), ("smear", "gate_scalar"), ("backout", "gate_scalar"),
+    ):  # fmt: skip
+        if name.startswith(start):
+            return role
+    raise AssertionError(f"parameter {name} has no role; name one in gpt/model.py")
+
+
+__all__ = ["GPT", "Arch", "GPTConfig"]

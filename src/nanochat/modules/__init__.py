@@ -1,0 +1,1 @@
+"""LightningModules: one per phase, one loss each, around the same GPT."""

@@ -1,0 +1,86 @@
+"""What all phases share: one loss over the supervised tokens of the global batch, one optimizer, a schedule over steps."""
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from nanochat.gpt import GPT
+from nanochat.optim import GroupedOptimizer, Schedule
+
+
+class Clock:
+    """Seconds spent training: wall-clock less what runs inside `paused()` (saving, evaluating, sampling)."""
+
+    def __init__(self) -> None:
+        self.before, self.started, self.pauses = 0.0, time.perf_counter(), 0.0
+
+    def start(self) -> None:
+        self.started, self.pauses = time.perf_counter(), 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.perf_counter() - self.started - self.pauses
+
+    @contextmanager
+    def paused(self):  # type: ignore[no-untyped-def]
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.pauses += time.perf_counter() - start
+
+
+class PhaseModule(L.LightningModule):
+    """A phase trains `gpt` by `micro_loss`, a sum over supervised tokens; the division by the global batch happens here.
+
+    `optim(gpt)` makes the optimizer (after a strategy has placed the weights); `total_steps` is the planned length.
+    """
+
+    def __init__(self, gpt: GPT, optim: Callable[[GPT], GroupedOptimizer], schedule: Schedule, total_steps: int) -> None:
+        super().__init__()
+        self.gpt, self.optim, self.schedule, self.total_steps = gpt, optim, schedule, total_steps
+        self.clock = Clock()
+        self.loss_of_step: Tensor | None = None  # mean loss of the last finished step on this process's share, 0-d
+        self.batch_step = 0
+        self._running: Tensor | None = None
+
+    def micro_loss(self, batch: dict[str, Any]) -> Tensor:
+        """Summed loss over the supervised tokens of one micro-batch. A phase defines it."""
+        raise NotImplementedError
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        # Lightning divides by the micro-batches of a step and DDP by the processes; both are undone here, because
+        # the loss is a sum over the global batch divided by its supervised tokens, however it is split
+        loss = self.micro_loss(batch) / batch["num_targets"]
+        share = loss.detach()
+        self._running = share if self._running is None else self._running + share
+        return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def configure_optimizers(self) -> GroupedOptimizer:
+        return self.optim(self.gpt)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.optimizer_of_run.schedule_step(self.schedule, self.global_step, self.total_steps)
+        self.loss_of_step, self._running = self._running, None
+
+    @property
+    def optimizer_of_run(self) -> GroupedOptimizer:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, GroupedOptimizer)
+        return optimizer
+
+    def on_fit_start(self) -> None:
+        self.clock.start()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["rng"] = torch.get_rng_state()
+        checkpoint["training_seconds"] = self.clock.seconds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        torch.set_rng_state(checkpoint["rng"])
+        self.clock.before = checkpoint["training_seconds"]

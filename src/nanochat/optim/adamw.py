@@ -1,0 +1,38 @@
+"""AdamW on a list of tensors (Loshchilov & Hutter 2019, arXiv:1711.05101), as nanochat's modern generation does it (facts sheet 2.2).
+
+p <- p (1 - lr wd);  m <- m + (1 - b1)(g - m);  v <- v + (1 - b2)(g^2 - v);  p <- p - lr / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + eps)
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DEFAULTS: dict[str, Any] = {"lr": None, "betas": (0.8, 0.95), "eps": 1e-10, "weight_decay": 0.0}
+
+
+def check(options: dict[str, Any]) -> None:
+    b1, b2 = options["betas"]
+    if not (0 <= b1 < 1 and 0 <= b2 < 1):
+        raise ValueError(f"betas={options['betas']} must lie in [0, 1)")
+
+
+@torch.no_grad()
+def step(params: list[Tensor], grads: list[Tensor], state: dict[Tensor, dict[str, Any]], group: dict[str, Any]) -> None:
+    """One update in place. State per tensor: step, exp_avg, exp_avg_sq (moments in the tensor's dtype)."""
+    (b1, b2), lr = group["betas"], group["lr"]
+    for p in params:
+        if not state[p]:
+            state[p].update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        state[p]["step"] += 1
+    t = state[params[0]]["step"]
+    m, v = [state[p]["exp_avg"] for p in params], [state[p]["exp_avg_sq"] for p in params]
+    if group["weight_decay"]:
+        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+    torch._foreach_lerp_(m, grads, 1 - b1)
+    torch._foreach_mul_(v, b2)
+    torch._foreach_addcmul_(v, grads, grads, 1 - b2)
+    denominator = torch._foreach_div(v, 1 - b2**t)
+    torch._foreach_sqrt_(denominator)
+    torch._foreach_add_(denominator, group["eps"])
+    torch._foreach_addcdiv_(params, m, denominator, -lr / (1 - b1**t))

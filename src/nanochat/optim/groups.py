@@ -1,0 +1,114 @@
+"""One optimizer object for the whole model: groups by parameter role, each with its own update rule.
+
+The YAML gives `{role: {rule: muon, lr: …}}`; the model gives name -> role; every parameter lands in exactly one group. An update
+rule is a module of this folder with `DEFAULTS`, `check(options)` and `step(params, grads, state, group)`.
+"""
+
+import importlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nanochat.optim.schedules import Schedule
+
+NOT_RULES = {"__init__", "groups", "schedules"}
+REFERENCE_WIDTH = 768  # from: facts sheet 2.1, AdamW rates of matrices-by-vocabulary scale with (width / 768) ** -0.5
+
+
+def rules() -> list[str]:
+    """The update rules there are: the modules of this folder."""
+    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in NOT_RULES)
+
+
+class GroupedOptimizer(torch.optim.Optimizer):
+    """Applies to each parameter group the rule named in it. `schedule_step(step, total)` sets what follows a schedule."""
+
+    def __init__(self, param_groups: list[dict[str, Any]]) -> None:
+        complete = []
+        for group in param_groups:
+            rule = importlib.import_module(f"nanochat.optim.{group['rule']}")
+            options = {**rule.DEFAULTS, **{k: v for k, v in group.items() if k not in ("params", "names", "role")}}
+            rule.check(options)
+            complete.append({**group, **options, "initial_lr": options["lr"], "initial_weight_decay": options["weight_decay"]})
+        super().__init__(complete, {})
+        self._steps: list[Callable] = [importlib.import_module(f"nanochat.optim.{g['rule']}").step for g in self.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None) -> Tensor | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group, rule_step in zip(self.param_groups, self._steps, strict=True):
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                rule_step(params, [p.grad for p in params], self.state, group)
+        return loss
+
+    def schedule_step(self, schedule: Schedule, step: int, total: int) -> None:
+        """Set learning rate, momentum and weight decay of every group for optimizer step `step` of `total`."""
+        for group in self.param_groups:
+            group["lr"] = group["initial_lr"] * schedule.lr(step, total)
+            if group["rule"] == "muon":
+                group["momentum"] = schedule.momentum(step, total)
+                group["weight_decay"] = group["initial_weight_decay"] * schedule.decay(step, total)
+
+
+def build(
+    gpt: nn.Module,
+    groups: dict[str, dict[str, Any]],
+    *,
+    lr_factor: float = 1.0,
+    weight_decay: float | None = None,
+) -> GroupedOptimizer:
+    """The optimizer of a GPT. `groups` maps each parameter role to `rule` and the rule's options, and may add
+
+    `scale_width: true` (rate times (width / 768) ** -0.5) and `scale_batch: false` (rate not times `lr_factor`, the plan's factor
+    for the batch size). `weight_decay`, from the plan, replaces that of Muon groups whose `weight_decay` is `auto`.
+    Raises ValueError for a role of the model without a group, an unknown rule or an unknown option.
+    """
+    roles = gpt.parameter_roles()  # type: ignore[operator]
+    params = dict(gpt.named_parameters())
+    width = gpt.config.n_embd  # type: ignore[union-attr]
+    present = sorted(set(roles.values()))
+    if missing := [r for r in present if r not in groups]:
+        raise ValueError(f"optim.groups names no rule for {', '.join(missing)}; the model has the roles {', '.join(present)}")
+    result = []
+    for role, given in groups.items():
+        names = [n for n, r in roles.items() if r == role]
+        if not names:
+            continue
+        options = dict(given)
+        rule = options.get("rule")
+        if rule not in rules():
+            raise ValueError(f"optim.groups.{role}.rule={rule!r} is not known; choose from {', '.join(rules())}")
+        scale_width, scale_batch = options.pop("scale_width", False), options.pop("scale_batch", True)
+        defaults = importlib.import_module(f"nanochat.optim.{rule}").DEFAULTS
+        if unknown := sorted(set(options) - set(defaults) - {"rule"}):
+            raise ValueError(f"optim.groups.{role}.{unknown[0]} is not an option of {rule}; there are: {', '.join(sorted(defaults))}")
+        if options.get("lr") is None:
+            raise ValueError(f"optim.groups.{role}.lr must be given")
+        options["lr"] *= ((width / REFERENCE_WIDTH) ** -0.5 if scale_width else 1.0) * (lr_factor if scale_batch else 1.0)
+        if options.get("weight_decay") == "auto":
+            options["weight_decay"] = weight_decay or 0.0
+        if "betas" in options:
+            options["betas"] = tuple(options["betas"])
+        if rule == "muon" and (flat := [n for n in names if params[n].ndim != 2]):
+            raise ValueError(f"optim.groups.{role}: muon updates matrices, {flat[0]} has shape {tuple(params[flat[0]].shape)}; use adamw")
+        result.append({"params": [params[n] for n in names], "names": names, "role": role, **options})
+    return GroupedOptimizer(result)
+
+
+def table(optimizer: GroupedOptimizer) -> Iterable[tuple[str, str, str, str, str]]:
+    """Rows (parameter, shape, rule, rate, decay) of every parameter, runs of equal layers folded into one row."""
+    for group in optimizer.param_groups:
+        folded: dict[tuple[str, tuple[int, ...]], int] = {}
+        for name, p in zip(group["names"], group["params"], strict=True):
+            short = ".".join("*" if part.isdigit() else part for part in name.split("."))
+            folded[short, tuple(p.shape)] = folded.get((short, tuple(p.shape)), 0) + 1
+        for (name, shape), count in folded.items():
+            label = f"{name}  x{count}" if count > 1 else name
+            yield label, "x".join(map(str, shape)), group["rule"], f"{group['initial_lr']:.4g}", f"{group['initial_weight_decay']:.4g}"

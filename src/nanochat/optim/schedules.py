@@ -1,0 +1,70 @@
+"""Learning rate, Muon momentum and Muon weight decay as functions of the step (facts sheet 2.3).
+
+A schedule has no state: what a step uses follows from (step, total), so a resumed run needs nothing but the step.
+"""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Multipliers for step `step` of `total`. Fractions are of the run; `*_steps` are optimizer steps.
+
+    warmup_steps longer than the run is cut to a tenth of it, so that a short run still reaches its full rate.
+    """
+
+    warmup_steps: int = 40
+    warmdown_frac: float = 0.65
+    final_lr_frac: float = 0.05
+    init_lr_frac: float = 1.0
+    momentum_start: float = 0.85
+    momentum_peak: float = 0.97
+    momentum_end: float | None = 0.90  # during the warmdown; null keeps the peak
+    momentum_steps: int = 400
+    weight_decay: str = "cosine"  # cosine: to 0 over the run; constant
+
+    def __post_init__(self) -> None:
+        if self.weight_decay not in ("cosine", "constant"):
+            raise ValueError(f"schedule.weight_decay={self.weight_decay!r} is not known; choose from cosine, constant")
+        for name in ("warmdown_frac", "final_lr_frac", "init_lr_frac"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"schedule.{name}={getattr(self, name)} must lie between 0 and 1")
+
+    def warmdown_steps(self, total: int) -> int:
+        return round(self.warmdown_frac * total)
+
+    def warmup(self, total: int) -> int:
+        """Warmup steps of a run of `total` steps: never more than a tenth of it (guess; nanochat's 40 are 2 % or less of its runs)."""
+        return min(self.warmup_steps, total // 10) if total < 10 * self.warmup_steps else self.warmup_steps
+
+    def lr(self, step: int, total: int) -> float:
+        """Multiplier of every learning rate.
+
+        >>> [round(Schedule().lr(s, 1000), 3) for s in (0, 39, 350, 675, 999)]
+        [0.025, 1.0, 1.0, 0.525, 0.051]
+        """
+        down, up = self.warmdown_steps(total), self.warmup(total)
+        if step < up:
+            scale = (step + 1) / up
+        elif step <= total - down:
+            scale = 1.0
+        else:
+            p = (total - step) / down
+            scale = p + (1 - p) * self.final_lr_frac
+        return self.init_lr_frac * scale
+
+    def momentum(self, step: int, total: int) -> float:
+        """Muon's momentum: up over the first `momentum_steps`, which win where they overlap the way down of the warmdown."""
+        if step < self.momentum_steps:
+            f = step / self.momentum_steps
+            return (1 - f) * self.momentum_start + f * self.momentum_peak
+        down = self.warmdown_steps(total)
+        if self.momentum_end is not None and down and step >= total - down:
+            f = (step - (total - down)) / down
+            return (1 - f) * self.momentum_peak + f * self.momentum_end
+        return self.momentum_peak
+
+    def decay(self, step: int, total: int) -> float:
+        """Multiplier of Muon's weight decay; AdamW's follows the learning rate alone."""
+        return 0.5 * (1 + math.cos(math.pi * step / total)) if self.weight_decay == "cosine" else 1.0

@@ -1,0 +1,131 @@
+"""The edge between the command line and Python: the only module that knows Hydra.
+
+A command is `main = command("train", run)`: compose `conf/train.yaml`, call `run(cfg)`. Whatever a user can get wrong
+ends as one line on stderr and exit code 2; `debug=true` shows the traceback instead. Below a command nobody sees `cfg`.
+"""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nanochat.runtime.paths import conf_dir
+
+USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, ImportError)
+
+
+def register_resolvers() -> None:
+    """`${nanochat.base_dir:}` in a config is the directory of `runtime.paths.base_dir`, looked up when composed."""
+    from nanochat.runtime.paths import base_dir, hub_dir
+
+    OmegaConf.register_new_resolver("nanochat.base_dir", lambda: str(base_dir()), replace=True)
+    OmegaConf.register_new_resolver("nanochat.hub_dir", lambda: str(hub_dir()) if hub_dir() else None, replace=True)
+
+
+def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], Any]:
+    """A command-line entry point that composes `conf/{config_name}.yaml` and calls `run(cfg)` with it."""
+
+    def main() -> Any:
+        if any(word == "debug=true" for word in sys.argv[1:]):
+            os.environ["HYDRA_FULL_ERROR"] = "1"
+            register_resolvers()
+            return hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(run)()
+        # with this set Hydra raises what happened instead of printing its own report, so that one line can be made of it
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        try:
+            register_resolvers()
+            return hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(run)()
+        except USER_ERRORS as error:
+            stop(one_line(error, config_name))
+        except KeyboardInterrupt:
+            stop("interrupted", code=130)
+
+    main.__name__ = "main"
+    return main
+
+
+def stop(message: str, code: int = 2) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def one_line(error: BaseException, config_name: str = "train") -> str:
+    """What went wrong and what to type instead, in one line. The innermost cause says it best: Hydra wraps what a class raised."""
+    if isinstance(error, HydraException) and error.__cause__ is not None and "instantiat" in str(error):
+        error = error.__cause__
+    text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return unknown_key(match.group(1), config_name)
+    if match := re.search(r"Could not find '(\w+)/([^']+)' Available options in '[^']+': (.*?)(?: Config search path|$)", text):
+        group, choice, options = match.groups()
+        return f"{group}={choice} is not known; choose from: {', '.join(options.split())}"
+    if match := re.search(r"Missing mandatory value: (\S+)", text):
+        return missing_key(match.group(1))
+    return text.removesuffix(" See https://hydra.cc/docs/1.2/upgrades/1.0_to_1.1/changes_to_package_header for more information.")
+
+
+def unknown_key(key: str, config_name: str) -> str:
+    known = known_keys(config_name)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}=…?" if near else f"; see `python -m nanochat.{config_name} --help`"
+    return f"{key} is not a setting{hint}"
+
+
+def known_keys(config_name: str) -> list[str]:
+    """Every dotted key of the command's default composition, the choices on this command line taken into account."""
+    from hydra import compose
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.initialize import initialize_config_dir
+
+    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
+    choices = [w for w in sys.argv[1:] if re.match(r"\+?(\w+)=[\w/]+$", w) and w.lstrip("+").split("=")[0] in groups]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        try:
+            cfg = compose(config_name, choices)
+        except Exception:
+            cfg = compose(config_name)
+    keys: list[str] = []
+
+    def walk(node: Any, prefix: str) -> None:
+        for name, value in node.items():
+            keys.append(f"{prefix}{name}")
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{name}.")
+
+    walk(OmegaConf.to_container(cfg, resolve=False), "")
+    return keys
+
+
+def missing_key(key: str) -> str:
+    folder = conf_dir() / key
+    if folder.is_dir():
+        choices = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        return f"no {key} was chosen; add +{key}=NAME, one of: {choices}"
+    return f"{key} must be given: add {key}=…"
+
+
+def run_dir() -> Path:
+    """The folder Hydra made for this job; everything a command writes about itself goes there."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def trial_folder() -> Path | None:
+    """In a sweep the folder of this trial (`runs/NAME/sweep-TIME/3`), else None: a single run names its folder itself."""
+    return run_dir() if HydraConfig.get().mode == RunMode.MULTIRUN else None
+
+
+def overridden(prefix: str) -> list[str]:
+    """The words on the command line that set `prefix` or something below it."""
+    words = [str(word).lstrip("+") for word in HydraConfig.get().overrides.task]
+    return [word for word in words if re.match(rf"{prefix}[.=]", word)]

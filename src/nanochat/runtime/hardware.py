@@ -1,0 +1,126 @@
+"""What this machine is: device, its peak, and the compute dtype it runs well."""
+
+import os
+import platform
+import shutil
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+# from: facts sheet 5.3, dense bf16 FLOPs per second by a part of the device's name, the more special names first
+PEAK_FLOPS = {
+    "GB200": 2.5e15, "B200": 2.25e15, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12,
+    "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165.2e12, "5090": 209.5e12, "3090": 71e12, "MI300X": 1.3074e15,
+}  # fmt: skip
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    device: torch.device
+    name: str
+    peak_flops: float | None  # FLOPs per second in the compute dtype; None if unknown (then no MFU is shown)
+    peak_source: str
+    memory_bytes: int
+
+
+def compute_dtype(precision: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype of activations and matrix products, and why. `precision` is auto, bf16 or fp32; masters are always fp32.
+
+    auto is bf16 where the hardware multiplies it: CUDA from capability 8.0, CPUs with AVX-512-BF16 or AMX; else fp32.
+    """
+    if precision in DTYPES:
+        return DTYPES[precision], "as asked"
+    if precision != "auto":
+        raise ValueError(f"precision={precision!r} is not known; choose from auto, {', '.join(DTYPES)}")
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if major >= 8:
+            return torch.bfloat16, f"compute capability {major}.{minor}"
+        return torch.float32, f"compute capability {major}.{minor} is below 8.0"
+    if device.type == "cpu":
+        for flag in ("amx_bf16", "avx512_bf16"):
+            if flag in cpu_flags():
+                return torch.bfloat16, f"this CPU has {flag}"
+        return torch.float32, "this CPU has no bf16 arithmetic"
+    return torch.float32, f"fp32 on {device.type}"
+
+
+@lru_cache(maxsize=1)
+def cpu_flags() -> frozenset[str]:
+    """Instruction-set flags of the CPU where the system tells (Linux), else none."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return frozenset()
+    for line in info.read_text().splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
+
+
+@lru_cache(maxsize=4)
+def cpu_peak_flops(dtype: torch.dtype) -> float:
+    """Best rate of a 1024-cube matrix product over a few tries, in FLOPs per second: the peak that MFU on a CPU refers to."""
+    n = 1024
+    a, b = torch.randn(n, n, dtype=dtype), torch.randn(n, n, dtype=dtype)
+    best = 0.0
+    for _ in range(8):
+        start = time.perf_counter()
+        a @ b
+        best = max(best, 2 * n**3 / (time.perf_counter() - start))
+    return best
+
+
+def detect(device: torch.device, dtype: torch.dtype) -> Hardware:
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        peak = next((flops for part, flops in PEAK_FLOPS.items() if part.lower() in properties.name.lower()), None)
+        return Hardware(device, properties.name, peak, "data sheet, dense bf16" if peak else "unknown card", properties.total_memory)
+    memory = _system_memory()
+    if device.type == "cpu":
+        name = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+        return Hardware(device, name, cpu_peak_flops(dtype), "measured matrix product", memory)
+    return Hardware(device, platform.machine(), None, "unknown device", memory)
+
+
+def _system_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 0
+
+
+def has_compiler() -> bool:
+    """Is there a C++ compiler, which torch.compile needs on a CPU?"""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU if there is one, else Metal, else the CPU; otherwise a name torch knows."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device={name} is not known; choose from auto, cpu, cuda, mps") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={name} but torch sees no CUDA device here; try device=cpu")
+    return device
+
+
+def accelerator_device(accelerator: str, local_rank: int = 0) -> torch.device:
+    """The device of this process for Lightning's accelerator names; a device that is not there is a ValueError."""
+    if accelerator in ("gpu", "cuda"):
+        if not torch.cuda.is_available():
+            raise ValueError("trainer.accelerator=gpu but torch sees no CUDA device here; try trainer=cpu")
+        return torch.device("cuda", local_rank)
+    if accelerator == "mps":
+        if not torch.backends.mps.is_available():
+            raise ValueError("trainer.accelerator=mps but this is not a Mac with Metal; try trainer=cpu")
+        return torch.device("mps")
+    if accelerator == "cpu":
+        return torch.device("cpu")
+    raise ValueError(f"trainer.accelerator={accelerator!r} is not known; choose from cpu, gpu, mps")

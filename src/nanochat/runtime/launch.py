@@ -1,0 +1,69 @@
+"""Start the processes of a run ourselves, from the resolved config, so that Hydra composes once (users.md need 6).
+
+Lightning's own launcher runs `sys.argv` again in every process, and Hydra would compose again there, into a folder of its own.
+Here the parent starts `python -m nanochat.train` once per device with the run folder in an environment variable; Lightning finds
+the variables of torchrun and joins the processes it is told of.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RANK_OF = "NANOCHAT_RANK_OF"  # run folder of the run that this process is a rank of
+
+
+def is_rank() -> bool:
+    return RANK_OF in os.environ
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_ranks(folder: Path, processes: int) -> int:
+    """Start `processes` ranks on this machine and wait; the first that fails stops the others. Returns the exit code."""
+    port = free_port()
+    ranks = []
+    for rank in range(processes):
+        environment = {
+            **os.environ, RANK_OF: str(folder), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            "TORCHELASTIC_RUN_ID": folder.name,  # by this variable Lightning knows that the processes exist already
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes)),
+        }  # fmt: skip
+        ranks.append(subprocess.Popen([sys.executable, "-m", "nanochat.train"], env=environment))
+
+    def forward(number: int, frame: object) -> None:
+        for rank in ranks:
+            rank.send_signal(number)
+
+    old = signal.signal(signal.SIGTERM, forward)
+    try:
+        while any(rank.poll() is None for rank in ranks):
+            if any(rank.poll() not in (None, 0) for rank in ranks):
+                time.sleep(1)  # let the others say what they know
+                for rank in ranks:
+                    if rank.poll() is None:
+                        rank.terminate()
+                for rank in ranks:
+                    try:
+                        rank.wait(timeout=20)
+                    except subprocess.TimeoutExpired:
+                        rank.kill()
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        for rank in ranks:
+            rank.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, old)
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.kill()
+    return max((abs(rank.returncode or 0) for rank in ranks), default=0)

@@ -1,0 +1,138 @@
+"""From the one dial to a whole run: horizon, batch, rates and weight decay (facts sheet 2.3 and 2.4).
+
+nanochat scales a run from a depth-12 reference. Here the same laws take the *actual* horizon, also when it is set by tokens,
+steps or FLOPs, so a short run gets a small batch; at nanochat's own horizon the numbers are nanochat's.
+"""
+
+import math
+from dataclasses import dataclass
+
+from nanochat.gpt import GPTConfig, counts
+
+REF_BATCH = 2**19  # from: facts sheet 2.4, tokens per step of the d12 reference
+REF_RATIO = 12.0  # from: facts sheet 5.2, tokens per scaling parameter
+REF_DEPTH = 12
+BATCH_EXPONENT = 0.383  # from: Bergsma et al. 2025, arXiv:2505.13738
+MIN_STEPS = 500  # guess: the batch law was fitted at 1,000 steps and more; nanochat's shortest planned run (d4) has 528
+# measured: experiments/open_prose_10min/README.md; sqrt(B / REF_BATCH) makes the rates of batches of a few thousand tokens far too low
+MIN_LR_FACTOR = 0.5
+MAX_WEIGHT_DECAY = 2.0  # guess: nanochat's d4 has 1.89; beyond the law's range decay would outrun the updates
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. Token counts are over all processes; one step is one optimizer step."""
+
+    config: GPTConfig
+    horizon_tokens: int
+    batch_tokens: int
+    steps: int
+    lr_factor: float
+    weight_decay: float
+    horizon_source: str
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.batch_tokens
+
+    @property
+    def flops(self) -> int:
+        return self.tokens * counts.flops_per_token(self.config)
+
+
+def reference_tokens(reference: GPTConfig) -> float:
+    """Horizon of the depth-12 reference run with the same shape options."""
+    return REF_RATIO * counts.parameters(reference)["scaling"]
+
+
+def auto_batch_tokens(horizon: float, ref_horizon: float) -> int:
+    """Tokens per step for a run of `horizon` tokens: a power of two near REF_BATCH * (horizon / ref_horizon)**0.383.
+
+    Never so large that fewer than MIN_STEPS steps are left.
+
+    >>> auto_batch_tokens(8_757_727_488, 1_321_210_944)
+    1048576
+    """
+    law = 2 ** round(math.log2(REF_BATCH * (horizon / ref_horizon) ** BATCH_EXPONENT))
+    most = 2 ** math.floor(math.log2(max(1.0, horizon / MIN_STEPS)))
+    return min(law, most)
+
+
+def make_plan(
+    config: GPTConfig,
+    reference: GPTConfig,
+    *,
+    ratio: float | None = REF_RATIO,
+    tokens: int | None = None,
+    flops: float | None = None,
+    max_steps: int | None = None,
+    batch_tokens: int | None = None,
+    weight_decay: float = 0.28,
+    scale: str = "modern",
+    world_size: int = 1,
+) -> Plan:
+    """The plan of a pretraining run. At most one of `tokens`, `flops`, `max_steps` may be given; else `ratio` decides.
+
+    `ratio` is tokens per scaling parameter (matrices + head). `reference` is the depth-12 model with the same shape options. `scale`
+    `modern` fits batch, rates and weight decay to the horizon; `classic` takes REF_BATCH, unscaled rates and all parameters for
+    the ratio (facts sheet 2.4, [C]). Raises ValueError for a horizon of zero steps or contradictory settings.
+    """
+    given = {name: value for name, value in (("max_steps", max_steps), ("plan.flops", flops), ("plan.tokens", tokens)) if value is not None}
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(f'{k}={v:g}' for k, v in given.items())} all set the length of the run; keep one of them")
+    if scale not in ("modern", "classic"):
+        raise ValueError(f"plan.scale={scale!r} is not known; choose from modern, classic")
+    for name, value in {**given, "plan.ratio": ratio, "batch_tokens": batch_tokens}.items():
+        if value is not None and value <= 0:
+            raise ValueError(f"{name}={value:g} gives a run of zero steps; it must be above 0")
+    sizes, per_token, ref = counts.parameters(config), counts.flops_per_token(config), reference_tokens(reference)
+    row = config.sequence_len * world_size
+    if given:
+        source = ", ".join(f"{k}={v:,.4g}" if isinstance(v, float) else f"{k}={v:,}" for k, v in given.items())
+    elif ratio is not None:
+        source = f"plan.ratio={ratio:g}"
+    else:
+        raise ValueError("nothing sets the length of the run; give plan.ratio, plan.tokens, plan.flops or max_steps")
+
+    def batch_for(horizon: float) -> int:
+        if scale == "classic":
+            return REF_BATCH
+        # a batch holds whole rows on every process
+        return max(1, round(auto_batch_tokens(horizon, ref) / row)) * row
+
+    if max_steps is not None:
+        if batch_tokens is None:
+            # batch and horizon follow from each other: B = REF_BATCH (steps * B / ref)**e; never above that of the full run
+            law = (REF_BATCH * (max_steps / ref) ** BATCH_EXPONENT) ** (1 / (1 - BATCH_EXPONENT))
+            full = batch_for((ratio or REF_RATIO) * sizes["scaling"])
+            batch_tokens = full if scale == "classic" else min(full, max(1, round(2 ** round(math.log2(law)) / row)) * row)
+        horizon, steps = max_steps * batch_tokens, max_steps
+    elif flops is not None:
+        horizon = int(flops / per_token)
+        batch_tokens = batch_tokens or batch_for(horizon)
+        steps = round(flops / (per_token * batch_tokens))
+    elif tokens is not None:
+        horizon = int(tokens)
+        batch_tokens = batch_tokens or batch_for(horizon)
+        steps = horizon // batch_tokens
+    else:
+        assert ratio is not None
+        horizon = int(ratio * sizes["scaling" if scale == "modern" else "total"])
+        batch_tokens = batch_tokens or batch_for(horizon)
+        steps = horizon // batch_tokens
+    if steps < 1:
+        raise ValueError(
+            f"{source} is {horizon:,} tokens, less than one step of batch_tokens={batch_tokens:,}: zero steps; "
+            f"try batch_tokens={max(row, 2 ** max(0, horizon.bit_length() - 4) // row * row):,}".replace(",", "_")
+        )
+    if scale == "classic":
+        return Plan(config, horizon, batch_tokens, steps, 1.0, 0.0, source)
+    lr_factor = max(MIN_LR_FACTOR, math.sqrt(batch_tokens / REF_BATCH))
+    # the product rate * decay * steps stays what it is in the reference run, whatever the rate's factor is
+    decay = min(MAX_WEIGHT_DECAY, weight_decay * (batch_tokens / REF_BATCH) / lr_factor * ref / horizon)
+    return Plan(config, horizon, batch_tokens, steps, lr_factor, decay, source)
+
+
+def estimate_seconds(plan: Plan, peak_flops: float | None, devices: int, mfu: float) -> float | None:
+    """Expected training time at a model FLOPs utilisation of `mfu`; None if the peak is unknown."""
+    return None if not peak_flops else plan.flops / (peak_flops * devices * mfu)

@@ -1,0 +1,118 @@
+"""The folder of one run: opening a new one, finding the one to resume, and the record of how it was made."""
+
+import fcntl
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONFIG, RECORD = "config.yaml", "record.json"
+# What may differ between a run and its resumption: how and where it runs and what it shows, not what it computes.
+FREE_KEYS = frozenset({
+    "resume", "debug", "dry_run", "trainer", "logger", "progress", "log_every", "save_every", "eval_every", "sample_every",
+    "checkpoints", "eval_tokens", "sample", "run_folder",
+})  # fmt: skip
+FREE_DATA_KEYS = frozenset({"rows_per_device", "num_workers", "prepare_workers", "shards_dir", "cache_dir", "download_workers"})
+
+
+@dataclass
+class RunFolder:
+    path: Path
+    resumed: bool  # continues what an earlier process wrote here
+    lock: Any  # held open for as long as the process lives
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a composed config that decides the numbers of a run, flattened to dotted keys."""
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                walk(value, f"{prefix}{key}.")
+        else:
+            flat[prefix[:-1]] = node
+
+    kept = {k: v for k, v in config.items() if k not in FREE_KEYS}
+    if isinstance(kept.get("data"), dict):
+        kept["data"] = {k: v for k, v in kept["data"].items() if k not in FREE_DATA_KEYS}
+    walk(kept, "")
+    return flat
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`key: old -> new` for each setting that decides the numbers and is not the same."""
+    a, b = identity(old), identity(new)
+    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(set(a) | set(b)) if a.get(key) != b.get(key)]
+
+
+def open_run(config: dict[str, Any], runs: Path, *, folder: Path | None = None) -> RunFolder:
+    """A new folder `runs/NAME/TIME`, or with `resume` the one to continue. ValueError if that is another run.
+
+    `resume` is false, `auto` (the newest run of this name with these settings, else a new one), or a run's folder. `folder`
+    fixes the place of a new run, as a sweep does for its trials.
+    """
+    resume, home = config.get("resume"), runs / str(config["run_name"])
+    if resume not in (None, False, "auto"):
+        path = Path(str(resume)).expanduser()
+        path = path if path.is_dir() else runs / str(resume)
+        if not (path / CONFIG).is_file():
+            raise ValueError(f"resume={resume} is no run folder; give auto, a folder under {runs}, or init_from=… to start a new run from weights")
+        changed = differences(read_config(path), config)
+        if changed:
+            raise ValueError(f"resume={resume} continues that run as it was, but {changed[0]}; drop that setting, or use init_from for a new run")
+        return RunFolder(path, True, lock(path))
+    if resume == "auto":
+        places = [folder] if folder is not None else sorted((p for p in home.iterdir() if p.is_dir()), reverse=True) if home.is_dir() else []
+        for path in places:
+            if not (path / CONFIG).is_file():
+                continue
+            changed = differences(read_config(path), config)
+            if not changed:
+                return RunFolder(path, True, lock(path))
+            print(f"resume=auto: not {path.name}, it differs in {changed[0]}" + (f" and {len(changed) - 1} more" if len(changed) > 1 else ""))
+    if folder is None:
+        stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+        folder, n = home / stamp, 1
+        while folder.exists():
+            n += 1
+            folder = home / f"{stamp}-{n}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return RunFolder(folder, False, lock(folder))
+
+
+def lock(path: Path) -> Any:
+    """Hold the run folder for this process. ValueError if another live process holds it."""
+    handle = (path / ".lock").open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ValueError(f"another process is training in {path}; wait for it, or give this run another run_name=…") from error
+    return handle
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    return yaml.safe_load((path / CONFIG).read_text())  # type: ignore[no-any-return]
+
+
+def write_record(folder: RunFolder, config: dict[str, Any], facts: dict[str, Any]) -> None:
+    """config.yaml and record.json (command, code, hardware, versions, plan); a resumption adds itself to `resumptions`."""
+    diff = facts.get("code", {}).pop("diff", "")
+    if folder.resumed and (folder.path / RECORD).is_file():
+        record = json.loads((folder.path / RECORD).read_text())
+        record.setdefault("resumptions", []).append({"started": facts["started"], "command": facts["command"], "code": facts["code"]})
+    else:
+        (folder.path / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
+        record = facts
+        if diff:
+            (folder.path / "code.diff").write_text(diff)
+    temporary = folder.path / f"{RECORD}.tmp"
+    temporary.write_text(json.dumps(record, indent=2, default=str) + "\n")
+    temporary.replace(folder.path / RECORD)

@@ -1,0 +1,21 @@
+"""Text to ids and back: training, encoding, decoding, files."""
+
+from nanochat.tokenizer.tokenizer import (
+    SPECIAL_TOKENS,
+    BPETokenizer,
+    CharTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
+from nanochat.tokenizer.training import train_bpe, train_char, train_or_load
+
+__all__ = [
+    "SPECIAL_TOKENS",
+    "BPETokenizer",
+    "CharTokenizer",
+    "Tokenizer",
+    "load_tokenizer",
+    "train_bpe",
+    "train_char",
+    "train_or_load",
+]

@@ -1,0 +1,80 @@
+"""How many bytes of text a token holds: the more, the more text fits into a sequence. Beside GPT-2's and GPT-4's encodings."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from rich.table import Table
+
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+Counter = Callable[[str], int]
+STORE = "https://openaipublic.blob.core.windows.net"
+# name -> (tiktoken's name, the files it downloads); from: tiktoken's public encodings
+ENCODINGS = {
+    "GPT-2": ("gpt2", ("gpt-2/encodings/main/vocab.bpe", "gpt-2/encodings/main/encoder.json")),
+    "GPT-4": ("cl100k_base", ("encodings/cl100k_base.tiktoken",)),
+}
+
+
+def reference_encodings() -> tuple[dict[str, Counter], str | None]:
+    """(name -> number of tokens of a text, a line that says what is missing). Never uses the network.
+
+    The files count as there if they lie where `tiktoken` keeps its downloads.
+    """
+    try:
+        import tiktoken
+    except ImportError:
+        return {}, "GPT-2 and GPT-4 are not shown: tiktoken is not installed (pip install tiktoken)"
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
+    kept = Path(folder) if folder else Path(tempfile.gettempdir()) / "data-gym-cache"
+    found: dict[str, Counter] = {}
+    for name, (encoding_name, files) in ENCODINGS.items():
+        if all((kept / hashlib.sha1(f"{STORE}/{file}".encode()).hexdigest()).is_file() for file in files):
+            encoding = tiktoken.get_encoding(encoding_name)
+            found[name] = lambda text, encoding=encoding: len(encoding.encode_ordinary(text))  # type: ignore[misc]
+    missing = [name for name in ENCODINGS if name not in found]
+    if not missing:
+        return found, None
+    names = " and ".join(missing)
+    fetch = "; ".join(f"tiktoken.get_encoding('{ENCODINGS[name][0]}')" for name in missing)
+    return found, f'{names} not shown: no files in {kept} (with a network: python -c "import tiktoken; {fetch}")'
+
+
+def compression_table(tokenizer: Tokenizer, texts: dict[str, str], references: dict[str, Counter]) -> Table:
+    """One row per text: bytes, tokens, bytes per token, and for each reference its bytes per token and our saving."""
+    table = Table(
+        "text", *(("bytes", "tokens", "bytes/token")), title=f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens"
+    )
+    for name in references:
+        table.add_column(name)
+        table.add_column("ours saves")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, text in texts.items():
+        size = len(text.encode("utf-8", "replace"))
+        try:
+            ours = len(tokenizer.encode_array(text))
+        except ValueError:  # a character table that lacks some of these characters
+            table.add_row(name, f"{size:,}", "unknown characters")
+            continue
+        cells = [name, f"{size:,}", f"{ours:,}", f"{size / max(ours, 1):.2f}"]
+        for count in references.values():
+            theirs = count(text)
+            cells += [f"{size / max(theirs, 1):.2f}", f"{(theirs - ours) / max(theirs, 1):+.1%}"]
+        table.add_row(*cells)
+    return table
+
+
+def first_characters(documents: Iterable[str], characters: int) -> str:
+    """The beginning of a corpus, whole documents until there are so many characters."""
+    taken: list[str] = []
+    size = 0
+    for document in documents:
+        taken.append(document)
+        size += len(document)
+        if size >= characters:
+            break
+    return "\n".join(taken)

@@ -1,0 +1,302 @@
+"""A tokenizer: text to ids and back, and its two files.
+
+Ids 0 … V-10 stand for byte strings (kind "bpe": ids 0-255 are the bytes in order, then the merges in training order)
+or for characters (kind "char": in code point order); the last nine are the special tokens. Encoding text never gives
+special ids, whatever the text says: only code that lays out documents and conversations puts them in.
+
+Text is cut into words, and the ids of every word met before are in a dictionary, so that bulk encoding is one regular
+expression and one dictionary look-up per word. Only new words go through the merges, in `tokenizers`.
+
+Files: `tokenizer.json` in the format of `tokenizers`, which loads it and gives the same ids (with its
+`encode_special_tokens = True`, since by default that library turns the text "<|bos|>" into the special token), and
+`token_bytes.npy`, the int32 byte length of every token as it stands in raw text (specials 0): what bits per byte
+divides by.
+"""
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from nanochat.tokenizer.unicode16 import UNICODE_VERSION
+from nanochat.tokenizer.words import SPLIT_PATTERN, split_words, well_formed
+
+# from: nanochat; the order is the order of the ids
+SPECIAL_TOKENS = (
+    "<|bos|>",  # before every document and conversation
+    "<|user_start|>",
+    "<|user_end|>",
+    "<|assistant_start|>",
+    "<|assistant_end|>",
+    "<|python_start|>",  # the assistant calls the tool …
+    "<|python_end|>",
+    "<|output_start|>",  # … and gets its result
+    "<|output_end|>",
+)
+TOKENIZER_FILE, TOKEN_BYTES_FILE = "tokenizer.json", "token_bytes.npy"
+CACHED_WORDS = 500_000  # guess: about 0.1 GB; 100 MB of English prose have 200,000 distinct words
+CACHED_WORD_LENGTH = 64  # guess: longer words hardly ever come again
+
+
+class Tokenizer(ABC):
+    """What both kinds share. `tokens` are the byte strings of ids 0 … V-10. Pickles without its word cache."""
+
+    kind: ClassVar[str]
+
+    def __init__(self, tokens: Sequence[bytes]):
+        self.tokens = list(tokens)
+        self.vocab_size = len(self.tokens) + len(SPECIAL_TOKENS)
+        self.specials = {name: len(self.tokens) + k for k, name in enumerate(SPECIAL_TOKENS)}
+        self.bos_id = self.specials["<|bos|>"]
+        self.token_bytes = np.array([len(t) for t in self.tokens] + [0] * len(SPECIAL_TOKENS), dtype=np.int32)  # (V,)
+        self.hash = self._hash()
+        self._pieces = [*self.tokens, *(name.encode() for name in SPECIAL_TOKENS)]
+
+    def _hash(self) -> str:
+        """16 hex digits over all that determines the ids, and nothing else (no library version, no file layout)."""
+        digest = hashlib.sha256(json.dumps([self.kind, *self._rules(), *SPECIAL_TOKENS]).encode())
+        for token in self.tokens:
+            digest.update(len(token).to_bytes(4, "little") + token)
+        return digest.hexdigest()[:16]
+
+    @abstractmethod
+    def _rules(self) -> list[str]:
+        """What determines the ids beside kind, tokens and specials."""
+
+    @abstractmethod
+    def encode_array(self, text: str) -> np.ndarray:
+        """The ids of `text` as a read-only int32 array (n,): what bulk work uses, with no Python integer made.
+
+        Never special ids. A lone surrogate is encoded as U+FFFD. Kind "char": ValueError for an unknown character.
+        """
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, as `encode_array`."""
+        return self.encode_array(text).tolist()
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """The ids of each text. One core: for more, give each process its own texts."""
+        return [self.encode(text) for text in texts]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Bytes of `ids` (list, array, CPU tensor), specials as their names. ValueError for an id beyond 0 … V-1."""
+        numbers = np.asarray(ids if hasattr(ids, "__array__") else list(ids)).ravel()
+        if numbers.size and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= self.vocab_size):
+            wrong = next(n for n in numbers.tolist() if not isinstance(n, int) or not 0 <= n < self.vocab_size)
+            raise ValueError(f"id {wrong} is not in this vocabulary; ids go from 0 to {self.vocab_size - 1}")
+        return b"".join(map(self._pieces.__getitem__, numbers.tolist()))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; bytes that are not valid UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    @abstractmethod
+    def _library_tokenizer(self) -> tokenizers.Tokenizer:
+        """The same tokenizer as an object of `tokenizers`, without the specials."""
+
+    def to_json(self) -> str:
+        """The text of `tokenizer.json`."""
+        library = self._library_tokenizer()
+        added = [tokenizers.AddedToken(name, special=True, normalized=False) for name in SPECIAL_TOKENS]
+        library.add_special_tokens(added)
+        return library.to_str(pretty=False)
+
+    def save(self, folder: Path) -> None:
+        """Write both files into `folder`, each under a temporary name first: no reader ever sees half a file."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (TOKENIZER_FILE, TOKEN_BYTES_FILE):
+            temporary = folder / f".{name}.{os.getpid()}.tmp"
+            with temporary.open("wb") as file:
+                if name == TOKENIZER_FILE:
+                    file.write(self.to_json().encode())
+                else:
+                    np.save(file, self.token_bytes)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(folder / name)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(vocab_size={self.vocab_size}, hash={self.hash})"
+
+
+class BPETokenizer(Tokenizer):
+    """Byte-level byte-pair encoding. `merges[k]` is the pair (left id, right id) that makes id 256 + k."""
+
+    kind = "bpe"
+
+    def __init__(self, merges: Sequence[tuple[int, int]]):
+        self.merges = [(int(left), int(right)) for left, right in merges]
+        tokens = [bytes([byte]) for byte in range(256)]
+        for left, right in self.merges:
+            tokens.append(tokens[left] + tokens[right])
+        super().__init__(tokens)
+        self._model = self._library_model()
+        self._ids_of_word = WordCache(self._model)
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        return BPETokenizer, (self.merges,)
+
+    def _rules(self) -> list[str]:
+        return [SPLIT_PATTERN, UNICODE_VERSION]
+
+    def encode_array(self, text: str) -> np.ndarray:
+        try:
+            words = split_words(text)
+        except UnicodeEncodeError:
+            words = split_words(well_formed(text))
+        return np.frombuffer(b"".join(map(self._ids_of_word.__getitem__, words)), dtype=np.int32)
+
+    def _library_model(self) -> models.BPE:
+        names = [printable(token) for token in self.tokens]
+        vocab = {name: number for number, name in enumerate(names)}
+        # ignore_merges: a word that is a token is that token; as tiktoken has it, and a little faster
+        return models.BPE(vocab, [(names[left], names[right]) for left, right in self.merges], ignore_merges=True)
+
+    def _library_tokenizer(self) -> tokenizers.Tokenizer:
+        library = tokenizers.Tokenizer(self._library_model())
+        library.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(tokenizers.Regex(SPLIT_PATTERN), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        library.decoder = decoders.ByteLevel()
+        return library
+
+
+class WordCache(dict[str, bytes]):
+    """word -> its ids as the bytes of an int32 array; computed when first asked for."""
+
+    def __init__(self, model: models.BPE):
+        super().__init__()
+        self.model = model
+
+    def __missing__(self, word: str) -> bytes:
+        found = self.model.tokenize(printable(word.encode()))
+        ids = np.array([token.id for token in found], dtype=np.int32).tobytes()
+        if len(word) <= CACHED_WORD_LENGTH and len(self) < CACHED_WORDS:
+            self[word] = ids
+        return ids
+
+
+class CharTokenizer(Tokenizer):
+    """One token per character. `characters` are its characters in code point order."""
+
+    kind = "char"
+
+    def __init__(self, characters: str):
+        self.characters = characters
+        super().__init__([char.encode() for char in characters])
+        self._id_of_point = {ord(char): number for number, char in enumerate(characters)}
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        return CharTokenizer, (self.characters,)
+
+    def _rules(self) -> list[str]:
+        return []
+
+    def encode_array(self, text: str) -> np.ndarray:
+        points = np.frombuffer(well_formed(text).encode("utf-32-le"), dtype=np.uint32)
+        distinct, where = np.unique(points, return_inverse=True)
+        try:
+            ids = [self._id_of_point[point] for point in distinct.tolist()]
+        except KeyError as missing:
+            char = chr(missing.args[0])
+            raise ValueError(
+                f"character {char!r} (U+{ord(char):04X}) is not among the {len(self.characters)} characters this"
+                " tokenizer was made from; make it from text that has it, or use tokenizer.kind=bpe"
+            ) from None
+        encoded = np.array(ids, dtype=np.int32)[where]
+        encoded.flags.writeable = False
+        return encoded
+
+    def _library_tokenizer(self) -> tokenizers.Tokenizer:
+        vocab = {char: number for number, char in enumerate(self.characters)}
+        library = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN))
+        library.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+        library.decoder = decoders.Fuse()
+        return library
+
+
+# `tokenizers` wants a name for what it does not know; it is in no vocabulary, so that is an error there too
+UNKNOWN = "<|unknown|>"
+
+
+def _printable_bytes() -> str:
+    """A printable character for every byte (256 characters): the alphabet of GPT-2, in which `tokenizers` writes bytes.
+
+    Bytes that Latin-1 shows stand for themselves, the others for U+0100 onwards in their order.
+    """
+    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = iter(range(0x100, 0x200))
+    return "".join(chr(byte if byte in shown else next(hidden)) for byte in range(256))
+
+
+PRINTABLE = _printable_bytes()
+
+
+def printable(raw: bytes) -> str:
+    """Bytes as `tokenizers` writes them: one printable character each."""
+    return raw.decode("latin-1").translate(PRINTABLE)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer saved in `folder`.
+
+    FileNotFoundError if a file is missing; ValueError if `tokenizer.json` is not one of ours or `token_bytes.npy` is
+    not the one that belongs to it.
+    """
+    folder = Path(folder)
+    for name in (TOKENIZER_FILE, TOKEN_BYTES_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}; give a folder that nanochat's tokenizer was saved in")
+    try:
+        tokenizer = tokenizer_from_json((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        message = f"{folder / TOKENIZER_FILE} is not a tokenizer of nanochat ({reason}); train one again"
+        raise ValueError(message) from error
+    try:
+        lengths = np.load(folder / TOKEN_BYTES_FILE, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{folder / TOKEN_BYTES_FILE} cannot be read ({error}); save the tokenizer again") from error
+    if not isinstance(lengths, np.ndarray) or not np.array_equal(lengths, tokenizer.token_bytes):
+        raise ValueError(
+            f"{folder / TOKEN_BYTES_FILE} does not belong to the {TOKENIZER_FILE} beside it (other byte lengths);"
+            " copy both files from the same folder"
+        )
+    return tokenizer
+
+
+def tokenizer_from_json(text: str) -> Tokenizer:
+    """The tokenizer that `to_json` wrote as `text`; ValueError or KeyError for another content."""
+    content = json.loads(text)
+    model = content["model"]
+    names = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    specials = {entry["content"]: entry["id"] for entry in content["added_tokens"]}
+    tokenizer: Tokenizer
+    if model["type"] == "BPE":
+        id_of = {name: number for number, name in enumerate(names)}
+        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+        tokenizer = BPETokenizer([(id_of[left], id_of[right]) for left, right in pairs])
+        expected = {printable(token): number for number, token in enumerate(tokenizer.tokens)}
+    elif model["type"] == "WordLevel":
+        tokenizer = CharTokenizer("".join(names))
+        expected = {char: number for number, char in enumerate(tokenizer.characters)}
+    else:
+        raise ValueError(f"its model is {model['type']}")
+    if tokenizer.kind == "bpe" and content["pre_tokenizer"]["pretokenizers"][0]["pattern"] != {"Regex": SPLIT_PATTERN}:
+        raise ValueError("it splits text in another way")
+    if model["vocab"] != expected:
+        raise ValueError("its ids are not the bytes, then the merges in order")
+    if specials != tokenizer.specials:
+        raise ValueError("its special tokens are not the last nine ids")
+    return tokenizer

@@ -1,0 +1,226 @@
+"""Making a tokenizer from text, and keeping what was made so that the same text and settings never train twice."""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Protocol
+
+from nanochat.runtime.paths import base_dir
+from nanochat.tokenizer.merges import FIRST_MERGE, learn_merges
+from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS, BPETokenizer, CharTokenizer, Tokenizer, load_tokenizer
+from nanochat.tokenizer.words import split_words, well_formed
+
+SMALLEST_VOCAB = FIRST_MERGE + len(SPECIAL_TOKENS)
+# What `auto` means. from: nanochat (vocab_size, max_chars, doc_cap); a character table has to see every character.
+AUTO: dict[str, dict[str, int | None]] = {
+    "bpe": {"vocab_size": 32768, "max_chars": 2_000_000_000, "doc_cap": 10_000},
+    "char": {"vocab_size": None, "max_chars": None, "doc_cap": None},
+}
+CHUNK_CHARS = 4_000_000  # guess: about a quarter of a second of counting; merging its counts takes 10 ms
+ALONE_CHARS = 16_000_000  # guess: below this (about a second on one core) helpers would not pay for starting
+
+
+class TextSource(Protocol):
+    """What is asked of a text source here; `nanochat.datamodules.sources` has them."""
+
+    def documents(self, split: str) -> Iterator[str]: ...
+    def manifest(self) -> dict[str, Any]: ...
+
+
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, *, max_chars: int | None, doc_cap: int | None, workers: int = 1
+) -> BPETokenizer:
+    """Byte-level BPE with exactly `vocab_size` ids: bytes, merges, nine specials. Same words and counts, same ids.
+
+    max_chars: stop once more than this many characters were read (the document that crosses it still counts).
+    doc_cap: only this many characters of each document; None = all.
+    workers: processes that count words; helpers start only for a large corpus, and their number changes nothing in the
+    result. ValueError: vocab_size below 265, nothing to read, or text that runs out of merges before `vocab_size`.
+    """
+    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < SMALLEST_VOCAB:
+        raise ValueError(
+            f"vocab_size={vocab_size} is not a whole number from {SMALLEST_VOCAB} up"
+            f" (256 bytes + {len(SPECIAL_TOKENS)} special tokens); try vocab_size=4096"
+        )
+    counts = count_words(limited(texts, max_chars=max_chars, doc_cap=doc_cap), workers=workers)
+    wanted = vocab_size - SMALLEST_VOCAB
+    merges = learn_merges({word.encode(): count for word, count in counts.items()}, wanted)
+    if len(merges) < wanted:
+        reached = SMALLEST_VOCAB + len(merges)
+        raise ValueError(
+            f"vocab_size={vocab_size:,} is more than this text can fill: at {reached:,} every word in it is one token;"
+            f" set vocab_size={reached} or less, or give more text"
+        )
+    return BPETokenizer(merges)
+
+
+def train_char(texts: Iterable[str], *, max_chars: int | None, doc_cap: int | None) -> CharTokenizer:
+    """One id for every character of the texts (limits as in `train_bpe`) in code point order, and nine specials."""
+    characters: set[str] = set()
+    for text in limited(texts, max_chars=max_chars, doc_cap=doc_cap):
+        characters.update(text)
+    return CharTokenizer("".join(sorted(characters)))
+
+
+def limited(texts: Iterable[str], *, max_chars: int | None, doc_cap: int | None) -> Iterator[str]:
+    """The texts as training reads them: well formed, cut, no more than asked for. ValueError if there is nothing."""
+    for name, value in (("max_chars", max_chars), ("doc_cap", doc_cap)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} leaves nothing to read; give a positive number, or null for no limit")
+    read = 0
+    for text in texts:
+        kept = text if doc_cap is None else text[:doc_cap]
+        read += len(kept)
+        yield kept if kept.isascii() else well_formed(kept)
+        if max_chars is not None and read > max_chars:
+            break
+    if not read:
+        raise ValueError("no text to make a tokenizer from; check that the data config names documents that exist")
+
+
+def count_words(texts: Iterable[str], *, workers: int = 1) -> Counter[str]:
+    """How often each word of the split occurs. After ALONE_CHARS characters `workers` - 1 processes help this one."""
+    counts: Counter[str] = Counter()
+    pending: deque[Future[Counter[str]]] = deque()
+    pool: ProcessPoolExecutor | None = None
+    read = 0
+    try:
+        for chunk in chunks(texts):
+            read += sum(map(len, chunk))
+            if workers > 1 and read > ALONE_CHARS and len(pending) < workers:
+                # spawn: a fork of a process with threads (torch, pyarrow) may hang
+                pool = pool or ProcessPoolExecutor(workers - 1, mp_context=get_context("spawn"))
+                pending.append(pool.submit(count_chunk, chunk))
+            else:
+                for text in chunk:
+                    counts.update(split_words(text))
+            while pending and pending[0].done():
+                counts.update(pending.popleft().result())
+        for future in pending:
+            counts.update(future.result())
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
+    return counts
+
+
+def count_chunk(texts: list[str]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(split_words(text))
+    return counts
+
+
+def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The texts in lists of about CHUNK_CHARS characters."""
+    chunk: list[str] = []
+    size = 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text)
+        if size >= CHUNK_CHARS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def train_or_load(
+    source: TextSource,
+    kind: str = "bpe",
+    vocab_size: int | str | None = "auto",
+    max_chars: int | str | None = "auto",
+    doc_cap: int | str | None = "auto",
+    path: Path | str | None = None,
+    workers: int | None = None,
+) -> Tokenizer:
+    """The tokenizer of a text source with these settings: from `path`, or as made before, or made now and kept.
+
+    `auto` takes the value of AUTO. Kept under `base_dir()/tokenizers/<key>`, where the key covers the source's manifest
+    and the settings; the folder appears whole or not at all. A character table reads the validation documents as well,
+    as it must know every character. workers: None = as many as there are cores. ValueError for settings as in
+    `train_bpe`, a vocab_size for kind "char", and settings that contradict what lies in `path`.
+    """
+    if path is not None:
+        return chosen_by_path(Path(path).expanduser(), kind, vocab_size, max_chars, doc_cap)
+    vocab_size, max_chars, doc_cap = settings(kind, vocab_size, max_chars, doc_cap)
+    folder = cached_folder(source, kind, vocab_size, max_chars, doc_cap)
+    if folder.is_dir():
+        return load_tokenizer(folder)
+    tokenizer: Tokenizer
+    if kind == "char":
+        documents: Iterable[str] = itertools.chain(source.documents("train"), source.documents("val"))
+        tokenizer = train_char(documents, max_chars=max_chars, doc_cap=doc_cap)
+    else:
+        assert vocab_size is not None  # settings() saw to it
+        cores = workers or os.cpu_count() or 1
+        documents = source.documents("train")
+        tokenizer = train_bpe(documents, vocab_size, max_chars=max_chars, doc_cap=doc_cap, workers=cores)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    tokenizer.save(temporary)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was first, with the same tokenizer
+            raise
+        shutil.rmtree(temporary)
+    return tokenizer
+
+
+def chosen_by_path(
+    path: Path, kind: str, vocab_size: int | str | None, max_chars: int | str | None, doc_cap: int | str | None
+) -> Tokenizer:
+    """The tokenizer in `path`; ValueError if the settings ask for another one, or say how to train what is not trained."""
+    tokenizer = load_tokenizer(path)
+    if kind != tokenizer.kind:
+        raise ValueError(
+            f"kind={kind}, but {path} holds a {tokenizer.kind} tokenizer; choose tokenizer={tokenizer.kind}"
+        )
+    if vocab_size not in ("auto", None, tokenizer.vocab_size):
+        raise ValueError(
+            f"vocab_size={vocab_size}, but the tokenizer in {path} has {tokenizer.vocab_size}; leave vocab_size=auto"
+        )
+    for name, value in (("max_chars", max_chars), ("doc_cap", doc_cap)):
+        if value not in ("auto", None):
+            raise ValueError(f"{name}={value} has no effect on the finished tokenizer in {path}; leave {name}=auto")
+    return tokenizer
+
+
+def settings(
+    kind: str, vocab_size: int | str | None, max_chars: int | str | None, doc_cap: int | str | None
+) -> tuple[int | None, int | None, int | None]:
+    """(vocab_size, max_chars, doc_cap) with `auto` worked out; ValueError for what cannot be meant."""
+    if kind not in AUTO:
+        raise ValueError(f"tokenizer kind={kind} is not known; choose bpe or char")
+    given = {"vocab_size": vocab_size, "max_chars": max_chars, "doc_cap": doc_cap}
+    values: dict[str, int | None] = {}
+    for name, value in given.items():
+        chosen = AUTO[kind][name] if value == "auto" else value
+        if isinstance(chosen, str | float | bool):
+            raise ValueError(f"{name}={value} is not a whole number; give one, or auto")
+        values[name] = chosen
+    if kind == "char" and values["vocab_size"] is not None:
+        raise ValueError(
+            f"vocab_size={vocab_size} has no effect with kind=char, which counts characters; set it to auto"
+        )
+    if kind == "bpe" and values["vocab_size"] is None:
+        raise ValueError("vocab_size=null is no size for kind=bpe; give a number from 265 up, or auto")
+    return values["vocab_size"], values["max_chars"], values["doc_cap"]
+
+
+def cached_folder(
+    source: TextSource, kind: str, vocab_size: int | None, max_chars: int | None, doc_cap: int | None
+) -> Path:
+    """Where the tokenizer of this source and these settings is kept."""
+    key = json.dumps([source.manifest(), kind, vocab_size, max_chars, doc_cap, FORMAT], sort_keys=True)
+    return base_dir() / "tokenizers" / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
+FORMAT = 1  # of the kept folder and the training rules: a change here trains anew

@@ -1,0 +1,24 @@
+"""The smallest tokenizer there is, a token a byte: what these tests say does not depend on a vocabulary."""
+
+import time
+
+
+class ByteTokenizer:
+    kind = "bpe"
+    vocab_size = 265
+    bos_id = 256
+    hash = "b" * 16
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [list(text.encode()) for text in texts]
+
+    def decode(self, ids) -> str:
+        return b"".join(bytes([i]) if i < 256 else b"<|bos|>" for i in ids).decode("utf-8", "replace")
+
+
+class SlowTokenizer(ByteTokenizer):
+    """Takes its time, so that there is a middle to be killed in."""
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        time.sleep(0.15)
+        return super().encode_batch(texts)

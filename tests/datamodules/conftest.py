@@ -1,0 +1,38 @@
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+WORDS = [f"w{i}" for i in range(200)]
+
+
+@pytest.fixture(autouse=True)
+def _own_base(tmp_path, monkeypatch):
+    """Nothing is written outside the test's folder, and no mirror is used unless a test asks for it."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
+    monkeypatch.delenv("NANOCHAT_HUB_DIR", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+MIRROR = Path(os.environ.get("NANOCHAT_HUB_DIR") or Path(__file__).parents[3] / "shared" / "hub")
+
+
+@pytest.fixture
+def mirror(monkeypatch) -> Path:
+    """The local mirror of real data, or a skip."""
+    if not MIRROR.is_dir():
+        pytest.skip(f"needs the data mirror, NANOCHAT_HUB_DIR ({MIRROR} is not there)")
+    monkeypatch.setenv("NANOCHAT_HUB_DIR", str(MIRROR))
+    return MIRROR
+
+
+def documents(count: int, seed: int = 0, mean: int = 60) -> list[str]:
+    """Texts of very different lengths, no two the same."""
+    draw = random.Random(seed)
+    return [f"{seed}:{i} " + " ".join(draw.choices(WORDS, k=int(draw.expovariate(4 / mean)) + 1)) for i in range(count)]
+
+
+@pytest.fixture
+def texts():
+    return documents
