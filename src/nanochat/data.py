@@ -2,6 +2,8 @@
 they pack; show=batch prints the text of batch `step`, row by row, with the documents it is from; show=ledger says
 what `step` steps took; show=download only gets the files."""
 
+import os
+import sys
 from collections.abc import Iterator
 
 from hydra.utils import instantiate
@@ -26,8 +28,12 @@ def run(cfg: DictConfig) -> None:
         data.attach(train_or_load(data.source, **cfg.tokenizer), batch_tokens=cfg.batch_tokens)
         data.prepare_data()
         data.setup()
-    for line in show(data, cfg):
-        print(line)
+    try:
+        for text in show(data, cfg):
+            print(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def stats(data: TextDataModule, cfg: DictConfig) -> Iterator[str]:

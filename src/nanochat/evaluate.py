@@ -33,7 +33,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         assert isinstance(config, dict)
         data = instantiate({**config, "sequence_len": gpt.config.sequence_len, "rows_per_device": cfg.rows_per_device})
         data.attach(tokenizer, batch_tokens=gpt.config.sequence_len * cfg.rows_per_device)
-        data.prepare_val()
+        data.prepare_data()
         results.update(bits_per_byte(gpt, data.val_batches(cfg.eval_tokens), tokenizer.token_bytes))
     for key, value in results.items():
         print(f"{key}: {value:.6f}" if isinstance(value, float) else f"{key}: {value}")

@@ -12,7 +12,6 @@ def _own_base(tmp_path, monkeypatch):
     """Nothing is written outside the test's folder, and no mirror is used unless a test asks for it."""
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
     monkeypatch.delenv("NANOCHAT_HUB_DIR", raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 MIRROR = Path(os.environ.get("NANOCHAT_HUB_DIR") or Path(__file__).parents[3] / "shared" / "hub")

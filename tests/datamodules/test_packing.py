@@ -41,7 +41,9 @@ def as_rows(packing, rows):
 def test_best_fit_equals_the_plain_search(seed):
     draw = random.Random(seed)
     T = draw.choice([1, 7, 16, 64])
-    lengths = [draw.choice([1, 2, draw.randint(1, 3 * T + 2), draw.randint(1, 20 * T)]) for _ in range(draw.randint(0, 600))]
+    lengths = [
+        draw.choice([1, 2, draw.randint(1, 3 * T + 2), draw.randint(1, 20 * T)]) for _ in range(draw.randint(0, 600))
+    ]
     buffer, refill = draw.choice([(1, 1), (10, 4), (100, 128)])
     packing = BestFit(np.array(lengths, dtype=np.int64), T, buffer, refill)
     expected = plain_best_fit(lengths, T + 1, buffer, refill)
@@ -112,7 +114,7 @@ def test_nothing_to_pack_is_no_rows():
 
 
 def test_unknown_packing():
-    with pytest.raises(ValueError, match="packing=fifo is not known; choose data.packing=best_fit"):
+    with pytest.raises(ValueError, match=r"packing=fifo is not known; choose data\.packing=best_fit"):
         pack("fifo", np.array([1]), 8)
 
 

@@ -233,7 +233,7 @@ def test_little_text_is_built_without_processes(make):
 def test_too_little_disk_is_said_before_anything_is_written(make, monkeypatch):
     folder = make()
     monkeypatch.setattr(shards.shutil, "disk_usage", lambda path: shards.shutil._ntuple_diskusage(10, 10, 0))
-    with pytest.raises(OSError, match=r"token shards need about .* GB in .* and 0.0 GB are free; set data.shards_dir"):
+    with pytest.raises(OSError, match=r"token shards .* need about .* GB more in .* and 0.0 GB are free; set NANOCHAT"):
         folder.start_builders(0)
     assert not folder.folder.exists()
 

@@ -42,6 +42,7 @@ class HubDataset:
         self.mirror = mirror / dataset if mirror else None
         self.folder = self.mirror or base_dir() / "hub" / dataset
         self.revision = revision
+        self._verified = Journal(self.folder / ".nanochat-verified.jsonl")
         if self.mirror and not self.mirror.is_dir():
             raise FileNotFoundError(
                 f"{dataset} is not in the mirror {mirror}; choose other data, or unset NANOCHAT_HUB_DIR"
@@ -107,7 +108,7 @@ class HubDataset:
             known = {**listing.get("files", {}), **files}
             return {"commit": commit, "asked": self.revision, "whole": whole, "files": known}
 
-        answer = self._insist(ask, "the list of files")
+        answer = self._insist(ask, "the list of files", attempts=2)  # nobody without a network should wait long
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self._listing_path.with_name(f"{self._listing_path.name}.{os.getpid()}.tmp")
         temporary.write_text(json.dumps(answer))
@@ -122,10 +123,6 @@ class HubDataset:
         if self.mirror or self._verified.get(file.name) == [file.sha256, path.stat().st_mtime_ns]:
             return path
         return None
-
-    @property
-    def _verified(self) -> Journal:
-        return Journal(self.folder / ".nanochat-verified.jsonl")
 
     def fetch(self, file: SourceFile) -> Path:
         """The file, downloaded if need be; tried 5 times. OSError when that fails, or its checksum stays wrong."""
@@ -167,7 +164,7 @@ class HubDataset:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _insist(self, act: Callable[[], Any], what: str) -> Any:
+    def _insist(self, act: Callable[[], Any], what: str, attempts: int = ATTEMPTS) -> Any:
         from huggingface_hub.errors import (
             EntryNotFoundError,
             GatedRepoError,
@@ -175,7 +172,7 @@ class HubDataset:
             RevisionNotFoundError,
         )
 
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in range(1, attempts + 1):
             try:
                 return act()
             except GatedRepoError as error:
@@ -191,7 +188,7 @@ class HubDataset:
                 failure: Exception = error
             except Exception as error:  # every library below has its own idea of a network error
                 failure = error
-            if _offline(failure) or attempt == ATTEMPTS:
+            if _offline(failure) or attempt == attempts:
                 reason = " ".join(str(failure).split())[:200] or type(failure).__name__
                 raise OSError(
                     f"cannot get {what} of {self.dataset} from the hub ({reason}); go online, set NANOCHAT_HUB_DIR to "
@@ -252,8 +249,14 @@ class HubFiles(FileSource):
         """The files still to be downloaded."""
         return [file for file in self._known.values() if not self.dataset.present(file)]
 
+    def download_bytes(self) -> int:
+        return sum(file.size for file in self.missing())
+
     def download(self, say: Callable[[str], None] = log.warning) -> None:
         """Get all missing files, several at a time, saying what came."""
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()  # of single files; there are many
         wanted = self.missing()
         total, done, begin = sum(file.size for file in wanted), 0, time.monotonic()
         for i, (file, _) in enumerate(self.dataset.fetch_all(wanted), 1):

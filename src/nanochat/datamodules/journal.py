@@ -5,6 +5,7 @@ Losing the file loses time, nothing else.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -19,22 +20,27 @@ class Journal:
 
     def __init__(self, path: Path):
         self.path = path
-        self._records: dict[str, Any] | None = None
+        self._records: dict[str, Any] = {}
+        self._seen = 0  # bytes of the file when it was last read
 
     def get(self, key: str) -> Any:
-        if self._records is None:
-            self._records = {}
+        if key not in self._records:
             with contextlib.suppress(OSError):
-                for line in self.path.read_bytes().splitlines():
-                    with contextlib.suppress(ValueError, TypeError):
-                        known, value = json.loads(line)
-                        self._records[known] = value
+                if self.path.stat().st_size != self._seen:  # others may have written what we miss
+                    self._read()
         return self._records.get(key)
+
+    def _read(self) -> None:
+        raw = self.path.read_bytes()
+        self._seen = len(raw)
+        for line in raw.splitlines():
+            with contextlib.suppress(ValueError, TypeError):
+                known, value = json.loads(line)
+                self._records[known] = value
 
     def put(self, key: str, value: Any) -> None:
         if self.get(key) == value:
             return
-        assert self._records is not None
         self._records[key] = value
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,11 +52,16 @@ class Journal:
                 os.close(file)
 
 
+@functools.cache
+def _journal(path: Path) -> Journal:
+    return Journal(path)
+
+
 def file_sha256(path: Path) -> str:
     """The sha256 of a file in hex; known ones (same path, size and time of change) are not read again."""
     status = path.stat()
     key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
-    journal = Journal(base_dir() / "file-sha256.jsonl")
+    journal = _journal(base_dir() / "file-sha256.jsonl")
     if known := journal.get(key):
         return known
     with path.open("rb") as file:

@@ -130,7 +130,6 @@ class BestFit:
             totals = np.add.reduceat(self._taken, self._row_start[:-1])  # (rows,) >= capacity
             self._taken[self._row_start[1:] - 1] -= totals - capacity
         self._read_tokens = np.concatenate([[0], np.cumsum(self._whole)])  # (placed + 1,)
-        self._used = used
 
     def pieces(self, first: int, last: int) -> Pieces:
         a, b = int(self._row_start[first]), int(self._row_start[last])

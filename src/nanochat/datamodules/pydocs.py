@@ -55,7 +55,7 @@ class PyDocs(TextSource):
     def __init__(
         self,
         packages: Sequence[str] | str | None = None,
-        document_chars: int | None = 4000,
+        document_chars: int | None = 2000,
         val_fraction: float = 0.05,
     ):
         if not 0 < val_fraction < 1:
@@ -106,11 +106,10 @@ class PyDocs(TextSource):
         return part.size * 5 // 4  # measured: docstrings come again beside the source, 1.2 times its size together
 
     def read(self, part: Part, split: str, notes: Counter[str] | None = None) -> Iterator[str]:
-        notes = Counter() if notes is None else notes
         for text in self._texts(part, split):
             if text.strip():
                 yield from cut(text, self.document_chars)
-            else:
+            elif notes is not None:
                 notes["empty_documents"] += 1
 
     def _texts(self, part: Part, split: str) -> Iterator[str]:
@@ -123,24 +122,31 @@ class PyDocs(TextSource):
             package, _, inside = name.partition("/")
             source = (self._roots[package] / inside).read_text(encoding="utf-8", errors="replace")
             if wanted(source):
-                yield docstrings(".".join(p for p in (package, *Path(inside).with_suffix("").parts) if p), source)
+                module = ".".join(p for p in (package, *Path(inside).with_suffix("").parts) if p)
+                if text := docstrings(module, source):
+                    yield text
                 yield source
 
     def _built_in(self) -> Iterator[str]:
         from pydoc_data.topics import topics  # the language reference, as help("if") shows it
 
-        for name in sorted(topics):
-            yield topics[name].strip() + "\n"
+        sections = [text.strip() + "\n" for _, text in sorted(topics.items())]
+        for text in sections:
+            body = text.split("\n", 2)[-1].strip()  # without its heading, which is underlined by depth
+            if not any(body in other and len(other) > len(text) for other in sections):
+                yield text  # a section that is part of another is not said twice
         for name in C_MODULES:
             try:
                 module = importlib.import_module(name)
             except ImportError:
                 continue
-            for key in sorted(vars(module)):
+            for key in sorted(k for k in vars(module) if not k.startswith("_") and not k.endswith("hook")):
+                # hooks are for programs to replace, so what stands there depends on who runs
                 value = vars(module)[key]
                 here = getattr(value, "__module__", "") in (name, name.strip("_"))
-                if here and (inspect.isclass(value) or inspect.isbuiltin(value)):
-                    yield described(f"{name.strip('_')}.{key}", value)
+                native = inspect.isclass(value) or inspect.isbuiltin(value)
+                if here and native and (text := described(f"{name.strip('_')}.{key}", value)):
+                    yield text
 
 
 def described(name: str, value: Any) -> str:

@@ -18,9 +18,8 @@ from nanochat.datamodules.journal import Journal, digest
 from nanochat.datamodules.packing import Packing, Tally, mix, pack, permutation
 from nanochat.datamodules.shards import Shard, ShardFolder, ShardSpec
 
-SEGMENT_BYTES = (
-    8 * 2**20
-)  # guess: smaller parts (on disk) are packed together; more documents fit better, fewer start sooner
+# guess: smaller parts (bytes on disk) are packed together; more documents fit better, fewer let training start sooner
+SEGMENT_BYTES = 8 * 2**20
 OPEN_SEGMENTS = 3  # guess: a batch lies in one or two
 PLAN = 1  # of segments, shuffling and packing: a change here changes every batch
 

@@ -21,6 +21,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -258,7 +259,9 @@ class ShardFolder:
                     with contextlib.suppress(OSError):
                         self._path(spec, ".error").write_text(text)
             if not built:  # all that is left is in other hands
-                failed.update({spec: ValueError() for spec in left if self._path(spec, ".error").exists()})
+                for spec in left:
+                    with contextlib.suppress(OSError):
+                        failed[spec] = ValueError(self._path(spec, ".error").read_text())
                 time.sleep(POLL_SECONDS)
         for first in failed.values():
             raise first
@@ -269,23 +272,22 @@ class ShardFolder:
             path.unlink(missing_ok=True)
 
     def check_space(self) -> None:
-        """OSError if what is still to be written does not fit on the disk."""
-        need = int(sum(self._estimate(spec) for spec in self.missing()))
+        """OSError if what is still to be written, and downloaded before, does not fit on the disk."""
+        need = sum(self._estimate(spec) for spec in self.missing()) + self.source.download_bytes()
         place = next(path for path in (self.folder, *self.folder.parents) if path.exists())
         free = shutil.disk_usage(place).free
         if need > free:
             raise OSError(
-                f"token shards need about {need / 1e9:,.1f} GB in {self.folder} and {free / 1e9:,.1f} GB are free; "
-                f"set data.shards_dir or NANOCHAT_BASE_DIR to a larger disk, or take fewer files (data.num_shards)"
+                f"token shards and what they are made from need about {need / 1e9:,.1f} GB more in {self.folder} and "
+                f"{free / 1e9:,.1f} GB are free; set NANOCHAT_BASE_DIR to a larger disk, or take less (data.num_shards)"
             )
 
     def _estimate(self, spec: ShardSpec) -> float:
         share = 1.0
         if spec.split == "val" and spec.part in self.source.parts("train"):
             share = 0.05  # guess: above any val_fraction in conf/
-        bytes_per_token = (
-            1.0 if getattr(self.tokenizer, "kind", "bpe") == "char" else 3.0
-        )  # guess: 3.5 to 4.8 are usual
+        # guess: a character, or what a small vocabulary packs into a token; 3.5 to 4.8 are usual for larger ones
+        bytes_per_token = 1.0 if getattr(self.tokenizer, "kind", "bpe") == "char" else 3.0
         return share * self.source.text_bytes(spec.part) / bytes_per_token * self.dtype.itemsize
 
     def start_builders(self, processes: int | None = None) -> "Builders | None":
@@ -302,6 +304,7 @@ class ShardFolder:
         if processes == 0 and not self.in_progress():
             self.build_all()
             return None
+        log.info("%d of %d token shards to build, %d processes", len(missing), len(self.order), max(processes, 1))
         return Builders(self, max(processes, 1))
 
 
@@ -310,7 +313,12 @@ class Builders:
 
     def __init__(self, folder: ShardFolder, processes: int):
         threads = str(max(cores() // processes, 1))
-        environment = {**os.environ, "RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true"}
+        environment = {
+            **os.environ,
+            "RAYON_NUM_THREADS": threads,
+            "TOKENIZERS_PARALLELISM": "true",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
         start = "import pickle, sys; sys.path[:] = pickle.loads(sys.stdin.buffer.read(int(sys.argv[1])))"
         code = f"{start}; from nanochat.datamodules.shards import work; work(int(sys.argv[2]))"
         paths = pickle.dumps(sys.path)
@@ -358,6 +366,7 @@ def work(size: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started us
     with contextlib.suppress(OSError, AttributeError):
         os.nice(5)  # guess: training on the same cores goes first
     folder: ShardFolder = pickle.loads(body)

@@ -5,6 +5,7 @@ ends as one line on stderr and exit code 2; `debug=true` shows the traceback ins
 """
 
 import difflib
+import functools
 import os
 import re
 import sys
@@ -21,6 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nanochat.runtime.paths import conf_dir
 
+# Settings that hold free text or a path: taken as typed, whatever Hydra's grammar would make of a comma, a bracket or a space.
+TEXT_KEYS = ("start", "prompt", "ckpt", "init_from", "resume", "out", "run_name", "data.path", "data.val_path", "tokenizer.path", "path")
+LIST_KEYS = ("evals",)  # a,b,c is a list, not a sweep
+
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, ImportError)
 
 
@@ -36,22 +41,55 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
     """A command-line entry point that composes `conf/{config_name}.yaml` and calls `run(cfg)` with it."""
 
     def main() -> Any:
-        if any(word == "debug=true" for word in sys.argv[1:]):
-            os.environ["HYDRA_FULL_ERROR"] = "1"
-            register_resolvers()
-            return hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(run)()
         # with this set Hydra raises what happened instead of printing its own report, so that one line can be made of it
         os.environ["HYDRA_FULL_ERROR"] = "1"
+        given, debug = sys.argv[1:], "debug=true" in sys.argv[1:]
+        if not {"-m", "--multirun"} & set(given):
+            sys.argv[1:] = [as_typed(word) for word in given]
+
+        @functools.wraps(run)
+        def job(cfg: DictConfig) -> Any:
+            try:
+                return run(cfg)
+            except USER_ERRORS as error:
+                if debug:
+                    raise
+                if HydraConfig.get().mode != RunMode.MULTIRUN:
+                    stop(one_line(error, config_name))
+                # the sweeper is told, and goes on with the other trials
+                print(f"trial {HydraConfig.get().job.num} failed: {one_line(error, config_name)}", file=sys.stderr)
+                raise
+
         try:
             register_resolvers()
-            return hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(run)()
+            return hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
         except USER_ERRORS as error:
+            if debug:
+                raise
             stop(one_line(error, config_name))
         except KeyboardInterrupt:
             stop("interrupted", code=130)
 
     main.__name__ = "main"
     return main
+
+
+def as_typed(word: str) -> str:
+    """A command-line word with the value of a text setting quoted for Hydra, and the value of a list setting in brackets.
+
+    >>> as_typed("start=Once, upon a time"), as_typed("evals=core,bpb")
+    ("start='Once, upon a time'", 'evals=[core,bpb]')
+    """
+    key, equals, value = word.partition("=")
+    name = key.lstrip("+")
+    if not equals or value[:1] in ("'", '"') or value in ("", "null"):
+        return word
+    if name in LIST_KEYS and not value.startswith("["):
+        return f"{key}=[{value}]"
+    if name in TEXT_KEYS and value not in ("true", "false"):
+        escaped = value.replace("'", "\\'")
+        return f"{key}='{escaped}'"
+    return word
 
 
 def stop(message: str, code: int = 2) -> NoReturn:

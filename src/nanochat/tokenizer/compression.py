@@ -1,4 +1,4 @@
-"""How many bytes of text a token holds: the more, the more text fits into a sequence. Beside GPT-2's and GPT-4's encodings."""
+"""How many bytes of text a token holds, beside GPT-2's and GPT-4's encodings. More bytes: more text in a sequence."""
 
 import hashlib
 import os

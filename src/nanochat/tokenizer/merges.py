@@ -4,9 +4,9 @@ The rule is the plain one (Sennrich et al. 2016, arXiv:1508.07909, on bytes as i
 of neighbours everywhere, again and again. Ties go to the pair with the smaller left id, then the smaller right id, so
 the result depends on the counts alone, not on the order of the text; this is also nanochat's rule.
 
-`tokenizers` has a trainer too. It is not used because it only takes running text (it splits and counts by itself,
-which is most of its time: the whole is about 2.5 x slower) and because its ties follow another numbering of the
-bytes. A test holds the merges against it and against a plain loop.
+`tokenizers` has a trainer too. It is not used because it only takes running text, which it splits and counts by
+itself at length (measured: 100 MB of prose, V=8192, 35 CPU seconds in all against 11 here), and because its ties follow
+another numbering of the bytes. A test holds the merges against it and against a plain loop.
 
 All words lie in one array of symbols; `after` and `before` link the living ones of a word, -1 at its ends. For every
 pair the positions of its left symbol are kept, possibly outdated ones too: a symbol that has changed never changes

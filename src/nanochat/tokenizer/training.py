@@ -177,7 +177,7 @@ def train_or_load(
 def chosen_by_path(
     path: Path, kind: str, vocab_size: int | str | None, max_chars: int | str | None, doc_cap: int | str | None
 ) -> Tokenizer:
-    """The tokenizer in `path`; ValueError if the settings ask for another one, or say how to train what is not trained."""
+    """The tokenizer in `path`; ValueError if the settings ask for another one, or for another training."""
     tokenizer = load_tokenizer(path)
     if kind != tokenizer.kind:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Start the processes of a run ourselves, from the resolved config, so that Hydra composes once (users.md need 6).
+"""Start the processes of a run ourselves, from the resolved config, so that Hydra composes once.
 
 Lightning's own launcher runs `sys.argv` again in every process, and Hydra would compose again there, into a folder of its own.
 Here the parent starts `python -m nanochat.train` once per device with the run folder in an environment variable; Lightning finds

@@ -1,0 +1,43 @@
+# `make help` lists what there is. `make demo` and `make test` set up everything they need; a second call sets nothing up again.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY)  ## make .venv with the tested versions
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 with venv here; on Debian or Ubuntu: apt-get install python3 python3-venv"; exit 2; }
+	@echo "setting up $(VENV) with $$($(PYTHON) --version) (minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)  ## tokenizer, pretraining, bits per byte and samples on this machine's own text, about 5 minutes
+	@$(RUN) -m nanochat.train experiment=demo resume=auto
+	@$(RUN) -m nanochat.sample ckpt=demo@latest start="The function returns " num_samples=3 max_tokens=60
+
+check: $(READY)  ## format, lint, types and the quick tests, under 2 minutes
+	@$(RUN) -m ruff format --check --quiet src tests || { echo "error: run 'make format'"; exit 1; }
+	@$(RUN) -m ruff check --quiet src tests
+	@$(RUN) -m mypy
+	@$(RUN) -m pytest -m "not slow and not gpu and not network"
+
+test: $(READY)  ## every test that this machine can run, under 12 minutes on two cores
+	@$(RUN) -m pytest
+
+format: $(READY)  ## format and sort imports
+	@$(RUN) -m ruff check --quiet --fix src tests
+	@$(RUN) -m ruff format src tests
+
+bench: $(READY)  ## speed of a training step beside a bare loop, and of packing
+	@$(RUN) experiments/cpu_speed/bench.py
+
+clean:  ## remove .venv and caches; runs and token shards in NANOCHAT_BASE_DIR stay
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,285 @@
+"""One training run, built from its composed config as plain values: model, data, optimizer, callbacks, Trainer."""
+
+
+import json
+import logging
+import os
+import time
+import warnings
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import get_class, instantiate
+from rich.console import Console
+from rich.table import Table
+
+from nanochat import optim
+from nanochat.callbacks.evaluate import Evaluate
+from nanochat.callbacks.report import Report, short_time
+from nanochat.callbacks.sample import Sample
+from nanochat.callbacks.save import Save
+from nanochat.checkpoint import folder as checkpoint_folder
+from nanochat.checkpoint import lineage
+from nanochat.checkpoint.lightning_io import FolderCheckpointIO
+from nanochat.checkpoint.runs import RunCheckpoints, resolve
+from nanochat.evals.bpb import bits_per_byte
+from nanochat.gpt import GPT, GPTConfig, build_arch, counts, from_depth
+from nanochat.inference.generate import complete
+from nanochat.modules.phase import PhaseModule
+from nanochat.runtime import hardware
+from nanochat.runtime.paths import base_dir
+from nanochat.runtime.plan import Plan, estimate_seconds, make_plan
+from nanochat.runs.run_folder import RunFolder, write_record
+from nanochat.tokenizer import Tokenizer, load_tokenizer, train_or_load
+
+COMPILE_PAYS_SECONDS = 600  # measured: experiments/cpu_speed/README.md; on a CPU compiling costs about a minute and saves a quarter
+
+
+class Job:
+    """One training run, from its composed config as plain values. Nothing heavy is built before it is asked for."""
+
+    def __init__(self, config: dict[str, Any], tokenizer_folder: Path | None = None) -> None:
+        self.config, self.tokenizer_folder = config, tokenizer_folder
+        settings = config["trainer"]
+        self.world_size = settings["devices"] * settings["num_nodes"]
+        self.parent = resolve(config["init_from"], base_dir() / "runs") if config["init_from"] else None
+        self.data = instantiate(config["data"])
+        self.out = Console(highlight=False, soft_wrap=True)
+
+    # --- what the run is -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The parent checkpoint's tokenizer, the run's own, or one trained on the run's text (and kept for the next run)."""
+        if self.tokenizer_folder is not None:
+            return load_tokenizer(self.tokenizer_folder)
+        if self.parent is not None:
+            return checkpoint_folder.load_tokenizer(self.parent)  # type: ignore[no-any-return]
+        return train_or_load(self.data.source, **self.config["tokenizer"])
+
+    @cached_property
+    def gpt_config(self) -> GPTConfig:
+        if self.parent is not None:
+            return checkpoint_folder.read_config(self.parent)
+        return self._sizes(self.config["model"]["depth"])
+
+    def _sizes(self, depth: int, reference: bool = False) -> GPTConfig:
+        model = dict(self.config["model"])
+        model.pop("depth")
+        if reference:
+            model = {**model, "n_layer": None, "n_head": None, "n_kv_head": None, "n_embd": None}
+        # a dry run trains nothing, so a BPE tokenizer is taken to have the size it was asked to have
+        known = self.config["dry_run"] and self.config["tokenizer"]["kind"] == "bpe" and self.config["tokenizer"]["path"] is None
+        vocab = self.config["tokenizer"]["vocab_size"] if known else self.tokenizer.vocab_size
+        return from_depth(depth, vocab_size=vocab, arch=build_arch(self.config["arch"]), **model)
+
+    @cached_property
+    def plan(self) -> Plan:
+        return make_plan(
+            self.gpt_config, self._sizes(12, reference=True), max_steps=self.config["max_steps"],
+            batch_tokens=self.config["batch_tokens"], world_size=self.world_size, **self.config["plan"],
+        )  # fmt: skip
+
+    @cached_property
+    def device(self) -> torch.device:
+        return hardware.accelerator_device(self.config["trainer"]["accelerator"], int(os.environ.get("LOCAL_RANK", 0)))
+
+    @cached_property
+    def dtype(self) -> tuple[torch.dtype, str]:
+        return hardware.compute_dtype(self.config["trainer"]["precision"], self.device)
+
+    @cached_property
+    def hardware(self) -> hardware.Hardware:
+        return hardware.detect(self.device, self.dtype[0])
+
+    @cached_property
+    def expected_seconds(self) -> float | None:
+        return estimate_seconds(self.plan, self.hardware.peak_flops, self.world_size, self.config["trainer"]["expected_mfu"])
+
+    def print_plan(self) -> None:
+        """The derived numbers, before anything is trained."""
+        plan, config, sizes = self.plan, self.gpt_config, counts.parameters(self.gpt_config)
+        rows = self.data_shape()
+        table = Table(title=f"{self.config['run_name']}: plan", title_justify="left", show_header=False)
+        dry = self.config["dry_run"]
+        for name, value in (
+            ("model", f"{config.n_layer} layers, width {config.n_embd}, {config.n_head} heads of {config.head_dim}, arch {config.arch.name}, "
+                      f"context {config.sequence_len:,}, vocabulary {config.vocab_size:,}"),
+            ("parameters", f"{sizes['total']:,} = " + " + ".join(f"{sizes[k]:,} {k}" for k in ("embedding", "value_embeddings", "head", "matrices", "scalars"))),
+            ("FLOPs per token", f"{counts.flops_per_token(config):.4g}"),
+            ("horizon", f"{plan.tokens:,} tokens in {plan.steps:,} steps, from {plan.horizon_source} "
+                        f"({plan.tokens / sizes['scaling']:.2f} tokens per scaling parameter), {plan.flops:.3g} FLOPs"),
+            ("batch", f"{plan.batch_tokens:,} tokens = {rows}"),
+            ("rates", f"x {plan.lr_factor:.4f} for the batch size; Muon weight decay {plan.weight_decay:.4g}"),
+            ("text", f"{self.data.source.name}, about {plan.tokens * 4.8 / 250e6:,.1f} nanochat shards of 250 M characters"),
+            ("time", "" if dry else f"about {short_time(self.expected_seconds)} of training on {self.hardware.name}" if self.expected_seconds
+                     else f"not known for {self.hardware.name}"),
+        ):  # fmt: skip
+            if value:
+                table.add_row(name, value)
+        self.out.print(table)
+
+    def data_shape(self) -> str:
+        """Checks that the batch can be shared out, and says how."""
+        from nanochat.datamodules.text import share_out
+
+        T = self.gpt_config.sequence_len
+        rows, micro = share_out(self.plan.batch_tokens, T, self.world_size, self.config["data"].get("rows_per_device"))
+        return f"{micro} rows x {T:,} tokens x {self.world_size} processes x {rows // self.world_size // micro} accumulated"
+
+    # --- doing it ------------------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        self.data.attach(self.tokenizer, batch_tokens=self.plan.batch_tokens, world_size=self.world_size, rank=int(os.environ.get("RANK", 0)))
+
+    def prepare(self, folder: RunFolder) -> None:
+        """What happens once, before any process trains: record, tokenizer, first token shards."""
+        _ = self.device, self.dtype
+        self.attach()
+        code = lineage.code_state()
+        facts = {
+            "started": time.strftime("%Y-%m-%d %H:%M:%S"), "command": lineage.command_line(), "code": code, "versions": lineage.versions(),
+            "hardware": {"device": self.hardware.name, "peak_flops": self.hardware.peak_flops, "memory_bytes": self.hardware.memory_bytes,
+                         "processes": self.world_size},
+            "seed": self.config["seed"],
+            "plan": {k: v for k, v in vars(self.plan).items() if k != "config"},
+            "data": self.data.manifest(),
+            "parent": None if self.parent is None else {"path": str(self.parent), "sha256": lineage.parent_hash(self.parent)},
+        }  # fmt: skip
+        write_record(folder, self.config, facts)
+        (folder.path / "tokenizer").mkdir(exist_ok=True)
+        self.tokenizer.save(folder.path / "tokenizer")
+        self.data.prepare_data()
+
+    def checkpoints(self, folder: RunFolder) -> RunCheckpoints:
+        return RunCheckpoints(folder.checkpoints, **self.config["checkpoints"])
+
+    def is_finished(self, folder: RunFolder) -> bool:
+        steps = self.checkpoints(folder).steps() if folder.resumed else []
+        if steps and steps[-1] >= self.plan.steps:
+            print(f"this run is finished: {self.checkpoints(folder).path(steps[-1])}; for another one change a setting, or drop resume=")
+            return True
+        return False
+
+    def last_result(self, folder: RunFolder) -> float | None:
+        """val/bpb of the last checkpoint, or None if it was not evaluated."""
+        checkpoints = self.checkpoints(folder)
+        file = checkpoints.path(checkpoints.steps()[-1]) / "metrics.json" if checkpoints.steps() else None
+        return json.loads(file.read_text()).get("val/bpb") if file and file.is_file() else None
+
+    def build_gpt(self) -> GPT:
+        gpt = GPT.build(self.gpt_config, seed=self.config["seed"] if self.parent is None else None, device=self.device)
+        if self.parent is not None:
+            gpt.load_state_dict(checkpoint_folder.read_weights(self.parent), strict=True)
+        return gpt
+
+    def wants_compile(self) -> bool:
+        """trainer.compile is true, false or auto: on a GPU always, on a CPU where the run is long enough to earn it back."""
+        wanted = self.config["trainer"]["compile"]
+        if wanted != "auto":
+            return bool(wanted)
+        if self.device.type == "cpu":
+            return (self.expected_seconds or 0) > COMPILE_PAYS_SECONDS and hardware.has_compiler()
+        return self.device.type == "cuda"
+
+    def build_module(self, gpt: GPT) -> PhaseModule:
+        build_optimizer = partial(
+            optim.build, groups=self.config["optim"]["groups"], lr_factor=self.plan.lr_factor, weight_decay=self.plan.weight_decay
+        )
+        schedule = optim.Schedule(**self.config["optim"]["schedule"])
+        return get_class(self.config["module"]["_target_"])(gpt, build_optimizer, schedule, self.plan.steps)  # type: ignore[no-any-return]
+
+    def build_callbacks(self, folder: RunFolder, rank: int) -> list[L.Callback]:
+        config, checkpoints = self.config, self.checkpoints(folder)
+        sample = dict(config["sample"])
+        prompts = list(sample.pop("prompts") or [])
+
+        def bpb(module: PhaseModule) -> dict[str, float]:
+            return bits_per_byte(module.gpt, self.data.val_batches(config["eval_tokens"]), self.tokenizer.token_bytes)
+
+        def write(gpt: GPT, texts: list[str]) -> list[str]:
+            return complete(gpt, self.tokenizer, texts, num_samples=1, **sample)
+
+        return [
+            Save(checkpoints, config["save_every"]),
+            Report(
+                batch_tokens=self.plan.batch_tokens, flops_per_token=counts.flops_per_token(self.gpt_config),
+                peak_flops=self.hardware.peak_flops, log_every=config["log_every"], run_folder=folder.path,
+                show=config["progress"] if rank == 0 else "none",
+            ),
+            Evaluate({"bpb": bpb}, config["eval_every"], checkpoints),
+            Sample(write, prompts, config["sample_every"]),
+            *[instantiate(c) for c in (config["callbacks"] or {}).values()],
+        ]  # fmt: skip
+
+    def train(self, folder: RunFolder) -> float | None:
+        """Train in this process (all of the run, or one rank of it). Returns the last val/bpb."""
+        rank, settings, checkpoints = int(os.environ.get("RANK", 0)), self.config["trainer"], self.checkpoints(folder)
+        quiet_lightning()
+        torch.manual_seed(self.config["seed"])
+        self.attach()
+        start, problems = checkpoints.latest_sound() if folder.resumed else (None, [])
+        resume_step = int(start.name.removeprefix("step_")) if start else 0
+        if rank == 0:
+            for line in problems:
+                print(f"skipped: {line}")
+            if folder.resumed:
+                print(f"resuming {folder.path} " + (f"after step {resume_step:,}" if start else "from the start: it has no checkpoint yet"))
+        gpt = self.build_gpt()
+        shape = (self.data.micro_rows, self.gpt_config.sequence_len)
+        chosen = gpt.prepare(compute_dtype=self.dtype[0], attention_backend=settings["attention"], compile_for=shape if self.wants_compile() else None)
+        module = self.build_module(gpt)
+        if rank == 0:
+            print(f"device: {self.hardware.name}; fp32 weights, {chosen['compute dtype']} compute ({self.dtype[1]}); compile: {chosen['compile']}")
+            print(f"attention: {chosen['attention']}")
+            self.print_optimizer(module)
+            print(f"run folder: {folder.path}")
+        loggers = [instantiate(logger, folder=folder.path, resume_step=resume_step) for logger in self.config["logger"].values()] if rank == 0 else []
+        record = json.loads((folder.path / "record.json").read_text())
+        trainer = L.Trainer(
+            accelerator=settings["accelerator"], devices=settings["devices"], num_nodes=settings["num_nodes"],
+            strategy=settings["strategy"] if self.world_size > 1 else "auto", precision="32-true", max_steps=self.plan.steps, max_epochs=-1,
+            accumulate_grad_batches=self.data.accumulate, gradient_clip_val=settings["gradient_clip_val"],
+            limit_val_batches=0, num_sanity_val_steps=0, log_every_n_steps=1, logger=loggers, use_distributed_sampler=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder.path,
+            callbacks=self.build_callbacks(folder, rank),
+            plugins=[FolderCheckpointIO(self.gpt_config, self.tokenizer, {"config": self.config, **record})],
+        )  # fmt: skip
+        if start is not None:
+            self.data.start_step = resume_step
+        trainer.fit(module, datamodule=self.data, ckpt_path=start)
+        if rank == 0:
+            self.print_end(folder, module, trainer)
+        return self.last_result(folder)
+
+    def print_optimizer(self, module: PhaseModule) -> None:
+        table = Table(title="optimizer", title_justify="left")
+        for column in ("parameter", "shape", "rule", "rate", "weight decay"):
+            table.add_column(column)
+        for row in optim.table(module.optim(module.gpt)):
+            table.add_row(*row)
+        self.out.print(table)
+
+    def print_end(self, folder: RunFolder, module: PhaseModule, trainer: L.Trainer) -> None:
+        checkpoints, step = self.checkpoints(folder), trainer.global_step
+        if step < self.plan.steps:
+            print(f"stopped after step {step:,} of {self.plan.steps:,}, saved in {checkpoints.path(step)}; the same command with resume=auto goes on")
+            return
+        ledger = self.data.ledger(step)
+        print("tokens: " + ", ".join(f"{k} {v:,}" for k, v in ledger.items()))
+        best, result = checkpoints.best(), self.last_result(folder)
+        print(f"trained {step:,} steps, {ledger['trained'] if 'trained' in ledger else step * self.plan.batch_tokens:,} tokens in {short_time(module.clock.seconds)}"
+              + (f"; val bpb {result:.4f}" if result is not None else "") + (f", best {best[1]:.4f} at step {best[0]:,}" if best else ""))  # fmt: skip
+        print(f"checkpoint: {checkpoints.path(step)}")
+        print(f'next: python -m nanochat.sample ckpt="{checkpoints.path(step)}" start="The " num_samples=3')
+
+
+def quiet_lightning() -> None:
+    """Lightning's banners and hints say nothing that the plan does not."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -1,0 +1,250 @@
+"""The optimizer of a whole network: rule, rate and decay of each parameter (facts sheet 2.1 and 2.2), and its state."""
+
+import copy
+import io
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from nanochat.gpt import GPT, GPTConfig, build_arch
+from nanochat.optim import Schedule, build, table
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def yaml(path: str) -> dict:
+    return OmegaConf.to_container(OmegaConf.load(CONF / path))
+
+
+def network(arch: str = "modern", d: int = 64, seed: int = 42, **switches) -> GPT:
+    config = GPTConfig(32, 100, 4, 4, 2, d, build_arch({**yaml(f"arch/{arch}.yaml"), **switches}))
+    return GPT.build(config, seed=seed)
+
+
+def settings(optim: str = "muon") -> dict:
+    return yaml(f"optim/{optim}.yaml")["groups"]
+
+
+def by_name(optimizer) -> dict[str, dict]:
+    return {name: group for group in optimizer.param_groups for name in group["names"]}
+
+
+@pytest.mark.parametrize("optim", sorted(p.stem for p in (CONF / "optim").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "switches", [{}, {"bigram": True}, {"value_embeds": False}, {"smear": False, "backout": False}], ids=str
+)
+@pytest.mark.parametrize("arch", ["modern", "classic"])
+def test_every_parameter_is_in_exactly_one_group(arch, switches, optim):
+    gpt = network(arch, **switches)
+    optimizer = build(gpt, settings(optim))
+    grouped = [
+        (name, id(p))
+        for group in optimizer.param_groups
+        for name, p in zip(group["names"], group["params"], strict=True)
+    ]
+    assert sorted(grouped) == sorted((name, id(p)) for name, p in gpt.named_parameters())
+
+
+@pytest.mark.parametrize("lr_factor", [1.0, 0.5])
+@pytest.mark.parametrize("d", [64, 768])
+def test_modern_rates_betas_and_decay(d, lr_factor):
+    """The table of facts sheet 2.2; `lr_factor` is sqrt(B / 2**19), which leaves the smear and backout group alone."""
+    gpt = network(d=d)
+    groups = by_name(build(gpt, settings("muon"), lr_factor=lr_factor, weight_decay=0.123))
+    s = (d / 768) ** -0.5
+    for name, group in groups.items():
+        if name == "lm_head.weight":
+            rate, betas, decay = 0.008 * s, (0.8, 0.96), 0.01
+        elif name == "transformer.wte.weight":
+            rate, betas, decay = 0.3 * s, (0.8, 0.995), 0.001
+        elif name.startswith("value_embeds"):
+            rate, betas, decay = 0.5 * 0.3 * s, (0.8, 0.995), 0.01
+        elif name == "resid_lambdas":
+            rate, betas, decay = 0.01 * 0.5, (0.8, 0.95), 0.05
+        elif name == "x0_lambdas":
+            rate, betas, decay = 0.5, (0.96, 0.95), 0
+        elif name in ("smear_gate.weight", "smear_lambda", "backout_lambda"):
+            rate, betas, decay = 0.2 / lr_factor, (0.8, 0.95), 0  # fixed
+        else:
+            assert name.startswith("transformer.h."), name
+            rate, betas, decay = 0.02, None, 0.123
+            assert (group["rule"], group["variant"]) == ("muon", "modern")
+            assert (group["momentum"], group["beta2"], group["ns_steps"]) == (0.95, 0.9, 5)
+        assert group["lr"] == group["initial_lr"] == pytest.approx(rate * lr_factor), name
+        assert group["weight_decay"] == pytest.approx(decay), name
+        if betas:
+            assert group["rule"] == "adamw"
+            assert tuple(group["betas"]) == betas, name
+            assert group["eps"] == 1e-10
+
+
+@pytest.mark.parametrize("d", [64, 768])
+def test_classic_rates_betas_and_decay(d):
+    groups = by_name(build(network("classic", d=d), settings("muon_classic")))
+    s = (d / 768) ** -0.5
+    for name, group in groups.items():
+        rate = {"lm_head.weight": 0.004 * s, "transformer.wte.weight": 0.2 * s}.get(name, 0.02)
+        assert group["lr"] == pytest.approx(rate), name
+        assert group["weight_decay"] == 0
+        if name.startswith("transformer.h."):
+            assert (group["rule"], group["variant"], group["momentum"], group["ns_steps"]) == (
+                "muon",
+                "classic",
+                0.95,
+                5,
+            )
+        else:
+            assert (group["rule"], tuple(group["betas"]), group["eps"]) == ("adamw", (0.8, 0.95), 1e-10)
+
+
+def test_a_schedule_moves_rates_momentum_and_muons_decay_only():
+    optimizer = build(network(), settings(), weight_decay=0.2)
+    schedule = Schedule(**yaml("optim/muon.yaml")["schedule"])
+    before = {name: dict(group) for name, group in by_name(optimizer).items()}
+    optimizer.schedule_step(schedule, 750, 1000)
+    for name, group in by_name(optimizer).items():
+        assert group["lr"] == pytest.approx(before[name]["lr"] * schedule.lr(750, 1000))
+        if group["rule"] == "muon":
+            assert group["momentum"] == schedule.momentum(750, 1000)
+            assert group["weight_decay"] == pytest.approx(0.2 * schedule.decay(750, 1000))
+        else:
+            assert group["weight_decay"] == before[name]["weight_decay"]
+
+
+# --- what cannot be -------------------------------------------------------------------------------------------------
+
+
+def without(groups, role):
+    return {k: v for k, v in groups.items() if k != role}
+
+
+@pytest.mark.parametrize(
+    "role", ["head", "embedding", "value_embedding", "resid_scalar", "x0_scalar", "gate_scalar", "matrix"]
+)
+def test_a_role_without_a_group_is_named(role):
+    with pytest.raises(ValueError, match=rf"\b{role}\b.*roles"):
+        build(network(), without(settings(), role))
+
+
+@pytest.mark.parametrize("role", ["value_embedding", "resid_scalar", "x0_scalar", "gate_scalar"])
+def test_a_group_for_a_role_this_network_lacks_is_fine(role):
+    """One YAML serves all architectures."""
+    build(network("classic"), without(settings("muon_classic"), role))
+
+
+@pytest.mark.xfail(strict=True, reason="a group of a role that no network has is left out silently")
+def test_a_role_no_network_has_is_named():
+    with pytest.raises(ValueError, match="matrices"):
+        build(network(), {**settings(), "matrices": {"rule": "muon", "lr": 0.1}})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rule": "lion9"}, r"matrix\.rule='lion9'.*adamw.*muon"),
+        ({"rule": None}, r"matrix\.rule"),
+        ({"rule": "groups"}, r"matrix\.rule"),
+        ({"weight_dekay": 0.1}, r"matrix\.weight_dekay.*weight_decay"),
+        ({"betas": [0.9, 0.9]}, r"matrix\.betas"),
+        ({"lr": None}, r"matrix\.lr"),
+    ],
+    ids=str,
+)
+def test_an_unknown_rule_or_option_is_named_with_those_there_are(change, message):
+    groups = settings()
+    groups["matrix"].update(change)
+    with pytest.raises(ValueError, match=message) as caught:
+        build(network(), groups)
+    assert "\n" not in str(caught.value)
+
+
+def test_muon_is_refused_for_what_is_no_matrix():
+    groups = settings()
+    groups["resid_scalar"] = {"rule": "muon", "lr": 0.02}
+    with pytest.raises(ValueError, match="resid_lambdas"):
+        build(network(), groups)
+
+
+def test_settings_are_left_as_they_were():
+    groups = settings()
+    before = copy.deepcopy(groups)
+    build(network(), groups, lr_factor=0.5, weight_decay=0.1)
+    assert groups == before
+
+
+def test_table_counts_every_parameter_once():
+    gpt = network()
+    rows = list(table(build(gpt, settings())))
+    counted = sum(
+        int(re.search(r"x(\d+)$", label).group(1)) if re.search(r"  x\d+$", label) else 1 for label, *_ in rows
+    )
+    assert counted == len(list(gpt.parameters()))
+    assert len(rows) < counted / 2
+
+
+# --- training and state -----------------------------------------------------------------------------------------------
+
+
+def train(gpt, optimizer, steps, total=20):
+    schedule, losses = Schedule(), []
+    for step in steps:
+        idx = torch.randint(100, (4, 33), generator=torch.Generator().manual_seed(step))
+        optimizer.schedule_step(schedule, step, total)
+        loss = gpt.loss_sum(idx[:, :-1], idx[:, 1:]) / 128
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize(("arch", "optim"), [("modern", "muon"), ("classic", "muon_classic"), ("modern", "adamw")])
+def test_saved_and_loaded_continues_bit_for_bit(arch, optim):
+    straight = network(arch)
+    optimizer = build(straight, settings(optim), weight_decay=0.1)
+    losses = train(straight, optimizer, range(6))
+
+    first = network(arch)
+    optimizer = build(first, settings(optim), weight_decay=0.1)
+    before = train(first, optimizer, range(3))
+    weights, state = through_a_file(first.state_dict()), through_a_file(optimizer.state_dict())
+    second = network(arch, seed=7)
+    second.load_state_dict(weights)
+    optimizer = build(second, settings(optim), weight_decay=0.1)
+    optimizer.load_state_dict(state)
+    assert before + train(second, optimizer, range(3, 6)) == losses
+    for (name, a), b in zip(straight.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_without_its_state_it_does_not_continue_the_same():
+    """The test above would notice a state that is not loaded."""
+    straight, other = network(), network()
+    losses = train(straight, build(straight, settings()), range(6))
+    train(other, build(other, settings()), range(3))
+    assert train(other, build(other, settings()), range(3, 6)) != losses[3:]
+
+
+@pytest.mark.parametrize(("arch", "optim"), [("modern", "muon"), ("classic", "muon_classic"), ("modern", "adamw")])
+def test_a_batch_is_learned_by_heart(arch, optim):
+    gpt = network(arch)
+    optimizer = build(gpt, settings(optim))
+    idx = torch.randint(100, (2, 33), generator=torch.Generator().manual_seed(0))
+    losses = []
+    for _ in range(30):
+        loss = gpt.loss_sum(idx[:, :-1], idx[:, 1:]) / 64
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]

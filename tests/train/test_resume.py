@@ -1,0 +1,167 @@
+"""A run that is killed ends as one that was never interrupted, bit for bit."""
+
+import filecmp
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nanochat.checkpoint import folder
+from nanochat.checkpoint.runs import RunCheckpoints
+from tests.train.conftest import environment, losses, the_run
+
+STEPS = 24
+WORDS = [f"max_steps={STEPS}", "save_every=3", "eval_every=6", "checkpoints.keep_last=3"]
+Train = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def whole(train: Train, shared_base: Path) -> Path:
+    train("run_name=whole", *WORDS)
+    return the_run(shared_base, "whole")
+
+
+def start(base: Path, tiny: list[str], name: str, *words: str) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "nanochat.train", *tiny, *WORDS, f"run_name={name}", *words]
+    return subprocess.Popen(command, env=environment(base), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=base)
+
+
+def checkpoints_of(base: Path, name: str) -> Path:
+    runs = list((base / "runs" / name).glob("*/checkpoints"))
+    return runs[0] if runs else base / "nothing"
+
+
+def assert_same(mine: Path, whole: Path) -> None:
+    assert losses(mine) == losses(whole)
+    end = f"checkpoints/step_{STEPS:06d}"
+    assert filecmp.cmp(mine / end / "model.safetensors", whole / end / "model.safetensors", shallow=False)
+    assert json.loads((mine / end / "metrics.json").read_text()) == json.loads((whole / end / "metrics.json").read_text())
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_the_same(whole: Path, shared_base: Path, tiny: list[str], train: Train) -> None:
+    rng = random.Random(1)
+    kills = 0
+    for _ in range(4):
+        process = start(shared_base, tiny, "killed", "resume=auto")
+        before = len(RunCheckpoints(checkpoints_of(shared_base, "killed")).steps())
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:  # until it has written something new, then a moment more
+            if len(RunCheckpoints(checkpoints_of(shared_base, "killed")).steps()) != before or list(checkpoints_of(shared_base, "killed").glob(".writing*")):
+                break
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.6)
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+        process.wait()
+    assert kills >= 2
+    train("run_name=killed", *WORDS, "resume=auto")
+    assert_same(the_run(shared_base, "killed"), whole)
+
+
+@pytest.mark.slow
+def test_killed_while_it_writes_a_checkpoint_the_previous_one_is_used(whole: Path, shared_base: Path, tiny: list[str], train: Train) -> None:
+    process = start(shared_base, tiny, "torn")
+    place, deadline = shared_base / "nothing", time.monotonic() + 60
+    while time.monotonic() < deadline:
+        place = checkpoints_of(shared_base, "torn")
+        if RunCheckpoints(place).steps() and list(place.glob(".writing-step_*")):
+            break
+    process.kill()
+    process.wait()
+    assert RunCheckpoints(place).latest_sound()[0] is not None
+    train("run_name=torn", *WORDS, "resume=auto")
+    assert_same(the_run(shared_base, "torn"), whole)
+    assert not list(place.glob(".writing*")), "what the killed writer left is cleared away"
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_cleanly(whole: Path, shared_base: Path, tiny: list[str], train: Train) -> None:
+    process = start(shared_base, tiny, "terminated", "save_every=null")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        metrics = list((shared_base / "runs" / "terminated").glob("*/metrics.csv"))
+        if metrics and len(metrics[0].read_text().splitlines()) > 4:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    steps = RunCheckpoints(checkpoints_of(shared_base, "terminated")).steps()
+    assert len(steps) == 1 and 4 <= steps[0] < STEPS
+    train("run_name=terminated", *WORDS, "resume=auto")
+    assert_same(the_run(shared_base, "terminated"), whole)
+
+
+def test_a_truncated_file_is_one_line_and_the_previous_checkpoint_loads(whole: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    checkpoints = RunCheckpoints(copy / "checkpoints")
+    for name in ("model.safetensors", folder.STATE, "config.json"):
+        steps = checkpoints.steps()
+        victim = checkpoints.path(steps[-1]) / name
+        data = victim.read_bytes()
+        victim.write_bytes(data[: len(data) // 2])
+        with pytest.raises(ValueError, match=f"{victim.name} has .* truncated.*sound: step_"):
+            folder.load_gpt(checkpoints.path(steps[-1]))
+        found, problems = checkpoints.latest_sound()
+        assert found == checkpoints.path(steps[-2]) and len(problems) == 1
+        assert folder.load_gpt(found).config.n_layer == 2
+        victim.write_bytes(data)
+
+
+def test_a_finished_run_is_not_trained_again(whole: Path, train: Train) -> None:
+    before = (whole / "metrics.csv").read_bytes()
+    assert "this run is finished" in train("run_name=whole", *WORDS, "resume=auto").stdout
+    assert (whole / "metrics.csv").read_bytes() == before
+
+
+def test_resuming_with_other_settings_is_refused(whole: Path, train: Train) -> None:
+    done = train("run_name=whole", *WORDS, f"resume={whole}", "seed=43", code=2)
+    assert "continues that run as it was, but" in done.stderr and "seed: 42 -> 43" in done.stderr
+
+
+def test_auto_starts_a_new_run_when_the_settings_differ_and_says_so(whole: Path, train: Train, shared_base: Path) -> None:
+    done = train("run_name=whole", "max_steps=2", "resume=auto", "save_every=null")
+    assert "it differs in max_steps: 24 -> 2" in done.stdout
+    import shutil
+
+    (other,) = [p.parent for p in (shared_base / "runs" / "whole").glob("*/config.yaml") if p.parent != whole]
+    shutil.rmtree(other)
+
+
+def test_a_run_folder_in_use_is_refused(whole: Path, train: Train) -> None:
+    import fcntl
+
+    with (whole / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        assert "another process is training in" in train("run_name=whole", *WORDS, "resume=auto", code=2).stderr
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_nothing_is_lost(whole: Path, tiny: list[str], shared_base: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        for name in ("tokenizers", "token_shards"):
+            (disk / name).symlink_to(shared_base / name)
+        command = [sys.executable, "-m", "nanochat.train", *tiny, *WORDS, "checkpoints.keep_last=null", "run_name=full"]
+        done = subprocess.run(command, env=environment(disk), capture_output=True, text=True, timeout=120)
+        (line,) = [x for x in done.stderr.splitlines() if "error:" in x]
+        assert done.returncode == 2 and "no space left" in line and "resume=auto" in line
+        found, _ = RunCheckpoints(checkpoints_of(disk, "full")).latest_sound()
+        assert found is not None and folder.load_gpt(found).config.n_layer == 2
+        assert not list(checkpoints_of(disk, "full").glob(".writing*"))
+        mine = losses(the_run(disk, "full"))
+        assert mine == {step: loss for step, loss in losses(whole).items() if step in mine}
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
