@@ -29,7 +29,11 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     gpt, tokenizer = folder.load_gpt(path, device=device, compute_dtype=dtype).eval(), folder.load_tokenizer(path)
     results: dict[str, Any] = {"checkpoint": str(path), "dtype": f"{str(dtype).removeprefix('torch.')} ({why})"}
     if "bpb" in names:
-        config = OmegaConf.to_container(cfg.data, resolve=True) if cfg.get("data") else folder.read_lineage(path)["config"]["data"]
+        config = (
+            OmegaConf.to_container(cfg.data, resolve=True)
+            if cfg.get("data")
+            else folder.read_lineage(path)["config"]["data"]
+        )
         assert isinstance(config, dict)
         data = instantiate({**config, "sequence_len": gpt.config.sequence_len, "rows_per_device": cfg.rows_per_device})
         data.attach(tokenizer, batch_tokens=gpt.config.sequence_len * cfg.rows_per_device)

@@ -24,7 +24,14 @@ def run(cfg: DictConfig) -> None:
     gpt, tokenizer = folder.load_gpt(path, device=device, compute_dtype=dtype).eval(), folder.load_tokenizer(path)
     print(f"checkpoint: {path}")
     texts = complete(
-        gpt, tokenizer, [start], num_samples=cfg.num_samples, max_tokens=cfg.max_tokens, temperature=cfg.temperature, top_k=cfg.top_k, seed=cfg.seed
+        gpt,
+        tokenizer,
+        [start],
+        num_samples=cfg.num_samples,
+        max_tokens=cfg.max_tokens,
+        temperature=cfg.temperature,
+        top_k=cfg.top_k,
+        seed=cfg.seed,
     )
     for text in texts:
         print(f"{'-' * 16}\n{start}{text}")

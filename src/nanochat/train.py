@@ -29,7 +29,9 @@ def run(cfg: DictConfig) -> float | None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     job = Job(config)
     if job.parent is not None and (words := overridden("model") + overridden("arch") + overridden("tokenizer")):
-        raise ValueError(f"{words[0]} cannot take effect: init_from={config['init_from']} brings its own model and tokenizer; drop one of the two")
+        raise ValueError(
+            f"{words[0]} cannot take effect: init_from={config['init_from']} brings its own model and tokenizer; drop one of the two"
+        )
     job.print_plan()
     if config["dry_run"]:
         print("dry_run=true: nothing was trained")
@@ -42,7 +44,9 @@ def run(cfg: DictConfig) -> float | None:
         return job.train(folder)
     code = run_ranks(folder.path, job.world_size)
     if code:
-        raise ValueError(f"a process of the run failed with exit code {code}; what it said is above, the run is in {folder.path}")
+        raise ValueError(
+            f"a process of the run failed with exit code {code}; what it said is above, the run is in {folder.path}"
+        )
     return job.last_result(folder)
 
 
@@ -52,7 +56,9 @@ def rank_main() -> None:
     from nanochat.runs.run_folder import RunFolder, read_config
 
     path, rank = Path(os.environ[RANK_OF]), int(os.environ["RANK"])
-    logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s", stream=sys.stdout, force=True)
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s", stream=sys.stdout, force=True
+    )
     try:
         Job(read_config(path), path / "tokenizer").train(RunFolder(path, resumed=True, lock=None))
     except (ValueError, OSError) as error:

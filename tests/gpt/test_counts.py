@@ -48,7 +48,7 @@ def seven_digits(value: float, like: str) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-@pytest.mark.parametrize(("depth", "d", "H", "total", "flops"), CLASSIC, ids=lambda v: "")
+@pytest.mark.parametrize(("depth", "d", "H", "total", "flops"), CLASSIC, ids=[f"d{row[0]}" for row in CLASSIC])
 def test_classic_scale_table(depth, d, H, total, flops):
     config = from_depth(depth, vocab_size=65536, arch=arch("E0"))
     assert (config.n_layer, config.n_embd, config.n_head, config.n_kv_head) == (depth, d, H, H)
@@ -56,7 +56,7 @@ def test_classic_scale_table(depth, d, H, total, flops):
     assert seven_digits(counts.flops_per_token(config), flops) == flops
 
 
-@pytest.mark.parametrize(("depth", "d", "H", "total", "scaling", "flops"), MODERN, ids=lambda v: "")
+@pytest.mark.parametrize(("depth", "d", "H", "total", "scaling", "flops"), MODERN, ids=[f"d{row[0]}" for row in MODERN])
 def test_modern_scale_table(depth, d, H, total, scaling, flops):
     config = from_depth(depth, vocab_size=32768, arch=arch("E6"))
     assert (config.n_layer, config.n_embd, config.n_head, config.n_kv_head) == (depth, d, H, H)

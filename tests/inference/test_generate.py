@@ -106,7 +106,6 @@ def test_settings_that_make_no_sense_are_one_clear_line(gpt, settings):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="an IndexError of PyTorch")
 def test_an_empty_prompt_is_one_clear_line(gpt):
     with pytest.raises(ValueError, match="prompt"):
         columns(gpt, [], max_tokens=4, **GREEDY)

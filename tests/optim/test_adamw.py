@@ -75,7 +75,6 @@ def test_betas_that_cannot_be_are_an_error(options):
     refused(options)
 
 
-@pytest.mark.xfail(strict=True, reason="not checked: trains upwards, or an error of Python's unpacking")
 @pytest.mark.parametrize("options", [{"lr": -0.1}, {"eps": -1.0}, {"betas": (0.9,)}], ids=str)
 def test_other_options_that_cannot_be_are_an_error(options):
     refused(options)

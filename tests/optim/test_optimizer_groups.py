@@ -135,7 +135,6 @@ def test_a_group_for_a_role_this_network_lacks_is_fine(role):
     build(network("classic"), without(settings("muon_classic"), role))
 
 
-@pytest.mark.xfail(strict=True, reason="a group of a role that no network has is left out silently")
 def test_a_role_no_network_has_is_named():
     with pytest.raises(ValueError, match="matrices"):
         build(network(), {**settings(), "matrices": {"rule": "muon", "lr": 0.1}})

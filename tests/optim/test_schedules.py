@@ -115,7 +115,6 @@ def test_settings_that_cannot_be_are_one_clear_line(change):
     refused(change)
 
 
-@pytest.mark.xfail(strict=True, reason="not checked")
 @pytest.mark.parametrize("change", [{"warmup_steps": -1}, {"momentum_steps": -1}, {"momentum_peak": 1.5}], ids=str)
 def test_other_settings_that_cannot_be_are_one_clear_line(change):
     refused(change)

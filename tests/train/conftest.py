@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-WORDS = (
-    "the a of and to in river stone house light night small great old green walks sings turns finds holds under over near "
-    "before after slowly never often water field road bird child hand door year morning winter summer letter song"
-).split()
+WORDS = """
+the a of and to in river stone house light night small great old green walks sings turns finds holds under over near
+before after slowly never often water field road bird child hand door year morning winter summer letter song
+""".split()
 
 # what makes a run of seconds: two layers of width 64, 16 rows of 64 tokens in 4 micro-batches
 TINY = [
@@ -30,7 +30,9 @@ def make_corpus(folder: Path, documents: int = 400, seed: int = 0) -> Path:
     rng = random.Random(seed)
     with (folder / "text.jsonl").open("w") as file:
         for _ in range(documents):
-            sentences = [" ".join(rng.choice(WORDS) for _ in range(rng.randint(4, 12))) + "." for _ in range(rng.randint(5, 60))]
+            sentences = [
+                " ".join(rng.choice(WORDS) for _ in range(rng.randint(4, 12))) + "." for _ in range(rng.randint(5, 60))
+            ]
             file.write(json.dumps({"text": " ".join(sentences)}) + "\n")
     return folder
 
@@ -61,7 +63,9 @@ def train(shared_base: Path, tiny: list[str]) -> Callable[..., subprocess.Comple
 
     def call(*words: str, code: int = 0, base: Path = shared_base, **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "nanochat.train", *tiny, *words]
-        done = subprocess.run(command, env=environment(base, **more), capture_output=True, text=True, timeout=300, cwd=base)
+        done = subprocess.run(
+            command, env=environment(base, **more), capture_output=True, text=True, timeout=300, cwd=base
+        )
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done
 

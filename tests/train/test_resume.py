@@ -41,19 +41,27 @@ def assert_same(mine: Path, whole: Path) -> None:
     assert losses(mine) == losses(whole)
     end = f"checkpoints/step_{STEPS:06d}"
     assert filecmp.cmp(mine / end / "model.safetensors", whole / end / "model.safetensors", shallow=False)
-    assert json.loads((mine / end / "metrics.json").read_text()) == json.loads((whole / end / "metrics.json").read_text())
+    assert json.loads((mine / end / "metrics.json").read_text()) == json.loads(
+        (whole / end / "metrics.json").read_text()
+    )
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_the_same(whole: Path, shared_base: Path, tiny: list[str], train: Train) -> None:
+def test_killed_at_random_moments_it_ends_the_same(
+    whole: Path, shared_base: Path, tiny: list[str], train: Train
+) -> None:
     rng = random.Random(1)
     kills = 0
     for _ in range(4):
         process = start(shared_base, tiny, "killed", "resume=auto")
         before = len(RunCheckpoints(checkpoints_of(shared_base, "killed")).steps())
         deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:  # until it has written something new, then a moment more
-            if len(RunCheckpoints(checkpoints_of(shared_base, "killed")).steps()) != before or list(checkpoints_of(shared_base, "killed").glob(".writing*")):
+        while (
+            process.poll() is None and time.monotonic() < deadline
+        ):  # until it has written something new, then a moment more
+            if len(RunCheckpoints(checkpoints_of(shared_base, "killed")).steps()) != before or list(
+                checkpoints_of(shared_base, "killed").glob(".writing*")
+            ):
                 break
             time.sleep(0.01)
         time.sleep(rng.random() * 0.6)
@@ -67,7 +75,9 @@ def test_killed_at_random_moments_it_ends_the_same(whole: Path, shared_base: Pat
 
 
 @pytest.mark.slow
-def test_killed_while_it_writes_a_checkpoint_the_previous_one_is_used(whole: Path, shared_base: Path, tiny: list[str], train: Train) -> None:
+def test_killed_while_it_writes_a_checkpoint_the_previous_one_is_used(
+    whole: Path, shared_base: Path, tiny: list[str], train: Train
+) -> None:
     process = start(shared_base, tiny, "torn")
     place, deadline = shared_base / "nothing", time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -128,7 +138,9 @@ def test_resuming_with_other_settings_is_refused(whole: Path, train: Train) -> N
     assert "continues that run as it was, but" in done.stderr and "seed: 42 -> 43" in done.stderr
 
 
-def test_auto_starts_a_new_run_when_the_settings_differ_and_says_so(whole: Path, train: Train, shared_base: Path) -> None:
+def test_auto_starts_a_new_run_when_the_settings_differ_and_says_so(
+    whole: Path, train: Train, shared_base: Path
+) -> None:
     done = train("run_name=whole", "max_steps=2", "resume=auto", "save_every=null")
     assert "it differs in max_steps: 24 -> 2" in done.stdout
     import shutil
@@ -146,7 +158,9 @@ def test_a_run_folder_in_use_is_refused(whole: Path, train: Train) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_nothing_is_lost(whole: Path, tiny: list[str], shared_base: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_nothing_is_lost(
+    whole: Path, tiny: list[str], shared_base: Path, tmp_path: Path
+) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True).returncode:

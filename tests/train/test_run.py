@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,7 +55,9 @@ def test_every_logged_row_is_whole(finished: tuple[Path, str]) -> None:
         rows = list(csv.DictReader(file))
     training = [r for r in rows if r["train/loss"]]
     assert [int(r["step"]) for r in training] == list(range(1, 21))
-    assert all(float(r["perf/tokens_per_second"]) > 0 and r["train/tokens"] == str(1024 * int(r["step"])) for r in training)
+    assert all(
+        float(r["perf/tokens_per_second"]) > 0 and r["train/tokens"] == str(1024 * int(r["step"])) for r in training
+    )
     assert [int(r["step"]) for r in rows if r["val/bpb"]] == [10, 20]
 
 
@@ -70,7 +73,10 @@ def test_the_checkpoint_loads_without_lightning_hydra_or_pickle(finished: tuple[
         "assert not {'lightning', 'hydra', 'omegaconf', 'pytorch_lightning'} & set(sys.modules), sorted(sys.modules)\n"
         "import torch\nprint(gpt(torch.tensor([[tok.bos_id, *tok.encode('the river')]])).shape[-1] == tok.vocab_size)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "True"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "True"
+    )
 
 
 def test_the_saved_model_has_the_counted_parameters_and_plain_names(finished: tuple[Path, str]) -> None:
@@ -91,16 +97,41 @@ def test_a_checkpoint_is_found_by_folder_run_and_name(finished: tuple[Path, str]
         resolve("finish@latest", runs)
 
 
-def test_sample_and_evaluate_work_from_another_folder(finished: tuple[Path, str], shared_base: Path, tmp_path: Path) -> None:
+def test_sample_and_evaluate_work_from_another_folder(
+    finished: tuple[Path, str], shared_base: Path, tmp_path: Path
+) -> None:
     def call(*words: str) -> str:
-        done = subprocess.run([sys.executable, "-m", *words], env=environment(shared_base), capture_output=True, text=True, cwd=tmp_path, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-m", *words],
+            env=environment(shared_base),
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=120,
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    text = call("nanochat.sample", "ckpt=finished@latest", "start=the river, (and", "num_samples=2", "max_tokens=8", "top_k=null")
+    text = call(
+        "nanochat.sample",
+        "ckpt=finished@latest",
+        "start=the river, (and",
+        "num_samples=2",
+        "max_tokens=8",
+        "top_k=null",
+    )
     assert text.count("the river, (and") == 2
-    assert text == call("nanochat.sample", "ckpt=finished@latest", "start=the river, (and", "num_samples=2", "max_tokens=8", "top_k=null")
-    result = call("nanochat.evaluate", "ckpt=finished@latest", "evals=bpb,sample", "eval_tokens=2048", "rows_per_device=4")
+    assert text == call(
+        "nanochat.sample",
+        "ckpt=finished@latest",
+        "start=the river, (and",
+        "num_samples=2",
+        "max_tokens=8",
+        "top_k=null",
+    )
+    result = call(
+        "nanochat.evaluate", "ckpt=finished@latest", "evals=bpb,sample", "eval_tokens=2048", "rows_per_device=4"
+    )
     logged = json.loads((finished[0] / "checkpoints" / "step_000020" / "metrics.json").read_text())["val/bpb"]
     # the same rows through the same weights: equal but for the order of fp32 sums in batches of another size
     assert abs(float(result.split("bpb: ")[1].split()[0]) - logged) < 1e-5
@@ -108,8 +139,6 @@ def test_sample_and_evaluate_work_from_another_folder(finished: tuple[Path, str]
 
 
 def test_another_tokenizer_of_equal_size_is_refused(finished: tuple[Path, str], tmp_path: Path) -> None:
-    import shutil
-
     from nanochat.tokenizer import train_bpe
 
     rng = random.Random(3)
@@ -120,8 +149,10 @@ def test_another_tokenizer_of_equal_size_is_refused(finished: tuple[Path, str], 
         folder.load_tokenizer(path)
 
 
-def test_init_from_starts_a_new_run_from_the_weights(finished: tuple[Path, str], train: Train, shared_base: Path) -> None:
-    words = [w for w in ("run_name=second", "max_steps=2", "init_from=finished@latest", "seed=7")]
+def test_init_from_starts_a_new_run_from_the_weights(
+    finished: tuple[Path, str], train: Train, shared_base: Path
+) -> None:
+    words = ["run_name=second", "max_steps=2", "init_from=finished@latest", "seed=7"]
     train(*words, code=2)  # model= and tokenizer= on the line cannot take effect and are refused
     done = subprocess.run(
         [sys.executable, "-m", "nanochat.train", "+phase=base", "trainer=cpu", "data=local", f"data.path={_path(finished[0])}", "batch_tokens=1024",
@@ -139,18 +170,38 @@ def _path(run: Path) -> str:
     return str(yaml.safe_load((run / "config.yaml").read_text())["data"]["path"])
 
 
-def test_an_evaluation_that_fails_is_logged_and_training_goes_on(train: Train, shared_base: Path, tmp_path: Path) -> None:
+def test_an_evaluation_that_fails_is_logged_and_training_goes_on(
+    train: Train, shared_base: Path, tmp_path: Path
+) -> None:
     # prompts with a character that a char tokenizer has never seen make sampling fail at every turn
-    done = train("run_name=failing", "tokenizer=char", "tokenizer.vocab_size=auto", "max_steps=4", "sample.prompts=['99']", "sample_every=2")
-    assert done.stdout.count("sampling failed at step") == 2 and sorted(losses(the_run(shared_base, "failing"))) == [1, 2, 3, 4]
+    done = train(
+        "run_name=failing",
+        "tokenizer=char",
+        "tokenizer.vocab_size=auto",
+        "max_steps=4",
+        "sample.prompts=['99']",
+        "sample_every=2",
+    )
+    assert done.stdout.count("sampling failed at step") == 2 and sorted(losses(the_run(shared_base, "failing"))) == [
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_a_report(train: Train, shared_base: Path) -> None:
-    done = train("run_name=nan", "max_steps=30", "optim.groups.matrix.lr=1e30", "optim.groups.embedding.lr=1e30", code=2)
+    done = train(
+        "run_name=nan", "max_steps=30", "optim.groups.matrix.lr=1e30", "optim.groups.embedding.lr=1e30", code=2
+    )
     (line,) = [x for x in done.stderr.splitlines() if x.startswith("error:")]
     step = int(line.split("at step ")[1].split(";")[0])
     report = json.loads((the_run(shared_base, "nan") / f"not_finite_step_{step:06d}" / "report.json").read_text())
-    assert report["step"] == step and report["batch"] == step - 1 and not all(p["finite"] for p in report["parameters"].values())
+    assert (
+        report["step"] == step
+        and report["batch"] == step - 1
+        and not all(p["finite"] for p in report["parameters"].values())
+    )
 
 
 def test_two_processes_train_as_one(train: Train, shared_base: Path) -> None:
@@ -163,7 +214,9 @@ def test_two_processes_train_as_one(train: Train, shared_base: Path) -> None:
     # AdamW divides by the root of the mean square, so a gradient that is 0 but for rounding becomes a step of full size. That
     # of backout_lambda is such at the start: every block adds 0, and the last norm does not see a factor. The others agree.
     assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a if k != "backout_lambda")
-    assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir()), "no rank leaves anything of its own"
+    assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir()), (
+        "no rank leaves anything of its own"
+    )
 
 
 def test_a_sweep_gives_each_trial_its_folder_and_outlives_a_failure(shared_base: Path, tiny: list[str]) -> None:
@@ -180,14 +233,42 @@ def test_optuna_minimises_val_bpb(shared_base: Path, tiny: list[str]) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'nanochat[sweep]'")
     done = subprocess.run(
         [sys.executable, "-m", "nanochat.train", "-m", *tiny, "run_name=optuna", "max_steps=3", "hydra/sweeper=optuna",
-         "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", "hydra.sweeper.direction=minimize", "optim.groups.matrix.lr=tag(log,interval(0.001,0.1))"],
+         "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", "hydra.sweeper.direction=minimize",
+         "optim.groups.matrix.lr=tag(log,interval(0.001,0.1))"],
         env=environment(shared_base), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (result,) = (shared_base / "runs" / "optuna").glob("sweep-*/optimization_results.yaml")
     best = yaml.safe_load(result.read_text())
-    values = [json.loads(p.read_text())["val/bpb"] for p in result.parent.glob("*/checkpoints/step_000003/metrics.json")]
+    values = [
+        json.loads(p.read_text())["val/bpb"] for p in result.parent.glob("*/checkpoints/step_000003/metrics.json")
+    ]
     assert len(values) == 2 and best["best_value"] == pytest.approx(min(values), abs=1e-12)
+
+
+@pytest.mark.slow
+def test_wandb_works_offline_and_a_resumed_run_keeps_its_id(train: Train, shared_base: Path) -> None:
+    words = ["run_name=tracked", "logger=wandb", "logger.wandb.offline=true", "max_steps=6", "save_every=3"]
+    train(*words, WANDB_SILENT="true")
+    run = the_run(shared_base, "tracked")
+    for step in (6,):  # as if it had been killed after step 3
+        shutil.rmtree(run / "checkpoints" / f"step_{step:06d}")
+    train(*words, "resume=auto", WANDB_SILENT="true")
+    ids = [p.name.rpartition("-")[2] for p in (run / "wandb").glob("offline-run-*")]
+    assert len(ids) == 2 and len(set(ids)) == 1
+    assert sorted(losses(run)) == list(range(1, 7)), "metrics.csv is written whatever else is"
+
+
+@pytest.mark.slow
+def test_tensorboard_gets_the_losses(train: Train, shared_base: Path) -> None:
+    pytest.importorskip("tensorboard", reason="pip install 'nanochat[tensorboard]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train("run_name=board", "logger=tensorboard", "max_steps=3")
+    run = the_run(shared_base, "board")
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    seen = {e.step: e.value for e in events.Scalars("train/loss")}
+    assert seen == {step: pytest.approx(float(loss), rel=1e-6) for step, loss in losses(run).items()}  # stored as fp32
 
 
 def test_make_corpus_is_the_same_everywhere(tmp_path: Path) -> None:

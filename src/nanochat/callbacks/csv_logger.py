@@ -18,7 +18,11 @@ class CsvLogger(Logger):
         if self.file.is_file():
             with self.file.open(newline="") as handle:
                 reader = csv.DictReader(handle)
-                rows = [row for row in reader if row.get("step", "").isdigit() and int(row["step"]) <= resume_step and None not in row.values()]
+                rows = [
+                    row
+                    for row in reader
+                    if row.get("step", "").isdigit() and int(row["step"]) <= resume_step and None not in row.values()
+                ]
                 self.columns = list(reader.fieldnames or ["step"])
             self._rewrite(rows)
 

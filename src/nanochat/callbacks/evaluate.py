@@ -18,7 +18,12 @@ class Evaluate(StepCallback):
     Stands behind `Save` in the list of callbacks, so the weights are on disk before an evaluation can fail.
     """
 
-    def __init__(self, evals: dict[str, Callable[[PhaseModule], dict[str, float]]], every: int | None, checkpoints: RunCheckpoints) -> None:
+    def __init__(
+        self,
+        evals: dict[str, Callable[[PhaseModule], dict[str, float]]],
+        every: int | None,
+        checkpoints: RunCheckpoints,
+    ) -> None:
         check_every("eval_every", every)
         self.evals, self.every, self.checkpoints = evals, every, checkpoints
         self.latest: dict[str, float] = {}
@@ -33,11 +38,19 @@ class Evaluate(StepCallback):
                 try:
                     results.update(evaluate(module))
                 except Exception as error:
-                    log.warning("evaluation %s failed at step %d and was left out: %s: %s", name, step, type(error).__name__, error)
+                    log.warning(
+                        "evaluation %s failed at step %d and was left out: %s: %s",
+                        name,
+                        step,
+                        type(error).__name__,
+                        error,
+                    )
             module.train()
         self.latest = {f"val/{k}": v for k, v in results.items()}
         if self.latest and trainer.is_global_zero:
             self.checkpoints.record(step, self.latest)
             for logger in trainer.loggers:
                 logger.log_metrics(self.latest, step)
-            log.info("step %d  %s", step, "  ".join(f"{k} {v:.4f}" for k, v in self.latest.items() if isinstance(v, float)))
+            log.info(
+                "step %d  %s", step, "  ".join(f"{k} {v:.4f}" for k, v in self.latest.items() if isinstance(v, float))
+            )

@@ -15,7 +15,9 @@ class StepCallback(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: PhaseModule) -> None:  # type: ignore[override]
         self._seen = trainer.global_step
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: PhaseModule, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: PhaseModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:  # type: ignore[override]
         if trainer.global_step != self._seen:
             self._seen = trainer.global_step
             self.at_step(trainer, module, trainer.global_step)

@@ -23,4 +23,6 @@ def tensorboard(folder: Path, resume_step: int) -> Logger:
     try:
         return TensorBoardLogger(save_dir=str(folder), name="tensorboard", version="", purge_step=resume_step)
     except ModuleNotFoundError as error:
-        raise ValueError("logger=tensorboard needs the package tensorboard: pip install 'nanochat[tensorboard]'") from error
+        raise ValueError(
+            "logger=tensorboard needs the package tensorboard: pip install 'nanochat[tensorboard]'"
+        ) from error

@@ -37,7 +37,14 @@ class Report(StepCallback):
     """Shows and logs training. `flops_per_token` and `peak_flops` (per device, or None) give the MFU."""
 
     def __init__(
-        self, *, batch_tokens: int, flops_per_token: int, peak_flops: float | None, log_every: int, run_folder: Path, show: str = "auto"
+        self,
+        *,
+        batch_tokens: int,
+        flops_per_token: int,
+        peak_flops: float | None,
+        log_every: int,
+        run_folder: Path,
+        show: str = "auto",
     ) -> None:
         if log_every < 1:
             raise ValueError(f"log_every={log_every} must be at least 1")
@@ -57,8 +64,15 @@ class Report(StepCallback):
         super().on_train_start(trainer, module)
         self.last_seconds = module.clock.seconds
         if self.show == "bar" and trainer.is_global_zero:
-            self.progress = Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[numbers]}"), console=Console())
-            self.task = self.progress.add_task("step", total=module.total_steps, completed=trainer.global_step, numbers="first step (compiling)…")
+            self.progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[numbers]}"),
+                console=Console(),
+            )
+            self.task = self.progress.add_task(
+                "step", total=module.total_steps, completed=trainer.global_step, numbers="first step (compiling)…"
+            )
             self.progress.start()
 
     def on_train_batch_start(self, trainer: L.Trainer, module: PhaseModule, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
@@ -69,7 +83,13 @@ class Report(StepCallback):
         seconds, self.last_seconds = now - self.last_seconds, now
         assert module.loss_of_step is not None
         lr = module.schedule.lr(step - 1, module.total_steps)
-        self.waiting.append((step, module.loss_of_step, {"perf/step_seconds": seconds, "train/lr_multiplier": lr, "train/epoch": self.epoch}))
+        self.waiting.append(
+            (
+                step,
+                module.loss_of_step,
+                {"perf/step_seconds": seconds, "train/lr_multiplier": lr, "train/epoch": self.epoch},
+            )
+        )
         if step % self.log_every == 0 or step == module.total_steps:
             self.flush(trainer, module)
 
@@ -90,18 +110,30 @@ class Report(StepCallback):
         losses = torch.stack([loss for _, loss, _ in self.waiting])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(losses)  # each process holds the sum over its rows divided by the count of the global batch
+        on_gpu = module.device.type == "cuda"
         for (step, _, numbers), loss in zip(self.waiting, losses.tolist(), strict=True):
             if loss != loss or loss in (float("inf"), float("-inf")):
                 self.not_finite(trainer, module, step, loss)
             seconds = numbers["perf/step_seconds"]
             rate = self.batch_tokens / seconds if seconds > 0 else 0.0
             # the first step compiles and warms up: it starts no average
-            self.speed = rate if self.weight < 1 - SMOOTHING**2 or self.speed is None else SPEED_SMOOTHING * self.speed + (1 - SPEED_SMOOTHING) * rate
+            self.speed = (
+                rate
+                if self.weight < 1 - SMOOTHING**2 or self.speed is None
+                else SPEED_SMOOTHING * self.speed + (1 - SPEED_SMOOTHING) * rate
+            )
             self.smooth = SMOOTHING * self.smooth + (1 - SMOOTHING) * loss
             self.weight = SMOOTHING * self.weight + (1 - SMOOTHING)
-            row = {"train/loss": loss, "perf/tokens_per_second": rate, "train/tokens": step * self.batch_tokens, **numbers}
+            row = {
+                "train/loss": loss,
+                "perf/tokens_per_second": rate,
+                "train/tokens": step * self.batch_tokens,
+                **numbers,
+            }
             if self.peak_flops:
                 row["perf/mfu"] = rate * self.flops_per_token / (self.peak_flops * trainer.world_size)
+            if on_gpu:
+                row["perf/peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
             if trainer.is_global_zero:
                 for logger in trainer.loggers:
                     logger.log_metrics(row, step)
@@ -117,8 +149,12 @@ class Report(StepCallback):
             f"{row['perf/tokens_per_second']:,.0f} tok/s{mfu}  epoch {int(row['train/epoch'])}  {short_time(left)} left"
         )
         if self.progress is not None:
-            self.progress.update(self.task, completed=step, description=f"step {step:,}/{module.total_steps:,}", numbers=numbers)
-        elif self.show == "lines" and (step == module.total_steps or step <= self.log_every or time.monotonic() - self.last_line >= 5):
+            self.progress.update(
+                self.task, completed=step, description=f"step {step:,}/{module.total_steps:,}", numbers=numbers
+            )
+        elif self.show == "lines" and (
+            step == module.total_steps or step <= self.log_every or time.monotonic() - self.last_line >= 5
+        ):
             self.last_line = time.monotonic()  # a line at most every 5 seconds, so that a log file stays readable
             print(f"step {step:>6,}/{module.total_steps:,}  {numbers}", flush=True)
 
@@ -133,7 +169,10 @@ class Report(StepCallback):
                 for name, p in module.gpt.named_parameters()
             }  # fmt: skip
             recent = [(s, float(value)) for s, value, _ in self.waiting]
-            write_json(place / "report.json", {"step": step, "loss": loss, "batch": step - 1, "recent_losses": recent, "parameters": bad})
+            write_json(
+                place / "report.json",
+                {"step": step, "loss": loss, "batch": step - 1, "recent_losses": recent, "parameters": bad},
+            )
         raise ValueError(
             f"loss is {loss} at step {step}; {place}/report.json holds the norms of every parameter and the recent losses, "
             f"`python -m nanochat.data show=batch step={step - 1} …` prints the batch; go on from the last checkpoint with resume=auto and a lower "

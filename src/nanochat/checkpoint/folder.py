@@ -46,7 +46,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     try:
         temporary.mkdir()
         write(temporary)
-        for inner in [p for p in temporary.rglob("*")] + [temporary]:
+        for inner in [*temporary.rglob("*"), temporary]:
             fsync(inner)
         if path.exists():
             old = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}-old")
@@ -89,8 +89,14 @@ def save(
     """Write a checkpoint folder. `tokenizer` has `save(folder)` and `hash`."""
 
     def write(folder: Path) -> None:
-        save_file({k: v.detach().contiguous() for k, v in weights.items()}, folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "config.json").write_text(json.dumps({**config.to_json(), "tokenizer_hash": tokenizer.hash}, indent=2) + "\n")
+        save_file(
+            {k: v.detach().contiguous() for k, v in weights.items()},
+            folder / "model.safetensors",
+            metadata={"format": "pt"},
+        )
+        (folder / "config.json").write_text(
+            json.dumps({**config.to_json(), "tokenizer_hash": tokenizer.hash}, indent=2) + "\n"
+        )
         tokenizer.save(folder)
         (folder / "lineage.json").write_text(json.dumps(lineage, indent=2, default=str) + "\n")
         if trainer_state is not None:
@@ -126,7 +132,11 @@ def problem(path: Path) -> str | None:
 def require(path: Path) -> Path:
     """The path itself if it is a sound checkpoint folder, else a ValueError that says what is wrong."""
     if wrong := problem(path):
-        others = [p.name for p in sorted(path.parent.glob("step_*")) if p != path and problem(p) is None] if path.parent.is_dir() else []
+        others = (
+            [p.name for p in sorted(path.parent.glob("step_*")) if p != path and problem(p) is None]
+            if path.parent.is_dir()
+            else []
+        )
         raise ValueError(wrong + (f"; these beside it are sound: {', '.join(others)}" if others else ""))
     return path
 
@@ -150,7 +160,9 @@ def read_state(path: Path) -> dict[str, Any]:
     """The trainer's state, for resume. Raises ValueError if it is not there or not readable."""
     file = require(path) / STATE
     if not file.is_file():
-        raise ValueError(f"{path} has no {STATE}, so training cannot resume from it; start a new run with init_from={path}")
+        raise ValueError(
+            f"{path} has no {STATE}, so training cannot resume from it; start a new run with init_from={path}"
+        )
     try:
         return torch.load(file, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
     except Exception as error:
@@ -164,7 +176,9 @@ def load_tokenizer(path: Path) -> Any:
     tokenizer = load(path)
     expected = json.loads((path / "config.json").read_text()).get("tokenizer_hash")
     if tokenizer.hash != expected:
-        raise ValueError(f"the tokenizer in {path} has hash {tokenizer.hash}, the model was trained with {expected}; put the right one back")
+        raise ValueError(
+            f"the tokenizer in {path} has hash {tokenizer.hash}, the model was trained with {expected}; put the right one back"
+        )
     return tokenizer
 
 

@@ -33,7 +33,11 @@ def code_state() -> dict[str, Any]:
 
     try:
         diff = git("diff", "HEAD")
-        return {"commit": git("rev-parse", "HEAD").strip() or None, "dirty": bool(git("status", "--porcelain").strip()), "diff": diff}
+        return {
+            "commit": git("rev-parse", "HEAD").strip() or None,
+            "dirty": bool(git("status", "--porcelain").strip()),
+            "diff": diff,
+        }
     except (OSError, subprocess.TimeoutExpired):
         return {"commit": None, "dirty": None, "diff": ""}
 
@@ -42,7 +46,11 @@ def command_line() -> str:
     import shlex
 
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
-    start = ["python", "-m", module.name.removesuffix(".__main__")] if module and module.name else ["python", Path(sys.argv[0]).name]
+    start = (
+        ["python", "-m", module.name.removesuffix(".__main__")]
+        if module and module.name
+        else ["python", Path(sys.argv[0]).name]
+    )
     return shlex.join([*start, *sys.argv[1:]])
 
 

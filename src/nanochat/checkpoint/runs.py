@@ -75,7 +75,9 @@ class RunCheckpoints:
 
 def run_folders(runs: Path, name: str) -> list[Path]:
     """Folders of the runs called `name`, oldest first, the trials of its sweeps among them."""
-    found = {p.parent for p in (runs / name).glob("*/record.json")} | {p.parent for p in (runs / name).glob("*/*/record.json")}
+    found = {p.parent for p in (runs / name).glob("*/record.json")} | {
+        p.parent for p in (runs / name).glob("*/*/record.json")
+    }
     return sorted(found, key=lambda p: str(p.relative_to(runs)))
 
 

@@ -30,5 +30,7 @@ def bits_per_byte(gpt: GPT, batches: Iterable[dict[str, Any]], token_bytes: np.n
         dist.all_reduce(sums)
     nats, total_bytes, tokens = sums.tolist()
     if total_bytes == 0:
-        raise ValueError("no validation token has any bytes, so bits per byte is not defined; is the validation split empty?")
+        raise ValueError(
+            "no validation token has any bytes, so bits per byte is not defined; is the validation split empty?"
+        )
     return {"bpb": nats / math.log(2) / total_bytes, "loss": nats / tokens, "tokens": tokens}

@@ -57,7 +57,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     if T == 1:
         return sdpa(q, k[:, -window - 1 :], v[:, -window - 1 :], None)
     block = window
-    if T != S or T % block or T < 2 * block:
+    if T != S or block < 1 or T % block or 2 * block > T:
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=sees(T, S, window, q.device), enable_gqa=gqa)
         return y.transpose(1, 2)
@@ -66,7 +66,9 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     N = T // block - 1
     qb = q[:, block:].reshape(B * N, block, H, D)
     span = window + block
-    kb = k.unfold(1, span, block).permute(0, 1, 4, 2, 3).reshape(B * N, span, G, D)  # (B, N, G, D, span) -> rows of blocks
+    kb = (
+        k.unfold(1, span, block).permute(0, 1, 4, 2, 3).reshape(B * N, span, G, D)
+    )  # (B, N, G, D, span) -> rows of blocks
     vb = v.unfold(1, span, block).permute(0, 1, 4, 2, 3).reshape(B * N, span, G, D)
     qb, kb, vb = qb.transpose(1, 2), kb.transpose(1, 2), vb.transpose(1, 2)
     rest = F.scaled_dot_product_attention(qb, kb, vb, attn_mask=sees(block, span, window, q.device), enable_gqa=gqa)
@@ -115,7 +117,9 @@ def flex(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     T, S = q.size(1), k.size(1)
     mask = _flex_mask(T, S, _effective(window, S), q.device)
     kernel = flex_attention if torch.compiler.is_compiling() else _flex_compiled()
-    y = kernel(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), block_mask=mask, enable_gqa=q.size(2) != k.size(2))
+    y = kernel(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), block_mask=mask, enable_gqa=q.size(2) != k.size(2)
+    )
     return y.transpose(1, 2)  # type: ignore[no-any-return]
 
 
@@ -141,28 +145,35 @@ def runnable(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def prove(name: str, device: torch.device, dtype: torch.dtype, *, H: int, G: int, D: int, T: int, windows: set[int | None]) -> str | None:
+def prove(
+    name: str, device: torch.device, dtype: torch.dtype, *, H: int, G: int, D: int, T: int, windows: set[int | None]
+) -> str | None:
     """One small forward and backward pass of every window on this device against `reference`; the reason it fails, or None."""
     length = min(T, 256)
     generator = torch.Generator(device="cpu").manual_seed(0)
     tolerance = 1e-4 if dtype == torch.float32 else 0.03  # bf16 keeps 8 bits: 2**-8 times a few accumulated terms
     try:
-        for window in sorted(windows, key=lambda w: -1 if w is None else w):
-            w = None if window is None else min(window, length // 2)
-            q, k, v = (torch.randn(1, length, heads, D, generator=generator).to(device, dtype) for heads in (H, G, G))
-            results = []
-            for attend in (BACKENDS[name], reference):
-                leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
-                y = attend(leaves[0], leaves[1], leaves[2], w)
-                y.float().square().sum().backward()
-                results.append([y.detach(), *(x.grad for x in leaves)])
-            for mine, true in zip(*results, strict=True):
-                assert mine is not None and true is not None
-                error = ((mine.float() - true.float()).abs().max() / true.float().abs().max()).item()
-                if not error < tolerance:
-                    return f"differs from the reference by {error:.1e} at window {w}"
+        with torch.inference_mode(False), torch.enable_grad():
+            return _prove(name, device, dtype, H, G, D, length, windows, generator, tolerance)
     except Exception as error:  # whatever a kernel raises: a back-end that fails its proof is not chosen
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _prove(name, device, dtype, H, G, D, length, windows, generator, tolerance) -> str | None:  # type: ignore[no-untyped-def]
+    for window in sorted(windows, key=lambda w: -1 if w is None else w):
+        w = None if window is None else min(window, length // 2)
+        q, k, v = (torch.randn(1, length, heads, D, generator=generator).to(device, dtype) for heads in (H, G, G))
+        results = []
+        for attend in (BACKENDS[name], reference):
+            leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+            y = attend(leaves[0], leaves[1], leaves[2], w)
+            y.float().square().sum().backward()
+            results.append([y.detach(), *(x.grad for x in leaves)])
+        for mine, true in zip(*results, strict=True):
+            assert mine is not None and true is not None
+            error = ((mine.float() - true.float()).abs().max() / true.float().abs().max()).item()
+            if not error < tolerance:
+                return f"differs from the reference by {error:.1e} at window {w}"
     return None
 
 

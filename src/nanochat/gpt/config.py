@@ -10,6 +10,7 @@ from typing import Any
 
 FORMAT_VERSION = 1
 VOCAB_MULTIPLE = 64  # from: facts sheet 1.1, rows of wte and lm_head are padded to a multiple of this
+MAX_SOFTCAP = 40.0  # exp(-2 * 40) is still a normal fp32 number, on which gpt/loss.py relies
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Arch:
         object.__setattr__(self, "window_pattern", self.window_pattern.upper())
         if not self.window_pattern or set(self.window_pattern) - {"S", "L"}:
             raise ValueError(f"window_pattern={self.window_pattern!r} may hold only the letters S and L; try SSSL or L")
+        if not 0 < self.softcap <= MAX_SOFTCAP:
+            raise ValueError(
+                f"arch.softcap={self.softcap} must be above 0 and at most {MAX_SOFTCAP:g}; nanochat's are 15 and 20"
+            )
         for name, choices in (("width_rule", ("round_up", "plain")), ("matrix_init", ("uniform", "fan")),
                               ("rope_dtype", ("compute", "bfloat16", "float32"))):  # fmt: skip
             if getattr(self, name) not in choices:
@@ -75,7 +80,9 @@ class GPTConfig:
         if self.n_embd % self.n_head:
             near = [h for h in range(1, self.n_embd + 1) if self.n_embd % (2 * h) == 0]
             best = min(near, key=lambda h: abs(h - self.n_head), default=1)
-            raise ValueError(f"model.n_embd={self.n_embd} does not divide into n_head={self.n_head} heads; try model.n_head={best}")
+            raise ValueError(
+                f"model.n_embd={self.n_embd} does not divide into n_head={self.n_head} heads; try model.n_head={best}"
+            )
         if self.head_dim % 2:
             raise ValueError(
                 f"head size {self.head_dim} (n_embd={self.n_embd} / n_head={self.n_head}) is odd, RoPE turns pairs; "
@@ -84,9 +91,13 @@ class GPTConfig:
         if self.n_head % self.n_kv_head:
             raise ValueError(f"model.n_head={self.n_head} is not a multiple of n_kv_head={self.n_kv_head}")
         if self.arch.value_embeds and self.n_embd < self.arch.value_gate_channels:
-            raise ValueError(f"model.n_embd={self.n_embd} is less than the {self.arch.value_gate_channels} channels of a value gate")
+            raise ValueError(
+                f"model.n_embd={self.n_embd} is less than the {self.arch.value_gate_channels} channels of a value gate"
+            )
         if self.arch.smear and self.n_embd < self.arch.smear_channels:
-            raise ValueError(f"model.n_embd={self.n_embd} is less than the {self.arch.smear_channels} channels of the smear gate")
+            raise ValueError(
+                f"model.n_embd={self.n_embd} is less than the {self.arch.smear_channels} channels of the smear gate"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -105,7 +116,10 @@ class GPTConfig:
     def windows(self) -> tuple[int | None, ...]:
         """Left window of each layer: a query sees itself and this many tokens before it; None is all of them."""
         T, arch = self.sequence_len, self.arch
-        short = math.ceil(math.ceil(T / arch.short_window_divisor) / arch.short_window_multiple) * arch.short_window_multiple
+        short = (
+            math.ceil(math.ceil(T / arch.short_window_divisor) / arch.short_window_multiple)
+            * arch.short_window_multiple
+        )
         long = T if arch.long_window_limited else None
         pattern = arch.window_pattern
         letters = [pattern[i % len(pattern)] for i in range(self.n_layer - 1)] + ["L"]
@@ -118,7 +132,9 @@ class GPTConfig:
     def from_json(cls, data: dict[str, Any]) -> "GPTConfig":
         version = data.get("format_version")
         if version != FORMAT_VERSION:
-            raise ValueError(f"config.json has format_version={version}, this code reads {FORMAT_VERSION}; use a matching nanochat")
+            raise ValueError(
+                f"config.json has format_version={version}, this code reads {FORMAT_VERSION}; use a matching nanochat"
+            )
         sizes = {f.name: data[f.name] for f in fields(cls) if f.name != "arch"}
         return cls(**sizes, arch=build_arch(data["arch"]))
 
@@ -154,7 +170,9 @@ def from_depth(
     if depth < 1:
         raise ValueError(f"model.depth={depth} must be at least 1")
     if head_dim < 2 or head_dim % 2:
-        raise ValueError(f"model.head_dim={head_dim} must be even, RoPE turns pairs; try model.head_dim={max(2, head_dim + 1)}")
+        raise ValueError(
+            f"model.head_dim={head_dim} must be even, RoPE turns pairs; try model.head_dim={max(2, head_dim + 1)}"
+        )
     layers = n_layer or depth
     width = n_embd or aspect_ratio * depth
     if arch.width_rule == "round_up" and n_embd is None:

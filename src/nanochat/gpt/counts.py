@@ -7,7 +7,13 @@ BIGRAM_ROWS = 5  # from: facts sheet 0 (E3), rows of the bigram table per vocabu
 
 def parameters(config: GPTConfig) -> dict[str, int]:
     """Number of parameters by group; `total` is their sum, `scaling` (matrices + head) is what the data ratio multiplies."""
-    d, kv, Vp, n, arch = config.n_embd, config.n_kv_head * config.head_dim, config.padded_vocab_size, config.n_layer, config.arch
+    d, kv, Vp, n, arch = (
+        config.n_embd,
+        config.n_kv_head * config.head_dim,
+        config.padded_vocab_size,
+        config.n_layer,
+        config.arch,
+    )
     n_value = len(config.value_layers)
     block = 2 * d * d + 2 * d * kv + 8 * d * d  # q and output, k and v, the MLP's two
     groups = {

@@ -33,13 +33,12 @@ def capped_losses(z: Tensor, targets: Tensor, softcap: float) -> Tensor:
 def capped_loss_and_grad(z: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
     """Summed loss, and its gradient with respect to the raw logits in their dtype. z (N, V), targets (N,)."""
     t = torch.tanh(z.float() / softcap)
-    s = softcap * t
-    top = s.amax(1, keepdim=True)
-    e = torch.exp(s - top)
+    # the cap itself bounds the exponent, so no row maximum has to be found first: exp(s - softcap) lies in [exp(-2 softcap), 1]
+    e = torch.exp(softcap * t - softcap)
     total = e.sum(1, keepdim=True)
     keep = targets >= 0
     index = torch.where(keep, targets, 0).unsqueeze(1)
-    loss = (torch.log(total) + top - s.gather(1, index)).squeeze(1)
+    loss = (torch.log(total) + softcap - softcap * t.gather(1, index)).squeeze(1)
     hit = torch.arange(z.size(1), device=z.device).unsqueeze(0) == index
     grad = (e / total - hit.to(e.dtype)) * (1 - t * t) * keep.unsqueeze(1)
     return (loss * keep).sum(), grad.to(z.dtype)
@@ -72,7 +71,9 @@ class ChunkedHeadLoss(torch.autograd.Function):
         return grad_x.mul_(grad), grad_w.mul_(grad), None, None, None, None, None
 
 
-def head_loss(x: Tensor, weight: Tensor, targets: Tensor, *, softcap: float, vocab: int, step=capped_loss_and_grad) -> Tensor:  # type: ignore[no-untyped-def]
+def head_loss(
+    x: Tensor, weight: Tensor, targets: Tensor, *, softcap: float, vocab: int, step=capped_loss_and_grad
+) -> Tensor:  # type: ignore[no-untyped-def]
     """Summed next-token loss in nats. x (B, T, C) after the last norm, weight (Vp, C), targets (B, T) with -1 ignored.
 
     `step` is `capped_loss_and_grad` or a compiled version of it.
@@ -88,5 +89,8 @@ def head_losses(x: Tensor, weight: Tensor, targets: Tensor, *, softcap: float, v
     """Loss in nats of every token, (B, T) fp32, 0 where the target is -1; without gradients, a chunk at a time."""
     flat, flat_targets, rows = x.flatten(0, 1), targets.flatten(), chunk_rows(vocab, x.device)
     w = weight.to(x.dtype)[:vocab]
-    losses = [capped_losses(flat[i : i + rows] @ w.T, flat_targets[i : i + rows], softcap) for i in range(0, flat.size(0), rows)]
+    losses = [
+        capped_losses(flat[i : i + rows] @ w.T, flat_targets[i : i + rows], softcap)
+        for i in range(0, flat.size(0), rows)
+    ]
     return torch.cat(losses).view(targets.shape)

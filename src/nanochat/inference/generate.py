@@ -41,6 +41,8 @@ def generate(
     Only the last `sequence_len` tokens are seen, the length the model was trained with.
     """
     check(max_tokens=max_tokens, temperature=temperature, top_k=top_k, num_samples=num_samples)
+    if not prompt:
+        raise ValueError("the prompt has no tokens; start with bos")
     device, T = gpt.lm_head.weight.device, gpt.config.sequence_len
     generator = torch.Generator(device=device).manual_seed(seed)
     ids = torch.tensor(prompt, device=device).expand(num_samples, -1)  # (B, length)

@@ -41,7 +41,9 @@ class PhaseModule(L.LightningModule):
     `optim(gpt)` makes the optimizer (after a strategy has placed the weights); `total_steps` is the planned length.
     """
 
-    def __init__(self, gpt: GPT, optim: Callable[[GPT], GroupedOptimizer], schedule: Schedule, total_steps: int) -> None:
+    def __init__(
+        self, gpt: GPT, optim: Callable[[GPT], GroupedOptimizer], schedule: Schedule, total_steps: int
+    ) -> None:
         super().__init__()
         self.gpt, self.optim, self.schedule, self.total_steps = gpt, optim, schedule, total_steps
         self.clock = Clock()

@@ -12,9 +12,12 @@ DEFAULTS: dict[str, Any] = {"lr": None, "betas": (0.8, 0.95), "eps": 1e-10, "wei
 
 
 def check(options: dict[str, Any]) -> None:
-    b1, b2 = options["betas"]
-    if not (0 <= b1 < 1 and 0 <= b2 < 1):
-        raise ValueError(f"betas={options['betas']} must lie in [0, 1)")
+    betas = options["betas"]
+    if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
+        raise ValueError(f"betas={list(betas)} must be two numbers from 0 to below 1")
+    for name in ("lr", "eps", "weight_decay"):
+        if options[name] < 0:
+            raise ValueError(f"{name}={options[name]} of adamw must not be negative")
 
 
 @torch.no_grad()

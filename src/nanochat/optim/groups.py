@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanochat.gpt import ROLES
 from nanochat.optim.schedules import Schedule
 
 NOT_RULES = {"__init__", "groups", "schedules"}
@@ -32,9 +33,13 @@ class GroupedOptimizer(torch.optim.Optimizer):
             rule = importlib.import_module(f"nanochat.optim.{group['rule']}")
             options = {**rule.DEFAULTS, **{k: v for k, v in group.items() if k not in ("params", "names", "role")}}
             rule.check(options)
-            complete.append({**group, **options, "initial_lr": options["lr"], "initial_weight_decay": options["weight_decay"]})
+            complete.append(
+                {**group, **options, "initial_lr": options["lr"], "initial_weight_decay": options["weight_decay"]}
+            )
         super().__init__(complete, {})
-        self._steps: list[Callable] = [importlib.import_module(f"nanochat.optim.{g['rule']}").step for g in self.param_groups]
+        self._steps: list[Callable] = [
+            importlib.import_module(f"nanochat.optim.{g['rule']}").step for g in self.param_groups
+        ]
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Tensor | None:  # type: ignore[override]
@@ -75,7 +80,13 @@ def build(
     width = gpt.config.n_embd  # type: ignore[union-attr]
     present = sorted(set(roles.values()))
     if missing := [r for r in present if r not in groups]:
-        raise ValueError(f"optim.groups names no rule for {', '.join(missing)}; the model has the roles {', '.join(present)}")
+        raise ValueError(
+            f"optim.groups names no rule for {', '.join(missing)}; the model has the roles {', '.join(present)}"
+        )
+    if unknown := [r for r in groups if r not in ROLES.values()]:
+        raise ValueError(
+            f"optim.groups.{unknown[0]} is not a role of any parameter; the roles are {', '.join(sorted(set(ROLES.values())))}"
+        )
     result = []
     for role, given in groups.items():
         names = [n for n, r in roles.items() if r == role]
@@ -88,16 +99,22 @@ def build(
         scale_width, scale_batch = options.pop("scale_width", False), options.pop("scale_batch", True)
         defaults = importlib.import_module(f"nanochat.optim.{rule}").DEFAULTS
         if unknown := sorted(set(options) - set(defaults) - {"rule"}):
-            raise ValueError(f"optim.groups.{role}.{unknown[0]} is not an option of {rule}; there are: {', '.join(sorted(defaults))}")
+            raise ValueError(
+                f"optim.groups.{role}.{unknown[0]} is not an option of {rule}; there are: {', '.join(sorted(defaults))}"
+            )
         if options.get("lr") is None:
             raise ValueError(f"optim.groups.{role}.lr must be given")
-        options["lr"] *= ((width / REFERENCE_WIDTH) ** -0.5 if scale_width else 1.0) * (lr_factor if scale_batch else 1.0)
+        options["lr"] *= ((width / REFERENCE_WIDTH) ** -0.5 if scale_width else 1.0) * (
+            lr_factor if scale_batch else 1.0
+        )
         if options.get("weight_decay") == "auto":
             options["weight_decay"] = weight_decay or 0.0
         if "betas" in options:
             options["betas"] = tuple(options["betas"])
         if rule == "muon" and (flat := [n for n in names if params[n].ndim != 2]):
-            raise ValueError(f"optim.groups.{role}: muon updates matrices, {flat[0]} has shape {tuple(params[flat[0]].shape)}; use adamw")
+            raise ValueError(
+                f"optim.groups.{role}: muon updates matrices, {flat[0]} has shape {tuple(params[flat[0]].shape)}; use adamw"
+            )
         result.append({"params": [params[n] for n in names], "names": names, "role": role, **options})
     return GroupedOptimizer(result)
 
@@ -111,4 +128,10 @@ def table(optimizer: GroupedOptimizer) -> Iterable[tuple[str, str, str, str, str
             folded[short, tuple(p.shape)] = folded.get((short, tuple(p.shape)), 0) + 1
         for (name, shape), count in folded.items():
             label = f"{name}  x{count}" if count > 1 else name
-            yield label, "x".join(map(str, shape)), group["rule"], f"{group['initial_lr']:.4g}", f"{group['initial_weight_decay']:.4g}"
+            yield (
+                label,
+                "x".join(map(str, shape)),
+                group["rule"],
+                f"{group['initial_lr']:.4g}",
+                f"{group['initial_weight_decay']:.4g}",
+            )

@@ -32,6 +32,12 @@ def check(options: dict[str, Any]) -> None:
         raise ValueError(f"ns_steps={options['ns_steps']} must be 1 to {len(POLAR_EXPRESS)} for the modern variant")
     if options["variant"] == "classic" and options["weight_decay"]:
         raise ValueError(f"weight_decay={options['weight_decay']} has no effect in muon's classic variant; set it to 0")
+    for name in ("lr", "weight_decay"):
+        if options[name] < 0:
+            raise ValueError(f"{name}={options[name]} of muon must not be negative")
+    for name in ("momentum", "beta2"):
+        if not 0 <= options[name] < 1:
+            raise ValueError(f"{name}={options[name]} of muon must lie between 0 and below 1")
     if options["ns_dtype"] not in ("auto", "bfloat16", "float32"):
         raise ValueError(f"ns_dtype={options['ns_dtype']!r} is not known; choose from auto, bfloat16, float32")
 

@@ -30,6 +30,13 @@ class Schedule:
         for name in ("warmdown_frac", "final_lr_frac", "init_lr_frac"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"schedule.{name}={getattr(self, name)} must lie between 0 and 1")
+        for name in ("momentum_start", "momentum_peak", "momentum_end"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"schedule.{name}={value} must lie between 0 and below 1")
+        for name in ("warmup_steps", "momentum_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"schedule.{name}={getattr(self, name)} must not be negative")
 
     def warmdown_steps(self, total: int) -> int:
         return round(self.warmdown_frac * total)

@@ -1,6 +1,5 @@
 """One training run, built from its composed config as plain values: model, data, optimizer, callbacks, Trainer."""
 
-
 import json
 import logging
 import os
@@ -13,12 +12,10 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import get_class, instantiate
-from rich.console import Console
-from rich.table import Table
 
 from nanochat import optim
 from nanochat.callbacks.evaluate import Evaluate
-from nanochat.callbacks.report import Report, short_time
+from nanochat.callbacks.report import Report
 from nanochat.callbacks.sample import Sample
 from nanochat.callbacks.save import Save
 from nanochat.checkpoint import folder as checkpoint_folder
@@ -29,13 +26,17 @@ from nanochat.evals.bpb import bits_per_byte
 from nanochat.gpt import GPT, GPTConfig, build_arch, counts, from_depth
 from nanochat.inference.generate import complete
 from nanochat.modules.phase import PhaseModule
+from nanochat.runs import show
+from nanochat.runs.run_folder import RunFolder, write_record
 from nanochat.runtime import hardware
 from nanochat.runtime.paths import base_dir
 from nanochat.runtime.plan import Plan, estimate_seconds, make_plan
-from nanochat.runs.run_folder import RunFolder, write_record
 from nanochat.tokenizer import Tokenizer, load_tokenizer, train_or_load
+from nanochat.tokenizer.training import settings as tokenizer_settings
 
-COMPILE_PAYS_SECONDS = 600  # measured: experiments/cpu_speed/README.md; on a CPU compiling costs about a minute and saves a quarter
+COMPILE_PAYS_SECONDS = (
+    600  # measured: experiments/cpu_speed/README.md; on a CPU compiling costs about a minute and saves a quarter
+)
 
 
 class Job:
@@ -46,10 +47,13 @@ class Job:
         settings = config["trainer"]
         self.world_size = settings["devices"] * settings["num_nodes"]
         self.parent = resolve(config["init_from"], base_dir() / "runs") if config["init_from"] else None
-        self.data = instantiate(config["data"])
-        self.out = Console(highlight=False, soft_wrap=True)
 
     # --- what the run is -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def data(self) -> Any:
+        """The datamodule. Its source may have to ask the hub which files there are."""
+        return instantiate(self.config["data"])
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -72,8 +76,16 @@ class Job:
         if reference:
             model = {**model, "n_layer": None, "n_head": None, "n_kv_head": None, "n_embd": None}
         # a dry run trains nothing, so a BPE tokenizer is taken to have the size it was asked to have
-        known = self.config["dry_run"] and self.config["tokenizer"]["kind"] == "bpe" and self.config["tokenizer"]["path"] is None
-        vocab = self.config["tokenizer"]["vocab_size"] if known else self.tokenizer.vocab_size
+        known = (
+            self.config["dry_run"]
+            and self.config["tokenizer"]["kind"] == "bpe"
+            and self.config["tokenizer"]["path"] is None
+        )
+        vocab = (
+            tokenizer_settings(**{k: v for k, v in self.config["tokenizer"].items() if k != "path"})[0]
+            if known
+            else self.tokenizer.vocab_size
+        )
         return from_depth(depth, vocab_size=vocab, arch=build_arch(self.config["arch"]), **model)
 
     @cached_property
@@ -97,30 +109,16 @@ class Job:
 
     @cached_property
     def expected_seconds(self) -> float | None:
-        return estimate_seconds(self.plan, self.hardware.peak_flops, self.world_size, self.config["trainer"]["expected_mfu"])
+        return estimate_seconds(
+            self.plan, self.hardware.peak_flops, self.world_size, self.config["trainer"]["expected_mfu"]
+        )
 
     def print_plan(self) -> None:
         """The derived numbers, before anything is trained."""
-        plan, config, sizes = self.plan, self.gpt_config, counts.parameters(self.gpt_config)
-        rows = self.data_shape()
-        table = Table(title=f"{self.config['run_name']}: plan", title_justify="left", show_header=False)
-        dry = self.config["dry_run"]
-        for name, value in (
-            ("model", f"{config.n_layer} layers, width {config.n_embd}, {config.n_head} heads of {config.head_dim}, arch {config.arch.name}, "
-                      f"context {config.sequence_len:,}, vocabulary {config.vocab_size:,}"),
-            ("parameters", f"{sizes['total']:,} = " + " + ".join(f"{sizes[k]:,} {k}" for k in ("embedding", "value_embeddings", "head", "matrices", "scalars"))),
-            ("FLOPs per token", f"{counts.flops_per_token(config):.4g}"),
-            ("horizon", f"{plan.tokens:,} tokens in {plan.steps:,} steps, from {plan.horizon_source} "
-                        f"({plan.tokens / sizes['scaling']:.2f} tokens per scaling parameter), {plan.flops:.3g} FLOPs"),
-            ("batch", f"{plan.batch_tokens:,} tokens = {rows}"),
-            ("rates", f"x {plan.lr_factor:.4f} for the batch size; Muon weight decay {plan.weight_decay:.4g}"),
-            ("text", f"{self.data.source.name}, about {plan.tokens * 4.8 / 250e6:,.1f} nanochat shards of 250 M characters"),
-            ("time", "" if dry else f"about {short_time(self.expected_seconds)} of training on {self.hardware.name}" if self.expected_seconds
-                     else f"not known for {self.hardware.name}"),
-        ):  # fmt: skip
-            if value:
-                table.add_row(name, value)
-        self.out.print(table)
+        data = self.config["data"]
+        text = data.get("dataset") or data.get("path") or data["_target_"].rpartition(".")[2]
+        machine = None if self.config["dry_run"] else (self.hardware.name, self.expected_seconds)
+        show.plan(self.config["run_name"], self.plan, batch=self.data_shape(), text=str(text), machine=machine)
 
     def data_shape(self) -> str:
         """Checks that the batch can be shared out, and says how."""
@@ -133,7 +131,12 @@ class Job:
     # --- doing it ------------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
-        self.data.attach(self.tokenizer, batch_tokens=self.plan.batch_tokens, world_size=self.world_size, rank=int(os.environ.get("RANK", 0)))
+        self.data.attach(
+            self.tokenizer,
+            batch_tokens=self.plan.batch_tokens,
+            world_size=self.world_size,
+            rank=int(os.environ.get("RANK", 0)),
+        )
 
     def prepare(self, folder: RunFolder) -> None:
         """What happens once, before any process trains: record, tokenizer, first token shards."""
@@ -160,7 +163,9 @@ class Job:
     def is_finished(self, folder: RunFolder) -> bool:
         steps = self.checkpoints(folder).steps() if folder.resumed else []
         if steps and steps[-1] >= self.plan.steps:
-            print(f"this run is finished: {self.checkpoints(folder).path(steps[-1])}; for another one change a setting, or drop resume=")
+            print(
+                f"this run is finished: {self.checkpoints(folder).path(steps[-1])}; for another one change a setting, or drop resume="
+            )
             return True
         return False
 
@@ -187,7 +192,10 @@ class Job:
 
     def build_module(self, gpt: GPT) -> PhaseModule:
         build_optimizer = partial(
-            optim.build, groups=self.config["optim"]["groups"], lr_factor=self.plan.lr_factor, weight_decay=self.plan.weight_decay
+            optim.build,
+            groups=self.config["optim"]["groups"],
+            lr_factor=self.plan.lr_factor,
+            weight_decay=self.plan.weight_decay,
         )
         schedule = optim.Schedule(**self.config["optim"]["schedule"])
         return get_class(self.config["module"]["_target_"])(gpt, build_optimizer, schedule, self.plan.steps)  # type: ignore[no-any-return]
@@ -227,17 +235,33 @@ class Job:
             for line in problems:
                 print(f"skipped: {line}")
             if folder.resumed:
-                print(f"resuming {folder.path} " + (f"after step {resume_step:,}" if start else "from the start: it has no checkpoint yet"))
+                print(
+                    f"resuming {folder.path} "
+                    + (f"after step {resume_step:,}" if start else "from the start: it has no checkpoint yet")
+                )
         gpt = self.build_gpt()
         shape = (self.data.micro_rows, self.gpt_config.sequence_len)
-        chosen = gpt.prepare(compute_dtype=self.dtype[0], attention_backend=settings["attention"], compile_for=shape if self.wants_compile() else None)
+        chosen = gpt.prepare(
+            compute_dtype=self.dtype[0],
+            attention_backend=settings["attention"],
+            compile_for=shape if self.wants_compile() else None,
+        )
         module = self.build_module(gpt)
         if rank == 0:
-            print(f"device: {self.hardware.name}; fp32 weights, {chosen['compute dtype']} compute ({self.dtype[1]}); compile: {chosen['compile']}")
+            print(
+                f"device: {self.hardware.name}; fp32 weights, {chosen['compute dtype']} compute ({self.dtype[1]}); compile: {chosen['compile']}"
+            )
             print(f"attention: {chosen['attention']}")
-            self.print_optimizer(module)
+            show.optimizer(module.optim(module.gpt))
             print(f"run folder: {folder.path}")
-        loggers = [instantiate(logger, folder=folder.path, resume_step=resume_step) for logger in self.config["logger"].values()] if rank == 0 else []
+        loggers = (
+            [
+                instantiate(logger, folder=folder.path, resume_step=resume_step)
+                for logger in self.config["logger"].values()
+            ]
+            if rank == 0
+            else []
+        )
         record = json.loads((folder.path / "record.json").read_text())
         trainer = L.Trainer(
             accelerator=settings["accelerator"], devices=settings["devices"], num_nodes=settings["num_nodes"],
@@ -252,34 +276,29 @@ class Job:
             self.data.start_step = resume_step
         trainer.fit(module, datamodule=self.data, ckpt_path=start)
         if rank == 0:
-            self.print_end(folder, module, trainer)
+            step, place = trainer.global_step, checkpoints.path(trainer.global_step)
+            if step < self.plan.steps:
+                show.stopped(step, self.plan.steps, place)
+            else:
+                show.finished(
+                    step,
+                    module.clock.seconds,
+                    self.data.ledger(step),
+                    self.last_result(folder),
+                    checkpoints.best(),
+                    place,
+                )
         return self.last_result(folder)
-
-    def print_optimizer(self, module: PhaseModule) -> None:
-        table = Table(title="optimizer", title_justify="left")
-        for column in ("parameter", "shape", "rule", "rate", "weight decay"):
-            table.add_column(column)
-        for row in optim.table(module.optim(module.gpt)):
-            table.add_row(*row)
-        self.out.print(table)
-
-    def print_end(self, folder: RunFolder, module: PhaseModule, trainer: L.Trainer) -> None:
-        checkpoints, step = self.checkpoints(folder), trainer.global_step
-        if step < self.plan.steps:
-            print(f"stopped after step {step:,} of {self.plan.steps:,}, saved in {checkpoints.path(step)}; the same command with resume=auto goes on")
-            return
-        ledger = self.data.ledger(step)
-        print("tokens: " + ", ".join(f"{k} {v:,}" for k, v in ledger.items()))
-        best, result = checkpoints.best(), self.last_result(folder)
-        print(f"trained {step:,} steps, {ledger['trained'] if 'trained' in ledger else step * self.plan.batch_tokens:,} tokens in {short_time(module.clock.seconds)}"
-              + (f"; val bpb {result:.4f}" if result is not None else "") + (f", best {best[1]:.4f} at step {best[0]:,}" if best else ""))  # fmt: skip
-        print(f"checkpoint: {checkpoints.path(step)}")
-        print(f'next: python -m nanochat.sample ckpt="{checkpoints.path(step)}" start="The " num_samples=3')
 
 
 def quiet_lightning() -> None:
     """Lightning's banners and hints say nothing that the plan does not."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+    for name in (
+        "lightning.pytorch",
+        "lightning.fabric",
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.rank_zero",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -15,7 +15,9 @@ FREE_KEYS = frozenset({
     "resume", "debug", "dry_run", "trainer", "logger", "progress", "log_every", "save_every", "eval_every", "sample_every",
     "checkpoints", "eval_tokens", "sample", "run_folder",
 })  # fmt: skip
-FREE_DATA_KEYS = frozenset({"rows_per_device", "num_workers", "prepare_workers", "shards_dir", "cache_dir", "download_workers"})
+FREE_DATA_KEYS = frozenset(
+    {"rows_per_device", "num_workers", "prepare_workers", "shards_dir", "cache_dir", "download_workers"}
+)
 
 
 @dataclass
@@ -64,20 +66,33 @@ def open_run(config: dict[str, Any], runs: Path, *, folder: Path | None = None) 
         path = Path(str(resume)).expanduser()
         path = path if path.is_dir() else runs / str(resume)
         if not (path / CONFIG).is_file():
-            raise ValueError(f"resume={resume} is no run folder; give auto, a folder under {runs}, or init_from=… to start a new run from weights")
+            raise ValueError(
+                f"resume={resume} is no run folder; give auto, a folder under {runs}, or init_from=… to start a new run from weights"
+            )
         changed = differences(read_config(path), config)
         if changed:
-            raise ValueError(f"resume={resume} continues that run as it was, but {changed[0]}; drop that setting, or use init_from for a new run")
+            raise ValueError(
+                f"resume={resume} continues that run as it was, but {changed[0]}; drop that setting, or use init_from for a new run"
+            )
         return RunFolder(path, True, lock(path))
     if resume == "auto":
-        places = [folder] if folder is not None else sorted((p for p in home.iterdir() if p.is_dir()), reverse=True) if home.is_dir() else []
+        places = (
+            [folder]
+            if folder is not None
+            else sorted((p for p in home.iterdir() if p.is_dir()), reverse=True)
+            if home.is_dir()
+            else []
+        )
         for path in places:
             if not (path / CONFIG).is_file():
                 continue
             changed = differences(read_config(path), config)
             if not changed:
                 return RunFolder(path, True, lock(path))
-            print(f"resume=auto: not {path.name}, it differs in {changed[0]}" + (f" and {len(changed) - 1} more" if len(changed) > 1 else ""))
+            print(
+                f"resume=auto: not {path.name}, it differs in {changed[0]}"
+                + (f" and {len(changed) - 1} more" if len(changed) > 1 else "")
+            )
     if folder is None:
         stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
         folder, n = home / stamp, 1
@@ -94,7 +109,9 @@ def lock(path: Path) -> Any:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise ValueError(f"another process is training in {path}; wait for it, or give this run another run_name=…") from error
+        raise ValueError(
+            f"another process is training in {path}; wait for it, or give this run another run_name=…"
+        ) from error
     return handle
 
 
@@ -107,7 +124,9 @@ def write_record(folder: RunFolder, config: dict[str, Any], facts: dict[str, Any
     diff = facts.get("code", {}).pop("diff", "")
     if folder.resumed and (folder.path / RECORD).is_file():
         record = json.loads((folder.path / RECORD).read_text())
-        record.setdefault("resumptions", []).append({"started": facts["started"], "command": facts["command"], "code": facts["code"]})
+        record.setdefault("resumptions", []).append(
+            {"started": facts["started"], "command": facts["command"], "code": facts["code"]}
+        )
     else:
         (folder.path / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
         record = facts

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,7 +23,19 @@ from omegaconf.errors import OmegaConfBaseException
 from nanochat.runtime.paths import conf_dir
 
 # Settings that hold free text or a path: taken as typed, whatever Hydra's grammar would make of a comma, a bracket or a space.
-TEXT_KEYS = ("start", "prompt", "ckpt", "init_from", "resume", "out", "run_name", "data.path", "data.val_path", "tokenizer.path", "path")
+TEXT_KEYS = (
+    "start",
+    "prompt",
+    "ckpt",
+    "init_from",
+    "resume",
+    "out",
+    "run_name",
+    "data.path",
+    "data.val_path",
+    "tokenizer.path",
+    "path",
+)
 LIST_KEYS = ("evals",)  # a,b,c is a list, not a sweep
 
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, ImportError)
@@ -99,17 +111,21 @@ def stop(message: str, code: int = 2) -> NoReturn:
 
 def one_line(error: BaseException, config_name: str = "train") -> str:
     """What went wrong and what to type instead, in one line. The innermost cause says it best: Hydra wraps what a class raised."""
-    if isinstance(error, HydraException) and error.__cause__ is not None and "instantiat" in str(error):
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
     if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(match.group(1), config_name)
-    if match := re.search(r"Could not find '(\w+)/([^']+)' Available options in '[^']+': (.*?)(?: Config search path|$)", text):
+    if match := re.search(
+        r"Could not find '(\w+)/([^']+)' Available options in '[^']+': (.*?)(?: Config search path|$)", text
+    ):
         group, choice, options = match.groups()
         return f"{group}={choice} is not known; choose from: {', '.join(options.split())}"
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return missing_key(match.group(1))
-    return text.removesuffix(" See https://hydra.cc/docs/1.2/upgrades/1.0_to_1.1/changes_to_package_header for more information.")
+    return text.removesuffix(
+        " See https://hydra.cc/docs/1.2/upgrades/1.0_to_1.1/changes_to_package_header for more information."
+    )
 
 
 def unknown_key(key: str, config_name: str) -> str:
@@ -148,7 +164,7 @@ def known_keys(config_name: str) -> list[str]:
 def missing_key(key: str) -> str:
     folder = conf_dir() / key
     if folder.is_dir():
-        choices = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        choices = ", ".join(sorted(path.stem for path in folder.glob("*.yaml") if not path.stem.startswith("_")))
         return f"no {key} was chosen; add +{key}=NAME, one of: {choices}"
     return f"{key} must be given: add {key}=…"
 

@@ -78,7 +78,9 @@ def detect(device: torch.device, dtype: torch.dtype) -> Hardware:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         peak = next((flops for part, flops in PEAK_FLOPS.items() if part.lower() in properties.name.lower()), None)
-        return Hardware(device, properties.name, peak, "data sheet, dense bf16" if peak else "unknown card", properties.total_memory)
+        return Hardware(
+            device, properties.name, peak, "data sheet, dense bf16" if peak else "unknown card", properties.total_memory
+        )
     memory = _system_memory()
     if device.type == "cpu":
         name = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
@@ -101,7 +103,9 @@ def has_compiler() -> bool:
 def pick_device(name: str) -> torch.device:
     """`auto` is the GPU if there is one, else Metal, else the CPU; otherwise a name torch knows."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
     try:
         device = torch.device(name)
     except RuntimeError as error:

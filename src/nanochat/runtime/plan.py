@@ -77,9 +77,15 @@ def make_plan(
     `modern` fits batch, rates and weight decay to the horizon; `classic` takes REF_BATCH, unscaled rates and all parameters for
     the ratio (facts sheet 2.4, [C]). Raises ValueError for a horizon of zero steps or contradictory settings.
     """
-    given = {name: value for name, value in (("max_steps", max_steps), ("plan.flops", flops), ("plan.tokens", tokens)) if value is not None}
+    given = {
+        name: value
+        for name, value in (("max_steps", max_steps), ("plan.flops", flops), ("plan.tokens", tokens))
+        if value is not None
+    }
     if len(given) > 1:
-        raise ValueError(f"{' and '.join(f'{k}={v:g}' for k, v in given.items())} all set the length of the run; keep one of them")
+        raise ValueError(
+            f"{' and '.join(f'{k}={v:g}' for k, v in given.items())} all set the length of the run; keep one of them"
+        )
     if scale not in ("modern", "classic"):
         raise ValueError(f"plan.scale={scale!r} is not known; choose from modern, classic")
     for name, value in {**given, "plan.ratio": ratio, "batch_tokens": batch_tokens}.items():
@@ -105,7 +111,9 @@ def make_plan(
             # batch and horizon follow from each other: B = REF_BATCH (steps * B / ref)**e; never above that of the full run
             law = (REF_BATCH * (max_steps / ref) ** BATCH_EXPONENT) ** (1 / (1 - BATCH_EXPONENT))
             full = batch_for((ratio or REF_RATIO) * sizes["scaling"])
-            batch_tokens = full if scale == "classic" else min(full, max(1, round(2 ** round(math.log2(law)) / row)) * row)
+            batch_tokens = (
+                full if scale == "classic" else min(full, max(1, round(2 ** round(math.log2(law)) / row)) * row)
+            )
         horizon, steps = max_steps * batch_tokens, max_steps
     elif flops is not None:
         horizon = int(flops / per_token)
@@ -121,9 +129,14 @@ def make_plan(
         batch_tokens = batch_tokens or batch_for(horizon)
         steps = horizon // batch_tokens
     if steps < 1:
+        fits = 2 ** max(0, horizon.bit_length() - 4) // row * row
+        instead = (
+            f"try batch_tokens={fits}"
+            if fits
+            else f"a step is at least one row of {row:,} tokens; try a longer run or model.sequence_len={max(1, horizon // 16)}"
+        )
         raise ValueError(
-            f"{source} is {horizon:,} tokens, less than one step of batch_tokens={batch_tokens:,}: zero steps; "
-            f"try batch_tokens={max(row, 2 ** max(0, horizon.bit_length() - 4) // row * row):,}".replace(",", "_")
+            f"{source} is {horizon:,} tokens, less than one step of batch_tokens={batch_tokens:,}: zero steps; {instead}"
         )
     if scale == "classic":
         return Plan(config, horizon, batch_tokens, steps, 1.0, 0.0, source)

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Speed and memory of pretraining on one GPU: d12 and d20, and the original beside them if PEER is its checkout.
+#   bash experiments/gpu/run.sh            PEER=/path/to/nanochat bash experiments/gpu/run.sh
+# Prints the GPU tests' result and a table; needs no network (text: this Python's own documentation).
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+PYTHON=${PYTHON:-python}
+export NANOCHAT_BASE_DIR=${NANOCHAT_BASE_DIR:-$(mktemp -d)} PYTHONPATH=src:${PYTHONPATH:-}
+STEPS=${STEPS:-12}
+$PYTHON -m pytest -q -m gpu tests || true
+for depth in ${DEPTHS:-12 20}; do
+  for attention in ${ATTENTION:-flex sdpa}; do
+    $PYTHON -m nanochat.train +phase=base model=d$depth trainer=1xh100 data=pydocs trainer.attention=$attention batch_tokens=524288 \
+      data.rows_per_device=${ROWS:-16} max_steps=$STEPS run_name=d$depth-$attention save_every=null eval_every=null eval_tokens=131072 \
+      "sample.prompts=[]" progress=none || echo "d$depth $attention failed"
+  done
+done
+$PYTHON - <<'P'
+import csv, os, pathlib, statistics
+print(f"{'run':16} {'tokens/s':>10} {'MFU %':>7} {'peak GiB':>9}")
+for file in sorted(pathlib.Path(os.environ["NANOCHAT_BASE_DIR"], "runs").glob("*/*/metrics.csv")):
+    rows = [r for r in csv.DictReader(file.open()) if r["train/loss"]][4:]
+    middle = lambda key: statistics.median(float(r[key]) for r in rows if r.get(key))
+    print(f"{file.parts[-3]:16} {middle('perf/tokens_per_second'):10,.0f} {100 * middle('perf/mfu'):7.1f} {middle('perf/peak_memory_gib'):9.1f}")
+P
+if [ -n "${PEER:-}" ]; then
+  for depth in ${DEPTHS:-12 20}; do
+    (cd "$PEER" && $PYTHON -m scripts.base_train --depth=$depth --device-batch-size=${ROWS:-16} --total-batch-size=524288 --num-iterations=$STEPS \
+      --eval-every=-1 --core-metric-every=-1 --sample-every=-1 | grep -E "tok/sec|Peak memory" | tail -n 4)
+  done
+fi

@@ -1,0 +1,150 @@
+"""Every choice in conf/ composes, and what it names can be built on a CPU. The choices are found by listing the folder."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from nanochat import optim
+from nanochat.gpt import GPT, build_arch, from_depth
+from nanochat.optim.groups import rules
+from nanochat.runtime.app import known_keys, register_resolvers
+from nanochat.runtime.paths import conf_dir
+
+CONF = conf_dir()
+
+
+def choices(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml") if not p.stem.startswith("_") and p.stem != "gpt")
+
+
+def composed(*words: str, name: str = "train") -> dict[str, Any]:
+    register_resolvers()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(name, list(words), return_hydra_config=False)
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("model", choices("model"))
+@pytest.mark.parametrize("arch", choices("arch"))
+def test_every_model_builds_with_every_arch(model: str, arch: str) -> None:
+    config = composed("+phase=base", f"model={model}", f"arch={arch}")
+    depth = int(model.removeprefix("d"))
+    assert config["model"]["depth"] == depth
+    sizes = {k: v for k, v in config["model"].items() if k != "depth"}
+    gpt_config = from_depth(depth, vocab_size=32768, arch=build_arch(config["arch"]), **sizes)
+    with torch.device("meta"):
+        gpt = GPT(gpt_config)
+    assert gpt_config.n_layer == depth and sum(p.numel() for p in gpt.parameters()) > 0
+
+
+@pytest.mark.parametrize("name", choices("optim"))
+@pytest.mark.parametrize("arch", choices("arch"))
+def test_every_optimizer_builds_and_steps(name: str, arch: str) -> None:
+    config = composed("+phase=base", f"optim={name}", f"arch={arch}")
+    gpt = GPT.build(
+        from_depth(2, vocab_size=300, sequence_len=32, head_dim=32, aspect_ratio=32, arch=build_arch(config["arch"]))
+    )
+    optimizer = optim.build(gpt, config["optim"]["groups"], weight_decay=0.1)
+    assert sorted(n for g in optimizer.param_groups for n in g["names"]) == sorted(n for n, _ in gpt.named_parameters())
+    idx = torch.randint(0, 300, (2, 33))
+    schedule, first = optim.Schedule(**config["optim"]["schedule"]), None
+    for step in range(10):
+        loss = gpt.loss_sum(idx[:, :-1], idx[:, 1:]) / 64
+        first = first or loss.item()
+        loss.backward()
+        optimizer.schedule_step(schedule, step, 10)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < first - 0.1, "ten steps on one batch lower its loss"
+
+
+@pytest.mark.parametrize("phase", choices("phase"))
+@pytest.mark.parametrize("trainer", choices("trainer"))
+def test_every_phase_composes_with_every_trainer(phase: str, trainer: str) -> None:
+    config = composed(f"+phase={phase}", f"trainer={trainer}", "model=d4")
+    assert config["phase"] == phase and get_class(config["module"]["_target_"])
+    assert config["trainer"]["devices"] >= 1 and config["trainer"]["accelerator"] in ("cpu", "gpu", "mps")
+
+
+@pytest.mark.parametrize("data", choices("data"))
+def test_every_text_composes(data: str) -> None:
+    register_resolvers()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", ["+phase=base", f"data={data}"])
+    assert callable(get_class_or_function(cfg.data._target_))
+    assert {"sequence_len", "seed", "rows_per_device", "packing"} <= set(cfg.data)
+
+
+def get_class_or_function(path: str) -> Any:
+    from hydra.utils import get_method
+
+    return get_method(path)
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment_composes(experiment: str) -> None:
+    config_words = [f"experiment={experiment}"]
+    register_resolvers()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", config_words)
+    assert cfg.phase in choices("phase") and cfg.run_name
+
+
+def test_every_command_has_a_config_and_every_config_a_command() -> None:
+    package = CONF.parent / "src" / "nanochat" if (CONF.parent / "src").is_dir() else CONF.parent
+    commands = {p.stem for p in package.glob("*.py") if p.stem != "__init__"} | {
+        p.parent.name for p in package.glob("*/__main__.py")
+    }
+    assert {p.stem for p in CONF.glob("*.yaml")} == commands
+
+
+def test_every_update_rule_is_used_by_a_config() -> None:
+    used = {
+        g["rule"]
+        for name in choices("optim")
+        for g in composed("+phase=base", f"optim={name}")["optim"]["groups"].values()
+    }
+    assert used == set(rules())
+
+
+def test_the_line_of_the_design_works_as_written() -> None:
+    """Composed, planned and shared out over 8 processes, without the hardware: the numbers are nanochat's for d20."""
+    command = [sys.executable, "-m", "nanochat.train", "+phase=base", "model=d20", "trainer=8xh100"]
+    done = subprocess.run([*command, "dry_run=true"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.replace("│", " ").split())
+    for part in (
+        "896,533,746",
+        "4,980 steps",
+        "1,048,576 tokens = 32 rows x 2,048 tokens x 8 processes x 2 accumulated",
+        "x 1.4142",
+        "0.1002",
+    ):
+        assert part in text, (part, text)
+
+
+def test_data_of_a_cpu_run_is_pydocs_unless_asked() -> None:
+    assert composed("+phase=base", "trainer=cpu")["data"]["_target_"].endswith("pydocs")
+    assert composed("+phase=base", "trainer=cpu", "data=local", "data.path=x")["data"]["_target_"].endswith("local")
+    assert composed("+phase=base", "trainer=8xh100")["data"]["dataset"] == "karpathy/climbmix-400b-shuffle"
+
+
+def test_known_keys_lists_nested_settings() -> None:
+    keys = known_keys("train")
+    assert {"model.depth", "optim.groups.matrix.lr", "trainer.devices", "plan.ratio"} <= set(keys)
+
+
+def test_no_config_computes() -> None:
+    """YAML chooses, Python computes: no eval resolver, no arithmetic (style.md)."""
+    assert not [p for p in Path(CONF).rglob("*.yaml") if "${eval" in p.read_text()]
