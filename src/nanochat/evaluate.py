@@ -27,6 +27,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     device = hardware.pick_device(cfg.device)
     dtype, why = hardware.compute_dtype(cfg.precision, device)
     gpt, tokenizer = folder.load_gpt(path, device=device, compute_dtype=dtype).eval(), folder.load_tokenizer(path)
+    config: Any
     results: dict[str, Any] = {"checkpoint": str(path), "dtype": f"{str(dtype).removeprefix('torch.')} ({why})"}
     if "bpb" in names:
         config = (
@@ -34,7 +35,6 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             if cfg.get("data")
             else folder.read_lineage(path)["config"]["data"]
         )
-        assert isinstance(config, dict)
         data = instantiate({**config, "sequence_len": gpt.config.sequence_len, "rows_per_device": cfg.rows_per_device})
         data.attach(tokenizer, batch_tokens=gpt.config.sequence_len * cfg.rows_per_device)
         data.prepare_data()

@@ -12,12 +12,12 @@ class StepCallback(L.Callback):
 
     _seen = -1
 
-    def on_train_start(self, trainer: L.Trainer, module: PhaseModule) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: L.Trainer, module: PhaseModule) -> None:
         self._seen = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: PhaseModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:  # type: ignore[override]
+    ) -> None:
         if trainer.global_step != self._seen:
             self._seen = trainer.global_step
             self.at_step(trainer, module, trainer.global_step)

@@ -60,7 +60,7 @@ class Report(StepCallback):
         self.progress: Progress | None = None
         self.last_line = 0.0
 
-    def on_train_start(self, trainer: L.Trainer, module: PhaseModule) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: L.Trainer, module: PhaseModule) -> None:
         super().on_train_start(trainer, module)
         self.last_seconds = module.clock.seconds
         if self.show == "bar" and trainer.is_global_zero:
@@ -75,7 +75,7 @@ class Report(StepCallback):
             )
             self.progress.start()
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: PhaseModule, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+    def on_train_batch_start(self, trainer: L.Trainer, module: PhaseModule, batch: Any, batch_idx: int) -> None:
         self.epoch = int(batch.get("epoch", 0))
 
     def at_step(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:
@@ -93,7 +93,7 @@ class Report(StepCallback):
         if step % self.log_every == 0 or step == module.total_steps:
             self.flush(trainer, module)
 
-    def on_train_end(self, trainer: L.Trainer, module: PhaseModule) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: L.Trainer, module: PhaseModule) -> None:
         if self.waiting:
             self.flush(trainer, module)
         if self.progress is not None:

@@ -1,7 +1,9 @@
-"""Save the run every N steps, at its end, and when it is told to stop (SIGTERM)."""
+"""Save the run every N steps, at its end, and when it is told to stop (SIGTERM, or Ctrl-C once)."""
 
 import signal
+import sys
 from types import FrameType
+from typing import Any
 
 import lightning as L
 
@@ -11,23 +13,27 @@ from nanochat.modules.phase import PhaseModule
 
 
 class Save(StepCallback):
-    """Writes `checkpoints/step_…`; on SIGTERM after the step that is running, on every rank the same step, then stops."""
+    """Writes `checkpoints/step_…`; on SIGTERM or Ctrl-C after the step that is running, on every rank the same step, then stops."""
 
     def __init__(self, checkpoints: RunCheckpoints, every: int | None) -> None:
         check_every("save_every", every)
-        self.checkpoints, self.every, self.told_to_stop, self._old_handler = checkpoints, every, False, None
+        self.checkpoints, self.every, self.told_to_stop = checkpoints, every, False
+        self._old_handlers: dict[int, Any] = {}
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._old_handler = signal.signal(signal.SIGTERM, self._on_signal)
+            self._old_handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        if self._old_handler is not None:
-            signal.signal(signal.SIGTERM, self._old_handler)
-            self._old_handler = None
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        self._old_handlers = {}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.told_to_stop = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
+            print("stopping after this step, then saving; Ctrl-C again stops at once", file=sys.stderr, flush=True)
 
     def at_step(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:
         stop = self.told_to_stop

@@ -146,7 +146,7 @@ def read_config(path: Path) -> GPTConfig:
 
 
 def read_lineage(path: Path) -> dict[str, Any]:
-    return json.loads((path / "lineage.json").read_text())  # type: ignore[no-any-return]
+    return json.loads((path / "lineage.json").read_text())
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -164,7 +164,7 @@ def read_state(path: Path) -> dict[str, Any]:
             f"{path} has no {STATE}, so training cannot resume from it; start a new run with init_from={path}"
         )
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+        return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
 

@@ -29,7 +29,7 @@ class RunCheckpoints:
 
     def latest_sound(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that can be resumed from, and a line for each newer one that cannot."""
-        problems = []
+        problems: list[str] = []
         for step in reversed(self.steps()):
             wrong = folder.problem(self.path(step))
             if wrong is None and not (self.path(step) / folder.STATE).is_file():

@@ -82,17 +82,17 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
 _FLEX_MASKS: dict[tuple, object] = {}  # (T, S, window, device) -> BlockMask; made before compiled code looks it up
 
 
-def _flex_mask(T: int, S: int, window: int | None, device: torch.device):  # type: ignore[no-untyped-def]
+def _flex_mask(T: int, S: int, window: int | None, device: torch.device):
     key = (T, S, window, str(device))
     if key not in _FLEX_MASKS:
         _FLEX_MASKS[key] = _make_flex_mask(T, S, window, device)
     return _FLEX_MASKS[key]
 
 
-def _make_flex_mask(T: int, S: int, window: int | None, device: torch.device):  # type: ignore[no-untyped-def]
+def _make_flex_mask(T: int, S: int, window: int | None, device: torch.device):
     from torch.nn.attention.flex_attention import create_block_mask
 
-    def visible(b, h, i, j):  # type: ignore[no-untyped-def]
+    def visible(b, h, i, j):
         position = i + (S - T)
         return (j <= position) if window is None else (j <= position) & (position - j <= window)
 
@@ -100,7 +100,7 @@ def _make_flex_mask(T: int, S: int, window: int | None, device: torch.device):  
 
 
 @lru_cache(maxsize=1)
-def _flex_compiled():  # type: ignore[no-untyped-def]
+def _flex_compiled():
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False)
@@ -120,7 +120,7 @@ def flex(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     y = kernel(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), block_mask=mask, enable_gqa=q.size(2) != k.size(2)
     )
-    return y.transpose(1, 2)  # type: ignore[no-any-return]
+    return y.transpose(1, 2)
 
 
 def prepare(name: str, T: int, windows: set[int | None], device: torch.device) -> None:
@@ -159,7 +159,7 @@ def prove(
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-def _prove(name, device, dtype, H, G, D, length, windows, generator, tolerance) -> str | None:  # type: ignore[no-untyped-def]
+def _prove(name, device, dtype, H, G, D, length, windows, generator, tolerance) -> str | None:
     for window in sorted(windows, key=lambda w: -1 if w is None else w):
         w = None if window is None else min(window, length // 2)
         q, k, v = (torch.randn(1, length, heads, D, generator=generator).to(device, dtype) for heads in (H, G, G))
@@ -187,7 +187,7 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype, *, H: int, G: 
         return wanted, "as asked, proven with a forward and backward pass"
     limited = any(w is not None and w < T - 1 for w in windows)
     order = ["flex", "sdpa"] if limited else ["sdpa", "flex"]
-    refused = []
+    refused: list[tuple[str, str]] = []
     for name in order:
         problem = runnable(name, device, dtype) or prove(name, device, dtype, H=H, G=G, D=D, T=T, windows=windows)
         if problem is None:

@@ -48,7 +48,7 @@ class ChunkedHeadLoss(torch.autograd.Function):
     """Sum of losses over tokens whose target is not -1; x (N, C), weight (Vp, C), targets (N,), logits cut to `vocab`."""
 
     @staticmethod
-    def forward(ctx, x, weight, targets, softcap: float, vocab: int, rows: int, step):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, weight, targets, softcap: float, vocab: int, rows: int, step):
         w = weight.to(x.dtype)[:vocab]
         grad_x = torch.empty_like(x)
         grad_w = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
@@ -66,14 +66,14 @@ class ChunkedHeadLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad):
         grad_x, grad_w = ctx.saved_tensors
         return grad_x.mul_(grad), grad_w.mul_(grad), None, None, None, None, None
 
 
 def head_loss(
     x: Tensor, weight: Tensor, targets: Tensor, *, softcap: float, vocab: int, step=capped_loss_and_grad
-) -> Tensor:  # type: ignore[no-untyped-def]
+) -> Tensor:
     """Summed next-token loss in nats. x (B, T, C) after the last norm, weight (Vp, C), targets (B, T) with -1 ignored.
 
     `step` is `capped_loss_and_grad` or a compiled version of it.

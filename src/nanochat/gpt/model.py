@@ -88,6 +88,15 @@ class Block(nn.Module):
         return x + self.mlp(norm(x))
 
 
+class Transformer(nn.Module):
+    """Token embedding and blocks, under the names that nanochat gives them."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
+
+
 class GPT(nn.Module):
     """Token ids to hidden states, logits or losses. Build one with `GPT.build`, which also fills the weights."""
 
@@ -111,9 +120,7 @@ class GPT(nn.Module):
         if arch.bigram:
             self.bigram_lambdas = nn.Parameter(torch.empty(n))
             self.bigram_embed = nn.ModuleDict({"embed": nn.Embedding(BIGRAM_ROWS * config.vocab_size, d)})
-        self.transformer = nn.ModuleDict(
-            {"wte": nn.Embedding(config.padded_vocab_size, d), "h": nn.ModuleList(Block(config, i) for i in range(n))}
-        )
+        self.transformer = Transformer(config)
         self.lm_head = Linear(d, config.padded_vocab_size)
         if arch.smear:
             self.smear_gate = Linear(arch.smear_channels, 1)
@@ -166,10 +173,10 @@ class GPT(nn.Module):
             return min(1.0, math.sqrt(p.size(0) / p.size(1))) / math.sqrt(p.size(1))
 
         a = math.sqrt(3 / d)
-        normal(self.transformer["wte"].weight, arch.embed_std)  # type: ignore[arg-type]
+        normal(self.transformer.wte.weight, arch.embed_std)
         if arch.matrix_init == "uniform":
             normal(self.lm_head.weight, arch.head_std)
-        for block in self.transformer["h"]:  # type: ignore[union-attr]
+        for block in self.transformer.h:
             attn, mlp = block.attn, block.mlp
             if arch.matrix_init == "uniform":
                 for layer in (attn.c_q, attn.c_k, attn.c_v):
@@ -186,16 +193,16 @@ class GPT(nn.Module):
             uniform(self.smear_gate.weight, 0.0, arch.smear_gate_init)
             done(self.smear_lambda).zero_()
         for i in self.config.value_layers:
-            uniform(self.value_embeds[str(i)].weight, -a, a)  # type: ignore[arg-type]
+            uniform(self.value_embeds[str(i)].weight, -a, a)
         for i in self.config.value_layers:
-            uniform(self.transformer["h"][i].attn.ve_gate.weight, 0.0, arch.value_gate_init)  # type: ignore[index]
+            uniform(self.transformer.h[i].attn.ve_gate.weight, 0.0, arch.value_gate_init)
         if arch.lambdas:
             for p, (first, last) in ((self.resid_lambdas, arch.resid_init), (self.x0_lambdas, arch.x0_init)):
                 done(p).copy_(torch.linspace(first, last, len(p)) if len(p) > 1 else torch.tensor([first]))
         if arch.backout:
             done(self.backout_lambda).fill_(arch.backout_init)
         if arch.bigram:
-            done(self.bigram_embed["embed"].weight).zero_()  # type: ignore[arg-type]
+            done(self.bigram_embed["embed"].weight).zero_()
             done(self.bigram_lambdas).fill_(0.1)  # from: facts sheet 0, E3 detail
         assert not missing, f"init_weights left garbage in {list(missing.values())}"
 
@@ -249,15 +256,15 @@ class GPT(nn.Module):
         # without gradients a CPU would compile once more for less than it gains
         compiled = self._compiled_shape == tuple(idx.shape) and (torch.is_grad_enabled() or idx.is_cuda)
         trunk = self._trunk if compiled else self._forward_trunk
-        return trunk(idx, self.cos[:, :T], self.sin[:, :T])  # type: ignore[no-any-return]
+        return trunk(idx, self.cos[:, :T], self.sin[:, :T])
 
     def _forward_trunk(self, idx: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         arch, dtype, n = self.config.arch, self.compute_dtype, self.config.n_layer
-        x = norm(self.transformer["wte"](idx).to(dtype))  # (B, T, C)
+        x = norm(self.transformer.wte(idx).to(dtype))  # (B, T, C)
         if arch.smear:
             x = self._smear(x)
         x0, bigram, halfway = x, self._bigram_rows(idx, dtype) if arch.bigram else None, x
-        for i, block in enumerate(self.transformer["h"]):  # type: ignore[arg-type]
+        for i, block in enumerate(self.transformer.h):
             if arch.lambdas:
                 x = self.resid_lambdas[i].to(dtype) * x + self.x0_lambdas[i].to(dtype) * x0
             if bigram is not None:
@@ -283,7 +290,7 @@ class GPT(nn.Module):
         index[:, 1:] = torch.bitwise_xor(36313 * idx[:, 1:], 27191 * idx[:, :-1]) % (
             rows - 1
         )  # from: facts sheet 0, E3 detail
-        return self.bigram_embed["embed"](index).to(dtype)  # type: ignore[no-any-return]
+        return self.bigram_embed["embed"](index).to(dtype)
 
     def forward(self, idx: Tensor) -> Tensor:
         """Logits (B, T, V) in fp32 of every position: for evaluation and sampling, not for training."""

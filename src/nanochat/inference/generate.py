@@ -58,7 +58,7 @@ def generate(
             return
 
 
-def complete(gpt: GPT, tokenizer, prompts: list[str], **settings) -> list[str]:  # type: ignore[no-untyped-def]
+def complete(gpt: GPT, tokenizer, prompts: list[str], **settings) -> list[str]:
     """The text of `num_samples` completions of each prompt, in order; each stops before a bos."""
     texts = []
     for prompt in prompts:

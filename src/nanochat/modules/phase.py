@@ -27,7 +27,7 @@ class Clock:
         return self.before + time.perf_counter() - self.started - self.pauses
 
     @contextmanager
-    def paused(self):  # type: ignore[no-untyped-def]
+    def paused(self):
         start = time.perf_counter()
         try:
             yield

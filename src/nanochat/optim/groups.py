@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nanochat.gpt import ROLES
+from nanochat.gpt import GPT, ROLES
 from nanochat.optim.schedules import Schedule
 
 NOT_RULES = {"__init__", "groups", "schedules"}
@@ -42,7 +42,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         ]
 
     @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> Tensor | None:  # type: ignore[override]
+    def step(self, closure: Callable | None = None) -> Tensor | None:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -63,7 +63,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
 
 
 def build(
-    gpt: nn.Module,
+    gpt: GPT,
     groups: dict[str, dict[str, Any]],
     *,
     lr_factor: float = 1.0,
@@ -75,9 +75,9 @@ def build(
     for the batch size). `weight_decay`, from the plan, replaces that of Muon groups whose `weight_decay` is `auto`.
     Raises ValueError for a role of the model without a group, an unknown rule or an unknown option.
     """
-    roles = gpt.parameter_roles()  # type: ignore[operator]
+    roles = gpt.parameter_roles()
     params = dict(gpt.named_parameters())
-    width = gpt.config.n_embd  # type: ignore[union-attr]
+    width = gpt.config.n_embd
     present = sorted(set(roles.values()))
     if missing := [r for r in present if r not in groups]:
         raise ValueError(

@@ -61,7 +61,7 @@ class Job:
         if self.tokenizer_folder is not None:
             return load_tokenizer(self.tokenizer_folder)
         if self.parent is not None:
-            return checkpoint_folder.load_tokenizer(self.parent)  # type: ignore[no-any-return]
+            return checkpoint_folder.load_tokenizer(self.parent)
         return train_or_load(self.data.source, **self.config["tokenizer"])
 
     @cached_property
@@ -81,11 +81,11 @@ class Job:
             and self.config["tokenizer"]["kind"] == "bpe"
             and self.config["tokenizer"]["path"] is None
         )
-        vocab = (
-            tokenizer_settings(**{k: v for k, v in self.config["tokenizer"].items() if k != "path"})[0]
-            if known
-            else self.tokenizer.vocab_size
-        )
+        if known:
+            words = {k: v for k, v in self.config["tokenizer"].items() if k != "path"}
+            vocab = tokenizer_settings(**words)[0] or 0
+        else:
+            vocab = self.tokenizer.vocab_size
         return from_depth(depth, vocab_size=vocab, arch=build_arch(self.config["arch"]), **model)
 
     @cached_property
@@ -198,7 +198,7 @@ class Job:
             weight_decay=self.plan.weight_decay,
         )
         schedule = optim.Schedule(**self.config["optim"]["schedule"])
-        return get_class(self.config["module"]["_target_"])(gpt, build_optimizer, schedule, self.plan.steps)  # type: ignore[no-any-return]
+        return get_class(self.config["module"]["_target_"])(gpt, build_optimizer, schedule, self.plan.steps)
 
     def build_callbacks(self, folder: RunFolder, rank: int) -> list[L.Callback]:
         config, checkpoints = self.config, self.checkpoints(folder)

@@ -116,7 +116,7 @@ def lock(path: Path) -> Any:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    return yaml.safe_load((path / CONFIG).read_text())  # type: ignore[no-any-return]
+    return yaml.safe_load((path / CONFIG).read_text())
 
 
 def write_record(folder: RunFolder, config: dict[str, Any], facts: dict[str, Any]) -> None:
