@@ -3,8 +3,10 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do $$p -c 'import sys,
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
+# a process per core, up to 4; tests are small, so one thread each
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test check lint format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -23,18 +25,20 @@ demo: $(READY)  ## tokenizer, pretraining, bits per byte and samples on this mac
 	@$(RUN) -m nanochat.train experiment=demo resume=auto
 	@$(RUN) -m nanochat.sample ckpt=demo@latest start="The function returns " num_samples=3 max_tokens=60
 
-check: $(READY)  ## format, lint, types and the quick tests, under 2 minutes
-	@$(RUN) -m ruff format --check --quiet src tests || { echo "error: run 'make format'"; exit 1; }
-	@$(RUN) -m ruff check --quiet src tests
-	@$(RUN) -m mypy
-	@$(RUN) -m pytest -m "not slow and not gpu and not network"
+check: lint  ## format, lint, types and the quick tests, under 2 minutes on two cores
+	@$(PYTEST) -m "not slow and not gpu and not network"
 
-test: $(READY)  ## every test that this machine can run, under 12 minutes on two cores
-	@$(RUN) -m pytest
+test: lint  ## the same and every test that this machine can run, under 12 minutes on two cores
+	@$(PYTEST)
+
+lint: $(READY)
+	@$(RUN) -m ruff format --check --quiet . || { echo "error: run 'make format'"; exit 1; }
+	@$(RUN) -m ruff check --quiet .
+	@$(RUN) -m mypy
 
 format: $(READY)  ## format and sort imports
-	@$(RUN) -m ruff check --quiet --fix src tests
-	@$(RUN) -m ruff format src tests
+	@$(RUN) -m ruff check --quiet --fix .
+	@$(RUN) -m ruff format .
 
 bench: $(READY)  ## speed of a training step beside a bare loop, and of packing
 	@$(RUN) experiments/cpu_speed/bench.py

@@ -27,10 +27,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     device = hardware.pick_device(cfg.device)
     dtype, why = hardware.compute_dtype(cfg.precision, device)
     gpt, tokenizer = folder.load_gpt(path, device=device, compute_dtype=dtype).eval(), folder.load_tokenizer(path)
-    config: Any
     results: dict[str, Any] = {"checkpoint": str(path), "dtype": f"{str(dtype).removeprefix('torch.')} ({why})"}
     if "bpb" in names:
-        config = (
+        config: Any = (
             OmegaConf.to_container(cfg.data, resolve=True)
             if cfg.get("data")
             else folder.read_lineage(path)["config"]["data"]
@@ -42,8 +41,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     for key, value in results.items():
         print(f"{key}: {value:.6f}" if isinstance(value, float) else f"{key}: {value}")
     if "sample" in names:
-        settings = OmegaConf.to_container(cfg.sample, resolve=True)
-        assert isinstance(settings, dict)
+        settings: Any = OmegaConf.to_container(cfg.sample, resolve=True)
         prompts = settings.pop("prompts")
         for prompt, text in zip(prompts, complete(gpt, tokenizer, prompts, **settings), strict=True):
             print(f"sample: {prompt + text!r}")

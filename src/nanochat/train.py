@@ -32,6 +32,7 @@ def run(cfg: DictConfig) -> float | None:
         raise ValueError(
             f"{words[0]} cannot take effect: init_from={config['init_from']} brings its own model and tokenizer; drop one of the two"
         )
+    job.check()
     job.print_plan()
     if config["dry_run"]:
         print("dry_run=true: nothing was trained")

@@ -217,7 +217,7 @@ def test_init_leaves_no_parameter_as_it_was(era):
 
 def test_a_parameter_that_init_forgets_is_an_error():
     gpt = GPT(Plain("E6", T=64, V=100, n=2, H=4, G=2, d=64).config())
-    gpt.transformer["h"][1].mlp.new_weight = torch.nn.Parameter(torch.zeros(3))
+    gpt.transformer.h[1].mlp.new_weight = torch.nn.Parameter(torch.zeros(3))
     with pytest.raises(AssertionError, match="new_weight"):
         gpt.init_weights(torch.Generator().manual_seed(0))
 

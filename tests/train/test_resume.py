@@ -16,6 +16,7 @@ from nanochat.checkpoint import folder
 from nanochat.checkpoint.runs import RunCheckpoints
 from tests.train.conftest import environment, losses, the_run
 
+pytestmark = pytest.mark.slow
 STEPS = 24
 WORDS = [f"max_steps={STEPS}", "save_every=3", "eval_every=6", "checkpoints.keep_last=3"]
 Train = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -46,7 +47,6 @@ def assert_same(mine: Path, whole: Path) -> None:
     )
 
 
-@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_the_same(
     whole: Path, shared_base: Path, tiny: list[str], train: Train
 ) -> None:
@@ -74,7 +74,6 @@ def test_killed_at_random_moments_it_ends_the_same(
     assert_same(the_run(shared_base, "killed"), whole)
 
 
-@pytest.mark.slow
 def test_killed_while_it_writes_a_checkpoint_the_previous_one_is_used(
     whole: Path, shared_base: Path, tiny: list[str], train: Train
 ) -> None:
@@ -92,7 +91,6 @@ def test_killed_while_it_writes_a_checkpoint_the_previous_one_is_used(
     assert not list(place.glob(".writing*")), "what the killed writer left is cleared away"
 
 
-@pytest.mark.slow
 def test_sigterm_saves_and_exits_cleanly(whole: Path, shared_base: Path, tiny: list[str], train: Train) -> None:
     process = start(shared_base, tiny, "terminated", "save_every=null")
     deadline = time.monotonic() + 60
@@ -157,7 +155,6 @@ def test_a_run_folder_in_use_is_refused(whole: Path, train: Train) -> None:
         assert "another process is training in" in train("run_name=whole", *WORDS, "resume=auto", code=2).stderr
 
 
-@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_nothing_is_lost(
     whole: Path, tiny: list[str], shared_base: Path, tmp_path: Path
 ) -> None:
@@ -170,7 +167,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
             (disk / name).symlink_to(shared_base / name)
         command = [sys.executable, "-m", "nanochat.train", *tiny, *WORDS, "checkpoints.keep_last=null", "run_name=full"]
         done = subprocess.run(command, env=environment(disk), capture_output=True, text=True, timeout=120)
-        (line,) = [x for x in done.stderr.splitlines() if "error:" in x]
+        (line,) = [x for x in done.stderr.splitlines() if "error:" in x] or [done.stderr[-2000:]]
         assert done.returncode == 2 and "no space left" in line and "resume=auto" in line
         found, _ = RunCheckpoints(checkpoints_of(disk, "full")).latest_sound()
         assert found is not None and folder.load_gpt(found).config.n_layer == 2

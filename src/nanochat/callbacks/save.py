@@ -20,14 +20,18 @@ class Save(StepCallback):
         self.checkpoints, self.every, self.told_to_stop = checkpoints, every, False
         self._old_handlers: dict[int, Any] = {}
 
-    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._old_handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
+    def on_train_start(self, trainer: L.Trainer, module: PhaseModule) -> None:
+        super().on_train_start(trainer, module)
+        # later than Lightning's own handler, which would leave before the step is done
+        self._old_handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         self._old_handlers = {}
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, module, "fit")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.told_to_stop = True

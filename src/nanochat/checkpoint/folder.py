@@ -56,18 +56,24 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         else:
             temporary.rename(path)
         fsync(path.parent)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if error.errno == errno.ENOSPC:
+        if disk_was_full(error):
             free = shutil.disk_usage(path.parent).free
             raise OSError(
                 f"no space left on the disk of {path.parent} ({free / 2**20:.0f} MiB free) while writing {path.name}; nothing written before "
                 "is touched: free some space, then go on with resume=auto"
             ) from error
         raise
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+
+
+def disk_was_full(error: BaseException | None) -> bool:
+    """True if the error, or one it came from, is the system's: torch and safetensors raise their own in its place."""
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -101,7 +107,8 @@ def save(
         (folder / "lineage.json").write_text(json.dumps(lineage, indent=2, default=str) + "\n")
         if trainer_state is not None:
             (folder / STATE).parent.mkdir()
-            torch.save(trainer_state, folder / STATE)
+            with (folder / STATE).open("wb") as file:  # a file of Python's, whose error says that the disk is full
+                torch.save(trainer_state, file)
         sizes = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
         (folder / "files.json").write_text(json.dumps(sizes, indent=2) + "\n")
 

@@ -5,6 +5,7 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -68,32 +69,43 @@ class Job:
     def gpt_config(self) -> GPTConfig:
         if self.parent is not None:
             return checkpoint_folder.read_config(self.parent)
-        return self._sizes(self.config["model"]["depth"])
+        return self._sizes(self._vocab_size(), self.config["model"]["depth"])
 
-    def _sizes(self, depth: int, reference: bool = False) -> GPTConfig:
-        model = dict(self.config["model"])
-        model.pop("depth")
-        if reference:
-            model = {**model, "n_layer": None, "n_head": None, "n_kv_head": None, "n_embd": None}
-        # a dry run trains nothing, so a BPE tokenizer is taken to have the size it was asked to have
-        known = (
-            self.config["dry_run"]
-            and self.config["tokenizer"]["kind"] == "bpe"
-            and self.config["tokenizer"]["path"] is None
-        )
-        if known:
-            words = {k: v for k, v in self.config["tokenizer"].items() if k != "path"}
-            vocab = tokenizer_settings(**words)[0] or 0
-        else:
-            vocab = self.tokenizer.vocab_size
-        return from_depth(depth, vocab_size=vocab, arch=build_arch(self.config["arch"]), **model)
+    def _vocab_asked_for(self) -> int | None:
+        """The vocabulary that a BPE tokenizer to be trained will have; None if only the tokenizer knows."""
+        words = dict(self.config["tokenizer"])
+        known = self.parent is None and words.pop("path") is None and words["kind"] == "bpe"
+        return (tokenizer_settings(**words)[0] or 0) if known else None
+
+    def _vocab_size(self) -> int:
+        asked = self._vocab_asked_for() if self.config["dry_run"] else None  # a dry run trains no tokenizer
+        return self.tokenizer.vocab_size if asked is None else asked
+
+    def _sizes(self, vocab_size: int, depth: int, **more: Any) -> GPTConfig:
+        model = {k: v for k, v in self.config["model"].items() if k != "depth"}
+        return from_depth(depth, vocab_size=vocab_size, arch=build_arch(self.config["arch"]), **{**model, **more})
+
+    def _plan(self, config: GPTConfig) -> Plan:
+        by_depth = dict.fromkeys(("n_layer", "n_head", "n_kv_head", "n_embd"))
+        return make_plan(
+            config, self._sizes(config.vocab_size, 12, **by_depth), max_steps=self.config["max_steps"],
+            batch_tokens=self.config["batch_tokens"], world_size=self.world_size, **self.config["plan"],
+        )  # fmt: skip
 
     @cached_property
     def plan(self) -> Plan:
-        return make_plan(
-            self.gpt_config, self._sizes(12, reference=True), max_steps=self.config["max_steps"],
-            batch_tokens=self.config["batch_tokens"], world_size=self.world_size, **self.config["plan"],
-        )  # fmt: skip
+        return self._plan(self.gpt_config)
+
+    def check(self) -> None:
+        """Raise for settings that cannot work before a tokenizer is trained for them: sizes, plan, rates, device, precision."""
+        vocab = self._vocab_asked_for()
+        if vocab is not None:
+            config = self._sizes(vocab, self.config["model"]["depth"])
+            plan = self._plan(config)
+            with torch.device("meta"):
+                self._build_optimizer(plan)(GPT(config))
+        if not self.config["dry_run"]:
+            _ = self.device, self.dtype
 
     @cached_property
     def device(self) -> torch.device:
@@ -140,7 +152,6 @@ class Job:
 
     def prepare(self, folder: RunFolder) -> None:
         """What happens once, before any process trains: record, tokenizer, first token shards."""
-        _ = self.device, self.dtype
         self.attach()
         code = lineage.code_state()
         facts = {
@@ -190,15 +201,14 @@ class Job:
             return (self.expected_seconds or 0) > COMPILE_PAYS_SECONDS and hardware.has_compiler()
         return self.device.type == "cuda"
 
+    def _build_optimizer(self, plan: Plan) -> Callable[[GPT], optim.GroupedOptimizer]:
+        groups = self.config["optim"]["groups"]
+        return partial(optim.build, groups=groups, lr_factor=plan.lr_factor, weight_decay=plan.weight_decay)
+
     def build_module(self, gpt: GPT) -> PhaseModule:
-        build_optimizer = partial(
-            optim.build,
-            groups=self.config["optim"]["groups"],
-            lr_factor=self.plan.lr_factor,
-            weight_decay=self.plan.weight_decay,
-        )
         schedule = optim.Schedule(**self.config["optim"]["schedule"])
-        return get_class(self.config["module"]["_target_"])(gpt, build_optimizer, schedule, self.plan.steps)
+        module = get_class(self.config["module"]["_target_"])
+        return module(gpt, self._build_optimizer(self.plan), schedule, self.plan.steps)
 
     def build_callbacks(self, folder: RunFolder, rank: int) -> list[L.Callback]:
         config, checkpoints = self.config, self.checkpoints(folder)

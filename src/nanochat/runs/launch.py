@@ -29,19 +29,19 @@ def free_port() -> int:
 def run_ranks(folder: Path, processes: int) -> int:
     """Start `processes` ranks on this machine and wait; the first that fails stops the others. Returns the exit code."""
     port = free_port()
-    ranks = []
-    for rank in range(processes):
+    ranks: list[subprocess.Popen[bytes]] = []
+    for number in range(processes):
         environment = {
-            **os.environ, RANK_OF: str(folder), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
+            **os.environ, RANK_OF: str(folder), "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(processes),
             "LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             "TORCHELASTIC_RUN_ID": folder.name,  # by this variable Lightning knows that the processes exist already
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes)),
         }  # fmt: skip
         ranks.append(subprocess.Popen([sys.executable, "-m", "nanochat.train"], env=environment))
 
-    def forward(number: int, frame: object) -> None:
+    def forward(signum: int, frame: object) -> None:
         for rank in ranks:
-            rank.send_signal(number)
+            rank.send_signal(signum)
 
     old = signal.signal(signal.SIGTERM, forward)
     try:

@@ -1,3 +1,5 @@
+"""What holds for every test: one thread, so that a busy machine slows nothing down more than it must."""
+
 import pytest
 import torch
 
