@@ -65,7 +65,7 @@ CPU = ["+phase=base", "trainer=cpu", "model=d2"]
         ([*CPU, "dry_run=true", "plan.ratio=0.000001"], ["zero steps"]),
         (
             [*CPU, "dry_run=true", "max_steps=5", "plan.tokens=1000000"],
-            ["max_steps=5 and plan.tokens=1e+06", "keep one"],
+            ["max_steps=5 and plan.tokens=1,000,000", "keep one"],
         ),
         (
             [*CPU, "dry_run=true", "data.rows_per_device=7", "batch_tokens=8192"],

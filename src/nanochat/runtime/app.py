@@ -120,7 +120,8 @@ def one_line(error: BaseException, config_name: str = "train") -> str:
         r"Could not find '(\w+)/([^']+)' Available options in '[^']+': (.*?)(?: Config search path|$)", text
     ):
         group, choice, options = match.groups()
-        return f"{group}={choice} is not known; choose from: {', '.join(options.split())}"
+        names = [name for name in options.replace(",", " ").split() if not name.startswith("_")]
+        return f"{group}={choice} is not known; choose from: {', '.join(names)}"
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return missing_key(match.group(1))
     return text.removesuffix(
