@@ -1,38 +1,47 @@
 """Train a model: `python -m nanochat.train +phase=base model=d20 trainer=8xh100`.
 
 Compose (Hydra, once), build (runs/job.py), call. With several devices the parent composes, prints the plan and starts one
-process per device, which reads the resolved config from the run folder. Heavy imports wait until the words are understood.
+process per device, which is handed the resolved config. Heavy imports wait until the words are understood.
 """
 
 import logging
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from nanochat.runs.launch import RANK_OF, is_rank
+from nanochat.runs.launch import is_rank
 from nanochat.runtime.app import command, one_line, overridden, stop, trial_folder
 
 
 def run(cfg: DictConfig) -> float | None:
     """One run or one trial of a sweep. Returns the last val/bpb, which is what a sweeper minimises."""
+    if missing := sorted(OmegaConf.missing_keys(cfg), key=lambda key: (key != "phase", key)):
+        raise ValueError(f"Missing mandatory value: {missing[0]}")
+
+    from nanochat import optim
     from nanochat.runs.job import Job
     from nanochat.runs.launch import run_ranks
     from nanochat.runs.run_folder import open_run
     from nanochat.runtime.paths import base_dir
 
-    if missing := sorted(OmegaConf.missing_keys(cfg), key=lambda key: (key != "phase", key)):
-        raise ValueError(f"Missing mandatory value: {missing[0]}")
+    if cfg.init_from:
+        take_sizes_of_parent(cfg)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    for key in ("path", "val_path", "shards_dir"):  # as seen from here, for whoever reads the config elsewhere
+        if config["data"].get(key):
+            config["data"][key] = str(Path(config["data"][key]).expanduser().absolute())
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     job = Job(config)
-    if job.parent is not None and (words := overridden("model") + overridden("arch") + overridden("tokenizer")):
-        raise ValueError(
-            f"{words[0]} cannot take effect: init_from={config['init_from']} brings its own model and tokenizer; drop one of the two"
-        )
     job.check()
+    words = overridden("plan.weight_decay")
+    if words and not optim.uses_planned_decay(config["optim"]["groups"]):
+        raise ValueError(
+            f"{words[0]} cannot take effect: no group of optim has weight_decay: auto; set optim.groups.matrix.weight_decay=…"
+        )
     job.print_plan()
     if config["dry_run"]:
         print("dry_run=true: nothing was trained")
@@ -43,7 +52,7 @@ def run(cfg: DictConfig) -> float | None:
     job.prepare(folder)
     if job.world_size == 1:
         return job.train(folder)
-    code = run_ranks(folder.path, job.world_size)
+    code = run_ranks(folder, config, job.world_size)
     if code:
         raise ValueError(
             f"a process of the run failed with exit code {code}; what it said is above, the run is in {folder.path}"
@@ -51,17 +60,45 @@ def run(cfg: DictConfig) -> float | None:
     return job.last_result(folder)
 
 
+def take_sizes_of_parent(cfg: DictConfig) -> None:
+    """The checkpoint that a run starts from decides its model, and whatever follows from it; what was typed must agree."""
+    from nanochat.checkpoint.folder import read_config
+    from nanochat.checkpoint.runs import resolve
+    from nanochat.gpt import from_depth
+    from nanochat.runtime.paths import base_dir
+
+    parent = read_config(resolve(cfg.init_from, base_dir() / "runs"))
+    if words := overridden("arch") + overridden("tokenizer"):
+        raise ValueError(
+            f"{words[0]} cannot take effect: init_from={cfg.init_from} brings its own architecture and tokenizer; drop one of the two"
+        )
+    words = overridden("model")
+    sizes = {k: getattr(parent, k) for k in ("n_layer", "n_head", "n_kv_head", "n_embd", "sequence_len")}
+    if words:
+        model = {k: v for k, v in cfg.model.items() if k != "depth"}
+        typed = from_depth(cfg.model.depth, vocab_size=parent.vocab_size, arch=parent.arch, **model)
+        compared = set(sizes) - (set() if overridden("model.sequence_len") else {"sequence_len"})
+        if wrong := [k for k in sorted(compared) if getattr(typed, k) != sizes[k]]:
+            raise ValueError(
+                f"{words[0]} cannot take effect: it means {wrong[0]}={getattr(typed, wrong[0])}, and init_from={cfg.init_from} has "
+                f"{wrong[0]}={sizes[wrong[0]]}; drop one of the two"
+            )
+    OmegaConf.update(cfg, "model", {"depth": parent.n_layer, **sizes})
+    cfg.arch = asdict(parent.arch)
+
+
 def rank_main() -> None:
     """What every process of several does: no Hydra, no folder of its own, no output but rank 0's."""
     from nanochat.runs.job import Job
-    from nanochat.runs.run_folder import RunFolder, read_config
+    from nanochat.runs.launch import read_launch
 
-    path, rank = Path(os.environ[RANK_OF]), int(os.environ["RANK"])
+    rank = int(os.environ["RANK"])
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s", stream=sys.stdout, force=True
     )
     try:
-        Job(read_config(path), path / "tokenizer").train(RunFolder(path, resumed=True, lock=None))
+        folder, config = read_launch()
+        Job(config, folder.path / "tokenizer").train(folder)
     except (ValueError, OSError) as error:
         stop(one_line(error) if rank == 0 else f"rank {rank}: {one_line(error)}")
 

@@ -15,18 +15,18 @@ from omegaconf import OmegaConf
 from nanochat import optim
 from nanochat.gpt import GPT, build_arch, from_depth
 from nanochat.optim.groups import rules
-from nanochat.runtime.app import known_keys, register_resolvers
+from nanochat.runtime.app import known_keys, register
 from nanochat.runtime.paths import conf_dir
 
 CONF = conf_dir()
 
 
 def choices(group: str) -> list[str]:
-    return sorted(p.stem for p in (CONF / group).glob("*.yaml") if not p.stem.startswith("_") and p.stem != "gpt")
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml") if not p.stem.startswith("_"))
 
 
 def composed(*words: str, name: str = "train") -> dict[str, Any]:
-    register_resolvers()
+    register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(name, list(words), return_hydra_config=False)
@@ -77,7 +77,7 @@ def test_every_phase_composes_with_every_trainer(phase: str, trainer: str) -> No
 
 @pytest.mark.parametrize("data", choices("data"))
 def test_every_text_composes(data: str) -> None:
-    register_resolvers()
+    register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", ["+phase=base", f"data={data}"])
@@ -94,7 +94,7 @@ def get_class_or_function(path: str) -> Any:
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_every_experiment_composes(experiment: str) -> None:
     config_words = [f"experiment={experiment}"]
-    register_resolvers()
+    register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", config_words)

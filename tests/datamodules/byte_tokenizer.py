@@ -11,8 +11,8 @@ class ByteTokenizer:
     bos_id = 256
     hash = "b" * 16
 
-    def encode_batch(self, texts: list[str]):
-        return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
+    def encode_array(self, text: str):
+        return np.frombuffer(text.encode(), dtype=np.uint8)
 
     def decode(self, ids) -> str:
         return b"".join(bytes([i]) if i < 256 else b"<|bos|>" for i in ids).decode("utf-8", "replace")
@@ -21,6 +21,6 @@ class ByteTokenizer:
 class SlowTokenizer(ByteTokenizer):
     """Takes its time, so that there is a middle to be killed in."""
 
-    def encode_batch(self, texts: list[str]):
-        time.sleep(0.15)
-        return super().encode_batch(texts)
+    def encode_array(self, text: str):
+        time.sleep(0.004)
+        return super().encode_array(text)

@@ -9,6 +9,7 @@ from nanochat import data
 from nanochat.datamodules.shards import SPLITS
 from nanochat.datamodules.sources import FileSource
 from nanochat.datamodules.text import SOURCE_OPTIONS, TextDataModule
+from nanochat.runtime.app import register
 from nanochat.runtime.paths import conf_dir
 
 TEXT = [
@@ -20,6 +21,7 @@ PRESETS = ["k12", "opc"]  # of hub
 
 
 def composed(*words):
+    register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return compose("data", list(words))
 

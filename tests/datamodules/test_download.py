@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import threading
 
 import huggingface_hub
 import pyarrow as pa
@@ -12,7 +13,9 @@ from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from nanochat.datamodules import download, text
-from nanochat.datamodules.download import HubDataset, HubFiles, matches, split_files
+from nanochat.datamodules.download import HubDataset, HubFiles, matches, shards_needed, split_files
+from nanochat.tokenizer import train_or_load
+from nanochat.tokenizer.training import cached_folder
 
 DATASET = "someone/shards"
 COMMON = {"sequence_len": 16, "num_workers": 0}
@@ -76,7 +79,7 @@ def test_shards_come_from_the_hub_once_and_the_manifest_is_known_before(hub, tex
     assert calls == ["commit", ("names", 3)]
     assert list(source.documents("train")) == texts(20, 0) + texts(20, 1)
     assert list(source.documents("val")) == texts(20, 5)
-    assert calls[2:] == ["shard_00000.parquet", "shard_00001.parquet", "shard_00005.parquet"]
+    assert sorted(calls[2:]) == ["shard_00000.parquet", "shard_00001.parquet", "shard_00005.parquet"]
     again = shards(2)
     assert list(again.documents("val")) == texts(20, 5)
     assert again.manifest() == manifest
@@ -155,6 +158,67 @@ def test_download_gets_what_is_missing_and_says_how_far_it_is(hub):
     assert len(said) == 5
 
 
+def test_reading_fetches_several_files_ahead_and_says_how_far_it_is(hub, texts, caplog, monkeypatch):
+    """Downloads that only end once PARALLEL of them are under way."""
+    _, calls, _ = hub
+    together, plain = threading.Barrier(download.PARALLEL), huggingface_hub.hf_hub_download
+
+    def get(*words, **options):
+        together.wait(5)
+        plain(*words, **options)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", get)
+    source = shards(4)
+    assert list(source.documents("train")) == [text for i in range(4) for text in texts(20, i)]
+    assert "4 of 4 files, " in caplog.text
+    assert sorted(calls[2:]) == [f"shard_{i:05d}.parquet" for i in range(4)]  # not the validation shard
+
+
+def test_reading_that_stops_fetches_no_more_than_what_is_ahead(hub, texts, monkeypatch):
+    _, calls, _ = hub
+    monkeypatch.setattr(download, "PARALLEL", 2)
+    documents = shards(5).documents("train")
+    assert next(documents) == texts(20, 0)[0]
+    documents.close()
+    assert not {"shard_00003.parquet", "shard_00004.parquet"} & set(calls)
+
+
+def test_a_tokenizer_stays_the_same_when_more_shards_are_taken(hub, monkeypatch):
+    monkeypatch.setattr(download, "LEAST_SHARDS", 2)
+    few, more = shards(2), shards(5)
+    keys = {cached_folder(source, "bpe", 300, 1_000_000, None) for source in (few, more)}
+    assert len(keys) == 1
+    first, second = (train_or_load(source, "bpe", 300, 1_000_000, None) for source in (more, few))
+    assert first.hash == second.hash
+    assert not [file.name for file in more.missing() if file.name in ("shard_00000.parquet", "shard_00001.parquet")]
+    assert len(more.missing()) == 4  # nothing beyond was fetched
+    assert cached_folder(shards(1), "bpe", 300, 1_000_000, None) not in keys
+    assert len(more.head(3 * download.CHARACTERS_PER_SHARD - 1).files("train")) == 3
+    assert more.head(None) is more  # a character table reads everything
+    assert len(more.files("train")) == 5
+
+
+def test_shards_needed():
+    """From the facts sheet: shards for nanochat's runs, and the limits."""
+    d20, d24, d32 = 11_200_000_000, 5_838_471_168, 37_600_000_000
+    assert shards_needed(d20, "stream", 1822) == 216
+    assert 720 <= shards_needed(d32, "stream", 1822) <= 740
+    assert 150 <= shards_needed(d24, "best_fit", 6542) <= 175  # about 150 needed, 170 downloaded
+    assert shards_needed(1, "best_fit", 6542) == 8
+    assert shards_needed(1, "best_fit", 5) == 5
+    assert shards_needed(10**15, "best_fit", 6542) == 6542
+    with pytest.raises(ValueError, match=r"packing=fifo is not known; choose data.packing=best_fit or data.packing="):
+        shards_needed(d20, "fifo", 6542)
+
+
+def test_auto_is_as_many_as_a_tokenizer_reads(hub, monkeypatch):
+    assert len(shards("auto").files("train")) == 5
+    monkeypatch.setattr(text, "LEAST_SHARDS", 2)
+    assert len(shards("auto").files("train")) == 2
+    with pytest.raises(ValueError, match="num_shards=many is not a whole number; give one, auto, or null for all"):
+        shards("many")
+
+
 def test_a_mirror_replaces_the_network(tmp_path, monkeypatch, texts, hub):
     store, calls, _ = hub
     monkeypatch.setenv("NANOCHAT_HUB_DIR", str(tmp_path / "mirror"))
@@ -230,8 +294,9 @@ def test_any_data_set_of_the_hub(declared):
     assert [len(list(named.documents(split))) for split in ("train", "val")] == [30, 30]
     several = text.hub("a/b", config=["default", "other"], text_field="body", **COMMON).source
     assert len(several.files("train")) == 3
-    with pytest.raises(ValueError, match="num_shards=3 is not from 1 to the 2 files of a/b"):
-        text.hub("a/b", text_field="body", num_shards=3, **COMMON)
+    for wrong in (3, 0, "auto"):
+        with pytest.raises(ValueError, match=f"num_shards={wrong} is not a number from 1 to the 2 files of a/b"):
+            text.hub("a/b", text_field="body", num_shards=wrong, **COMMON)
     with pytest.raises(ValueError, match=r"line 1 has no field text; it has: body; set data.text_field="):
         text.hub("a/b", **COMMON).source.check()
 

@@ -166,6 +166,20 @@ def test_the_manifest_is_of_content_and_settings(tmp_path):
     assert LocalFiles(tmp_path).manifest_hash != first
 
 
+@pytest.mark.parametrize("path", ["texts", "texts/*.txt", "texts/a.txt"])
+def test_a_relative_path_is_of_the_folder_it_was_given_in(tmp_path, monkeypatch, path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("one")
+    monkeypatch.chdir(tmp_path)
+    source = LocalFiles(path, val_fraction=1e-9)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert list(source.documents("train")) == ["one"]
+    assert source.origin() == {"path": str(tmp_path / path), "val_path": None}
+    again = LocalFiles(**source.origin(), val_fraction=1e-9)
+    assert again.manifest_hash == source.manifest_hash
+
+
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [

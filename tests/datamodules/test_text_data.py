@@ -10,7 +10,7 @@ import torch
 from byte_tokenizer import ByteTokenizer
 from lightning import LightningModule, Trainer
 
-from nanochat.datamodules import rows, text
+from nanochat.datamodules import rows, shards, text
 from nanochat.datamodules.sources import LocalFiles
 from nanochat.datamodules.text import TextDataModule, share_out
 
@@ -324,8 +324,53 @@ def test_bad_settings(make, files):
 
 def test_the_manifest_names_what_batches_are_a_function_of(make):
     one, two = make().manifest(), make(seed=2).manifest()
-    assert json.dumps(one)
+    assert json.loads(json.dumps(one)) == one
     assert {key for key in one if one[key] != two[key]} == {"seed"}
+
+
+def test_the_manifest_explains_itself(make, files, monkeypatch):
+    module = make()
+    found = module.manifest()
+    assert found["hash"] == module.source.manifest_hash
+    assert found["origin"]["path"] == str(files)
+    assert found["settings"]["documents"] == "line"
+    paths = sorted(files.iterdir())
+    train = found["files"]["train"]
+    assert train["first"] == [[p.name, p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()] for p in paths]
+    assert (train["count"], train["bytes"]) == (6, sum(p.stat().st_size for p in paths))
+    assert found["files"]["val"]["count"] == 0  # they are in the same files
+    assert found["validation"]["documents"] == len(list(module.source.documents("val")))
+    assert "in the lowest 0.15 of all" in found["validation"]["chosen"]
+    monkeypatch.setattr(text, "MANIFEST_FILES", 2)
+    short = module.manifest()
+    assert (len(short["files"]["train"]["first"]), short["files"]["train"]["count"]) == (2, 6)
+    assert short["hash"] == found["hash"]
+
+
+def test_documents_not_counted_yet_are_none_in_the_manifest(files):
+    source = LocalFiles(files, documents="line", val_fraction=0.15)
+    module = TextDataModule(source, sequence_len=T)
+    module.attach(ByteTokenizer(), batch_tokens=12 * T)
+    assert module.manifest()["validation"]["documents"] is None
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("built", ["elsewhere", "in the loader"])
+def test_what_building_a_late_shard_ran_into_is_one_line(make, files, monkeypatch, workers, built):
+    monkeypatch.setattr(shards, "ALONE_SECONDS", 0.1)
+    whole = make()
+    steps = epoch_steps(whole)
+    module = TextDataModule(whole.source, sequence_len=T, rows_per_device=2, num_workers=workers)
+    module.attach(ByteTokenizer(), batch_tokens=12 * T)
+    spec, path = module.folder.specs["train"][-1], files / "5.txt"
+    module.folder._path(spec, ".json").unlink()
+    path.write_bytes(b"caf\xe9")
+    line = f"{path} is not UTF-8 at byte 3; convert it, or set data.bad_utf8=replace"
+    if built == "elsewhere":
+        module.folder._path(spec, ".error").write_text(line)
+    with pytest.raises(ValueError, match="is not UTF-8") as caught:
+        take(module, steps)
+    assert str(caught.value) == line
 
 
 class Recorder(LightningModule):

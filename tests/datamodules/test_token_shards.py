@@ -1,3 +1,4 @@
+import hashlib
 import os
 import signal
 import subprocess
@@ -48,7 +49,8 @@ def test_a_shard_holds_its_documents_each_after_bos(make):
                 ids = shard.tokens[shard.offsets[i] : shard.offsets[i + 1]]
                 assert ids[0] == 256
                 assert bytes(ids[1:].astype(np.uint8)).decode() == text
-            folder.verify(spec)
+            for ending, key in ((".bin", "bin_sha256"), (".offsets.npy", "offsets_sha256")):
+                assert hashlib.sha256(folder._path(spec, ending).read_bytes()).hexdigest() == meta[key]
     assert not folder.missing()
     assert not list(folder.folder.glob("*.tmp")) + list(folder.folder.glob("*.lock"))
 
@@ -89,18 +91,6 @@ def test_a_shard_that_is_not_whole_is_built_again(make, ending, damage):
     assert content(folder) == before
 
 
-def test_changed_bytes_are_found_by_verify(make):
-    folder = make()
-    folder.build_all()
-    spec = folder.specs["train"][0]
-    path = folder._path(spec, ".bin")
-    raw = bytearray(path.read_bytes())
-    raw[10] ^= 1
-    path.write_bytes(raw)
-    with pytest.raises(ValueError, match="is not what was written; delete it"):
-        folder.verify(spec)
-
-
 def test_what_a_killed_builder_left_does_not_matter(make):
     folder = make()
     folder.folder.mkdir(parents=True)
@@ -130,7 +120,7 @@ folder = ShardFolder(source, SlowTokenizer(), Path({out!r}))
 def script(tmp_path, out, then="folder.build_all()"):
     here = str(Path(__file__).parent)
     code = BUILD.format(here=here, files=str(tmp_path / "files"), out=str(tmp_path / out), then=then)
-    return subprocess.Popen([sys.executable, "-c", code], env=os.environ, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", code], env=os.environ, stdout=subprocess.PIPE, text=True)
 
 
 def wait_for(condition, seconds=15.0):
@@ -183,10 +173,54 @@ def test_a_loader_waits_for_the_shard_it_needs(make, caplog, monkeypatch):
     first = folder.open(folder.order[0])
     assert len(first.tokens)
     assert folder.missing()  # others are still being made
-    folder.open(folder.order[-1])
+    builders.wait(folder.order)
     assert not folder.missing()
     assert "waiting for token shard" in caplog.text
-    builders.stop()
+
+
+HOLD = "b = folder.start_builders(2); print(len(b.processes), flush=True); import time; time.sleep(60)"
+
+
+def test_builders_are_started_once_for_the_same_shards_and_replaced_when_they_were_killed(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "STAND_BY_SECONDS", 0.05)
+    folder = make(tokenizer=SlowTokenizer())
+    owner = script(tmp_path, "shards", HOLD)
+    assert owner.stdout.readline() == "2\n"
+    second = folder.start_builders(2)
+    second.wait(folder.order[:1])  # by the other's work
+    assert second.processes == []
+    assert folder.missing()
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    wait_for(lambda: len(second.processes) == 2)
+    assert folder.missing()
+    second.wait(folder.order)
+    for process in second.processes:
+        process.wait(10)
+    clean = make("elsewhere")
+    clean.build_all()
+    assert content(folder) == content(clean)  # the claim is gone too
+
+
+def test_a_live_owner_of_dead_builders_keeps_nobody_from_building(make):
+    folder = make(tokenizer=SlowTokenizer())
+    first = folder.start_builders(2)
+    for process in first.processes:
+        process.kill()
+        process.wait()
+    again = folder.start_builders(2)
+    assert len(again.processes) == 2
+    again.wait(folder.order)
+
+
+def test_builders_of_other_shards_are_not_waited_for(make, tmp_path):
+    few = make(tokenizer=SlowTokenizer())
+    assert few.start_builders(1).processes
+    (tmp_path / "files" / "9.txt").write_text("one more\nfile")
+    more = make(tokenizer=SlowTokenizer())
+    started = more.start_builders(1)
+    assert started.processes
+    started.wait(more.order)
 
 
 def test_a_loader_that_waits_for_nobody_builds_by_itself(make, caplog, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from plain_optim import PlainClassicMuon, PlainModernMuon
 
-from nanochat.optim import GroupedOptimizer
+from nanochat.optim import GroupedOptimizer, muon
 
 SHAPES = [
     (24, 24),
@@ -175,8 +175,95 @@ def test_a_zero_gradient_gives_no_nan(variant):
         ({"ns_steps": 0}, "ns_steps"),
         ({"variant": "classic", "weight_decay": 0.1}, "weight_decay"),
         ({"ns_dtype": "float8"}, "ns_dtype"),
+        ({"compile": "maybe"}, "compile"),
     ],
 )
 def test_options_that_cannot_be_are_one_clear_line(options, message):
     with pytest.raises(ValueError, match=message):
         GroupedOptimizer([{"params": [torch.nn.Parameter(torch.zeros(4, 4))], "rule": "muon", "lr": 0.02, **options}])
+
+
+# --- the dtype of the orthogonalisation: facts sheet 2.2, step 2, and 2.1 ------------------------------------------------
+
+BF16, FP32 = torch.bfloat16, torch.float32
+
+
+@pytest.mark.parametrize(
+    ("variant", "compute", "has_bf16", "expected"),
+    [
+        ("modern", BF16, True, BF16),
+        ("modern", FP32, True, FP32),
+        ("classic", BF16, True, BF16),
+        ("classic", FP32, True, BF16),  # always
+        ("modern", BF16, False, FP32),  # the exception: hardware that would only imitate bf16
+        ("classic", FP32, False, FP32),
+    ],
+)
+def test_auto_follows_the_compute_dtype_where_the_hardware_has_bf16(monkeypatch, variant, compute, has_bf16, expected):
+    monkeypatch.setattr(muon, "multiplies_bf16", lambda device: (has_bf16, "as the test says"))
+    group = {"ns_dtype": "auto", "variant": variant, "compute_dtype": compute}
+    for device in ("cpu", "cuda"):
+        assert muon.ns_dtype(group, torch.device(device)) == expected
+    for name, asked in (("float32", FP32), ("bfloat16", BF16)):
+        assert muon.ns_dtype({**group, "ns_dtype": name}, torch.device("cpu")) == asked
+
+
+# --- compiled ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow  # half a minute of compiling
+@pytest.mark.parametrize("variant", ["modern", "classic"])
+def test_compiled_and_eager_give_the_same_update(variant, caplog):
+    weights, grads = problem(seed=8, shapes=[(24, 24), (96, 24), (2, 12)], steps=3)
+    options = {"lr": 0.02, "variant": variant, "ns_dtype": "float32"}
+    eager, _ = run(weights, grads, {**options, "compile": False})
+    compiled, _ = run(weights, grads, {**options, "compile": True})
+    assert not [r for r in caplog.records if r.name == muon.log.name]  # it did compile
+    for mine, theirs in zip(compiled[-1], eager[-1], strict=True):
+        torch.testing.assert_close(mine, theirs, **TIGHT)
+
+
+@pytest.mark.parametrize(("compile", "compiles"), [("auto", False), (True, True), (False, False)])
+@pytest.mark.parametrize("variant", ["modern", "classic"])
+def test_auto_compiles_nothing_on_a_cpu(monkeypatch, variant, compile, compiles):
+    made = []
+    monkeypatch.setattr(muon, "_compiled", {})
+    monkeypatch.setattr(torch, "compile", lambda f, **options: made.append((f.__name__, options)) or f)
+    weights, grads = problem(steps=2)
+    run(weights, grads, {"lr": 0.02, "variant": variant, "compile": compile})
+    assert made == ([(f"{variant}_update", {"dynamic": False})] if compiles else [])
+
+
+def test_auto_compiles_on_cuda():
+    answers = {
+        (c, d): muon.wants_compile({"compile": c}, torch.device(d))
+        for c in ("auto", True, False)
+        for d in ("cuda", "cpu", "mps")
+    }
+    assert [key for key, yes in answers.items() if yes] == [
+        ("auto", "cuda"),
+        (True, "cuda"),
+        (True, "cpu"),
+        (True, "mps"),
+    ]
+
+
+def test_a_compiler_that_fails_is_one_line_and_the_run_goes_on(monkeypatch, caplog):
+    def broken(*args):
+        raise RuntimeError("g++: command not found\nand forty more lines")
+
+    monkeypatch.setattr(muon, "_compiled", {})
+    monkeypatch.setattr(torch, "compile", lambda f, **options: broken)
+    weights, grads = problem(steps=3)
+    history, _ = run(weights, grads, {"lr": 0.02, "compile": True})
+    eager, _ = run(weights, grads, {"lr": 0.02, "compile": False})
+    assert all(torch.equal(a, b) for a, b in zip(history[-1], eager[-1], strict=True))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "modern_update runs uncompiled" in line and "g++: command not found" in line and "\n" not in line
+
+
+def test_an_error_of_the_update_itself_is_not_taken_for_the_compilers(monkeypatch):
+    monkeypatch.setattr(muon, "_compiled", {})
+    monkeypatch.setattr(torch, "compile", lambda f, **options: f)
+    with pytest.raises(ZeroDivisionError):
+        muon.run(lambda: 1 / 0, True)

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from nanochat.gpt import GPT, GPTConfig, build_arch
-from nanochat.optim import Schedule, build, table
+from nanochat.optim import Schedule, build, table, uses_planned_decay
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -182,6 +182,28 @@ def test_table_counts_every_parameter_once():
     )
     assert counted == len(list(gpt.parameters()))
     assert len(rows) < counted / 2
+
+
+@pytest.mark.parametrize(("optim", "uses"), [("muon", True), ("muon_classic", False), ("adamw", False)])
+def test_the_planned_decay_has_an_effect_exactly_where_a_group_asks_for_it(optim, uses):
+    assert uses_planned_decay(settings(optim)) is uses
+    decays = [
+        [group["weight_decay"] for group in build(network(), settings(optim), weight_decay=decay).param_groups]
+        for decay in (0.1, 0.2)
+    ]
+    assert (decays[0] != decays[1]) is uses
+
+
+def test_a_rule_is_told_the_compute_dtype_and_a_checkpoint_is_not():
+    gpt = network()
+    gpt.compute_dtype = torch.bfloat16
+    optimizer, told = build(gpt, settings()), []
+    optimizer._steps = [lambda params, grads, state, group: told.append(group["compute_dtype"])] * len(optimizer._steps)
+    for p in gpt.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert told == [torch.bfloat16] * len(optimizer.param_groups)
+    assert not any("compute_dtype" in group for group in optimizer.state_dict()["param_groups"])
 
 
 # --- training and state -----------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from nanochat.optim import Schedule
+from nanochat.optim import Schedule, build_schedule
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -118,3 +118,31 @@ def test_settings_that_cannot_be_are_one_clear_line(change):
 @pytest.mark.parametrize("change", [{"warmup_steps": -1}, {"momentum_steps": -1}, {"momentum_peak": 1.5}], ids=str)
 def test_other_settings_that_cannot_be_are_one_clear_line(change):
     refused(change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"foo": 1}, r"optim\.schedule\.foo is not a setting.*warmup_steps.*weight_decay"),
+        ({"warmup_steps": 2.5}, r"optim\.schedule\.warmup_steps=2.5 must be a whole number"),
+        ({"warmup_steps": "many"}, r"optim\.schedule\.warmup_steps='many' must be a whole number"),
+        ({"momentum_steps": True}, r"optim\.schedule\.momentum_steps=True must be a whole number"),
+        ({"warmdown_frac": None}, r"optim\.schedule\.warmdown_frac=None must be a number"),
+        ({"final_lr_frac": [0.1]}, r"optim\.schedule\.final_lr_frac=\[0.1\] must be a number"),
+        ({"final_lr_frac": math.nan}, r"optim\.schedule\.final_lr_frac=nan must lie between 0 and 1"),
+        ({"momentum_start": "0.9"}, r"optim\.schedule\.momentum_start='0.9' must be a number"),
+        ({"momentum_end": 1}, r"optim\.schedule\.momentum_end=1 must lie between 0 and below 1"),
+        ({"momentum_steps": -1}, r"optim\.schedule\.momentum_steps=-1 must not be negative"),
+        ({"weight_decay": 0.1}, r"optim\.schedule\.weight_decay=0.1 is not known; choose from cosine, constant"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_of_a_config_are_one_line_that_names_them(change, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        build_schedule(change)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_schedule_from_a_config_is_the_one_of_its_values():
+    assert build_schedule({"warmup_steps": 7, "momentum_end": None}) == Schedule(warmup_steps=7, momentum_end=None)
+    assert build_schedule({}) == Schedule()

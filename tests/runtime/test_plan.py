@@ -70,6 +70,34 @@ def test_d24_at_ratio_8(modern):
     assert f"{plan.flops:.3e}" == "2.788e+19"
 
 
+@pytest.mark.parametrize("ratio", [0.5, 8, 8.7, 9.5, 20, 40])
+@pytest.mark.parametrize("depth", [8, 12, 24, 32])
+def test_weight_decay_and_batch_do_not_depend_on_the_ratio(modern, depth, ratio):
+    """Facts sheet 2.4: D = R * P and D_ref = R * P12, so that D_ref / D is P12 / P: d24 has 0.0597 at ratio 8 too."""
+    plan, table = make_plan(modern(depth), modern(12), ratio=ratio), {row[0]: row for row in MODERN}[depth]
+    if plan.batch_tokens == table[1]:  # at ratio 0.5 the batch is cut so that 500 steps are left
+        assert (f"{plan.lr_factor:.4f}", f"{plan.weight_decay:.4f}") == table[3:]
+    else:
+        assert ratio == 0.5 and plan.steps < 1_000
+
+
+@pytest.mark.parametrize("ratio", [0.5, 8.0, 12.0])
+def test_the_length_of_a_run_at_its_ratio_gives_the_same_plan_however_it_is_set(modern, ratio):
+    whole = make_plan(modern(8), modern(12), ratio=ratio)
+    for settings in ({"tokens": whole.horizon_tokens}, {"flops": whole.flops}):
+        plan = make_plan(modern(8), modern(12), ratio=ratio, **settings)
+        assert (plan.batch_tokens, plan.steps, plan.lr_factor) == (whole.batch_tokens, whole.steps, whole.lr_factor)
+        # whole steps are at most one step shorter than the horizon
+        assert plan.weight_decay == pytest.approx(whole.weight_decay, rel=1 / whole.steps)
+
+
+def test_where_nothing_says_a_ratio_the_reference_has_12(modern):
+    """plan.ratio=null is what FLOPs and steps are given with; nanochat's ratio of -1 gives P12 / P as well."""
+    whole = make_plan(modern(24), modern(12))
+    plan = make_plan(modern(24), modern(12), ratio=None, flops=whole.flops)
+    assert (plan.batch_tokens, plan.steps, f"{plan.weight_decay:.4f}") == (1_048_576, 8_352, "0.0597")
+
+
 CLASSIC = [
     (4, 1_400),
     (6, 2_325),

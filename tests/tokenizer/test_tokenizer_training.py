@@ -30,6 +30,9 @@ class Source:
     def manifest(self):
         return {"texts": self.texts}
 
+    def head(self, max_chars):
+        return self
+
 
 @pytest.fixture(autouse=True)
 def _own_base_dir(tmp_path, monkeypatch):

@@ -91,20 +91,58 @@ def test_killed_while_it_writes_a_checkpoint_the_previous_one_is_used(
     assert not list(place.glob(".writing*")), "what the killed writer left is cleared away"
 
 
-def test_sigterm_saves_and_exits_cleanly(whole: Path, shared_base: Path, tiny: list[str], train: Train) -> None:
-    process = start(shared_base, tiny, "terminated", "save_every=null")
+def stopped_by(number: signal.Signals, base: Path, tiny: list[str], name: str) -> list[int]:
+    """A run that gets a signal after some steps; it must end well. Returns the steps of its checkpoints."""
+    process = start(base, tiny, name, "save_every=null")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        metrics = list((shared_base / "runs" / "terminated").glob("*/metrics.csv"))
+        metrics = list((base / "runs" / name).glob("*/metrics.csv"))
         if metrics and len(metrics[0].read_text().splitlines()) > 4:
             break
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert process.wait(timeout=60) == 0
-    steps = RunCheckpoints(checkpoints_of(shared_base, "terminated")).steps()
+    return RunCheckpoints(checkpoints_of(base, name)).steps()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_sigterm_and_ctrl_c_save_and_exit_cleanly(
+    number: signal.Signals, whole: Path, shared_base: Path, tiny: list[str], train: Train
+) -> None:
+    name = f"stopped-{number.name}"
+    steps = stopped_by(number, shared_base, tiny, name)
     assert len(steps) == 1 and 4 <= steps[0] < STEPS
-    train("run_name=terminated", *WORDS, "resume=auto")
-    assert_same(the_run(shared_base, "terminated"), whole)
+    train(f"run_name={name}", *WORDS, "resume=auto")
+    assert_same(the_run(shared_base, name), whole)
+
+
+@pytest.mark.parametrize("words", [["data.rows_per_device=8"], ["trainer.devices=2", "data.rows_per_device=2"]])
+def test_resumed_on_other_hardware_it_trains_the_same_batches(
+    words: list[str], whole: Path, shared_base: Path, tiny: list[str], train: Train
+) -> None:
+    name = f"moved-{len(words)}"
+    (stopped,) = stopped_by(signal.SIGTERM, shared_base, tiny, name)
+    train(f"run_name={name}", *WORDS, *words, "resume=auto")
+    mine, other = losses(the_run(shared_base, name)), losses(whole)
+    assert sorted(mine) == sorted(other)
+    assert all(mine[step] == other[step] for step in range(1, stopped + 1))
+    # the same batches in other shares: sums in another order, through up to 20 updates
+    assert all(abs(float(mine[step]) - float(other[step])) < 2e-4 for step in mine)
+
+
+def test_killed_in_its_last_evaluation_it_is_evaluated_when_resumed(
+    whole: Path, shared_base: Path, train: Train
+) -> None:
+    import shutil
+
+    copy = shutil.copytree(whole, whole.parent.parent / "late" / whole.name)
+    config = copy / "config.yaml"
+    config.write_text(config.read_text().replace("run_name: whole", "run_name: late"))
+    last = RunCheckpoints(copy / "checkpoints").path(STEPS)
+    before = json.loads((last / "metrics.json").read_text())
+    (last / "metrics.json").unlink()
+    done = train("run_name=late", *WORDS, "resume=auto")
+    assert json.loads((last / "metrics.json").read_text()) == before, done.stdout
 
 
 def test_a_truncated_file_is_one_line_and_the_previous_checkpoint_loads(whole: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from nanochat.runtime.app import as_typed
 
@@ -53,6 +54,15 @@ CPU = ["+phase=base", "trainer=cpu", "model=d2"]
         (["+phase=bse", "trainer=cpu"], ["phase=bse is not known", "base"]),
         (["+phase=base", "trainer=cpuu"], ["trainer=cpuu is not known", "8xh100"]),
         ([*CPU, "modl.depth=3"], ["modl.depth is not a setting", "did you mean model.depth"]),
+        ([*CPU, "+max_step=3"], ["max_step is not a setting", "max_steps"]),
+        ([*CPU, "+plan.token=3"], ["plan.token is not a setting", "plan.tokens"]),
+        ([*CPU, "max_steps=abc"], ["max_steps=abc is not of type integer"]),
+        ([*CPU, "optim.groups.matrix.lr=fast"], ["optim.groups.matrix.lr=fast is not a number"]),
+        ([*CPU, "optim=adamw", "plan.weight_decay=0.1"], ["plan.weight_decay=0.1 cannot take effect"]),
+        ([*CPU, "trainer.compile=off"], ["trainer.compile=off is not known"]),
+        ([*CPU, "save_every=0"], ["save_every=0 must be at least 1"]),
+        ([*CPU, "trainer.num_nodes=2"], ["trainer.num_nodes must be 1"]),
+        (["experiment=demo", "+phase=base"], ["phase is chosen twice", "drop +phase"]),
         ([*CPU, "optim.groups.matrix.lrr=3"], ["optim.groups.matrix.lrr is not a setting", "optim.groups.matrix.lr"]),
         (
             [*CPU, "+optim.groups.matrix.lrr=3", "tokenizer.vocab_size=300", "dry_run=false"],
@@ -129,3 +139,13 @@ def test_free_text_is_taken_as_typed() -> None:
     assert as_typed("evals=core,bpb") == "evals=[core,bpb]"
     assert as_typed("model=d2,d4") == "model=d2,d4"
     assert as_typed("resume=auto") == "resume='auto'"
+
+
+@pytest.mark.parametrize(
+    "text", ["'Twas", "it's \\'", "a\\", "\\\\'x'", "${oc.env:HOME}", "a=b,c [d] {e}: #f", "tab\there", '"he said']
+)
+def test_hydra_reads_the_text_that_was_typed(text: str) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    value = OverridesParser.create().parse_override(as_typed(f"start={text}")).value()
+    assert OmegaConf.create({"start": value}).start == text

@@ -1,1 +1,1 @@
-"""What happens every N optimizer steps. In the order given: save, then evaluate, then sample, then report."""
+"""What happens every N optimizer steps. In the order given: report, save, evaluate, sample."""

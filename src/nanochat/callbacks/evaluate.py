@@ -1,19 +1,22 @@
-"""Evaluate every N steps and at the end. An evaluation that fails is logged and training goes on."""
+"""Evaluate every N steps and at the end. An evaluation that fails is logged and training goes on, on every process alike."""
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import lightning as L
 
 from nanochat.callbacks.every import StepCallback, check_every, is_due
 from nanochat.checkpoint.runs import RunCheckpoints
+from nanochat.evals.processes import agreed
 from nanochat.modules.phase import PhaseModule
 
 log = logging.getLogger(__name__)
 
 
 class Evaluate(StepCallback):
-    """`evals` maps a name to a function of the GPT that returns numbers; they are logged as `val/…`.
+    """`evals` maps a name to a function of the GPT that returns numbers; they are logged as `val/…`. A collective in one
+    stands behind `agreed` (evals/processes.py); then a process that fails leaves no other waiting.
 
     Stands behind `Save` in the list of callbacks, so the weights are on disk before an evaluation can fail.
     """
@@ -28,6 +31,16 @@ class Evaluate(StepCallback):
         self.evals, self.every, self.checkpoints = evals, every, checkpoints
         self.latest: dict[str, float] = {}
 
+    def on_train_start(self, trainer: L.Trainer, module: PhaseModule) -> None:
+        super().on_train_start(trainer, module)
+        self.catch_up(trainer, module)
+
+    def catch_up(self, trainer: L.Trainer, module: PhaseModule) -> None:
+        """The evaluation that a resumed run owes to its checkpoint: it was stopped after saving and before evaluating."""
+        step = trainer.global_step
+        if step > 0 and self.checkpoints.path(step).is_dir() and not self.checkpoints.metrics(step):
+            self.at_step(trainer, module, step)
+
     def at_step(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:
         if not is_due(step, self.every, module.total_steps):
             return
@@ -36,7 +49,7 @@ class Evaluate(StepCallback):
             module.eval()
             for name, evaluate in self.evals.items():
                 try:
-                    results.update(evaluate(module))
+                    results.update(agreed(partial(evaluate, module), module.device))
                 except Exception as error:
                     log.warning(
                         "evaluation %s failed at step %d and was left out: %s: %s",

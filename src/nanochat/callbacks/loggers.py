@@ -20,8 +20,10 @@ def wandb(folder: Path, resume_step: int, project: str, offline: bool) -> Logger
 
 
 def tensorboard(folder: Path, resume_step: int) -> Logger:
+    """TensorBoard. What an interrupted run wrote after the step it is resumed from is hidden; that step's points stay."""
+    purge = resume_step + 1 if resume_step else 0
     try:
-        return TensorBoardLogger(save_dir=str(folder), name="tensorboard", version="", purge_step=resume_step)
+        return TensorBoardLogger(save_dir=str(folder), name="tensorboard", version="", purge_step=purge)
     except ModuleNotFoundError as error:
         raise ValueError(
             "logger=tensorboard needs the package tensorboard: pip install 'nanochat[tensorboard]'"

@@ -33,6 +33,11 @@ def short_time(seconds: float) -> str:
     return f"{s // 3600}h{s % 3600 // 60:02d}m" if s >= 3600 else f"{s // 60}m{s % 60:02d}s" if s >= 60 else f"{s}s"
 
 
+def check_progress(show: str) -> None:
+    if show not in ("auto", "bar", "lines", "none"):
+        raise ValueError(f"progress={show!r} is not known; choose from auto, bar, lines, none")
+
+
 class Report(StepCallback):
     """Shows and logs training. `flops_per_token` and `peak_flops` (per device, or None) give the MFU."""
 
@@ -46,10 +51,7 @@ class Report(StepCallback):
         run_folder: Path,
         show: str = "auto",
     ) -> None:
-        if log_every < 1:
-            raise ValueError(f"log_every={log_every} must be at least 1")
-        if show not in ("auto", "bar", "lines", "none"):
-            raise ValueError(f"progress={show!r} is not known; choose from auto, bar, lines, none")
+        check_progress(show)
         self.batch_tokens, self.flops_per_token, self.peak_flops = batch_tokens, flops_per_token, peak_flops
         self.log_every, self.run_folder = log_every, run_folder
         self.show = ("bar" if sys.stdout.isatty() else "lines") if show == "auto" else show
@@ -94,8 +96,7 @@ class Report(StepCallback):
             self.flush(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, module: PhaseModule) -> None:
-        if self.waiting:
-            self.flush(trainer, module)
+        self.flush(trainer, module)
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
@@ -107,6 +108,8 @@ class Report(StepCallback):
 
     def flush(self, trainer: L.Trainer, module: PhaseModule) -> None:
         """Bring the waiting losses to the host, check, log and show them."""
+        if not self.waiting:
+            return
         losses = torch.stack([loss for _, loss, _ in self.waiting])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(losses)  # each process holds the sum over its rows divided by the count of the global batch
@@ -175,6 +178,6 @@ class Report(StepCallback):
             )
         raise ValueError(
             f"loss is {loss} at step {step}; {place}/report.json holds the norms of every parameter and the recent losses, "
-            f"`python -m nanochat.data show=batch step={step - 1} …` prints the batch; go on from the last checkpoint with resume=auto and a lower "
-            "rate (optim.groups.matrix.lr=…) or another seed"
+            f"`python -m nanochat.data show=batch step={step - 1} …` prints the batch; the checkpoints before it are sound: start a new run from "
+            "one with init_from=RUN@latest and a lower rate (optim.groups.matrix.lr=…), or this one again with another seed"
         )

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -15,9 +16,12 @@ from nanochat.modules.phase import PhaseModule
 class Save(StepCallback):
     """Writes `checkpoints/step_…`; on SIGTERM or Ctrl-C after the step that is running, on every rank the same step, then stops."""
 
-    def __init__(self, checkpoints: RunCheckpoints, every: int | None) -> None:
+    def __init__(
+        self, checkpoints: RunCheckpoints, every: int | None, before: Callable[[L.Trainer, PhaseModule], None]
+    ) -> None:
+        """`before` is called ahead of every save: it checks the losses and writes what is known of the steps up to here."""
         check_every("save_every", every)
-        self.checkpoints, self.every, self.told_to_stop = checkpoints, every, False
+        self.checkpoints, self.every, self.before, self.told_to_stop = checkpoints, every, before, False
         self._old_handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, module: PhaseModule) -> None:
@@ -44,6 +48,7 @@ class Save(StepCallback):
         if trainer.world_size > 1:
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop or is_due(step, self.every, module.total_steps):
+            self.before(trainer, module)
             with module.clock.paused():
                 trainer.save_checkpoint(self.checkpoints.path(step))
                 if trainer.is_global_zero:

@@ -2,13 +2,13 @@
 
 import hashlib
 import importlib.metadata
-import json
 import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+MAX_NEW_FILES, MAX_NEW_FILE_BYTES = 100, 200_000  # guess: code, not data that lies beside it
 PACKAGES = ("torch", "lightning", "hydra-core", "tokenizers", "datasets", "numpy", "nanochat")
 
 
@@ -23,7 +23,7 @@ def versions() -> dict[str, str]:
 
 
 def code_state() -> dict[str, Any]:
-    """Commit and uncommitted diff of the checkout this code runs from; an installed package has neither."""
+    """Commit and uncommitted diff, new files included, of the checkout this code runs from; an installed package has neither."""
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return {"commit": None, "dirty": None, "diff": ""}
@@ -32,7 +32,11 @@ def code_state() -> dict[str, Any]:
         return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20).stdout
 
     try:
-        diff = git("diff", "HEAD")
+        new = git("ls-files", "--others", "--exclude-standard").splitlines()
+        small = [name for name in new if (root / name).is_file() and (root / name).stat().st_size <= MAX_NEW_FILE_BYTES]
+        diff = git("diff", "HEAD") + "".join(
+            git("diff", "--no-index", "--", "/dev/null", name) for name in small[:MAX_NEW_FILES]
+        )
         return {
             "commit": git("rev-parse", "HEAD").strip() or None,
             "dirty": bool(git("status", "--porcelain").strip()),
@@ -61,7 +65,3 @@ def parent_hash(checkpoint: Path) -> str:
         while block := file.read(2**22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def manifest_hash(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -46,13 +46,16 @@ class RunCheckpoints:
             return None
         return int(data["step"]), float(data["value"])
 
+    def metrics(self, step: int) -> dict[str, Any]:
+        """What evaluations of the checkpoint at `step` gave so far."""
+        file = self.path(step) / "metrics.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
+
     def record(self, step: int, metrics: dict[str, Any]) -> None:
         """Note what an evaluation of the checkpoint at `step` gave; move the pointer to the best if it is better (lower)."""
         if not self.path(step).is_dir():
             return
-        file = self.path(step) / "metrics.json"
-        known = json.loads(file.read_text()) if file.is_file() else {}
-        folder.write_json(file, {**known, **metrics})
+        folder.write_json(self.path(step) / "metrics.json", {**self.metrics(step), **metrics})
         value = metrics.get(self.best_metric)
         best = self.best()
         if value is not None and (best is None or value < best[1] or not self.path(best[0]).is_dir()):

@@ -6,13 +6,16 @@ that the manifest of a run never changes under it; files come through `huggingfa
 off and lets one process at a time fetch a file. The checksum is compared before a file counts as there.
 """
 
+import contextlib
+import copy
 import fnmatch
 import hashlib
 import json
 import logging
+import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,6 +30,11 @@ from nanochat.runtime.paths import base_dir, hub_dir
 ATTEMPTS = 5  # from: facts sheet 4.1, with waits of 2, 4, 8 and 16 seconds
 PARALLEL = 4  # from: facts sheet 4.1
 LISTING_CHUNK = 500  # guess: names asked for at once
+CHARACTERS_PER_SHARD = 250_000_000  # from: facts sheet 4.1, at least so many
+CHARACTERS_PER_TOKEN = 4.8  # from: facts sheet 3.2, the rule of thumb of nanochat's scripts
+# share of the tokens that a packing discards; from: facts sheet 4.2, at T=2048 (shorter rows: more)
+CROPPED = {"best_fit": 0.346, "stream": 0.0}
+LEAST_SHARDS = 8  # from: facts sheet 3.2 and 9, what nanochat downloads for its tokenizer, which reads 2e9 characters
 SPLIT_NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
 
 log = logging.getLogger("nanochat.data")
@@ -115,6 +123,11 @@ class HubDataset:
         os.replace(temporary, self._listing_path)
         return answer
 
+    @property
+    def commit(self) -> str | None:
+        """The commit that the files are of; None for a mirror."""
+        return None if self.mirror else _read_json(self._listing_path).get("commit", self.revision)
+
     def present(self, file: SourceFile) -> Path | None:
         """Where the file is, if it is there whole; a mirror is trusted, a download has had its checksum compared."""
         path = self.folder / file.name
@@ -132,8 +145,7 @@ class HubDataset:
             raise FileNotFoundError(f"{file.name} of {self.dataset} is not whole in the mirror at {self.folder}")
         from huggingface_hub import hf_hub_download
 
-        commit = _read_json(self._listing_path).get("commit", self.revision)
-        path = self.folder / file.name
+        commit, path = self.commit, self.folder / file.name
         again = False
 
         def download() -> Path:
@@ -154,15 +166,29 @@ class HubDataset:
 
         return self._insist(download, file.name)
 
-    def fetch_all(self, files: Iterable[SourceFile]) -> Iterator[tuple[SourceFile, Path]]:
-        """All of them, several at a time, each as it is done, in order."""
-        with ThreadPoolExecutor(PARALLEL) as pool:
-            jobs = [(file, pool.submit(self.fetch, file)) for file in files]
-            try:
-                for file, job in jobs:
-                    yield file, job.result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+    def fetch_all(self, files: Sequence[SourceFile], say: Callable[[str], None]) -> Generator[SourceFile, None, None]:
+        """Get all of them, PARALLEL at a time, and say how far it is; each is given as it is there, in order. Whoever
+        stops asking for more stops the downloading, but for those under way."""
+        if not files:
+            return
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()  # of single files; there are many
+        total, done, begin = sum(file.size for file in files), 0, time.monotonic()
+        pool = ThreadPoolExecutor(PARALLEL)
+        try:
+            jobs = [pool.submit(self.fetch, file) for file in files[:PARALLEL]]
+            for i, file in enumerate(files):
+                jobs[i].result()
+                jobs += [pool.submit(self.fetch, later) for later in files[len(jobs) : len(jobs) + 1]]
+                done += file.size
+                rate = done / max(time.monotonic() - begin, 1e-9)
+                left = (total - done) / rate
+                size = f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+                say(f"{i + 1} of {len(files)} files, {size}, {rate / 1e6:.1f} MB/s, {left:.0f} s left")
+                yield file
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _insist(self, act: Callable[[], Any], what: str, attempts: int = ATTEMPTS) -> Any:
         from huggingface_hub.errors import (
@@ -254,20 +280,54 @@ class HubFiles(FileSource):
 
     def download(self, say: Callable[[str], None] = log.warning) -> None:
         """Get all missing files, several at a time, saying what came."""
-        from huggingface_hub.utils import disable_progress_bars
+        for _ in self.dataset.fetch_all(self.missing(), say):
+            pass
 
-        disable_progress_bars()  # of single files; there are many
-        wanted = self.missing()
-        total, done, begin = sum(file.size for file in wanted), 0, time.monotonic()
-        for i, (file, _) in enumerate(self.dataset.fetch_all(wanted), 1):
-            done += file.size
-            rate = done / max(time.monotonic() - begin, 1e-9)
-            left = (total - done) / rate
-            size = f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
-            say(f"{i} of {len(wanted)} files, {size}, {rate / 1e6:.1f} MB/s, {left:.0f} s left")
+    def documents(self, split: str) -> Iterator[str]:
+        """All documents of `split`; files that are missing are fetched several at a time, ahead of the reading."""
+        names = {file.name for file in self.files(split)}
+        missing = [file for file in self.missing() if file.name in names]
+        waiting = {file.name for file in missing}
+        with contextlib.closing(self.dataset.fetch_all(missing, log.warning)) as fetched:
+            for part in self.parts(split):
+                while part.path in waiting:
+                    waiting.remove(next(fetched).name)
+                yield from self.read(part, split)
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "dataset": self.dataset.dataset}
+
+    def origin(self) -> dict[str, Any]:
+        return {"dataset": self.dataset.dataset, "commit": self.dataset.commit}
+
+
+class Shards(HubFiles):
+    """A hub data set in nanochat's shard layout, where the characters of a shard are known before it is there."""
+
+    def head(self, max_chars: int | None) -> "Shards":
+        count = max(LEAST_SHARDS, math.ceil((max_chars or 0) / CHARACTERS_PER_SHARD))
+        train, val = (self.files(split) for split in ("train", "val"))
+        if max_chars is None or count >= len(train):
+            return self
+        short = copy.copy(self)
+        short.__dict__.pop("manifest_hash", None)
+        short._known = {file.name: file for file in [*train[:count], *val]}
+        short._names = {**self._names, "train": self._names["train"][:count]}
+        short._parts = {}
+        return short
+
+
+def shards_needed(tokens: int, packing: str, there: int) -> int:
+    """How many training shards, of the `there` that are, hold the text of a run of `tokens` tokens without a repeat; at
+    least LEAST_SHARDS. nanochat's d24 at ratio 8 needs about 150 and downloads 170 (facts sheet 4.1):
+
+    >>> shards_needed(tokens=5_838_471_168, packing="best_fit", there=6542)
+    172
+    """
+    if packing not in CROPPED:
+        raise ValueError(f"packing={packing} is not known; choose data.packing={' or data.packing='.join(CROPPED)}")
+    characters = tokens * CHARACTERS_PER_TOKEN / (1 - CROPPED[packing])
+    return min(max(math.ceil(characters / CHARACTERS_PER_SHARD), LEAST_SHARDS), there)
 
 
 def shard_names(count: int) -> list[str]:

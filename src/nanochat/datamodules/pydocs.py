@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import platform
 import re
 import sysconfig
 import textwrap
@@ -80,6 +81,14 @@ class PyDocs(TextSource):
 
     def settings(self) -> dict[str, Any]:
         return {"packages": self.packages, "document_chars": self.document_chars, "val_fraction": self.val_fraction}
+
+    def validation(self) -> str:
+        return (
+            f"all documents of the files whose hash (blake2b of the text) is in the lowest {self.val_fraction:g} of all"
+        )
+
+    def origin(self) -> dict[str, Any]:
+        return {"python": platform.python_version(), "path": str(self._roots[""])}
 
     def parts(self, split: str) -> list[Part]:
         if self._parts is None:

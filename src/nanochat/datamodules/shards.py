@@ -6,7 +6,8 @@ hash of the part's content and of the settings that decide its documents: shards
 found again whatever else was added. Each file is written under a temporary name, synced and renamed, the `.json`
 last; a shard without it, or whose files have not the recorded size, is built again. While one is built its builder
 holds a lock that ends with the process, so any number of builders may work on a folder at once, killed ones leave
-nothing to clear up, and nothing but time is lost where locks do not work.
+nothing to clear up, and nothing but time is lost where locks do not work. Only as many are started as there are
+cores, though: a second process that wants the same shards stands by (`Builders`).
 
 Nobody has to wait for all shards: `ShardFolder.open` waits for the one it is asked for, and builds it itself if
 nobody else is about to.
@@ -32,7 +33,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -40,13 +41,21 @@ from nanochat.datamodules.journal import digest
 from nanochat.datamodules.sources import SPLITS, Part, TextSource
 
 FORMAT = 1  # of the files; a reader knows no other
-BATCH_CHARS = 2**20  # guess: characters encoded at once; enough to keep the encoder's threads busy
 POLL_SECONDS = 0.05  # guess: how often a waiting loader looks
 MESSAGE_SECONDS = 15.0  # guess: how often a waiting loader says so
 ALONE_SECONDS = 10.0  # guess: with no builder at work for so long, a waiting loader builds by itself
+STAND_BY_SECONDS = 1.0  # guess: how often it is looked whether another process's builders are gone
 SMALL_BYTES = 4 * 2**20  # guess: less text than this is tokenized sooner than processes start
 
 log = logging.getLogger("nanochat.data")
+
+
+class ShardError(ValueError):
+    """What building a shard ran into, in one line. A DataLoader worker hands an error on as a new one of its kind whose
+    message is a traceback; this kind keeps only the line at its end."""
+
+    def __init__(self, text: str):
+        super().__init__(" ".join(text.rsplit(f"{ShardError.__name__}: ", 1)[-1].split()))
 
 
 class Encoder(Protocol):
@@ -56,7 +65,7 @@ class Encoder(Protocol):
     bos_id: int
     hash: str
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+    def encode_array(self, text: str) -> np.ndarray: ...
 
     def decode(self, ids: Any) -> str: ...
 
@@ -105,6 +114,11 @@ class ShardFolder:
         pairs = zip_longest(self.specs["train"], self.specs["val"])
         return [spec for pair in pairs for spec in pair if spec is not None]
 
+    @property
+    def claim(self) -> Path:
+        """The lock that builder processes of just these shards hold."""
+        return self.folder / f"builders-{digest([spec.stem for spec in self.order], 12)}.lock"
+
     def _path(self, spec: ShardSpec, ending: str) -> Path:
         return self.folder / (spec.stem + ending)
 
@@ -122,6 +136,13 @@ class ShardFolder:
             return None
         return meta if whole else None
 
+    def failed(self, spec: ShardSpec) -> str | None:
+        """What building a shard ran into, if it did."""
+        try:
+            return self._path(spec, ".error").read_text()
+        except OSError:
+            return None
+
     def missing(self) -> list[ShardSpec]:
         """The shards that are not whole, in the order to build them."""
         return [spec for spec in self.order if self.meta(spec) is None]
@@ -130,17 +151,20 @@ class ShardFolder:
 
     def open(self, spec: ShardSpec) -> Shard:
         """The shard, once it is there. Waits with a message while others build; builds it if no one does. Whatever
-        building it ran into is raised here, as ValueError."""
+        building it ran into is raised here, as ShardError."""
         begin = said = alone = time.monotonic()
         while self.meta(spec) is None:
             now = time.monotonic()
-            with contextlib.suppress(FileNotFoundError):
-                raise ValueError(self._path(spec, ".error").read_text())
+            if error := self.failed(spec):
+                raise ShardError(error)
             if self.in_progress():
                 alone = now
             elif now - alone > ALONE_SECONDS:
                 log.warning("no process builds %s; building it here", spec.stem)
-                self.build(spec)
+                try:
+                    self.build(spec)
+                except (ValueError, OSError) as reason:
+                    raise ShardError(str(reason)) from reason
                 continue
             if now - said > MESSAGE_SECONDS:
                 said = now
@@ -157,18 +181,8 @@ class ShardFolder:
         return Shard(spec.part.name, _map(self._path(spec, ".bin"), self.dtype), offsets)
 
     def in_progress(self) -> bool:
-        """Whether any process is building a shard here."""
+        """Whether any process is building shards here."""
         return any(_locked(path) for path in self.folder.glob("*.lock"))
-
-    def verify(self, spec: ShardSpec) -> None:
-        """Compare a shard's bytes with its recorded sha256. ValueError."""
-        meta = self.meta(spec)
-        assert meta is not None
-        for ending, key in ((".bin", "bin_sha256"), (".offsets.npy", "offsets_sha256")):
-            path = self._path(spec, ending)
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != meta[key]:
-                    raise ValueError(f"{path} is not what was written; delete it and it will be built again")
 
     # ---- building
 
@@ -193,17 +207,16 @@ class ShardFolder:
         binary = self._path(spec, f".bin{mark}")
         try:
             with binary.open("wb") as file:
-                for texts in _batches(self.source.read(spec.part, spec.split, notes)):
-                    characters += sum(map(len, texts))
-                    rows = self.tokenizer.encode_batch(texts)
-                    for ids in rows:
-                        tokens = np.empty(len(ids) + 1, dtype=self.dtype)  # (1 + document,)
-                        tokens[0] = self.tokenizer.bos_id
-                        tokens[1:] = ids
-                        lengths.append(len(tokens))
-                        raw = tokens.tobytes()
-                        sha.update(raw)
-                        file.write(raw)
+                for text in self.source.read(spec.part, spec.split, notes):
+                    characters += len(text)
+                    ids = self.tokenizer.encode_array(text)
+                    tokens = np.empty(len(ids) + 1, dtype=self.dtype)  # (1 + document,)
+                    tokens[0] = self.tokenizer.bos_id
+                    tokens[1:] = ids
+                    lengths.append(len(tokens))
+                    raw = tokens.tobytes()
+                    sha.update(raw)
+                    file.write(raw)
                 _sync(file)
             offsets = np.concatenate([[0], np.cumsum(np.array(lengths, dtype=np.int64))]).astype(np.int64)
             table = self._path(spec, f".offsets.npy{mark}")
@@ -228,9 +241,9 @@ class ShardFolder:
                 "notes": dict(notes),
             }
             record = self._path(spec, f".json{mark}")
-            with record.open("w") as text:
-                json.dump(meta, text, indent=1)
-                _sync(text)
+            with record.open("w") as lines:
+                json.dump(meta, lines, indent=1)
+                _sync(lines)
             for temporary, ending in ((binary, ".bin"), (table, ".offsets.npy"), (record, ".json")):
                 os.replace(temporary, self._path(spec, ending))
             _sync_folder(self.folder)
@@ -260,8 +273,8 @@ class ShardFolder:
                         self._path(spec, ".error").write_text(text)
             if not built:  # all that is left is in other hands
                 for spec in left:
-                    with contextlib.suppress(OSError):
-                        failed[spec] = ValueError(self._path(spec, ".error").read_text())
+                    if theirs := self.failed(spec):
+                        failed[spec] = ShardError(theirs)
                 time.sleep(POLL_SECONDS)
         for first in failed.values():
             raise first
@@ -292,68 +305,77 @@ class ShardFolder:
 
     def start_builders(self, processes: int | None = None) -> "Builders | None":
         """Build what is missing in background processes, by default one for each core. Little text (or processes=0)
-        is built here and now. None if nothing is left to wait for."""
+        is built here and now, and what another process's builders are at is left to them. None if nothing is left to
+        wait for."""
         missing = self.missing()
         if not missing:
             return None
-        self.forget_errors()
-        self.check_space()
+        if not _locked(self.claim):
+            self.forget_errors()
+            self.check_space()
         size = sum(self.source.text_bytes(spec.part) for spec in missing)
         if processes is None:
             processes = 0 if size < SMALL_BYTES else min(cores(), len(missing))
         if processes == 0 and not self.in_progress():
             self.build_all()
             return None
-        log.info("%d of %d token shards to build, %d processes", len(missing), len(self.order), max(processes, 1))
         return Builders(self, max(processes, 1))
 
 
 class Builders:
-    """Processes that build a folder's missing shards. They end with the process that started them."""
+    """`count` processes that build a folder's missing shards. They end with the process that started them.
 
-    def __init__(self, folder: ShardFolder, processes: int):
-        threads = str(max(cores() // processes, 1))
-        environment = {
-            **os.environ,
-            "RAYON_NUM_THREADS": threads,
-            "TOKENIZERS_PARALLELISM": "true",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        }
+    They themselves hold the folder's claim: while they live nobody else starts any for the same shards, but stands by,
+    and starts some once they are gone, however they ended, with shards still to be built.
+    """
+
+    def __init__(self, folder: ShardFolder, count: int):
+        self.folder = folder
+        self.count = count
+        self.processes: list[subprocess.Popen[bytes]] = []
+        if not self._start():
+            log.info("the missing token shards are being built by another process")
+            threading.Thread(target=self._stand_by, daemon=True).start()
+
+    def _stand_by(self) -> None:
+        while True:
+            while _locked(self.folder.claim):
+                time.sleep(STAND_BY_SECONDS)
+            # an error is for those who wait for the shard, not for trying again
+            if all(self.folder.failed(spec) for spec in self.folder.missing()) or self._start():
+                return
+
+    def _start(self) -> bool:
+        """False if other builders are at work."""
+        claim = _claim(self.folder.claim)
+        if claim is None:
+            return False
+        left, whole = len(self.folder.missing()), len(self.folder.order)
+        log.info("%d of %d token shards to build, %d processes", left, whole, self.count)
+        environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         start = "import pickle, sys; sys.path[:] = pickle.loads(sys.stdin.buffer.read(int(sys.argv[1])))"
         code = f"{start}; from nanochat.datamodules.shards import work; work(int(sys.argv[2]))"
         paths = pickle.dumps(sys.path)
-        body = pickle.dumps(folder)
-        self.folder = folder
-        self.processes = []
-        for _ in range(processes):
+        body = pickle.dumps(self.folder)
+        for _ in range(self.count):
             process = subprocess.Popen(
                 [sys.executable, "-c", code, str(len(paths)), str(len(body))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 env=environment,
+                pass_fds=[claim.fileno()],
             )
             assert process.stdin is not None
             process.stdin.write(paths + body)
             process.stdin.flush()  # and left open: its end tells the child that we are gone
             self.processes.append(process)
-
-    def running(self) -> bool:
-        return any(process.poll() is None for process in self.processes)
+        claim.close()  # theirs now
+        return True
 
     def wait(self, specs: Sequence[ShardSpec]) -> None:
-        """Until these shards are there. ValueError with what building them ran into."""
+        """Until these shards are there. ShardError with what building them ran into."""
         for spec in specs:
             self.folder.open(spec)
-
-    def stop(self) -> None:
-        """End them; what they were writing is built anew next time."""
-        for process in self.processes:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-            if process.stdin:
-                with contextlib.suppress(OSError):
-                    process.stdin.close()
 
 
 def work(size: int) -> None:
@@ -374,25 +396,13 @@ def work(size: int) -> None:
         folder.build_all()
     except Exception:
         os._exit(1)  # the error lies beside the shard
+    folder.claim.unlink(missing_ok=True)  # nothing is left to claim
     os._exit(0)
 
 
 def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _map(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
@@ -449,6 +459,26 @@ def _lock(path: Path) -> Iterator[str]:
             yield "mine"
         finally:
             path.unlink(missing_ok=True)
+
+
+def _claim(path: Path) -> IO[str] | None:
+    """The lock file, held as long as it or a child's copy of it is open; None if another process holds it. Where the
+    system has no such locks everybody gets it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a")
+    for _ in range(3):  # `_locked` holds it for a moment
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(POLL_SECONDS)
+        except (ImportError, OSError):
+            return file
+        else:
+            return file
+    file.close()
+    return None
 
 
 def _locked(path: Path) -> bool:

@@ -72,6 +72,23 @@ class TextSource(ABC):
     def settings(self) -> dict[str, Any]:
         """What besides the content of the parts decides the documents, as JSON."""
 
+    @abstractmethod
+    def validation(self) -> str:
+        """How the documents for validation are chosen, in words."""
+
+    def origin(self) -> dict[str, Any]:
+        """Where the text is taken from, as JSON; it decides nothing."""
+        return {}
+
+    def files(self, split: str) -> list["SourceFile"]:
+        """The files, or what stands for them, to look for documents of `split` in, in order."""
+        return [SourceFile(part.name, part.size, part.sha256) for part in self.parts(split)]
+
+    def head(self, max_chars: int | None) -> "TextSource":
+        """What a tokenizer is trained on: this source or, where it is known to be enough for `max_chars` characters,
+        its beginning, so that the tokenizer stays the same when more is taken for training."""
+        return self
+
     def check(self) -> None:  # noqa: B027
         """Find what can be found wrong without reading everything. ValueError or OSError."""
 
@@ -169,6 +186,13 @@ class FileSource(TextSource):
             "bad_utf8": self.bad_utf8,
         }
 
+    def validation(self) -> str:
+        return {
+            "hash": f"the documents whose hash (blake2b of the text) is in the lowest {self.val_fraction:g} of all",
+            "tail": f"the last {self.val_fraction:g} of each file's characters",
+            "files": "all documents of the files under val",
+        }[self.val_by]
+
     def parts(self, split: str) -> list[Part]:
         if split not in SPLITS:
             raise ValueError(f"split={split} is not known; choose train or val")
@@ -258,6 +282,7 @@ class LocalFiles(FileSource):
     def __init__(self, path: str | Path, val_path: str | Path | None = None, **options: Any):
         super().__init__("local", **{**options, **({"val_by": "files"} if val_path else {})})
         self.root = Path(path).expanduser().absolute()
+        self.val_root = Path(val_path).expanduser().absolute() if val_path else None
         self.found, self.skipped = find_files(path)
         self.val_found = find_files(val_path)[0] if val_path else []
         self.found = [p for p in self.found if p not in set(self.val_found)]
@@ -272,6 +297,9 @@ class LocalFiles(FileSource):
         if self.val_found:
             return [self._file(path) for path in self.val_found]
         return sorted(self._listed, key=lambda file: file.sha256)  # so that names do not matter
+
+    def origin(self) -> dict[str, Any]:
+        return {"path": str(self.root), "val_path": str(self.val_root) if self.val_root else None}
 
     @cached_property
     def _listed(self) -> list[SourceFile]:

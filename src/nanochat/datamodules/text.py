@@ -15,14 +15,15 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from nanochat.datamodules.download import HubDataset, HubFiles, shard_names, split_files
+from nanochat.datamodules.download import LEAST_SHARDS, HubDataset, HubFiles, Shards, shard_names, split_files
 from nanochat.datamodules.pydocs import PyDocs
 from nanochat.datamodules.rows import PLAN, Rows
 from nanochat.datamodules.shards import Builders, Encoder, ShardFolder
-from nanochat.datamodules.sources import LocalFiles, TextSource
+from nanochat.datamodules.sources import SPLITS, LocalFiles, TextSource
 from nanochat.runtime.paths import base_dir
 
 DEFAULT_ROWS = 32  # from: facts sheet 5.2, device batch size
+MANIFEST_FILES = 500  # guess: files named in a manifest, which every checkpoint holds; its hash is of all
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,33 @@ class TextDataModule(LightningDataModule):
         return self._rows[split]
 
     def manifest(self) -> dict[str, Any]:
-        """What the batches are a function of, with the step: JSON for a run's lineage."""
+        """What the batches are a function of, with the step, told so that it explains itself: JSON for a run's lineage.
+
+        `hash` is of all that decides the documents (settings, and the content of every file), which `settings` and
+        `files` (name, bytes, checksum) show; `val` has no files of its own where its documents are in those of `train`.
+        `validation.documents` is None until they are counted.
+        """
+        files = {split: [(f.name, f.size, f.sha256) for f in self.source.files(split)] for split in SPLITS}
+        if sorted(files["val"]) == sorted(files["train"]):
+            files["val"] = []
+        counts = [self.folder.meta(spec) for spec in self.folder.specs["val"]]
         return {
-            "manifest": self.source.manifest_hash,
+            "hash": self.source.manifest_hash,
+            "source": self.source.name,
+            "origin": self.source.origin(),
+            "settings": self.source.settings(),
+            "files": {
+                split: {
+                    "count": len(found),
+                    "bytes": sum(size for _, size, _ in found),
+                    "first": [list(file) for file in found[:MANIFEST_FILES]],
+                }
+                for split, found in files.items()
+            },
+            "validation": {
+                "chosen": self.source.validation(),
+                "documents": sum(meta["documents"] for meta in counts if meta) if all(counts) else None,
+            },
             "tokenizer": self.tokenizer.hash,
             "seed": self.seed,
             "packing": self.packing,
@@ -286,25 +311,31 @@ def local(path: str, val_path: str | None = None, **options: Any) -> TextDataMod
 
 def shards(
     dataset: str,
-    num_shards: int | None,
+    num_shards: int | str | None,
     val_shard: int,
     revision: str | None = None,
     mirror_only: bool = False,
     **options: Any,
 ) -> TextDataModule:
     """A hub data set in nanochat's shard layout: train shards 0..num_shards-1 of the `val_shard` there are (None:
-    all), and the last, number `val_shard`, for validation, which so is the same however many were taken."""
-    if num_shards is None:
+    all), and the last, number `val_shard`, for validation, which so is the same however many were taken. "auto" is for
+    a run, which knows its tokens, to replace by `download.shards_needed`; as it is it means the first LEAST_SHARDS,
+    those that a tokenizer is trained on."""
+    if num_shards == "auto":
+        num_shards = min(LEAST_SHARDS, val_shard)
+    elif num_shards is None:
         num_shards = val_shard
+    if not isinstance(num_shards, int):
+        raise ValueError(f"num_shards={num_shards} is not a whole number; give one, auto, or null for all")
     if not 1 <= num_shards <= val_shard:
         raise ValueError(
             f"num_shards={num_shards} is not from 1 to the {val_shard:,} of {dataset}; "
-            f"try data.num_shards={min(8, val_shard)}"
+            f"try data.num_shards={min(LEAST_SHARDS, val_shard)}"
         )
     names = shard_names(val_shard + 1)
     source, module = _divide(options)
     hub_dataset = HubDataset(dataset, revision, mirror_only)
-    files = HubFiles(dataset.split("/")[-1], hub_dataset, names[:num_shards], names[val_shard:], **source)
+    files = Shards(dataset.split("/")[-1], hub_dataset, names[:num_shards], names[val_shard:], **source)
     return TextDataModule(files, **module)
 
 
@@ -323,9 +354,9 @@ def hub(
     where = HubDataset(dataset, revision)
     configs = [config] if config is None or isinstance(config, str) else list(config)
     names = [name for c in configs for name in split_files(where, c, split)]
-    if num_shards is not None and not 1 <= num_shards <= len(names):
+    if num_shards is not None and not (isinstance(num_shards, int) and 1 <= num_shards <= len(names)):
         raise ValueError(
-            f"num_shards={num_shards} is not from 1 to the {len(names):,} files of {dataset}; set data.num_shards"
+            f"num_shards={num_shards} is not a number from 1 to the {len(names):,} files of {dataset}; set data.num_shards"
         )
     val = [name for c in configs for name in split_files(where, c, val_split)] if val_split else []
     name = "-".join([dataset.split("/")[-1], *[c for c in configs if c]])

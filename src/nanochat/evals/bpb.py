@@ -7,26 +7,40 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
+from nanochat.evals.processes import agreed, distributed
 from nanochat.gpt import GPT
 
 
 @torch.no_grad()
-def bits_per_byte(gpt: GPT, batches: Iterable[dict[str, Any]], token_bytes: np.ndarray) -> dict[str, float]:
-    """`bpb` and mean `loss` in nats over batches of idx and targets (B, T), summed over processes before dividing.
+def local_sums(gpt: GPT, batches: Iterable[dict[str, Any]], token_bytes: np.ndarray) -> Tensor:
+    """Nats, bytes and tokens that count in this process's batches, (3,) float64; no other process is involved.
 
-    A target counts if it is not -1 and its token has bytes (special tokens have none). Raises ValueError if none counts.
+    Sums stay on the device, so that no batch waits for the one before. Metal has no float64: there a batch is summed in fp32.
     """
     device = gpt.lm_head.weight.device
+    home, wide = (torch.device("cpu"), torch.float32) if device.type == "mps" else (device, torch.float64)
     lengths = torch.as_tensor(token_bytes, device=device).long()
-    sums = torch.zeros(3, dtype=torch.float64, device=device)  # nats, bytes, tokens
+    sums = torch.zeros(3, dtype=torch.float64, device=home)
     for batch in batches:
         targets = batch["targets"].to(device)
         counted = torch.where(targets >= 0, lengths[targets.clamp_min(0)], 0)  # (B, T) bytes of each target
         losses = gpt.losses(batch["idx"].to(device), targets)
         keep = counted > 0
-        sums += torch.stack([(losses * keep).double().sum(), counted.sum().double(), keep.sum().double()])
-    if dist.is_available() and dist.is_initialized():
+        part = torch.stack([(losses * keep).to(wide).sum(), counted.sum().to(wide), keep.sum().to(wide)])
+        sums += part.to(home).double()
+    return sums
+
+
+def bits_per_byte(gpt: GPT, batches: Iterable[dict[str, Any]], token_bytes: np.ndarray) -> dict[str, float]:
+    """`bpb` and mean `loss` in nats over batches of idx and targets (B, T), summed over processes before dividing.
+
+    A target counts if it is not -1 and its token has bytes (special tokens have none). Raises ValueError if none counts. What
+    raises on one process, the batches included, raises on all.
+    """
+    sums = agreed(lambda: local_sums(gpt, batches, token_bytes), gpt.lm_head.weight.device)
+    if distributed():
         dist.all_reduce(sums)
     nats, total_bytes, tokens = sums.tolist()
     if total_bytes == 0:

@@ -28,13 +28,16 @@ def sees(T: int, S: int, window: int | None, device: torch.device | None = None)
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """The definition: a masked softmax in float64, every score written out."""
+    """The definition: a masked softmax in float64, every score written out. On the CPU for Metal, which has no float64."""
     H, G, D = q.size(2), k.size(2), q.size(3)
-    q64, k64, v64 = (x.double().transpose(1, 2) for x in (q, k, v))  # (B, heads, length, D)
+    near = (x.cpu() if x.device.type == "mps" else x for x in (q, k, v))
+    q64, k64, v64 = (x.double().transpose(1, 2) for x in near)  # (B, heads, length, D)
     k64, v64 = k64.repeat_interleave(H // G, 1), v64.repeat_interleave(H // G, 1)  # each key head serves H // G queries
     scores = q64 @ k64.mT / math.sqrt(D)  # (B, H, T, S)
-    scores = scores.masked_fill(~sees(q.size(1), k.size(1), window, q.device), -math.inf)
-    return (scores.softmax(-1) @ v64).transpose(1, 2).to(q.dtype)
+    scores = scores.masked_fill(~sees(q.size(1), k.size(1), window, scores.device), -math.inf)
+    return (
+        (scores.softmax(-1) @ v64).transpose(1, 2).to(q.dtype).to(q.device)
+    )  # in this order: float64 stays on the CPU
 
 
 # --- PyTorch's scaled_dot_product_attention: everywhere -----------------------------------------------------------
@@ -152,11 +155,15 @@ def prove(
     length = min(T, 256)
     generator = torch.Generator(device="cpu").manual_seed(0)
     tolerance = 1e-4 if dtype == torch.float32 else 0.03  # bf16 keeps 8 bits: 2**-8 times a few accumulated terms
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # TF32 keeps 11 bits, less than the tolerance asks for
     try:
         with torch.inference_mode(False), torch.enable_grad():
             return _prove(name, device, dtype, H, G, D, length, windows, generator, tolerance)
     except Exception as error:  # whatever a kernel raises: a back-end that fails its proof is not chosen
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def _prove(name, device, dtype, H, G, D, length, windows, generator, tolerance) -> str | None:

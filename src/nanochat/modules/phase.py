@@ -86,3 +86,10 @@ class PhaseModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         torch.set_rng_state(checkpoint["rng"])
         self.clock.before = checkpoint["training_seconds"]
+        # Lightning counts micro-batches, and steps when the count divides; with another share per device the count is another
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        now = int(checkpoint["global_step"]) * self.trainer.accumulate_grad_batches
+        for counts in (progress["total"], progress["current"]):
+            more = now - counts["ready"]
+            for key, value in counts.items():
+                counts[key] = value + more

@@ -1,6 +1,6 @@
 """Update rules, one file each, and the one optimizer object that applies them by parameter role."""
 
-from nanochat.optim.groups import GroupedOptimizer, build, table
-from nanochat.optim.schedules import Schedule
+from nanochat.optim.groups import GroupedOptimizer, build, table, uses_planned_decay
+from nanochat.optim.schedules import Schedule, build_schedule
 
-__all__ = ["GroupedOptimizer", "Schedule", "build", "table"]
+__all__ = ["GroupedOptimizer", "Schedule", "build", "build_schedule", "table", "uses_planned_decay"]

@@ -25,9 +25,12 @@ def rules() -> list[str]:
 
 
 class GroupedOptimizer(torch.optim.Optimizer):
-    """Applies to each parameter group the rule named in it. `schedule_step(step, total)` sets what follows a schedule."""
+    """Applies to each parameter group the rule named in it. `schedule_step(step, total)` sets what follows a schedule.
 
-    def __init__(self, param_groups: list[dict[str, Any]]) -> None:
+    A rule also finds the network's `compute_dtype` in its group; it is not saved, because another machine may compute in another.
+    """
+
+    def __init__(self, param_groups: list[dict[str, Any]], compute_dtype: torch.dtype = torch.float32) -> None:
         complete = []
         for group in param_groups:
             rule = importlib.import_module(f"nanochat.optim.{group['rule']}")
@@ -37,6 +40,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
                 {**group, **options, "initial_lr": options["lr"], "initial_weight_decay": options["weight_decay"]}
             )
         super().__init__(complete, {})
+        self.compute_dtype = compute_dtype
         self._steps: list[Callable] = [
             importlib.import_module(f"nanochat.optim.{g['rule']}").step for g in self.param_groups
         ]
@@ -50,7 +54,8 @@ class GroupedOptimizer(torch.optim.Optimizer):
         for group, rule_step in zip(self.param_groups, self._steps, strict=True):
             params = [p for p in group["params"] if p.grad is not None]
             if params:
-                rule_step(params, [p.grad for p in params], self.state, group)
+                options = {**group, "compute_dtype": self.compute_dtype}
+                rule_step(params, [p.grad for p in params], self.state, options)
         return loss
 
     def schedule_step(self, schedule: Schedule, step: int, total: int) -> None:
@@ -104,6 +109,10 @@ def build(
             )
         if options.get("lr") is None:
             raise ValueError(f"optim.groups.{role}.lr must be given")
+        for name, value in options.items():
+            numeric = name == "lr" or isinstance(defaults.get(name), (float, int))
+            if numeric and (name, value) != ("weight_decay", "auto") and not isinstance(value, (float, int)):
+                raise ValueError(f"optim.groups.{role}.{name}={value} is not a number")
         options["lr"] *= ((width / REFERENCE_WIDTH) ** -0.5 if scale_width else 1.0) * (
             lr_factor if scale_batch else 1.0
         )
@@ -116,7 +125,12 @@ def build(
                 f"optim.groups.{role}: muon updates matrices, {flat[0]} has shape {tuple(params[flat[0]].shape)}; use adamw"
             )
         result.append({"params": [params[n] for n in names], "names": names, "role": role, **options})
-    return GroupedOptimizer(result)
+    return GroupedOptimizer(result, gpt.compute_dtype)
+
+
+def uses_planned_decay(groups: dict[str, dict[str, Any]]) -> bool:
+    """Does any group take its weight decay from the plan (`weight_decay: auto`)? If not, `plan.weight_decay` has no effect."""
+    return any(options.get("weight_decay") == "auto" for options in groups.values())
 
 
 def table(optimizer: GroupedOptimizer) -> Iterable[tuple[str, str, str, str, str]]:

@@ -4,7 +4,8 @@ A schedule has no state: what a step uses follows from (step, total), so a resum
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -25,25 +26,30 @@ class Schedule:
     weight_decay: str = "cosine"  # cosine: to 0 over the run; constant
 
     def __post_init__(self) -> None:
-        if self.weight_decay not in ("cosine", "constant"):
-            raise ValueError(f"schedule.weight_decay={self.weight_decay!r} is not known; choose from cosine, constant")
-        for name in ("warmdown_frac", "final_lr_frac", "init_lr_frac"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"schedule.{name}={getattr(self, name)} must lie between 0 and 1")
-        for name in ("momentum_start", "momentum_peak", "momentum_end"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise ValueError(f"schedule.{name}={value} must lie between 0 and below 1")
-        for name in ("warmup_steps", "momentum_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"schedule.{name}={getattr(self, name)} must not be negative")
+        for field in fields(self):
+            name, value = f"optim.schedule.{field.name}", getattr(self, field.name)
+            if field.name == "weight_decay":
+                if value not in ("cosine", "constant"):
+                    raise ValueError(f"{name}={value!r} is not known; choose from cosine, constant")
+                continue
+            if field.name == "momentum_end" and value is None:
+                continue
+            steps = field.name.endswith("_steps")
+            if isinstance(value, bool) or not isinstance(value, int if steps else int | float):
+                raise ValueError(f"{name}={value!r} must be a {'whole ' if steps else ''}number")
+            if steps and value < 0:
+                raise ValueError(f"{name}={value} must not be negative")
+            if field.name.endswith("_frac") and not 0 <= value <= 1:
+                raise ValueError(f"{name}={value} must lie between 0 and 1")
+            if field.name.startswith("momentum") and not steps and not 0 <= value < 1:
+                raise ValueError(f"{name}={value} must lie between 0 and below 1")
 
     def warmdown_steps(self, total: int) -> int:
         return round(self.warmdown_frac * total)
 
     def warmup(self, total: int) -> int:
         """Warmup steps of a run of `total` steps: never more than a tenth of it (guess; nanochat's 40 are 2 % or less of its runs)."""
-        return min(self.warmup_steps, total // 10) if total < 10 * self.warmup_steps else self.warmup_steps
+        return min(self.warmup_steps, total // 10)
 
     def lr(self, step: int, total: int) -> float:
         """Multiplier of every learning rate.
@@ -75,3 +81,11 @@ class Schedule:
     def decay(self, step: int, total: int) -> float:
         """Multiplier of Muon's weight decay; AdamW's follows the learning rate alone."""
         return 0.5 * (1 + math.cos(math.pi * step / total)) if self.weight_decay == "cosine" else 1.0
+
+
+def build_schedule(settings: dict[str, Any]) -> Schedule:
+    """A `Schedule` from plain values; a setting that does not exist is an error, a missing one keeps its default."""
+    known = [field.name for field in fields(Schedule)]
+    if unknown := sorted(set(settings) - set(known)):
+        raise ValueError(f"optim.schedule.{unknown[0]} is not a setting of the schedule; there are: {', '.join(known)}")
+    return Schedule(**settings)

@@ -1,6 +1,5 @@
 """One training run, built from its composed config as plain values: model, data, optimizer, callbacks, Trainer."""
 
-import json
 import logging
 import os
 import time
@@ -16,19 +15,22 @@ from hydra.utils import get_class, instantiate
 
 from nanochat import optim
 from nanochat.callbacks.evaluate import Evaluate
-from nanochat.callbacks.report import Report
+from nanochat.callbacks.every import check_every
+from nanochat.callbacks.report import Report, check_progress
 from nanochat.callbacks.sample import Sample
 from nanochat.callbacks.save import Save
 from nanochat.checkpoint import folder as checkpoint_folder
 from nanochat.checkpoint import lineage
 from nanochat.checkpoint.lightning_io import FolderCheckpointIO
 from nanochat.checkpoint.runs import RunCheckpoints, resolve
+from nanochat.datamodules.download import CHARACTERS_PER_TOKEN, shards_needed
+from nanochat.datamodules.text import share_out
 from nanochat.evals.bpb import bits_per_byte
 from nanochat.gpt import GPT, GPTConfig, build_arch, counts, from_depth
 from nanochat.inference.generate import complete
 from nanochat.modules.phase import PhaseModule
 from nanochat.runs import show
-from nanochat.runs.run_folder import RunFolder, write_record
+from nanochat.runs.run_folder import RunFolder, read_record, write_record
 from nanochat.runtime import hardware
 from nanochat.runtime.paths import base_dir
 from nanochat.runtime.plan import Plan, estimate_seconds, make_plan
@@ -54,7 +56,11 @@ class Job:
     @cached_property
     def data(self) -> Any:
         """The datamodule. Its source may have to ask the hub which files there are."""
-        return instantiate(self.config["data"])
+        config = self.config["data"]
+        if config.get("num_shards") == "auto" and "val_shard" in config and self._vocab_asked_for() is not None:
+            needed = shards_needed(self.plan.tokens, config["packing"], config["val_shard"])
+            config = {**config, "num_shards": needed}
+        return instantiate(config)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -63,7 +69,11 @@ class Job:
             return load_tokenizer(self.tokenizer_folder)
         if self.parent is not None:
             return checkpoint_folder.load_tokenizer(self.parent)
-        return train_or_load(self.data.source, **self.config["tokenizer"])
+        auto = (
+            self.config["data"].get("num_shards") == "auto"
+        )  # as many as the tokens need; a tokenizer reads the first few
+        data = instantiate(self.config["data"]) if auto else self.data
+        return train_or_load(data.source, **self.config["tokenizer"])
 
     @cached_property
     def gpt_config(self) -> GPTConfig:
@@ -98,14 +108,31 @@ class Job:
 
     def check(self) -> None:
         """Raise for settings that cannot work before a tokenizer is trained for them: sizes, plan, rates, device, precision."""
-        vocab = self._vocab_asked_for()
+        config, vocab = self.config, self._vocab_asked_for()
         if vocab is not None:
-            config = self._sizes(vocab, self.config["model"]["depth"])
-            plan = self._plan(config)
+            sizes = self._sizes(vocab, config["model"]["depth"])
+            plan = self._plan(sizes)
+            self._share_out(plan, sizes)
             with torch.device("meta"):
-                self._build_optimizer(plan)(GPT(config))
-        if not self.config["dry_run"]:
-            _ = self.device, self.dtype
+                self._build_optimizer(plan)(GPT(sizes))
+        optim.build_schedule(config["optim"]["schedule"])
+        for name in ("save_every", "eval_every", "sample_every", "log_every"):
+            check_every(name, config[name])
+        RunCheckpoints(base_dir(), **config["checkpoints"])
+        check_progress(config["progress"])
+        if config["trainer"]["compile"] not in (True, False, "auto"):
+            raise ValueError(
+                f"trainer.compile={config['trainer']['compile']} is not known; choose from auto, true, false"
+            )
+        if config["trainer"]["num_nodes"] != 1:
+            raise ValueError("trainer.num_nodes must be 1: runs over several machines are not supported yet")
+        if not config["dry_run"]:
+            _ = self.dtype
+            devices = config["trainer"]["devices"]
+            if self.device.type == "cuda" and torch.cuda.device_count() < devices:
+                raise ValueError(
+                    f"trainer.devices={devices} but this machine has {torch.cuda.device_count()}; try trainer.devices={torch.cuda.device_count()}"
+                )
 
     @cached_property
     def device(self) -> torch.device:
@@ -127,18 +154,31 @@ class Job:
 
     def print_plan(self) -> None:
         """The derived numbers, before anything is trained."""
-        data = self.config["data"]
-        text = data.get("dataset") or data.get("path") or data["_target_"].rpartition(".")[2]
         machine = None if self.config["dry_run"] else (self.hardware.name, self.expected_seconds)
-        show.plan(self.config["run_name"], self.plan, batch=self.data_shape(), text=str(text), machine=machine)
+        show.plan(self.config["run_name"], self.plan, batch=self.data_shape(), text=self._text(), machine=machine)
+
+    def _text(self) -> str:
+        """Which text, and how many of its shards the plan needs and takes."""
+        data = self.config["data"]
+        name = str(data.get("dataset") or data.get("path") or data["_target_"].rpartition(".")[2])
+        if "val_shard" not in data:
+            return f"{name}; about {self.plan.tokens * CHARACTERS_PER_TOKEN / 1e6:,.1f} M characters trained"
+        needed, taken = shards_needed(self.plan.tokens, data["packing"], data["val_shard"]), data["num_shards"]
+        text = f"{name}; {needed:,} shards for one epoch"
+        if taken != "auto" and taken < needed:
+            text += f", data.num_shards={taken} repeats them about {needed / taken:.1f} times; auto takes enough"
+        return text
+
+    def _share_out(self, plan: Plan, sizes: GPTConfig) -> tuple[int, int]:
+        return share_out(
+            plan.batch_tokens, sizes.sequence_len, self.world_size, self.config["data"].get("rows_per_device")
+        )
 
     def data_shape(self) -> str:
-        """Checks that the batch can be shared out, and says how."""
-        from nanochat.datamodules.text import share_out
-
-        T = self.gpt_config.sequence_len
-        rows, micro = share_out(self.plan.batch_tokens, T, self.world_size, self.config["data"].get("rows_per_device"))
-        return f"{micro} rows x {T:,} tokens x {self.world_size} processes x {rows // self.world_size // micro} accumulated"
+        """How a batch is shared out over processes and micro-batches."""
+        rows, micro = self._share_out(self.plan, self.gpt_config)
+        accumulated = rows // self.world_size // micro
+        return f"{micro} rows x {self.gpt_config.sequence_len:,} tokens x {self.world_size} processes x {accumulated} accumulated"
 
     # --- doing it ------------------------------------------------------------------------------------------------
 
@@ -150,16 +190,25 @@ class Job:
             rank=int(os.environ.get("RANK", 0)),
         )
 
+    def _plan_facts(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self.plan).items() if k != "config"}
+
     def prepare(self, folder: RunFolder) -> None:
         """What happens once, before any process trains: record, tokenizer, first token shards."""
         self.attach()
         code = lineage.code_state()
+        if folder.resumed and (old := read_record(folder).get("plan")) and old != self._plan_facts():
+            wrong = next(k for k in old if old[k] != self._plan_facts()[k])
+            raise ValueError(
+                f"{folder.path} was planned with {wrong}={old[wrong]}, this command gives {self._plan_facts()[wrong]}; resume on a number of "
+                "devices that divides its batch"
+            )
         facts = {
             "started": time.strftime("%Y-%m-%d %H:%M:%S"), "command": lineage.command_line(), "code": code, "versions": lineage.versions(),
             "hardware": {"device": self.hardware.name, "peak_flops": self.hardware.peak_flops, "memory_bytes": self.hardware.memory_bytes,
                          "processes": self.world_size},
             "seed": self.config["seed"],
-            "plan": {k: v for k, v in vars(self.plan).items() if k != "config"},
+            "plan": self._plan_facts(),
             "data": self.data.manifest(),
             "parent": None if self.parent is None else {"path": str(self.parent), "sha256": lineage.parent_hash(self.parent)},
         }  # fmt: skip
@@ -172,10 +221,12 @@ class Job:
         return RunCheckpoints(folder.checkpoints, **self.config["checkpoints"])
 
     def is_finished(self, folder: RunFolder) -> bool:
-        steps = self.checkpoints(folder).steps() if folder.resumed else []
-        if steps and steps[-1] >= self.plan.steps:
+        """True, and said, if the run to continue has its last step and the evaluation of it."""
+        checkpoints = self.checkpoints(folder)
+        steps = checkpoints.steps() if folder.resumed else []
+        if steps and steps[-1] >= self.plan.steps and self.last_result(folder) is not None:
             print(
-                f"this run is finished: {self.checkpoints(folder).path(steps[-1])}; for another one change a setting, or drop resume="
+                f"this run is finished: {checkpoints.path(steps[-1])}; for another one change a setting, or drop resume="
             )
             return True
         return False
@@ -183,8 +234,7 @@ class Job:
     def last_result(self, folder: RunFolder) -> float | None:
         """val/bpb of the last checkpoint, or None if it was not evaluated."""
         checkpoints = self.checkpoints(folder)
-        file = checkpoints.path(checkpoints.steps()[-1]) / "metrics.json" if checkpoints.steps() else None
-        return json.loads(file.read_text()).get("val/bpb") if file and file.is_file() else None
+        return checkpoints.metrics(checkpoints.steps()[-1]).get("val/bpb") if checkpoints.steps() else None
 
     def build_gpt(self) -> GPT:
         gpt = GPT.build(self.gpt_config, seed=self.config["seed"] if self.parent is None else None, device=self.device)
@@ -206,7 +256,7 @@ class Job:
         return partial(optim.build, groups=groups, lr_factor=plan.lr_factor, weight_decay=plan.weight_decay)
 
     def build_module(self, gpt: GPT) -> PhaseModule:
-        schedule = optim.Schedule(**self.config["optim"]["schedule"])
+        schedule = optim.build_schedule(self.config["optim"]["schedule"])
         module = get_class(self.config["module"]["_target_"])
         return module(gpt, self._build_optimizer(self.plan), schedule, self.plan.steps)
 
@@ -221,17 +271,18 @@ class Job:
         def write(gpt: GPT, texts: list[str]) -> list[str]:
             return complete(gpt, self.tokenizer, texts, num_samples=1, **sample)
 
+        report = Report(
+            batch_tokens=self.plan.batch_tokens, flops_per_token=counts.flops_per_token(self.gpt_config),
+            peak_flops=self.hardware.peak_flops, log_every=config["log_every"], run_folder=folder.path,
+            show=config["progress"] if rank == 0 else "none",
+        )  # fmt: skip
         return [
-            Save(checkpoints, config["save_every"]),
-            Report(
-                batch_tokens=self.plan.batch_tokens, flops_per_token=counts.flops_per_token(self.gpt_config),
-                peak_flops=self.hardware.peak_flops, log_every=config["log_every"], run_folder=folder.path,
-                show=config["progress"] if rank == 0 else "none",
-            ),
+            report,
+            Save(checkpoints, config["save_every"], before=report.flush),
             Evaluate({"bpb": bpb}, config["eval_every"], checkpoints),
             Sample(write, prompts, config["sample_every"]),
             *[instantiate(c) for c in (config["callbacks"] or {}).values()],
-        ]  # fmt: skip
+        ]
 
     def train(self, folder: RunFolder) -> float | None:
         """Train in this process (all of the run, or one rank of it). Returns the last val/bpb."""
@@ -272,19 +323,25 @@ class Job:
             if rank == 0
             else []
         )
-        record = json.loads((folder.path / "record.json").read_text())
+        callbacks = self.build_callbacks(folder, rank)
         trainer = L.Trainer(
             accelerator=settings["accelerator"], devices=settings["devices"], num_nodes=settings["num_nodes"],
             strategy=settings["strategy"] if self.world_size > 1 else "auto", precision="32-true", max_steps=self.plan.steps, max_epochs=-1,
             accumulate_grad_batches=self.data.accumulate, gradient_clip_val=settings["gradient_clip_val"],
             limit_val_batches=0, num_sanity_val_steps=0, log_every_n_steps=1, logger=loggers, use_distributed_sampler=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder.path,
-            callbacks=self.build_callbacks(folder, rank),
-            plugins=[FolderCheckpointIO(self.gpt_config, self.tokenizer, {"config": self.config, **record})],
+            callbacks=callbacks,
+            plugins=[FolderCheckpointIO(self.gpt_config, self.tokenizer, {"config": self.config, **read_record(folder)})],
         )  # fmt: skip
         if start is not None:
             self.data.start_step = resume_step
         trainer.fit(module, datamodule=self.data, ckpt_path=start)
+        if (
+            start is not None and resume_step >= self.plan.steps
+        ):  # it was stopped between its last step and the evaluation
+            for callback in callbacks:
+                if isinstance(callback, Evaluate):
+                    callback.catch_up(trainer, module)
         if rank == 0:
             step, place = trainer.global_step, checkpoints.path(trainer.global_step)
             if step < self.plan.steps:

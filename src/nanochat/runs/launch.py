@@ -1,10 +1,11 @@
 """Start the processes of a run ourselves, from the resolved config, so that Hydra composes once.
 
 Lightning's own launcher runs `sys.argv` again in every process, and Hydra would compose again there, into a folder of its own.
-Here the parent starts `python -m nanochat.train` once per device with the run folder in an environment variable; Lightning finds
+Here the parent starts `python -m nanochat.train` once per device and hands it the resolved config in a file; Lightning finds
 the variables of torchrun and joins the processes it is told of.
 """
 
+import json
 import os
 import signal
 import socket
@@ -12,8 +13,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-RANK_OF = "NANOCHAT_RANK_OF"  # run folder of the run that this process is a rank of
+from nanochat.runs.run_folder import RunFolder
+
+RANK_OF = "NANOCHAT_RANK_OF"  # the file that says which run this process is a rank of
 
 
 def is_rank() -> bool:
@@ -26,15 +30,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_ranks(folder: Path, processes: int) -> int:
+def read_launch() -> tuple[RunFolder, dict[str, Any]]:
+    """Of a rank: the run folder, held by the parent, and the resolved config."""
+    launch = json.loads(Path(os.environ[RANK_OF]).read_text())
+    return RunFolder(Path(launch["folder"]), resumed=launch["resumed"], lock=None), launch["config"]
+
+
+def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> int:
     """Start `processes` ranks on this machine and wait; the first that fails stops the others. Returns the exit code."""
-    port = free_port()
+    port, launch = free_port(), folder.path / ".launch.json"
+    launch.write_text(json.dumps({"folder": str(folder.path), "resumed": folder.resumed, "config": config}))
     ranks: list[subprocess.Popen[bytes]] = []
     for number in range(processes):
         environment = {
-            **os.environ, RANK_OF: str(folder), "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(processes),
+            **os.environ, RANK_OF: str(launch), "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(processes),
             "LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "TORCHELASTIC_RUN_ID": folder.name,  # by this variable Lightning knows that the processes exist already
+            "TORCHELASTIC_RUN_ID": folder.path.name,  # by this variable Lightning knows that the processes exist already
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes)),
         }  # fmt: skip
         ranks.append(subprocess.Popen([sys.executable, "-m", "nanochat.train"], env=environment))
@@ -66,4 +77,5 @@ def run_ranks(folder: Path, processes: int) -> int:
         for rank in ranks:
             if rank.poll() is None:
                 rank.kill()
+        launch.unlink(missing_ok=True)
     return max((abs(rank.returncode or 0) for rank in ranks), default=0)

@@ -12,12 +12,13 @@ import yaml
 CONFIG, RECORD = "config.yaml", "record.json"
 # What may differ between a run and its resumption: how and where it runs and what it shows, not what it computes.
 FREE_KEYS = frozenset({
-    "resume", "debug", "dry_run", "trainer", "logger", "progress", "log_every", "save_every", "eval_every", "sample_every",
-    "checkpoints", "eval_tokens", "sample", "run_folder",
+    "resume", "debug", "dry_run", "logger", "progress", "log_every", "save_every", "eval_every", "sample_every", "checkpoints",
+    "eval_tokens", "sample", "paths",
 })  # fmt: skip
-FREE_DATA_KEYS = frozenset(
-    {"rows_per_device", "num_workers", "prepare_workers", "shards_dir", "cache_dir", "download_workers"}
-)
+FREE_INSIDE = {
+    "data": frozenset({"rows_per_device", "num_workers", "prepare_workers", "shards_dir"}),
+    "trainer": frozenset({"accelerator", "devices", "num_nodes", "strategy", "compile", "attention", "expected_mfu"}),
+}
 
 
 @dataclass
@@ -43,8 +44,9 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
             flat[prefix[:-1]] = node
 
     kept = {k: v for k, v in config.items() if k not in FREE_KEYS}
-    if isinstance(kept.get("data"), dict):
-        kept["data"] = {k: v for k, v in kept["data"].items() if k not in FREE_DATA_KEYS}
+    for name, free in FREE_INSIDE.items():
+        if isinstance(kept.get(name), dict):
+            kept[name] = {k: v for k, v in kept[name].items() if k not in free}
     walk(kept, "")
     return flat
 
@@ -120,18 +122,35 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def write_record(folder: RunFolder, config: dict[str, Any], facts: dict[str, Any]) -> None:
-    """config.yaml and record.json (command, code, hardware, versions, plan); a resumption adds itself to `resumptions`."""
-    diff = facts.get("code", {}).pop("diff", "")
+    """config.yaml, record.json (command, code, hardware, versions, plan) and code.diff; a resumption adds itself to `resumptions`."""
+    code = dict(facts["code"])
+    diff = code.pop("diff", "")
     if folder.resumed and (folder.path / RECORD).is_file():
         record = json.loads((folder.path / RECORD).read_text())
-        record.setdefault("resumptions", []).append(
-            {"started": facts["started"], "command": facts["command"], "code": facts["code"]}
-        )
+        number = len(record.setdefault("resumptions", [])) + 1
+        if diff and diff != _read(folder.path / "code.diff"):
+            code["diff_file"] = f"code-resumption-{number}.diff"
+        record["resumptions"].append({"started": facts["started"], "command": facts["command"], "code": code})
     else:
         (folder.path / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
-        record = facts
         if diff:
-            (folder.path / "code.diff").write_text(diff)
+            code["diff_file"] = "code.diff"
+        record = {**facts, "code": code}
+    if "diff_file" in code:
+        (folder.path / code["diff_file"]).write_text(diff)
     temporary = folder.path / f"{RECORD}.tmp"
     temporary.write_text(json.dumps(record, indent=2, default=str) + "\n")
     temporary.replace(folder.path / RECORD)
+
+
+def read_record(folder: RunFolder) -> dict[str, Any]:
+    """record.json with the code's diff in it; empty if the process was killed before it was written."""
+    text = _read(folder.path / RECORD)
+    record = json.loads(text) if text else {}
+    if name := record.get("code", {}).get("diff_file"):
+        record["code"]["diff"] = _read(folder.path / name)
+    return record
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""

@@ -11,8 +11,6 @@ from nanochat.gpt import counts
 from nanochat.optim import GroupedOptimizer
 from nanochat.runtime.plan import Plan
 
-CHARACTERS_PER_TOKEN = 4.8  # from: facts sheet 3.2, the rule of thumb of nanochat's scripts
-CHARACTERS_PER_SHARD = 250e6  # from: facts sheet 4.1
 GROUPS = ("embedding", "value_embeddings", "head", "matrices", "scalars")
 
 
@@ -25,7 +23,6 @@ def console() -> Console:
 def plan(name: str, plan: Plan, *, batch: str, text: str, machine: tuple[str, float | None] | None) -> None:
     """The derived numbers as a table. `machine` is its name and the expected seconds of training; None for a dry run."""
     config, sizes = plan.config, counts.parameters(plan.config)
-    shards = plan.tokens * CHARACTERS_PER_TOKEN / CHARACTERS_PER_SHARD
     table = Table(title=f"{name}: plan", title_justify="left", show_header=False)
     table.add_row(
         "model",
@@ -38,7 +35,7 @@ def plan(name: str, plan: Plan, *, batch: str, text: str, machine: tuple[str, fl
     table.add_row("", f"{plan.tokens / sizes['scaling']:.2f} tokens per scaling parameter (matrices + head)")
     table.add_row("batch", f"{plan.batch_tokens:,} tokens = {batch}")
     table.add_row("rates", f"x {plan.lr_factor:.4f} for the batch size; Muon weight decay {plan.weight_decay:.4g}")
-    table.add_row("text", f"{text}; the run reads about {shards:,.1f} of nanochat's shards of 250 M characters")
+    table.add_row("text", text)
     if machine is not None:
         device, seconds = machine
         table.add_row(

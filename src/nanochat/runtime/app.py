@@ -20,7 +20,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nanochat.runtime.paths import conf_dir
+from nanochat.runtime import schema
+from nanochat.runtime.paths import base_dir, conf_dir
 
 # Settings that hold free text or a path: taken as typed, whatever Hydra's grammar would make of a comma, a bracket or a space.
 TEXT_KEYS = (
@@ -41,12 +42,10 @@ LIST_KEYS = ("evals",)  # a,b,c is a list, not a sweep
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, ImportError)
 
 
-def register_resolvers() -> None:
-    """`${nanochat.base_dir:}` in a config is the directory of `runtime.paths.base_dir`, looked up when composed."""
-    from nanochat.runtime.paths import base_dir, hub_dir
-
+def register() -> None:
+    """What the configs refer to: their schemas, and `${nanochat.base_dir:}`, looked up when composed."""
+    schema.register()
     OmegaConf.register_new_resolver("nanochat.base_dir", lambda: str(base_dir()), replace=True)
-    OmegaConf.register_new_resolver("nanochat.hub_dir", lambda: str(hub_dir()) if hub_dir() else None, replace=True)
 
 
 def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], Any]:
@@ -58,10 +57,18 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
         given, debug = sys.argv[1:], "debug=true" in sys.argv[1:]
         if not {"-m", "--multirun"} & set(given):
             sys.argv[1:] = [as_typed(word) for word in given]
+        elif "hydra/sweeper=optuna" in given and not any(
+            w.startswith("hydra.sweeper.max_failure_rate=") for w in given
+        ):
+            sys.argv.append("hydra.sweeper.max_failure_rate=1.0")  # a trial that fails does not end the sweep
 
         @functools.wraps(run)
         def job(cfg: DictConfig) -> Any:
             try:
+                if unknown := schema.unknown_keys(cfg):
+                    raise ValueError(unknown_key(unknown[0], config_name))
+                if cfg.paths.hub_dir:
+                    os.environ["NANOCHAT_HUB_DIR"] = cfg.paths.hub_dir
                 return run(cfg)
             except USER_ERRORS as error:
                 if debug:
@@ -73,7 +80,7 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
                 raise
 
         try:
-            register_resolvers()
+            register()
             return hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
         except USER_ERRORS as error:
             if debug:
@@ -94,12 +101,14 @@ def as_typed(word: str) -> str:
     """
     key, equals, value = word.partition("=")
     name = key.lstrip("+")
-    if not equals or value[:1] in ("'", '"') or value in ("", "null"):
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if not equals or quoted or value in ("", "null"):
         return word
     if name in LIST_KEYS and not value.startswith("["):
         return f"{key}=[{value}]"
     if name in TEXT_KEYS and value not in ("true", "false"):
-        escaped = value.replace("'", "\\'")
+        # Hydra's grammar: in a quoted value a quote needs a backslash, backslashes before one (or at the end) are doubled
+        escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value).replace("${", "\\${")
         return f"{key}='{escaped}'"
     return word
 
@@ -114,6 +123,14 @@ def one_line(error: BaseException, config_name: str = "train") -> str:
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
+    if (match := re.match(r"Error merging override \+*(\S+)", text)) and error.__cause__ is not None:
+        cause = str(error.__cause__).splitlines()[0]
+        typed = text.removeprefix("Error merging override ")
+        if match := re.search(r"could not be converted to (\w+)", cause):
+            return f"{typed} is not of type {match[1].lower()}"
+        return f"{typed}: {cause}"
+    if match := re.search(r"^(\w+) appears more than once in the final defaults list", text):
+        return f"{match[1]} is chosen twice: the experiment chooses it already; drop +{match[1]}=…"
     if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(match.group(1), config_name)
     if match := re.search(

@@ -23,7 +23,6 @@ class Hardware:
     device: torch.device
     name: str
     peak_flops: float | None  # FLOPs per second in the compute dtype; None if unknown (then no MFU is shown)
-    peak_source: str
     memory_bytes: int
 
 
@@ -36,17 +35,19 @@ def compute_dtype(precision: str, device: torch.device) -> tuple[torch.dtype, st
         return DTYPES[precision], "as asked"
     if precision != "auto":
         raise ValueError(f"precision={precision!r} is not known; choose from auto, {', '.join(DTYPES)}")
+    yes, why = multiplies_bf16(device)
+    return (torch.bfloat16 if yes else torch.float32), why
+
+
+def multiplies_bf16(device: torch.device) -> tuple[bool, str]:
+    """Does this hardware multiply bf16 itself, and how that is known. Metal counts as no: not measured."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        if major >= 8:
-            return torch.bfloat16, f"compute capability {major}.{minor}"
-        return torch.float32, f"compute capability {major}.{minor} is below 8.0"
+        return major >= 8, f"compute capability {major}.{minor}" + ("" if major >= 8 else " is below 8.0")
     if device.type == "cpu":
-        for flag in ("amx_bf16", "avx512_bf16"):
-            if flag in cpu_flags():
-                return torch.bfloat16, f"this CPU has {flag}"
-        return torch.float32, "this CPU has no bf16 arithmetic"
-    return torch.float32, f"fp32 on {device.type}"
+        flag = next((f for f in ("amx_bf16", "avx512_bf16") if f in cpu_flags()), None)
+        return flag is not None, f"this CPU has {flag or 'no bf16 arithmetic'}"
+    return False, f"fp32 on {device.type}"
 
 
 @lru_cache(maxsize=1)
@@ -75,17 +76,17 @@ def cpu_peak_flops(dtype: torch.dtype) -> float:
 
 
 def detect(device: torch.device, dtype: torch.dtype) -> Hardware:
+    """The device and its peak in `dtype`: on CUDA from the table, which knows bf16 alone, on a CPU measured."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        peak = next((flops for part, flops in PEAK_FLOPS.items() if part.lower() in properties.name.lower()), None)
-        return Hardware(
-            device, properties.name, peak, "data sheet, dense bf16" if peak else "unknown card", properties.total_memory
-        )
+        peaks = PEAK_FLOPS if dtype == torch.bfloat16 else {}
+        peak = next((flops for part, flops in peaks.items() if part.lower() in properties.name.lower()), None)
+        return Hardware(device, properties.name, peak, properties.total_memory)
     memory = _system_memory()
     if device.type == "cpu":
         name = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-        return Hardware(device, name, cpu_peak_flops(dtype), "measured matrix product", memory)
-    return Hardware(device, platform.machine(), None, "unknown device", memory)
+        return Hardware(device, name, cpu_peak_flops(dtype), memory)
+    return Hardware(device, platform.machine(), None, memory)
 
 
 def _system_memory() -> int:

@@ -1,7 +1,7 @@
 """From the one dial to a whole run: horizon, batch, rates and weight decay (facts sheet 2.3 and 2.4).
 
-nanochat scales a run from a depth-12 reference. Here the same laws take the *actual* horizon, also when it is set by tokens,
-steps or FLOPs, so a short run gets a small batch; at nanochat's own horizon the numbers are nanochat's.
+nanochat scales a run from a depth-12 reference of the same ratio of tokens to parameters. Here the same laws take the *actual* horizon,
+also when it is set by tokens, steps or FLOPs, so a short run gets a small batch; where the ratio sets it the numbers are nanochat's.
 """
 
 import math
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from nanochat.gpt import GPTConfig, counts
 
 REF_BATCH = 2**19  # from: facts sheet 2.4, tokens per step of the d12 reference
-REF_RATIO = 12.0  # from: facts sheet 5.2, tokens per scaling parameter
+REF_RATIO = 12.0  # from: facts sheet 5.2, tokens per scaling parameter, where the run names no ratio
 REF_DEPTH = 12
 BATCH_EXPONENT = 0.383  # from: Bergsma et al. 2025, arXiv:2505.13738
 MIN_STEPS = 500  # guess: the batch law was fitted at 1,000 steps and more; nanochat's shortest planned run (d4) has 528
@@ -40,9 +40,9 @@ class Plan:
         return self.tokens * counts.flops_per_token(self.config)
 
 
-def reference_tokens(reference: GPTConfig) -> float:
-    """Horizon of the depth-12 reference run with the same shape options."""
-    return REF_RATIO * counts.parameters(reference)["scaling"]
+def reference_tokens(reference: GPTConfig, ratio: float | None) -> float:
+    """Horizon of the depth-12 reference run with the same shape options, at the run's own ratio (facts sheet 2.4: D_ref = R * P12)."""
+    return (ratio or REF_RATIO) * counts.parameters(reference)["scaling"]
 
 
 def auto_batch_tokens(horizon: float, ref_horizon: float) -> int:
@@ -73,9 +73,10 @@ def make_plan(
 ) -> Plan:
     """The plan of a pretraining run. At most one of `tokens`, `flops`, `max_steps` may be given; else `ratio` decides.
 
-    `ratio` is tokens per scaling parameter (matrices + head). `reference` is the depth-12 model with the same shape options. `scale`
-    `modern` fits batch, rates and weight decay to the horizon; `classic` takes REF_BATCH, unscaled rates and all parameters for
-    the ratio (facts sheet 2.4, [C]). Raises ValueError for a horizon of zero steps or contradictory settings.
+    `ratio` is tokens per scaling parameter (matrices + head), of this run and of the reference that it is scaled from, so that batch
+    and weight decay do not depend on it; beside another length it is the ratio of the reference alone. `reference` is the depth-12 model with
+    the same shape options. `scale` `modern` fits batch, rates and weight decay to the horizon; `classic` takes REF_BATCH, unscaled
+    rates and all parameters for the ratio (facts sheet 2.4, [C]). Raises ValueError for a horizon of zero steps or contradictory settings.
     """
     given = {
         name: value
@@ -84,14 +85,18 @@ def make_plan(
     }
     if len(given) > 1:
         raise ValueError(
-            f"{' and '.join(f'{k}={v:g}' for k, v in given.items())} all set the length of the run; keep one of them"
+            f"{' and '.join(f'{k}={v:,.12g}' for k, v in given.items())} each set the length of the run; keep one of them"
         )
     if scale not in ("modern", "classic"):
         raise ValueError(f"plan.scale={scale!r} is not known; choose from modern, classic")
     for name, value in {**given, "plan.ratio": ratio, "batch_tokens": batch_tokens}.items():
         if value is not None and value <= 0:
             raise ValueError(f"{name}={value:g} gives a run of zero steps; it must be above 0")
-    sizes, per_token, ref = counts.parameters(config), counts.flops_per_token(config), reference_tokens(reference)
+    sizes, per_token, ref = (
+        counts.parameters(config),
+        counts.flops_per_token(config),
+        reference_tokens(reference, ratio),
+    )
     row = config.sequence_len * world_size
     if given:
         source = ", ".join(f"{k}={v:,.4g}" if isinstance(v, float) else f"{k}={v:,}" for k, v in given.items())
@@ -131,9 +136,7 @@ def make_plan(
     if steps < 1:
         fits = 2 ** max(0, horizon.bit_length() - 4) // row * row
         instead = (
-            f"try batch_tokens={fits}"
-            if fits
-            else f"a step is at least one row of {row:,} tokens; try a longer run or model.sequence_len={max(1, horizon // 16)}"
+            f"try batch_tokens={fits}" if fits else f"a step is at least one row of {row:,} tokens; make the run longer"
         )
         raise ValueError(
             f"{source} is {horizon:,} tokens, less than one step of batch_tokens={batch_tokens:,}: zero steps; {instead}"
@@ -141,9 +144,11 @@ def make_plan(
     if scale == "classic":
         return Plan(config, horizon, batch_tokens, steps, 1.0, 0.0, source)
     lr_factor = max(MIN_LR_FACTOR, math.sqrt(batch_tokens / REF_BATCH))
-    # the product rate * decay * steps stays what it is in the reference run, whatever the rate's factor is
-    decay = min(MAX_WEIGHT_DECAY, weight_decay * (batch_tokens / REF_BATCH) / lr_factor * ref / horizon)
-    return Plan(config, horizon, batch_tokens, steps, lr_factor, decay, source)
+    # nanochat's D_ref / D is that of the parameters: it takes D for ratio * P also when steps or FLOPs make the run another length
+    decay = (
+        weight_decay * math.sqrt(batch_tokens / REF_BATCH) * counts.parameters(reference)["scaling"] / sizes["scaling"]
+    )
+    return Plan(config, horizon, batch_tokens, steps, lr_factor, min(MAX_WEIGHT_DECAY, decay), source)
 
 
 def estimate_seconds(plan: Plan, peak_flops: float | None, devices: int, mfu: float) -> float | None:

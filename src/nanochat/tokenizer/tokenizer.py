@@ -72,18 +72,14 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_array(self, text: str) -> np.ndarray:
-        """The ids of `text` as a read-only int32 array (n,): what bulk work uses, with no Python integer made.
+        """The ids of `text` as a read-only int32 array (n,), with no Python integer made: what token shards are made with.
 
         Never special ids. A lone surrogate is encoded as U+FFFD. Kind "char": ValueError for an unknown character.
         """
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, as `encode_array`."""
+        """The ids of `text`, as `encode_array`. One core: for more, give each process its own texts."""
         return self.encode_array(text).tolist()
-
-    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """The ids of each text. One core: for more, give each process its own texts."""
-        return [self.encode(text) for text in texts]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Bytes of `ids` (list, array, CPU tensor), specials as their names. ValueError for an id beyond 0 … V-1."""

@@ -32,6 +32,7 @@ class TextSource(Protocol):
 
     def documents(self, split: str) -> Iterator[str]: ...
     def manifest(self) -> dict[str, Any]: ...
+    def head(self, max_chars: int | None) -> "TextSource": ...
 
 
 def train_bpe(
@@ -143,10 +144,11 @@ def train_or_load(
 ) -> Tokenizer:
     """The tokenizer of a text source with these settings: from `path`, or as made before, or made now and kept.
 
-    `auto` takes the value of AUTO. Kept under `base_dir()/tokenizers/<key>`, where the key covers the source's manifest
-    and the settings; the folder appears whole or not at all. A character table reads the validation documents as well,
-    as it must know every character. workers: None = as many as there are cores. ValueError for settings as in
-    `train_bpe`, a vocab_size for kind "char", and settings that contradict what lies in `path`.
+    `auto` takes the value of AUTO. Kept under `base_dir()/tokenizers/<key>`, where the key covers the settings and
+    the manifest of what is read (the source's `head`); the folder appears whole or not at all. A character table reads
+    the validation documents as well, as it must know every character. workers: None = as many as there are cores.
+    ValueError for settings as in `train_bpe`, a vocab_size for kind "char", and settings that contradict what lies in
+    `path`.
     """
     if path is not None:
         return chosen_by_path(Path(path).expanduser(), kind, vocab_size, max_chars, doc_cap)
@@ -154,6 +156,7 @@ def train_or_load(
     folder = cached_folder(source, kind, vocab_size, max_chars, doc_cap)
     if folder.is_dir():
         return load_tokenizer(folder)
+    source = source.head(max_chars)
     tokenizer: Tokenizer
     if kind == "char":
         documents: Iterable[str] = itertools.chain(source.documents("train"), source.documents("val"))
@@ -219,7 +222,7 @@ def cached_folder(
     source: TextSource, kind: str, vocab_size: int | None, max_chars: int | None, doc_cap: int | None
 ) -> Path:
     """Where the tokenizer of this source and these settings is kept."""
-    key = json.dumps([source.manifest(), kind, vocab_size, max_chars, doc_cap, FORMAT], sort_keys=True)
+    key = json.dumps([source.head(max_chars).manifest(), kind, vocab_size, max_chars, doc_cap, FORMAT], sort_keys=True)
     return base_dir() / "tokenizers" / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
