@@ -1,9 +1,9 @@
 """The wheel holds everything: installed in an environment of its own, it composes and trains from an empty folder."""
 
 import os
-import site
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -31,8 +31,7 @@ def test_the_wheel_trains_from_an_empty_folder(tmp_path: Path) -> None:
     install = [environment / "bin/python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
     subprocess.run(install, check=True)
     library = next(environment.glob("lib/python*/site-packages"))
-    for place in site.getsitepackages():
-        (library / "zz_dependencies.pth").write_text(f"import sys; sys.path.append({place!r})\n")
+    (library / "zz_dependencies.pth").write_text(f"import sys; sys.path.append({sysconfig.get_path('purelib')!r})\n")
     empty = tmp_path / "empty folder"
     empty.mkdir()
     env = {**os.environ, "NANOCHAT_BASE_DIR": str(tmp_path / "base"), "OMP_NUM_THREADS": "1"}

@@ -15,12 +15,17 @@ WRONG = [
     ("train", "+phase=base trainer=cpuu"),
     ("train", f"{CPU} modl.depth=3"),
     ("train", f"{CPU} optim.groups.matrix.lrr=3"),
+    ("train", f"{CPU} +max_step=5"),
+    ("train", f"{CPU} max_steps=many"),
+    ("train", f"{CPU} trainer.compile=off"),
+    ("train", f"{CPU} trainer.num_nodes=2"),
     ("train", f"{CPU} data=local"),
     ("train", f"{CPU} data=local data.path=no/such/folder"),
     ("train", f"{CPU} data=local data.path=rows.jsonl"),
     ("train", f"{CPU} data=local data.path=torn.parquet"),
     ("train", f"{CPU} data=local data.path=empty"),
     ("train", f"{CPU} data=local data.path=letter.docx"),
+    ("train", f"{CPU} data=local data.path=nothing.txt tokenizer.vocab_size=300"),
     ("train", f"{CPU} tokenizer.vocab_size=100"),
     ("train", f"{CPU} max_steps=0"),
     ("train", f"{CPU} dry_run=true max_steps=5 plan.tokens=1000000"),
@@ -44,6 +49,7 @@ def main() -> None:
         (place / "torn.parquet").write_bytes(b"PAR1 this is not parquet")
         (place / "letter.docx").write_text("words")
         (place / "empty").mkdir()
+        (place / "nothing.txt").write_text("")
         print("| typed | said |\n|---|---|")
         for command, words in WRONG:
             done = subprocess.run(

@@ -115,18 +115,28 @@ class PyDocs(TextSource):
         return part.size * 5 // 4  # measured: docstrings come again beside the source, 1.2 times its size together
 
     def read(self, part: Part, split: str, notes: Counter[str] | None = None) -> Iterator[str]:
+        if not part.paths:
+            yield from self._language(split)
         for text in self._texts(part, split):
             if text.strip():
                 yield from cut(text, self.document_chars)
             elif notes is not None:
                 notes["empty_documents"] += 1
 
+    def _language(self, split: str) -> Iterator[str]:
+        """Sections share footnotes, so that a piece may come twice: the first is kept, or one would be on both sides."""
+        seen: set[str] = set()
+        for text in self._built_in():
+            side = "val" if in_validation(text, self.val_fraction) else "train"
+            for piece in cut(text, self.document_chars):
+                if piece not in seen and side == split:
+                    yield piece
+                seen.add(piece)
+
     def _texts(self, part: Part, split: str) -> Iterator[str]:
         def wanted(work: str) -> bool:
             return in_validation(work, self.val_fraction) == (split == "val")
 
-        if not part.paths:
-            yield from (text for text in self._built_in() if wanted(text))
         for name in part.paths:
             package, _, inside = name.partition("/")
             source = (self._roots[package] / inside).read_text(encoding="utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""The edge between the command line and Python: the only module that knows Hydra.
+"""The edge between the command line and Python: composing, overrides, sweeps and errors. Elsewhere Hydra only instantiates.
 
 A command is `main = command("train", run)`: compose `conf/train.yaml`, call `run(cfg)`. Whatever a user can get wrong
 ends as one line on stderr and exit code 2; `debug=true` shows the traceback instead. Below a command nobody sees `cfg`.
