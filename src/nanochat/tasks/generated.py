@@ -1,0 +1,52 @@
+"""Tasks whose conversations are made up, number i by a random generator with seed i.
+
+What a model is tested on (a word, a problem, a function) is held out by its hash, so training never shows it, whatever the
+sizes of the two splits.
+"""
+
+import hashlib
+from random import Random
+from typing import Any
+
+from nanochat.tasks.task import Task, whole
+
+TEST_SEEDS = 10_000_000  # from: facts sheet 4.4; where the seeds of the test split begin
+
+
+class Generated(Task):
+    """`size` conversations of `split`, train or test."""
+
+    def __init__(self, *, size: int, split: str, **common: Any):
+        super().__init__(**common)
+        self.size = whole("size", size, 1)
+        if size > TEST_SEEDS:
+            raise ValueError(
+                f"size={size} is above {TEST_SEEDS:,}, where the seeds of the test split begin; lower `size`"
+            )
+        if split not in ("train", "test"):
+            raise ValueError(f"split={split} is not known; set `split` to train or test")
+        self.split = split
+
+    def total(self) -> int:
+        return self.size
+
+    def random(self, i: int) -> Random:
+        """The generator of conversation i; test uses other seeds than train."""
+        return Random(i if self.split == "train" else TEST_SEEDS + i)
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "size": self.size, "split": self.split}
+
+
+def is_held_out(text: str, fraction: float) -> bool:
+    """Whether `text` belongs to the test split: its hash (blake2b) is in the lowest `fraction` of all hashes."""
+    code = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(code, "big") < fraction * 2**64
+
+
+def share(key: str, value: float, *, zero: bool = False) -> float:
+    """`value` if it lies between 0 and 1, or is 0 where that has a meaning, else ValueError."""
+    if not isinstance(value, int | float) or not (0 < value < 1 or (zero and value == 0)):
+        off = ", or 0 to share everything between train and test" if zero else ""
+        raise ValueError(f"{key}={value} must lie between 0 and 1{off}; try {key}: 0.1")
+    return value

@@ -1,0 +1,119 @@
+"""Tasks whose rows are a Hugging Face data set, read by the `datasets` library.
+
+With a local mirror (`paths.hub_dir`) rows come from `<mirror>/<org>/<name>/` and nothing touches the network. The rows of a
+split are always taken in the order of one permutation with seed 42, which is nanochat's (facts sheet 4.3), so that the first
+thousand of a sorted data set are a fair sample of it.
+"""
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from nanochat.runtime.paths import base_dir, hub_dir
+from nanochat.tasks.task import Task
+
+SHUFFLE_SEED = 42  # from: facts sheet 4.3
+
+
+class HubTask(Task):
+    """Rows of one split. `dataset` is its name on the hub, `subset` its config (None: the default one)."""
+
+    columns: tuple[str, ...]  # those that conversations are made of
+
+    def __init__(self, *, dataset: str, subset: str | None, split: str, **common: Any):
+        super().__init__(**common)
+        self.dataset = dataset
+        self.subset = subset
+        self.split = split
+
+    @cached_property
+    def rows(self) -> Any:
+        """A datasets.Dataset in the data set's own order. Raises as `load_rows`."""
+        return load_rows(self.dataset, self.subset, self.split, self.columns)
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """Conversation i is made of row order[i]."""
+        return np.random.default_rng(SHUFFLE_SEED).permutation(len(self.rows))
+
+    def total(self) -> int:
+        return len(self.rows)
+
+    def row(self, i: int) -> dict[str, Any]:
+        return self.rows[int(self.order[i])]
+
+    def where(self, i: int) -> str:
+        """What an error calls conversation i."""
+        return f"row {self.order[i]} of {self.dataset} {self.split}"
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "dataset": self.dataset, "subset": self.subset, "split": self.split}
+
+
+def load_rows(dataset: str, subset: str | None, split: str, columns: tuple[str, ...]) -> Any:
+    """The named columns of a split. FileNotFoundError for a data set that is not there, ValueError for a config, split or
+    column that it has not, OSError if the hub cannot be reached; each says what there is."""
+    import datasets  # slow to import, and the generated tasks need none of it
+
+    mirror, cache = hub_dir(), str(base_dir() / "datasets")
+    place = "in the mirror" if mirror else "on the hub"
+    if mirror and not (mirror / dataset).is_dir():
+        raise FileNotFoundError(
+            f"{dataset} is not in the mirror {mirror}; put it there, set NANOCHAT_HUB_DIR (paths.hub_dir=) to a mirror that "
+            "has it, or unset it and go online"
+        )
+    source = str(mirror / dataset) if mirror else dataset
+    if mirror:
+        datasets.disable_progress_bars()  # nothing is downloaded
+    try:
+        builder = datasets.load_dataset_builder(source, subset, cache_dir=cache)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise FileNotFoundError(
+            f"{dataset} is not on the hub, or is not open to everybody; check `dataset`, or log in with `hf auth login`"
+        ) from error
+    except Exception as error:  # the libraries below have many kinds of errors for no network
+        if configs := _configs(source, subset):
+            raise ValueError(
+                f"subset={subset} is not a config of {dataset} {place}; set `subset` to one of: {configs}"
+            ) from error
+        raise _unreadable(dataset, error) from error
+    splits = list(builder.config.data_files or builder.info.splits or ())
+    if splits and split not in splits:
+        raise ValueError(
+            f"split={split} is not in {dataset} {subset or ''} {place}; set `split` to one of: {', '.join(splits)}".replace(
+                "  ", " "
+            )
+        )
+    try:
+        builder.download_and_prepare()
+        rows = builder.as_dataset(split)
+    except Exception as error:
+        raise _unreadable(dataset, error) from error
+    if missing := [name for name in columns if name not in rows.column_names]:
+        raise ValueError(
+            f"{dataset} {split} {place} has no column {missing[0]}; its columns are: {', '.join(rows.column_names)}"
+        )
+    return rows.select_columns(list(columns))
+
+
+def _configs(source: str, subset: str | None) -> str:
+    """The configs there are, if asking for `subset` is what went wrong; else ""."""
+    import datasets
+
+    try:
+        configs = datasets.get_dataset_config_names(source)
+    except Exception:
+        return ""
+    return "" if subset in configs else ", ".join(configs)
+
+
+def _unreadable(dataset: str, error: Exception) -> OSError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    mirror = hub_dir()
+    if mirror:
+        return OSError(f"{dataset} in the mirror {mirror} cannot be read ({reason}); copy it there again")
+    return OSError(
+        f"cannot get {dataset} from the hub ({reason}); go online, or set NANOCHAT_HUB_DIR (paths.hub_dir=) to a mirror "
+        f"with {dataset}/"
+    )

@@ -1,0 +1,42 @@
+"""The source of the running Python's standard library, read in place: what there is to learn from without any data set.
+
+Nothing is imported. So that a Python version has the same modules everywhere, parts that distributions leave out or change, or
+that are for one system only, are left out, and so are tests, tools and data.
+"""
+
+import functools
+import re
+import sysconfig
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+LEFT_OUT = re.compile(
+    r"antigravity|curses|dbm|distutils|encodings|ensurepip|genericpath|idlelib|lib2to3|msilib|nt.*path|pydoc_data|"
+    r"sitecustomize|test|this|tkinter|turtle|turtledemo|usercustomize|venv|.*\.tests?|.*(windows_|win32|forkserver).*"
+)
+RENAMED = {"posixpath": "os.path"}  # as it is imported
+IN_PROSE = re.compile(r"(?<= )[a-z]{3,12}(?=[ .,;:])")
+
+
+def sources(folder: Path | None = None, package: str = "") -> Iterator[tuple[str, str]]:
+    """(name, source) of the public modules in a folder (None: all of the library), packages and what is in them."""
+    for path in sorted((folder or Path(sysconfig.get_path("stdlib"))).iterdir()):
+        name = f"{package}{path.stem}"
+        if path.stem == "__init__":
+            name = package.rstrip(".")
+        elif path.stem.startswith("_") or LEFT_OUT.fullmatch(name):
+            continue
+        if path.suffix == ".py" and name:
+            yield RENAMED.get(name, name), path.read_text(encoding="utf-8", errors="replace")
+        elif (path / "__init__.py").is_file():
+            yield from sources(path, f"{name}.")
+
+
+@functools.cache
+def words() -> tuple[str, ...]:
+    """Words of its comments and docstrings, those that occur more than once, in alphabetical order: about 5,800."""
+    counts: Counter[str] = Counter()
+    for _, source in sources():
+        counts.update(IN_PROSE.findall(source))
+    return tuple(sorted(word for word, count in counts.items() if count > 1))

@@ -1,0 +1,111 @@
+"""What a task is: conversations by index, and a score of what a model answers.
+
+A conversation is a function of the task's settings, its data and the index, never of time, process or the calls before. So whatever
+trains on tasks can name a conversation by (task, index), and worker processes that each take a slice see what one process would.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import Any, ClassVar
+
+from nanochat.tokenizer.conversations import BadConversation
+
+SAMPLE = 1000  # guess: conversations hashed into the settings; a tenth of a second, and a changed template or row shows
+
+
+class Task(ABC):
+    """Conversations start, start + step, ... before `stop` (None: to the end) of those there are.
+
+    `repeat` is how often a mixture takes each in an epoch; it is not applied here. Picklable and cheap to construct: data
+    is loaded on first use, by each process for itself.
+    """
+
+    # "chat": nothing to score | "choice": the answer is one of conversation["letters"] | "answer": free text, judged by `score`
+    kind: ClassVar[str]
+
+    def __init__(self, *, name: str, start: int = 0, stop: int | None = None, step: int = 1, repeat: int = 1):
+        self.name = name
+        self.start = whole("start", start, 0)
+        self.stop = None if stop is None else whole("stop", stop, self.start + 1)
+        self.step = whole("step", step, 1)
+        self.repeat = whole("repeat", repeat, 1)
+
+    @abstractmethod
+    def total(self) -> int:
+        """Conversations before start, stop and step are applied."""
+
+    @abstractmethod
+    def conversation(self, i: int) -> dict[str, Any]:
+        """Number i of all. BadConversation for one that breaks the rules, naming its row or line and the reason."""
+
+    def score(self, conversation: dict[str, Any], completion: str) -> float:
+        """1.0 for a right completion, 0.0 for a wrong one. `completion` is what followed the prompt, as text."""
+        raise ValueError(f"{self.name} is chat: nothing in it is right or wrong; leave it out of what is scored")
+
+    @cached_property
+    def _indices(self) -> range:
+        total = self.total()
+        for key, value in (("start", self.start + 1), ("stop", self.stop or 0)):
+            if value > total:
+                given = getattr(self, key)
+                raise ValueError(
+                    f"{key}={given} is past the end of {self.name}: it has {total:,} conversations; lower {key}"
+                )
+        return range(self.start, total if self.stop is None else self.stop, self.step)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        if not 0 <= i < len(self):
+            raise IndexError(f"{self.name} has no conversation {i}; it has {len(self):,}")
+        return self.conversation(self._indices[i])
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the conversations, as JSON: equal settings, equal conversations. Loads the data.
+
+        Besides the arguments it holds a hash of up to SAMPLE conversations, evenly spaced, which changes with the data
+        and with the wording of generated ones.
+        """
+        return {
+            "task": f"{type(self).__module__}.{type(self).__qualname__}",
+            "start": self.start,
+            "stop": self.stop,
+            "step": self.step,
+            "total": self.total(),
+            "sample": self._sample,
+        }
+
+    @cached_property
+    def _sample(self) -> str:
+        hashed = hashlib.sha256()
+        count = len(self)
+        for k in range(min(count, SAMPLE)):
+            try:
+                text = json.dumps(self[k * count // min(count, SAMPLE)], sort_keys=True)
+            except BadConversation:  # the reason may name a place, which decides nothing
+                text = "bad"
+            hashed.update(text.encode() + b"\n")
+        return hashed.hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was loaded: another process loads it again."""
+        loaded = {key for kind in type(self).__mro__ for key, v in vars(kind).items() if isinstance(v, cached_property)}
+        return {key: value for key, value in vars(self).items() if key not in loaded}
+
+
+def whole(key: str, value: Any, low: int) -> int:
+    """`value` if it is a whole number from `low` up, else ValueError."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ValueError(f"{key}={value} must be a whole number from {low} up")
+    return value
+
+
+def last_answer(conversation: dict[str, Any]) -> str:
+    """The assistant's last text: its content, or the last text part of it."""
+    content = conversation["messages"][-1]["content"]
+    if isinstance(content, str):
+        return content
+    return [part["text"] for part in content if part["type"] == "text"][-1]
