@@ -1,0 +1,378 @@
+"""Batched decoding with a cache against the full forward pass, the tool, and what must not depend on neighbours."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+
+from nanochat.gpt import GPT, Arch, GPTConfig, build_arch
+from nanochat.gpt.cache import KVCache
+from nanochat.gpt.model import NORM_EPS, norm
+from nanochat.inference.engine import Completion, Engine, Text, draw
+from nanochat.inference.generate import generate as generate_plainly
+from nanochat.tokenizer.tokenizer import BPETokenizer
+
+TOKENIZER = BPETokenizer([])  # 256 bytes and the specials
+V, T = TOKENIZER.vocab_size, 48
+SPECIAL = TOKENIZER.specials
+CLASSIC = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[2] / "conf/arch/classic.yaml"))
+ARCHS = {
+    "modern": Arch(short_window_multiple=1),  # S layers see 12 tokens back
+    "classic": build_arch(CLASSIC),
+    "bigram": Arch(short_window_multiple=1, bigram=True, smear=False, backout=False, value_gate_channels=32),
+}
+PROMPTS = [[5], [1, 2, 3], list(range(60, 77)), [9, 8, 7, 6, 5, 4, 3], list(range(100, 131))]  # 1, 3, 17, 7, 31 tokens
+
+
+def random_gpt(arch: str = "modern", seed: int = 0, **sizes) -> GPT:
+    config = GPTConfig(**{"sequence_len": T, "vocab_size": V, "n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 32,
+                          "arch": ARCHS[arch], **sizes})  # fmt: skip
+    gpt = GPT.build(config)
+    drawn = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in gpt.parameters():
+            p.normal_(0, 0.4, generator=drawn)
+    return gpt
+
+
+@pytest.fixture(scope="module", params=[(a, g) for a in ARCHS for g in (4, 2)], ids=lambda p: f"{p[0]}-{p[1]}of4")
+def any_gpt(request) -> GPT:
+    arch, groups = request.param
+    return random_gpt(arch, n_kv_head=groups)
+
+
+@pytest.fixture(scope="module")
+def gpt() -> GPT:
+    return random_gpt()
+
+
+STOPS = (SPECIAL["<|assistant_end|>"], SPECIAL["<|bos|>"])
+
+
+@torch.no_grad()
+def plain_greedy(gpt: GPT, prompt: list[int], max_tokens: int) -> list[int]:
+    """The definition: the whole text through the network for every token."""
+    text = list(prompt)
+    while len(text) < min(T, len(prompt) + max_tokens):
+        token = int(gpt(torch.tensor([text]))[0, -1].argmax())
+        if token in STOPS:
+            break
+        text.append(token)
+    return text[len(prompt) :]
+
+
+@torch.no_grad()
+def test_cached_logits_equal_the_full_forward_pass_while_rows_come_and_go(any_gpt, monkeypatch):
+    """Rows of 1 to 31 tokens step together; three leave, three join (one text twice), and all go on; the cache grows."""
+    monkeypatch.setattr("nanochat.gpt.cache.FIRST_CAPACITY", 4)  # 32 tokens at first, 48 in the end
+    rest = torch.randint(V, (8, T), generator=torch.Generator().manual_seed(1)).tolist()
+    cache, texts = KVCache(any_gpt, 6), [list(p) for p in PROMPTS]
+
+    def compare(hidden):
+        assert hidden.shape[0] == len(texts) == len(cache.lengths)
+        for row, text in zip(any_gpt.logits(hidden), texts, strict=True):
+            torch.testing.assert_close(row, any_gpt(torch.tensor([text]))[0, -1], rtol=0, atol=1e-4)  # fp32 sums
+
+    def go_on(steps):
+        for _ in range(steps):
+            for row, text in enumerate(texts):
+                text.append(rest[row][len(text)])
+            compare(cache.step([(text[-2], text[-1]) for text in texts]))
+
+    compare(cache.add(texts, [1] * 5))
+    go_on(6)
+    for row in (1, 3):  # from the middle: the last one moves there
+        cache.drop(row)
+        texts[row] = texts[-1]
+        texts.pop()
+    cache.drop(2)  # the last itself
+    texts.pop()
+    go_on(2)
+    new = list(range(40, 45))
+    hidden = cache.add([new, [3, 3]], [2, 1])
+    old, texts = texts, [list(new), list(new), [3, 3]]
+    for row, text in zip(any_gpt.logits(hidden), texts, strict=True):
+        torch.testing.assert_close(row, any_gpt(torch.tensor([text]))[0, -1], rtol=0, atol=1e-4)
+    texts = old + texts
+    go_on(T - max(map(len, texts)))
+    assert max(cache.lengths) == cache.capacity == T
+
+
+def test_greedy_tokens_equal_the_full_forward_pass_together_and_alone(any_gpt):
+    together = Engine(any_gpt, TOKENIZER).generate(PROMPTS, max_tokens=14, tools=False)
+    for prompt, completion in zip(PROMPTS, together, strict=True):
+        true = plain_greedy(any_gpt, prompt, 14)
+        assert completion.ids == true
+        (alone,) = Engine(any_gpt, TOKENIZER).generate([prompt], max_tokens=14, tools=False)
+        assert alone == completion
+        assert completion.mask == [1] * len(true)
+        assert completion.text == TOKENIZER.decode(true)
+    assert len({token for completion in together for token in completion.ids}) > 10  # not one token over and over
+
+
+def test_greedy_tokens_equal_those_of_plain_generation(gpt):
+    columns = list(generate_plainly(gpt, PROMPTS[1], max_tokens=15, temperature=0.0, top_k=None, seed=0))
+    plain = [token for (token,) in columns]
+    (completion,) = Engine(gpt, TOKENIZER).generate([PROMPTS[1]], max_tokens=15, tools=False)
+    assert completion.ids == plain[: len(completion.ids)]
+    assert len(completion.ids) == 15 or plain[len(completion.ids)] in STOPS
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 2.0, "top_k": 5}], ids=str)
+def test_fewer_slots_than_prompts_give_the_same_completions(gpt, settings):
+    prompts = [*PROMPTS, *(p[:2] for p in PROMPTS[1:])]
+    settings = {"max_tokens": 16, "num_samples": 2, **settings}
+    wide = Engine(gpt, TOKENIZER, max_rows=64).generate(prompts, **settings)
+    assert len(wide) == 18
+    for rows in (2, 5):
+        assert Engine(gpt, TOKENIZER, max_rows=rows).generate(prompts, **settings) == wide
+    assert len({len(c.ids) for c in wide}) > 1 + bool(settings.get("temperature"))  # rows came and went between
+
+
+def test_samples_do_not_depend_on_the_company(gpt):
+    settings = {"max_tokens": 12, "temperature": 1.0, "top_k": 50, "seed": 5}
+    together = Engine(gpt, TOKENIZER).generate(PROMPTS, num_samples=3, **settings)
+    assert Engine(gpt, TOKENIZER).generate(PROMPTS[:1], num_samples=3, **settings) == together[:3]
+    assert Engine(gpt, TOKENIZER).generate(PROMPTS[:2], num_samples=1, **settings) == [together[0], together[3]]
+    assert Engine(gpt, TOKENIZER).generate(PROMPTS, num_samples=3, **{**settings, "seed": 6}) != together
+
+
+def test_samples_of_a_prompt_differ_and_equal_prompts_too(gpt):
+    completions = Engine(gpt, TOKENIZER).generate([[1, 2], [1, 2]], num_samples=8, max_tokens=6, temperature=2.0)
+    assert len({tuple(c.ids) for c in completions}) == 16
+
+
+def test_greedy_samples_are_all_the_same(gpt):
+    first, *others = Engine(gpt, TOKENIZER).generate([[1, 2]], num_samples=3, max_tokens=6)
+    assert others == [first, first]
+
+
+@pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.5, None), (2.0, 4), (1.0, 1000)])
+def test_frequencies_follow_the_softmax(temperature, top_k):
+    logits = torch.tensor([1.0, -2.0, 0.5, 2.0, 0.0, -0.5])
+    kept = logits.clone()
+    kept[kept < kept.sort(descending=True).values[min(top_k or 6, 6) - 1]] = -torch.inf
+    expected = (kept / temperature).softmax(0)
+    n = 40_000
+    uniform = [(k + 0.5) / n for k in range(n)]
+    found = torch.bincount(torch.tensor(draw(logits.expand(n, -1), temperature, top_k, uniform)), minlength=6) / n
+    torch.testing.assert_close(found, expected, rtol=0, atol=2 / n)  # evenly spread numbers: off by one at each border
+
+
+def test_the_ends_of_the_distribution_are_tokens_that_may_be():
+    logits = torch.full((2, 100), -200.0)
+    logits[:, 40:60] = torch.arange(20.0)
+    assert draw(logits, 1.0, None, [0.0, 1 - 2**-24]) == [40, 59]
+
+
+# --- where a text ends --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("max_tokens", "length"), [(1000, T - 5), (T - 5, T - 5), (7, 7)])
+def test_max_tokens_and_the_context_end_a_text(max_tokens, length):
+    (completion,) = Engine(scripted({}), TOKENIZER).generate([[65] * 5], max_tokens=max_tokens)
+    assert completion.text == "?" * length
+    assert completion.finish_reason == "length"
+
+
+def test_a_prompt_one_short_of_the_context_gets_one_token(gpt):
+    (completion,) = Engine(gpt, TOKENIZER).generate([[65] * (T - 1)], max_tokens=5)
+    assert completion.ids == plain_greedy(gpt, [65] * (T - 1), 1)
+    assert len(completion.ids) == 1
+
+
+@pytest.mark.parametrize(
+    ("prompts", "settings", "named"),
+    [
+        ([[1], []], {}, "prompt 1"),
+        ([[1], [1] * T], {}, f"sequence_len={T}"),
+        ([[1]], {"max_tokens": 0}, "max_tokens=0"),
+        ([[1]], {"temperature": -0.1}, "temperature=-0.1"),
+        ([[1]], {"top_k": 0}, "top_k=0"),
+        ([[1]], {"num_samples": 0}, "num_samples=0"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_settings_that_make_no_sense_are_one_clear_line(gpt, prompts, settings, named):
+    with pytest.raises(ValueError, match=named) as caught:
+        Engine(gpt, TOKENIZER).generate(prompts, **{"max_tokens": 4, **settings})
+    assert "\n" not in str(caught.value)
+
+
+def test_no_rows_are_one_clear_line(gpt):
+    with pytest.raises(ValueError, match="max_rows=0"):
+        Engine(gpt, TOKENIZER, max_rows=0)
+
+
+def test_no_prompts_are_no_completions(gpt):
+    assert Engine(gpt, TOKENIZER).generate([], max_tokens=4) == []
+
+
+# --- the tool -----------------------------------------------------------------------------------------------------
+
+
+def chain(*pieces: str) -> dict[int, int]:
+    """token -> the token that the network then wants: the specials and bytes of `pieces` in order, each token at most once."""
+    ids = [i for piece in pieces for i in ([SPECIAL[piece]] if piece in SPECIAL else TOKENIZER.encode(piece))]
+    assert len(set(ids)) == len(ids)
+    return dict(pairwise(ids))
+
+
+class Scripted(GPT):
+    """What comes next is decided by the last token alone."""
+
+    script: dict[int, int]
+
+    def hidden_cached(self, idx, positions, attends, known=0):
+        return torch.tensor([[self.script.get(t, ord("?")) for t in row] for row in idx[:, known:].tolist()])[..., None]
+
+    def logits(self, hidden):
+        return torch.nn.functional.one_hot(hidden[..., 0], V).float()
+
+
+def scripted(script: dict[int, int]) -> Scripted:
+    gpt = Scripted.build(GPTConfig(T, V, 2, 2, 2, 32))
+    gpt.script = script
+    return gpt
+
+
+def completions(script, *, prompt="<|assistant_start|>", **settings) -> Completion:
+    (completion,) = Engine(scripted(script), TOKENIZER).generate([[SPECIAL[prompt]]], **{"max_tokens": 40, **settings})
+    return completion
+
+
+CALL = {**chain("<|assistant_start|>", "So ", "<|python_start|>", "12*3", "<|python_end|>", "Z", "<|assistant_end|>"),
+        **chain("<|output_end|>", "Y", "<|assistant_end|>")}  # fmt: skip
+
+
+def test_the_result_of_a_call_is_forced_in():
+    completion = completions(CALL)
+    # forced tokens also are what the text goes on from: Y, not Z
+    assert completion.text == "So <|python_start|>12*3<|python_end|><|output_start|>36<|output_end|>Y"
+    assert completion.mask == [1] * 9 + [0] * 4 + [1]
+    assert completion.finish_reason == "stop"
+    assert TOKENIZER.decode(completion.ids) == completion.text
+
+
+def test_forced_tokens_are_in_the_cache_like_any_others(gpt, monkeypatch):
+    """After the result, a random network goes on as it does from the whole text up to there."""
+    before = [SPECIAL["<|python_start|>"], *TOKENIZER.encode("6*7")]
+    prompt = [SPECIAL["<|bos|>"], 65]
+    script = [*before, SPECIAL["<|python_end|>"]]
+    whole = [*prompt, *script, SPECIAL["<|output_start|>"], *TOKENIZER.encode("42"), SPECIAL["<|output_end|>"]]
+    left = iter(script)
+
+    def first_the_script(logits, *settings):
+        best = draw(logits, *settings)
+        return [next(left, best[0])]
+
+    monkeypatch.setattr("nanochat.inference.engine.draw", first_the_script)
+    (completion,) = Engine(gpt, TOKENIZER).generate([prompt], max_tokens=20)
+    assert completion.ids[: len(whole) - len(prompt)] == whole[len(prompt) :]
+    assert completion.mask[: len(whole) - len(prompt)] == [1] * 5 + [0] * 4
+    rest = completion.ids[len(whole) - len(prompt) :]
+    assert rest == plain_greedy(gpt, whole, 20 - (len(whole) - len(prompt)))
+    assert rest
+
+
+def test_nothing_is_forced_without_tools_or_without_a_result():
+    assert completions(CALL, tools=False).text == "So <|python_start|>12*3<|python_end|>Z"
+    wrong = {**CALL, **chain("2", "x", "<|python_end|>")}
+    completion = completions(wrong)
+    assert completion.text == "So <|python_start|>12x<|python_end|>Z"
+    assert completion.mask == [1] * len(completion.ids)
+
+
+def test_an_end_without_a_start_is_no_call():
+    script = chain("<|assistant_start|>", "1+2", "<|python_end|>", "Z", "<|assistant_end|>")
+    assert completions(script).text == "1+2<|python_end|>Z"
+
+
+def test_the_second_start_begins_anew():
+    call = [SPECIAL["<|python_start|>"], ord("9"), SPECIAL["<|python_start|>"], ord("4"), SPECIAL["<|python_end|>"]]
+    text = Text([1], "0", TOKENIZER, max_tokens=20, tools=True)
+    for token in call:
+        text.take(token)
+    assert list(text.forced) == [SPECIAL["<|output_start|>"], ord("4"), SPECIAL["<|output_end|>"]]
+
+
+def test_a_call_ends_once():
+    text = Text([1], "0", TOKENIZER, max_tokens=20, tools=True)
+    end = SPECIAL["<|python_end|>"]
+    for token in [SPECIAL["<|python_start|>"], ord("1"), ord("+"), end, ord("1"), end]:
+        text.take(token)
+    assert not text.forced  # 1+1 stands on both sides of the first end
+
+
+def test_rows_have_their_own_tool_state():
+    """Calls at once that begin at different times, one that was never opened, and a text without any."""
+    script = {
+        **chain("c", "b", "a", "<|python_start|>", "7/2", "<|python_end|>", "Z", "<|assistant_end|>"),
+        **chain("<|output_end|>", "<|assistant_end|>"),
+        **chain("d", "e", "<|assistant_end|>"),
+        **chain("f", "1", "<|python_end|>"),
+    }
+    call = "<|python_start|>7/2<|python_end|><|output_start|>3.5<|output_end|>"
+    for rows in (5, 2):
+        engine = Engine(scripted(script), TOKENIZER, max_rows=rows)
+        texts = [c.text for c in engine.generate([[ord(p)] for p in "abcdf"], max_tokens=40)]
+        assert texts == [call, "a" + call, "ba" + call, "e", "1<|python_end|>Z"]
+
+
+@pytest.mark.parametrize("end", ["<|assistant_end|>", "<|bos|>"])
+def test_both_terminal_tokens_end_a_text_and_are_not_in_it(end):
+    completion = completions(chain("<|assistant_start|>", "abc", end))
+    assert (completion.text, completion.finish_reason) == ("abc", "stop")
+
+
+def test_forced_tokens_count_against_max_tokens():
+    completion = completions(CALL, max_tokens=11)
+    assert completion.text == "So <|python_start|>12*3<|python_end|><|output_start|>3"
+    assert completion.mask == [1] * 9 + [0] * 2
+    assert completion.finish_reason == "length"
+
+
+# --- the network afterwards ---------------------------------------------------------------------------------------
+
+
+def test_weights_that_change_between_two_calls_are_used():
+    gpt = random_gpt()
+    engine = Engine(gpt, TOKENIZER)
+    before = engine.generate(PROMPTS, max_tokens=8)
+    other = random_gpt(seed=1)
+    gpt.load_state_dict(other.state_dict())
+    after = engine.generate(PROMPTS, max_tokens=8)
+    assert after == Engine(other, TOKENIZER).generate(PROMPTS, max_tokens=8) != before
+
+
+# other layouts sum in another order: fp32 keeps 24 bits; bf16 8, of logits up to 15
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.bfloat16, 0.06)], ids=str)
+def test_frozen_weights_give_the_same_logits_and_are_given_up(dtype, atol):
+    gpt = random_gpt()
+    gpt.prepare(compute_dtype=dtype)
+    names, idx = list(gpt.state_dict()), torch.tensor([PROMPTS[2]])
+    with torch.no_grad():
+        free = gpt(idx)
+    with gpt.frozen(), torch.no_grad():
+        torch.testing.assert_close(gpt(idx), free, rtol=0, atol=atol)
+        assert list(gpt.state_dict()) == names
+    gpt.loss_sum(idx[:, :-1], idx[:, 1:]).backward()
+    assert all(p.grad is not None for p in gpt.parameters())
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 32), (2, 40, 3, 96), (5, 7, 33)], ids=str)
+def test_the_norm_without_gradients_has_the_same_bits(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert norm(x).equal(F.rms_norm(x, (shape[-1],), eps=NORM_EPS))
+        assert norm(x.mT).equal(F.rms_norm(x.mT, (shape[-2],), eps=NORM_EPS))
+
+
+def test_training_goes_on_after_generation(gpt):
+    """Nothing that generation leaves behind is out of bounds for autograd."""
+    Engine(gpt, TOKENIZER).generate(PROMPTS, max_tokens=4)
+    gpt.loss_sum(torch.tensor([PROMPTS[2]]), torch.tensor([PROMPTS[2]])).backward()
+    gpt.zero_grad()
