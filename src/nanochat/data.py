@@ -1,26 +1,42 @@
 """`python -m nanochat.data`: what training will see. show=stats counts documents, characters and tokens and how well
 they pack; show=batch prints the text of batch `step`, row by row, with the documents it is from; show=ledger says
-what `step` steps took; show=download only gets the files."""
+what `step` steps took; show=download only gets the files.
 
+Of conversations (`data=sft_mix ckpt=base-d20@latest`), stats is the mixture, and batch shows which tokens are trained: green on a
+terminal, between « and » elsewhere."""
+
+import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from nanochat.datamodules.chat import ChatDataModule
 from nanochat.datamodules.download import HubFiles
 from nanochat.datamodules.packing import Tally, pack
 from nanochat.datamodules.text import TextDataModule
-from nanochat.runtime.app import command
+from nanochat.runtime.app import command, overridden
 
 
 def run(cfg: DictConfig) -> None:
+    show: Callable[[Any, DictConfig], Iterator[str]] | None
     show = {"stats": stats, "batch": batch, "ledger": ledger, "download": download}.get(cfg.show)
     if show is None:
         raise ValueError(f"show={cfg.show} is not known; choose show=stats, show=batch, show=ledger or show=download")
-    data: TextDataModule = instantiate(cfg.data)
-    if cfg.show != "download":
+    data = instantiate(cfg.data)
+    if isinstance(data, ChatDataModule):
+        show = {"stats": mixture, "batch": chat_batch, "ledger": ledger}.get(cfg.show)
+        if show is None:
+            raise ValueError(f"show={cfg.show} is for text; conversations have show=stats, show=batch and show=ledger")
+        prepare_chat(data, cfg)
+    elif cfg.ckpt is not None:
+        raise ValueError(
+            f"ckpt={cfg.ckpt} is for conversations, which are shown in its tokens; text takes tokenizer.path=FOLDER"
+        )
+    elif cfg.show != "download":
         from nanochat.tokenizer import train_or_load
 
         if cfg.step < 0:
@@ -87,15 +103,68 @@ def batch(data: TextDataModule, cfg: DictConfig) -> Iterator[str]:
             at += length
 
 
-def ledger(data: TextDataModule, cfg: DictConfig) -> Iterator[str]:
+def ledger(data: TextDataModule | ChatDataModule, cfg: DictConfig) -> Iterator[str]:
     """What the first `step` steps took from the text."""
     found = data.ledger(cfg.step)
     for name, value in found.items():
-        yield f"{name:18} {value:15,}"
-    parts = ("tokens_trained", "tokens_context", "tokens_cropped", "tokens_dropped")
+        yield f"{name:21} {value:15,}"
+    text = "tokens_trained", "tokens_context", "tokens_cropped", "tokens_dropped"
+    chat = "tokens_trained", "tokens_masked", "tokens_trimmed", "tokens_dropped"
+    parts = chat if isinstance(data, ChatDataModule) else text
     yield f"{found['tokens_read']:,} read = " + " + ".join(
         f"{found[name]:,} {name.removeprefix('tokens_')}" for name in parts
     )
+
+
+def prepare_chat(data: ChatDataModule, cfg: DictConfig) -> None:
+    """Conversations in the tokens and rows of the checkpoint that is to learn them."""
+    from nanochat.checkpoint import folder
+    from nanochat.checkpoint.runs import resolve
+    from nanochat.runtime.paths import base_dir
+
+    if cfg.ckpt is None:
+        raise ValueError(
+            "conversations are shown in the tokens of a model; add ckpt=RUN@latest, the checkpoint that is to learn them"
+        )
+    if cfg.step < 0:
+        raise ValueError(f"step={cfg.step} is below 0; steps are counted from 0")
+    checkpoint = resolve(cfg.ckpt, base_dir() / "runs")
+    if not overridden("model.sequence_len"):
+        data.sequence_len = folder.read_config(checkpoint).sequence_len
+    data.attach(
+        folder.load_tokenizer(checkpoint),
+        batch_tokens=data.sequence_len * max(cfg.batch_tokens // data.sequence_len, 1),
+    )
+
+
+def mixture(data: ChatDataModule, cfg: DictConfig) -> Iterator[str]:
+    """What the mixture is made of, and how full its rows are."""
+    from nanochat.runs import show
+
+    show.mixture(data.shares(), data.utilisation(), data.rows("train").mixture.dropped)
+    rows = data.epochs_rows()
+    epochs = "an epoch is" if data.num_epochs == 1 else f"{data.num_epochs} epochs are"
+    yield f"{epochs} {rows:,} rows, {rows / data.batch_rows:,.1f} steps of {data.batch_rows * data.sequence_len:,} tokens"
+
+
+def chat_batch(data: ChatDataModule, cfg: DictConfig) -> Iterator[str]:
+    """The rows of batch `step`, every token marked by whether it is trained on, special tokens by their names."""
+    found = data.batch(cfg.step)
+    terminal = sys.stdout.isatty()
+    before, after = ("\x1b[32m", "\x1b[0m") if terminal else ("«", "»")
+    yield f"⟦batch {found.step}, epoch {found.epoch}, {len(found.idx)} rows of {data.sequence_len} tokens, {found.num_targets} trained⟧"
+    for number, (row, targets, pieces) in enumerate(zip(found.idx, found.targets, found.pieces, strict=True)):
+        if cfg.rows is not None and number >= cfg.rows:
+            yield f"⟦{len(found.idx) - number} more rows⟧"
+            return
+        used = sum(length for _, _, length in pieces)
+        yield f"⟦row {number}: {', '.join(label for label, _, _ in pieces) or 'padding'}; {used} of {data.sequence_len + 1} tokens⟧"
+        # token t + 1 is trained where targets[t] is one; a trained last token is only a target
+        ids = [*row.tolist(), *([int(targets[-1])] if targets[-1] >= 0 else [])][:used]
+        trained = [False, *(targets >= 0).tolist()][: len(ids)]
+        for is_trained, group in itertools.groupby(zip(ids, trained, strict=True), key=lambda pair: pair[1]):
+            text = data.tokenizer.decode([token for token, _ in group])
+            yield f"{before}{text}{after}" if is_trained else text
 
 
 def download(data: TextDataModule, cfg: DictConfig) -> Iterator[str]:

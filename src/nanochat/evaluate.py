@@ -1,13 +1,14 @@
-"""Evaluate a checkpoint: `python -m nanochat.evaluate ckpt=PATH evals=bpb,sample`.
+"""Evaluate a checkpoint: `python -m nanochat.evaluate ckpt=PATH evals=bpb,sample,arc_easy`.
 
-The validation text is that of the run the checkpoint comes from, unless `data=…` names another.
+The validation text is that of the run the checkpoint comes from, unless `data=…` names another. Besides bpb and sample an
+evaluation is a task of `conf/task` that can be scored.
 """
 
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from nanochat.runtime.app import command
+from nanochat.runtime.app import choices, command, compose_choice
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -16,13 +17,18 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     from nanochat.checkpoint import folder
     from nanochat.checkpoint.runs import resolve
     from nanochat.evals.bpb import bits_per_byte
+    from nanochat.evals.chat import accuracy
     from nanochat.inference.generate import complete
     from nanochat.runtime import hardware
     from nanochat.runtime.paths import base_dir
 
     names = list(cfg.evals) if isinstance(cfg.evals, ListConfig) else str(cfg.evals).split(",")
-    if unknown := [n for n in names if n not in ("bpb", "sample")]:
-        raise ValueError(f"evals={unknown[0]} is not known; choose from bpb, sample, several as evals=[bpb,sample]")
+    known = ["bpb", "sample", *choices("task")]
+    if unknown := [n for n in names if n not in known]:
+        raise ValueError(
+            f"evals={unknown[0]} is not known; choose from {', '.join(known)}; several as evals=bpb,sample"
+        )
+    tasks = {name: task(name, cfg.split) for name in names if name not in ("bpb", "sample")}
     path = resolve(cfg.ckpt, base_dir() / "runs")
     device = hardware.pick_device(cfg.device)
     dtype, why = hardware.compute_dtype(cfg.precision, device)
@@ -38,6 +44,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         data.attach(tokenizer, batch_tokens=gpt.config.sequence_len * cfg.rows_per_device)
         data.prepare_data()
         results.update(bits_per_byte(gpt, data.val_batches(cfg.eval_tokens), tokenizer.token_bytes))
+    for name, conversations in tasks.items():
+        found = accuracy(
+            gpt, tokenizer, conversations, limit=cfg.limit, max_tokens=cfg.max_tokens, batch_rows=cfg.rows_per_device
+        )
+        results[name] = found["accuracy"]
+        results[f"{name}_of"] = f"{found['correct']:g} of {found['total']:g}" + (
+            f", {found['skipped']:g} too long" if found["skipped"] else ""
+        )
     for key, value in results.items():
         print(f"{key}: {value:.6f}" if isinstance(value, float) else f"{key}: {value}")
     if "sample" in names:
@@ -46,6 +60,16 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         for prompt, text in zip(prompts, complete(gpt, tokenizer, prompts, **settings), strict=True):
             print(f"sample: {prompt + text!r}")
     return results
+
+
+def task(name: str, split: str) -> Any:
+    """A task of `conf/task`, its `split` if it has several."""
+    from hydra.utils import instantiate
+
+    config = compose_choice("task", name)
+    if "split" in config:
+        config["split"] = split
+    return instantiate(config)
 
 
 main = command("evaluate", run)

@@ -7,7 +7,6 @@ process per device, which is handed the resolved config. Heavy imports wait unti
 import logging
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,18 @@ def run(cfg: DictConfig) -> float | None:
         raise ValueError(f"Missing mandatory value: {missing[0]}")
 
     from nanochat import optim
+    from nanochat.checkpoint.runs import resolve
+    from nanochat.runs import parent
     from nanochat.runs.job import Job
     from nanochat.runs.launch import run_ranks
     from nanochat.runs.run_folder import open_run
     from nanochat.runtime.paths import base_dir
 
+    inherited: parent.Inherited = []
     if cfg.init_from:
-        take_sizes_of_parent(cfg)
+        checkpoint = resolve(cfg.init_from, base_dir() / "runs")
+        parent.take_sizes(cfg, checkpoint, overridden)
+        inherited = parent.inherit(cfg, checkpoint, overridden)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     for key in ("path", "val_path", "shards_dir"):  # as seen from here, for whoever reads the config elsewhere
         if config["data"].get(key):
@@ -42,7 +46,7 @@ def run(cfg: DictConfig) -> float | None:
         raise ValueError(
             f"{words[0]} cannot take effect: no group of optim has weight_decay: auto; set optim.groups.matrix.weight_decay=…"
         )
-    job.print_plan()
+    job.print_plan(inherited)
     if config["dry_run"]:
         print("dry_run=true: nothing was trained")
         return None
@@ -58,33 +62,6 @@ def run(cfg: DictConfig) -> float | None:
             f"a process of the run failed with exit code {code}; what it said is above, the run is in {folder.path}"
         )
     return job.last_result(folder)
-
-
-def take_sizes_of_parent(cfg: DictConfig) -> None:
-    """The checkpoint that a run starts from decides its model, and whatever follows from it; what was typed must agree."""
-    from nanochat.checkpoint.folder import read_config
-    from nanochat.checkpoint.runs import resolve
-    from nanochat.gpt import from_depth
-    from nanochat.runtime.paths import base_dir
-
-    parent = read_config(resolve(cfg.init_from, base_dir() / "runs"))
-    if words := overridden("arch") + overridden("tokenizer"):
-        raise ValueError(
-            f"{words[0]} cannot take effect: init_from={cfg.init_from} brings its own architecture and tokenizer; drop one of the two"
-        )
-    words = overridden("model")
-    sizes = {k: getattr(parent, k) for k in ("n_layer", "n_head", "n_kv_head", "n_embd", "sequence_len")}
-    if words:
-        model = {k: v for k, v in cfg.model.items() if k != "depth"}
-        typed = from_depth(cfg.model.depth, vocab_size=parent.vocab_size, arch=parent.arch, **model)
-        compared = set(sizes) - (set() if overridden("model.sequence_len") else {"sequence_len"})
-        if wrong := [k for k in sorted(compared) if getattr(typed, k) != sizes[k]]:
-            raise ValueError(
-                f"{words[0]} cannot take effect: it means {wrong[0]}={getattr(typed, wrong[0])}, and init_from={cfg.init_from} has "
-                f"{wrong[0]}={sizes[wrong[0]]}; drop one of the two"
-            )
-    OmegaConf.update(cfg, "model", {"depth": parent.n_layer, **sizes})
-    cfg.arch = asdict(parent.arch)
 
 
 def rank_main() -> None:

@@ -71,12 +71,12 @@ def test_every_optimizer_builds_and_steps(name: str, arch: str) -> None:
 @pytest.mark.parametrize("trainer", choices("trainer"))
 def test_every_phase_composes_with_every_trainer(phase: str, trainer: str) -> None:
     config = composed(f"+phase={phase}", f"trainer={trainer}", "model=d4")
-    assert config["phase"] == phase and get_class(config["module"]["_target_"])
+    assert config["phase"] == phase.partition("_")[0] and get_class(config["module"]["_target_"])
     assert config["trainer"]["devices"] >= 1 and config["trainer"]["accelerator"] in ("cpu", "gpu", "mps")
 
 
 @pytest.mark.parametrize("data", choices("data"))
-def test_every_text_composes(data: str) -> None:
+def test_every_data_composes(data: str) -> None:
     register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -11,8 +11,9 @@ from byte_tokenizer import ByteTokenizer
 from lightning import LightningModule, Trainer
 
 from nanochat.datamodules import rows, shards, text
+from nanochat.datamodules.by_step import share_out
 from nanochat.datamodules.sources import LocalFiles
-from nanochat.datamodules.text import TextDataModule, share_out
+from nanochat.datamodules.text import TextDataModule
 
 PACKINGS = ("best_fit", "stream")
 T = 32

@@ -26,13 +26,17 @@ class Evaluate(StepCallback):
         evals: dict[str, Callable[[PhaseModule], dict[str, float]]],
         every: int | None,
         checkpoints: RunCheckpoints,
+        *,
+        at_start: bool = False,
     ) -> None:
         check_every("eval_every", every)
-        self.evals, self.every, self.checkpoints = evals, every, checkpoints
+        self.evals, self.every, self.checkpoints, self.at_start = evals, every, checkpoints, at_start
         self.latest: dict[str, float] = {}
 
     def on_train_start(self, trainer: L.Trainer, module: PhaseModule) -> None:
         super().on_train_start(trainer, module)
+        if trainer.global_step == 0 and self.at_start:
+            self._run(trainer, module, 0)
         self.catch_up(trainer, module)
 
     def catch_up(self, trainer: L.Trainer, module: PhaseModule) -> None:
@@ -42,8 +46,10 @@ class Evaluate(StepCallback):
             self.at_step(trainer, module, step)
 
     def at_step(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:
-        if not is_due(step, self.every, module.total_steps):
-            return
+        if is_due(step, self.every, module.total_steps):
+            self._run(trainer, module, step)
+
+    def _run(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:
         results: dict[str, float] = {}
         with module.clock.paused():
             module.eval()
@@ -65,5 +71,7 @@ class Evaluate(StepCallback):
             for logger in trainer.loggers:
                 logger.log_metrics(self.latest, step)
             log.info(
-                "step %d  %s", step, "  ".join(f"{k} {v:.4f}" for k, v in self.latest.items() if isinstance(v, float))
+                "step %d  %s",
+                step,
+                "  ".join(f"{k} {v:,.0f}" if v == int(v) and v > 1 else f"{k} {v:.4f}" for k, v in self.latest.items()),
             )

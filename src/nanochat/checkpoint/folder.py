@@ -156,6 +156,12 @@ def read_lineage(path: Path) -> dict[str, Any]:
     return json.loads((path / "lineage.json").read_text())
 
 
+def phase(path: Path) -> str | None:
+    """The phase that made a checkpoint, None if it does not say."""
+    file = path / "lineage.json"
+    return (read_lineage(path).get("config") or {}).get("phase") if file.is_file() else None
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(require(path) / "model.safetensors")

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
+from nanochat.datamodules.by_step import ByStep
 from nanochat.datamodules.download import LEAST_SHARDS, HubDataset, HubFiles, Shards, shard_names, split_files
 from nanochat.datamodules.pydocs import PyDocs
 from nanochat.datamodules.rows import PLAN, Rows
@@ -22,7 +22,6 @@ from nanochat.datamodules.shards import Builders, Encoder, ShardFolder
 from nanochat.datamodules.sources import SPLITS, LocalFiles, TextSource
 from nanochat.runtime.paths import base_dir
 
-DEFAULT_ROWS = 32  # from: facts sheet 5.2, device batch size
 MANIFEST_FILES = 500  # guess: files named in a manifest, which every checkpoint holds; its hash is of all
 
 
@@ -42,7 +41,7 @@ class Batch:
         return int((self.targets != -1).sum())
 
 
-class TextDataModule(LightningDataModule):
+class TextDataModule(ByStep):
     """Rows of `sequence_len` tokens from a text source.
 
     `attach` gives it what only a run knows. Then `prepare_data` starts tokenizing and returns when the first rows can
@@ -78,7 +77,6 @@ class TextDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.prepare_workers = prepare_workers
         self.shards_dir = Path(shards_dir).expanduser().absolute() if shards_dir else base_dir() / "token_shards"
-        self.start_step = 0
         self._folder: ShardFolder | None = None
         self._rows: dict[str, Rows] = {}
         self._builders: Builders | None = None
@@ -89,9 +87,7 @@ class TextDataModule(LightningDataModule):
         """Tokenizer, tokens per optimizer step over all ranks, and which rank this is. ValueError if the batch cannot
         be shared out."""
         self.tokenizer = tokenizer
-        self.world_size, self.rank = world_size, rank
-        self.batch_rows, self.micro_rows = share_out(batch_tokens, self.sequence_len, world_size, self.rows_per_device)
-        self.accumulate = self.batch_rows // world_size // self.micro_rows
+        self.share(batch_tokens, world_size, rank)
         self._folder = None
         self._rows = {}
 
@@ -173,19 +169,10 @@ class TextDataModule(LightningDataModule):
         for split in ("train", "val"):
             self.rows(split).total(at_most=1)
 
-    def train_dataloader(self) -> DataLoader:
-        """This rank's micro-batches from step `start_step` on, without end. See `MicroBatches`."""
-        batches = MicroBatches(
+    def micro_batches(self) -> "MicroBatches":
+        return MicroBatches(
             self.rows("train"), self.batch_rows, self.micro_rows, self.world_size, self.rank, self.start_step
         )
-        return DataLoader(batches, batch_size=None, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
-
-    def state_dict(self) -> dict[str, int]:
-        """The next step to train, by what was used, not by what a loader fetched ahead."""
-        return {"step": self.trainer.global_step if self.trainer is not None else self.start_step}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self.start_step = state_dict["step"]
 
     # ---- rows for evaluation and for looking at
 
@@ -273,31 +260,6 @@ def shifted(rows: Rows, numbers: Sequence[int | None]) -> tuple[torch.Tensor, to
         idx = torch.cat([idx, torch.zeros(blank, T, dtype=torch.int64)])
         targets = torch.cat([targets, torch.full((blank, T), -1, dtype=torch.int64)])
     return idx, targets
-
-
-def share_out(batch_tokens: int, sequence_len: int, world_size: int, rows_per_device: int | None) -> tuple[int, int]:
-    """Rows of the global batch, and rows of a micro-batch (by default the largest divisor of a rank's rows up to 32).
-
-    >>> share_out(524_288, 2048, 8, None)
-    (256, 32)
-    """
-    unit = sequence_len * world_size
-    if batch_tokens < unit or batch_tokens % unit:
-        near = max(round(batch_tokens / unit), 1) * unit
-        ranks = f" x {world_size} ranks" if world_size > 1 else ""
-        raise ValueError(
-            f"batch_tokens={batch_tokens:,} is not a multiple of {unit:,} ({sequence_len} tokens{ranks}); "
-            f"try batch_tokens={near}"
-        )
-    rows = batch_tokens // sequence_len
-    rank_rows = rows // world_size
-    fits = max(d for d in range(1, min(rank_rows, rows_per_device or DEFAULT_ROWS) + 1) if rank_rows % d == 0)
-    if rows_per_device is not None and rows_per_device != fits:
-        raise ValueError(
-            f"batch_tokens={batch_tokens:,} is not a multiple of {rows_per_device * unit:,} ({rows_per_device} rows x "
-            f"{sequence_len} tokens x {world_size} ranks); try data.rows_per_device={fits}"
-        )
-    return rows, fits
 
 
 # ---- what conf/data/*.yaml call: a source and what all text data share

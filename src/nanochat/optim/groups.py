@@ -128,6 +128,27 @@ def build(
     return GroupedOptimizer(result, gpt.compute_dtype)
 
 
+def load_moments(optimizer: GroupedOptimizer, saved: dict[str, Any]) -> int:
+    """Take the state of each parameter, by its name, from a saved `state_dict` of such an optimizer, where rule and shapes agree; rates
+    and options stay. Returns how many parameters got one."""
+    old = {
+        name: (group["rule"], saved["state"].get(index))
+        for group in saved["param_groups"]
+        for name, index in zip(group["names"], group["params"], strict=True)
+    }
+    taken = 0
+    for group in optimizer.param_groups:
+        for name, p in zip(group["names"], group["params"], strict=True):
+            rule, state = old.get(name, (None, None))
+            sizes = {v.shape for k, v in (state or {}).items() if k in ("exp_avg", "momentum_buffer")}
+            if state and rule == group["rule"] and sizes == {p.shape}:
+                optimizer.state[p] = {
+                    k: v.detach().clone().to(p.device) if torch.is_tensor(v) else v for k, v in state.items()
+                }
+                taken += 1
+    return taken
+
+
 def uses_planned_decay(groups: dict[str, dict[str, Any]]) -> bool:
     """Does any group take its weight decay from the plan (`weight_decay: auto`)? If not, `plan.weight_decay` has no effect."""
     return any(options.get("weight_decay") == "auto" for options in groups.values())

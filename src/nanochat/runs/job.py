@@ -4,8 +4,8 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,21 @@ from nanochat.checkpoint import folder as checkpoint_folder
 from nanochat.checkpoint import lineage
 from nanochat.checkpoint.lightning_io import FolderCheckpointIO
 from nanochat.checkpoint.runs import RunCheckpoints, resolve
+from nanochat.datamodules.by_step import share_out
 from nanochat.datamodules.download import CHARACTERS_PER_TOKEN, shards_needed
-from nanochat.datamodules.text import share_out
 from nanochat.evals.bpb import bits_per_byte
+from nanochat.evals.chat import accuracy
 from nanochat.gpt import GPT, GPTConfig, build_arch, counts, from_depth
+from nanochat.inference.engine import Engine
 from nanochat.inference.generate import complete
 from nanochat.modules.phase import PhaseModule
 from nanochat.runs import show
 from nanochat.runs.run_folder import RunFolder, read_record, write_record
 from nanochat.runtime import hardware
 from nanochat.runtime.paths import base_dir
-from nanochat.runtime.plan import Plan, estimate_seconds, make_plan
+from nanochat.runtime.plan import Plan, estimate_seconds, make_epochs_plan, make_plan
 from nanochat.tokenizer import Tokenizer, load_tokenizer, train_or_load
+from nanochat.tokenizer.conversations import render_prompt
 from nanochat.tokenizer.training import settings as tokenizer_settings
 
 COMPILE_PAYS_SECONDS = (
@@ -60,7 +63,15 @@ class Job:
         if config.get("num_shards") == "auto" and "val_shard" in config and self._vocab_asked_for() is not None:
             needed = shards_needed(self.plan.tokens, config["packing"], config["val_shard"])
             config = {**config, "num_shards": needed}
-        return instantiate(config)
+        data = instantiate(config)
+        if self.is_chat:
+            data.endless = self.config["max_steps"] is not None
+        return data
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the data are conversations: then the checkpoint brings the tokenizer and the epochs set the length."""
+        return "train_tasks" in self.config["data"]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -104,11 +115,20 @@ class Job:
 
     @cached_property
     def plan(self) -> Plan:
-        return self._plan(self.gpt_config)
+        if not self.is_chat:
+            return self._plan(self.gpt_config)
+        self.data.use(self.tokenizer)
+        config = self.config
+        return make_epochs_plan(
+            self.gpt_config, rows=self.data.epochs_rows(), epochs=self.data.num_epochs, batch_tokens=config["batch_tokens"],
+            max_steps=config["max_steps"], scale=config["plan"]["scale"],
+        )  # fmt: skip
 
     def check(self) -> None:
         """Raise for settings that cannot work before a tokenizer is trained for them: sizes, plan, rates, device, precision."""
         config, vocab = self.config, self._vocab_asked_for()
+        if self.is_chat:
+            self._check_chat()
         if vocab is not None:
             sizes = self._sizes(vocab, config["model"]["depth"])
             plan = self._plan(sizes)
@@ -118,6 +138,8 @@ class Job:
         optim.build_schedule(config["optim"]["schedule"])
         for name in ("save_every", "eval_every", "sample_every", "log_every"):
             check_every(name, config[name])
+        check_every("tasks.every", config["tasks"]["every"])
+        _ = self.eval_tasks
         RunCheckpoints(base_dir(), **config["checkpoints"])
         check_progress(config["progress"])
         if config["trainer"]["compile"] not in (True, False, "auto"):
@@ -133,6 +155,26 @@ class Job:
                 raise ValueError(
                     f"trainer.devices={devices} but this machine has {torch.cuda.device_count()}; try trainer.devices={torch.cuda.device_count()}"
                 )
+
+    def _check_chat(self) -> None:
+        config = self.config
+        if self.parent is None:
+            start = f"init_from=base-d{config['model']['depth']}@latest"
+            raise ValueError(
+                f"phase {config['phase']} starts from a checkpoint; add init_from=RUN@latest, for example {start}"
+            )
+        for name in ("tokens", "flops"):
+            if config["plan"][name] is not None:
+                raise ValueError(
+                    f"plan.{name} cannot take effect: data.num_epochs or max_steps set the length of phase {config['phase']}"
+                )
+        if config["batch_tokens"] is None:
+            raise ValueError(
+                f"batch_tokens must be given for phase {config['phase']} where it is not inherited; try batch_tokens=32768"
+            )
+        share_out(
+            config["batch_tokens"], self.gpt_config.sequence_len, self.world_size, config["data"].get("rows_per_device")
+        )
 
     @cached_property
     def device(self) -> torch.device:
@@ -152,14 +194,23 @@ class Job:
             self.plan, self.hardware.peak_flops, self.world_size, self.config["trainer"]["expected_mfu"]
         )
 
-    def print_plan(self) -> None:
+    def print_plan(self, inherited: Sequence[tuple[str, str, str]] = ()) -> None:
         """The derived numbers, before anything is trained."""
+        if inherited:
+            show.inherited(inherited)
+        if self.is_chat:
+            self.data.use(self.tokenizer)
+            show.mixture(self.data.shares(), self.data.utilisation(), self.data.rows("train").mixture.dropped)
+            if self.config["phase"] == "sft" and self.parent is not None:
+                show.skipped_mid(checkpoint_folder.phase(self.parent))
         machine = None if self.config["dry_run"] else (self.hardware.name, self.expected_seconds)
         show.plan(self.config["run_name"], self.plan, batch=self.data_shape(), text=self._text(), machine=machine)
 
     def _text(self) -> str:
         """Which text, and how many of its shards the plan needs and takes."""
         data = self.config["data"]
+        if self.is_chat:
+            return f"conversations of {', '.join(data['train_tasks'])}; packing {data['packing']}, supervise {data['supervise']}"
         name = str(data.get("dataset") or data.get("path") or data["_target_"].rpartition(".")[2])
         if "val_shard" not in data:
             return f"{name}; about {self.plan.tokens * CHARACTERS_PER_TOKEN / 1e6:,.1f} M characters trained"
@@ -217,6 +268,11 @@ class Job:
         self.tokenizer.save(folder.path / "tokenizer")
         self.data.prepare_data()
 
+    @cached_property
+    def eval_tasks(self) -> dict[str, Any]:
+        """Tasks whose answers are scored while training."""
+        return {name: instantiate(task) for name, task in (self.config["tasks"]["of"] or {}).items()}
+
     def checkpoints(self, folder: RunFolder) -> RunCheckpoints:
         return RunCheckpoints(folder.checkpoints, **self.config["checkpoints"])
 
@@ -251,14 +307,32 @@ class Job:
             return (self.expected_seconds or 0) > COMPILE_PAYS_SECONDS and hardware.has_compiler()
         return self.device.type == "cuda"
 
-    def _build_optimizer(self, plan: Plan) -> Callable[[GPT], optim.GroupedOptimizer]:
+    def _build_optimizer(
+        self, plan: Plan, moments: dict[str, Any] | None = None
+    ) -> Callable[[GPT], optim.GroupedOptimizer]:
         groups = self.config["optim"]["groups"]
-        return partial(optim.build, groups=groups, lr_factor=plan.lr_factor, weight_decay=plan.weight_decay)
 
-    def build_module(self, gpt: GPT) -> PhaseModule:
+        def build(gpt: GPT) -> optim.GroupedOptimizer:
+            optimizer = optim.build(gpt, groups=groups, lr_factor=plan.lr_factor, weight_decay=plan.weight_decay)
+            if moments is not None:
+                optim.load_moments(optimizer, moments)
+            return optimizer
+
+        return build
+
+    def moments(self) -> dict[str, Any] | None:
+        """The state of the parent's optimizer, if this run is to begin with it (`init_optimizer`)."""
+        wanted = self.config["init_optimizer"]
+        if not wanted or self.parent is None:
+            return None
+        if wanted == "auto" and not (self.parent / checkpoint_folder.STATE).is_file():
+            return None
+        return checkpoint_folder.read_state(self.parent)["optimizer_states"][0]
+
+    def build_module(self, gpt: GPT, moments: dict[str, Any] | None = None) -> PhaseModule:
         schedule = optim.build_schedule(self.config["optim"]["schedule"])
         module = get_class(self.config["module"]["_target_"])
-        return module(gpt, self._build_optimizer(self.plan), schedule, self.plan.steps)
+        return module(gpt, self._build_optimizer(self.plan, moments), schedule, self.plan.steps)
 
     def build_callbacks(self, folder: RunFolder, rank: int) -> list[L.Callback]:
         config, checkpoints = self.config, self.checkpoints(folder)
@@ -269,8 +343,24 @@ class Job:
             return bits_per_byte(module.gpt, self.data.val_batches(config["eval_tokens"]), self.tokenizer.token_bytes)
 
         def write(gpt: GPT, texts: list[str]) -> list[str]:
-            return complete(gpt, self.tokenizer, texts, num_samples=1, **sample)
+            if not self.is_chat:
+                return complete(gpt, self.tokenizer, texts, num_samples=1, **sample)
+            asked = [{"messages": [{"role": "user", "content": text}]} for text in texts]
+            answers = Engine(gpt, self.tokenizer).generate([render_prompt(self.tokenizer, c) for c in asked], **sample)
+            return [f" -> {answer.text}" for answer in answers]
 
+        def answers(module: PhaseModule) -> dict[str, float]:
+            options = {"limit": config["tasks"]["limit"], "max_tokens": config["tasks"]["max_tokens"]}
+            found = {
+                name: accuracy(module.gpt, self.tokenizer, task, **options) for name, task in self.eval_tasks.items()
+            }
+            return {f"{name}_accuracy": numbers["accuracy"] for name, numbers in found.items()}
+
+        evaluations = [Evaluate({"bpb": bpb}, config["eval_every"], checkpoints, at_start=config["eval_at_start"])]
+        if self.eval_tasks:
+            evaluations.append(
+                Evaluate({"tasks": answers}, config["tasks"]["every"], checkpoints, at_start=config["eval_at_start"])
+            )
         report = Report(
             batch_tokens=self.plan.batch_tokens, flops_per_token=counts.flops_per_token(self.gpt_config),
             peak_flops=self.hardware.peak_flops, log_every=config["log_every"], run_folder=folder.path,
@@ -279,7 +369,7 @@ class Job:
         return [
             report,
             Save(checkpoints, config["save_every"], before=report.flush),
-            Evaluate({"bpb": bpb}, config["eval_every"], checkpoints),
+            *evaluations,
             Sample(write, prompts, config["sample_every"]),
             *[instantiate(c) for c in (config["callbacks"] or {}).values()],
         ]
@@ -307,8 +397,11 @@ class Job:
             attention_backend=settings["attention"],
             compile_for=shape if self.wants_compile() else None,
         )
-        module = self.build_module(gpt)
+        moments = self.moments() if start is None else None
+        module = self.build_module(gpt, moments)
         if rank == 0:
+            if self.config["init_optimizer"]:
+                show.warm_start(moments is not None, resumed=start is not None)
             print(
                 f"device: {self.hardware.name}; fp32 weights, {chosen['compute dtype']} compute ({self.dtype[1]}); compile: {chosen['compile']}"
             )
@@ -351,9 +444,10 @@ class Job:
                     step,
                     module.clock.seconds,
                     self.data.ledger(step),
-                    self.last_result(folder),
+                    checkpoints.metrics(step),
                     checkpoints.best(),
                     place,
+                    chats=self.is_chat,
                 )
         return self.last_result(folder)
 

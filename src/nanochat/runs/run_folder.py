@@ -13,10 +13,10 @@ CONFIG, RECORD = "config.yaml", "record.json"
 # What may differ between a run and its resumption: how and where it runs and what it shows, not what it computes.
 FREE_KEYS = frozenset({
     "resume", "debug", "dry_run", "logger", "progress", "log_every", "save_every", "eval_every", "sample_every", "checkpoints",
-    "eval_tokens", "sample", "paths",
+    "eval_tokens", "eval_at_start", "tasks", "sample", "paths",
 })  # fmt: skip
 FREE_INSIDE = {
-    "data": frozenset({"rows_per_device", "num_workers", "prepare_workers", "shards_dir"}),
+    "data": frozenset({"rows_per_device", "num_workers", "prepare_workers", "shards_dir", "rendered_dir"}),
     "trainer": frozenset({"accelerator", "devices", "num_nodes", "strategy", "compile", "attention", "expected_mfu"}),
 }
 

@@ -1,5 +1,6 @@
 """What a run prints about itself: its plan, its optimizer, how it ended and what to type next."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -44,6 +45,44 @@ def plan(name: str, plan: Plan, *, batch: str, text: str, machine: tuple[str, fl
     console().print(table)
 
 
+def inherited(rows: Sequence[tuple[str, str, str]]) -> None:
+    """Each setting that a run takes from the one it starts from, its value and where it comes from."""
+    table = Table(title="inherited", title_justify="left")
+    for column in ("setting", "value", "source"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def mixture(shares: Sequence[tuple[str, int, int, int, int]], utilisation: float, dropped: int) -> None:
+    """What a mixture of tasks is made of, in conversations and in the tokens that are trained."""
+    table = Table(title="mixture", title_justify="left")
+    for column in ("task", "conversations", "share", "trained tokens", "share", "repeats", "bad, left out"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    conversations, targets = sum(row[1] for row in shares), sum(row[2] for row in shares)
+    for name, count, trained, bad, repeat in shares:
+        part, tokens = count / max(conversations, 1), trained / max(targets, 1)
+        table.add_row(name, f"{count:,}", f"{part:.1%}", f"{trained:,}", f"{tokens:.1%}", str(repeat), f"{bad:,}")
+    table.add_row("together", f"{conversations:,}", "", f"{targets:,}", "", "", "")
+    console().print(table)
+    left_out = f"; {dropped:,} conversations without a target left out" if dropped else ""
+    print(f"rows are {utilisation:.1%} full{left_out}")
+
+
+def skipped_mid(phase: str | None) -> None:
+    if phase == "base":
+        print(
+            "note: init_from is a base checkpoint, which has never seen a conversation: SFT then teaches format and content at once. "
+            "A large mixture does it; with a small one run +phase=mid first"
+        )
+
+
+def warm_start(taken: bool, *, resumed: bool) -> None:
+    if not resumed:
+        print("optimizer: moments of the parent's" if taken else "optimizer: fresh, the checkpoint has no state of one")
+
+
 def optimizer(optimizer: GroupedOptimizer) -> None:
     """Every parameter with its shape, rule, rate and decay."""
     table = Table(title="optimizer", title_justify="left")
@@ -58,12 +97,42 @@ def stopped(step: int, steps: int, place: Path) -> None:
     print(f"stopped after step {step:,} of {steps:,}, saved in {place}; the same command with resume=auto goes on")
 
 
+def accuracies(metrics: dict[str, float]) -> None:
+    """How many of the answers to each task were right, if tasks were asked."""
+    asked = {
+        key.removeprefix("val/").removesuffix("_accuracy"): value
+        for key, value in metrics.items()
+        if key.endswith("_accuracy")
+    }
+    if not asked:
+        return
+    table = Table(title="answers", title_justify="left")
+    for column in ("task", "right"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for name, value in asked.items():
+        table.add_row(name, f"{value:.1%}")
+    console().print(table)
+
+
 def finished(
-    step: int, seconds: float, ledger: dict[str, int], bpb: float | None, best: tuple[int, float] | None, place: Path
+    step: int,
+    seconds: float,
+    ledger: dict[str, int],
+    metrics: dict[str, float],
+    best: tuple[int, float] | None,
+    place: Path,
+    *,
+    chats: bool,
 ) -> None:
+    bpb = metrics.get("val/bpb")
     print("tokens: " + ", ".join(f"{key} {value:,}" for key, value in ledger.items()))
     quality = f"; val bpb {bpb:.4f}" if bpb is not None else ""
     quality += f", best {best[1]:.4f} at step {best[0]:,}" if best else ""
     print(f"trained {step:,} steps in {short_time(seconds)}{quality}")
+    accuracies(metrics)
     print(f"checkpoint: {place}")
-    print(f'next: python -m nanochat.sample ckpt="{place}" start="The " num_samples=3')
+    print(
+        f'next: python -m nanochat.cli ckpt="{place}"'
+        if chats
+        else f'next: python -m nanochat.sample ckpt="{place}" start="The " num_samples=3'
+    )

@@ -160,11 +160,11 @@ def known_keys(config_name: str) -> list[str]:
     from hydra.initialize import initialize_config_dir
 
     groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
-    choices = [w for w in sys.argv[1:] if re.match(r"\+?(\w+)=[\w/]+$", w) and w.lstrip("+").split("=")[0] in groups]
+    chosen = [w for w in sys.argv[1:] if re.match(r"\+?(\w+)=[\w/]+$", w) and w.lstrip("+").split("=")[0] in groups]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         try:
-            cfg = compose(config_name, choices)
+            cfg = compose(config_name, chosen)
         except Exception:
             cfg = compose(config_name)
     keys: list[str] = []
@@ -182,9 +182,20 @@ def known_keys(config_name: str) -> list[str]:
 def missing_key(key: str) -> str:
     folder = conf_dir() / key
     if folder.is_dir():
-        choices = ", ".join(sorted(path.stem for path in folder.glob("*.yaml") if not path.stem.startswith("_")))
-        return f"no {key} was chosen; add +{key}=NAME, one of: {choices}"
+        return f"no {key} was chosen; add +{key}=NAME, one of: {', '.join(choices(key))}"
     return f"{key} must be given: add {key}=…"
+
+
+def choices(group: str) -> list[str]:
+    """The names that a config group has."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def compose_choice(group: str, name: str) -> dict[str, Any]:
+    """One file of a config group with what it builds on, as plain values."""
+    from hydra import compose
+
+    return OmegaConf.to_container(compose(f"{group}/{name}")[group], resolve=True)  # type: ignore[return-value]
 
 
 def run_dir() -> Path:

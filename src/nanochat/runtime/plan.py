@@ -151,6 +151,25 @@ def make_plan(
     return Plan(config, horizon, batch_tokens, steps, lr_factor, min(MAX_WEIGHT_DECAY, decay), source)
 
 
+def make_epochs_plan(
+    config: GPTConfig, *, rows: int, epochs: int, batch_tokens: int, max_steps: int | None = None, scale: str = "modern"
+) -> Plan:
+    """The plan of a run over `rows` rows of conversations, `epochs` times all of them; `max_steps` makes it another length.
+
+    Rates follow the batch as in pretraining, which nanochat's SFT forgets (facts sheet 5.5, 10.2). Muon decays nothing (5.7, 5.8).
+    """
+    if max_steps is not None and max_steps < 1:
+        raise ValueError(f"max_steps={max_steps} gives a run of zero steps; it must be above 0")
+    steps = max_steps or -(-rows // max(batch_tokens // config.sequence_len, 1))
+    factor = 1.0 if scale == "classic" else max(MIN_LR_FACTOR, math.sqrt(batch_tokens / REF_BATCH))
+    source = (
+        f"max_steps={max_steps:,}"
+        if max_steps
+        else f"{epochs} epoch{'s' if epochs > 1 else ''} of {rows // epochs:,} rows"
+    )
+    return Plan(config, steps * batch_tokens, batch_tokens, steps, factor, 0.0, source)
+
+
 def estimate_seconds(plan: Plan, peak_flops: float | None, devices: int, mfu: float) -> float | None:
     """Expected training time at a model FLOPs utilisation of `mfu`; None if the peak is unknown."""
     return None if not peak_flops else plan.flops / (peak_flops * devices * mfu)

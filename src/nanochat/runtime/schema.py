@@ -65,6 +65,14 @@ class Samples(Sample):
 
 
 @dataclass
+class TaskEvals:
+    every: int | None = MISSING
+    limit: int | None = MISSING
+    max_tokens: int = MISSING
+    of: Any = MISSING  # name: a task, as in conf/task
+
+
+@dataclass
 class Checkpoints:
     keep_last: int | None = MISSING
     best_metric: str = MISSING
@@ -83,6 +91,8 @@ class Train(Command):
     module: Any = MISSING
     run_name: str = MISSING
     init_from: str | None = MISSING
+    inherit: list[str] = MISSING
+    init_optimizer: Any = MISSING  # bool | "auto"
     resume: Any = MISSING  # false | auto | a folder
     dry_run: bool = MISSING
     progress: str = MISSING
@@ -93,6 +103,8 @@ class Train(Command):
     save_every: int | None = MISSING
     eval_every: int | None = MISSING
     eval_tokens: int | None = MISSING
+    eval_at_start: bool = MISSING
+    tasks: TaskEvals = field(default_factory=TaskEvals)
     sample_every: int | None = MISSING
     sample: Sample = field(default_factory=Sample)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
@@ -128,11 +140,22 @@ class SampleCommand(LoadsCheckpoint):
 
 
 @dataclass
+class Cli(LoadsCheckpoint):
+    prompt: str | None = MISSING
+    max_tokens: int = MISSING
+    temperature: float = MISSING
+    top_k: int | None = MISSING
+
+
+@dataclass
 class Evaluate(LoadsCheckpoint):
     evals: Any = MISSING  # names in a list, or with commas
     data: Any = None
     eval_tokens: int | None = MISSING
     rows_per_device: int = MISSING
+    split: str = MISSING
+    limit: int | None = MISSING
+    max_tokens: int = MISSING
     model: Length = field(default_factory=Length)
     sample: Samples = field(default_factory=Samples)
 
@@ -144,6 +167,7 @@ class Data(Command):
     show: str = MISSING
     step: int = MISSING
     rows: int | None = MISSING
+    ckpt: str | None = MISSING
     batch_tokens: int = MISSING
     model: Length = field(default_factory=Length)
 
@@ -182,6 +206,7 @@ def register() -> None:
     for name, schema in {
         "train": Train,
         "sample": SampleCommand,
+        "cli": Cli,
         "evaluate": Evaluate,
         "data": Data,
         "tokenizer": Tokenizer,

@@ -1,0 +1,477 @@
+"""Batches of conversations: tasks, mixed, shuffled, laid out in rows.
+
+Like text (`text.py`), global batch k is a pure function of the tasks, the tokenizer, the seed and k: rows k*R .. (k+1)*R - 1 of the
+endless stream of epochs, each epoch a shuffled order of all conversations of the mixture, laid out by `layout.py`. The loss counts
+targets that the assistant writes, and a batch carries how many those are in the whole of it, so that no split into micro-batches or
+processes changes the loss. Every token ends in exactly one of four places, which `ledger` counts:
+
+    tokens_read = tokens_trained + tokens_masked + tokens_trimmed + tokens_dropped
+
+trained: a target. masked: seen, not a target. trimmed: beyond what a row can hold. dropped: of conversations without any target.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from nanochat.datamodules.by_step import ByStep
+from nanochat.datamodules.journal import digest
+from nanochat.datamodules.layout import LAYOUTS, Layout
+from nanochat.datamodules.packing import mix, permutation
+from nanochat.datamodules.rendered import Rendered, rendered
+from nanochat.datamodules.shards import ShardError
+from nanochat.runtime.paths import base_dir
+from nanochat.tasks.jsonl import JSONL
+from nanochat.tasks.task import Task
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+PLAN = 1  # of what an epoch holds; another number is another run
+SUPERVISE = ("assistant", "all")
+ON_BAD = ("error", "skip")
+OVER_LONG = ("trim", "drop")
+COLUMNS = 64  # guess: rows of one conversation each are cut to a multiple of this, so that few shapes occur
+
+
+@dataclass(frozen=True)
+class ChatBatch:
+    """Global batch `step`: idx and targets (R, T) int64; for each row the (conversation, start, length) it is made of."""
+
+    step: int
+    epoch: int
+    idx: torch.Tensor
+    targets: torch.Tensor
+    pieces: list[list[tuple[str, int, int]]]
+
+    @property
+    def num_targets(self) -> int:
+        return int((self.targets != -1).sum())
+
+
+class Mixture:
+    """The conversations of several rendered tasks as one list, task after task, each `repeat` times.
+
+    `limit` is what a row holds, T + 1 (None: as long as they are). With `supervise` all every token is a target. A conversation with
+    none, or over long where `over_long` is drop, is left out and counted.
+    """
+
+    def __init__(
+        self, tasks: dict[str, Rendered], repeats: dict[str, int], *, limit: int | None, supervise: str, over_long: str
+    ):
+        self.tasks = list(tasks.values())
+        self.supervise = supervise
+        owner, index, length, whole, targets = [], [], [], [], []
+        for number, (name, task) in enumerate(tasks.items()):
+            full = task.lengths
+            kept = full if limit is None else np.minimum(full, limit)
+            trained = task.supervised(limit) if supervise == "assistant" else np.maximum(kept - 1, 0)
+            if over_long == "drop":
+                trained = np.where(full > kept, 0, trained)
+            for _ in range(repeats[name]):
+                owner.append(np.full(len(task), number, np.int64))
+                index.append(np.arange(len(task), dtype=np.int64))
+                length.append(kept)
+                whole.append(full)
+                targets.append(trained)
+        empty = [np.zeros(0, np.int64)]
+        self.owner, self.index, kept, whole_all, targets_all = (
+            np.concatenate(x or empty) for x in (owner, index, length, whole, targets)
+        )
+        good = targets_all > 0
+        self.dropped, self.dropped_tokens = int((~good).sum()), int(whole_all[~good].sum())
+        self.owner, self.index = self.owner[good], self.index[good]
+        self.lengths, self.whole, self.targets = kept[good], whole_all[good], targets_all[good]  # (n,) each
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def tokens(self, item: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """ids and mask of a piece of a conversation, (length,) each."""
+        task = self.tasks[self.owner[item]]
+        begin = int(task.offsets[self.index[item]]) + start
+        ids = task.ids[begin : begin + length]
+        return ids, task.mask[begin : begin + length] if self.supervise == "assistant" else np.ones(length, np.uint8)
+
+    def label(self, item: int) -> str:
+        task = self.tasks[self.owner[item]]
+        return f"{task.name}#{task.numbers[self.index[item]]}"
+
+
+class ChatRows:
+    """The endless stream of rows of a mixture: epoch after epoch, each in its own shuffled order (or, not shuffled, in order)."""
+
+    def __init__(self, mixture: Mixture, *, packing: str, sequence_len: int, seed: int, shuffle: bool, bos_id: int):
+        self.mixture, self.packing, self.sequence_len = mixture, packing, sequence_len
+        self.seed, self.shuffle, self.bos_id = seed, shuffle, bos_id
+        self.last_row: int | None = None  # rows from here on are padding
+        self._epochs: dict[int, tuple[np.ndarray, Layout]] = {}
+        self._begin = [0]  # first row of each epoch known so far
+
+    def epoch_layout(self, epoch: int) -> tuple[np.ndarray, Layout]:
+        """(order of the mixture's items, layout of them) of an epoch; a layout's item i is order[i]."""
+        if epoch not in self._epochs:
+            n = len(self.mixture)
+            order = permutation(n, mix(self.seed, PLAN, epoch)) if self.shuffle else np.arange(n)
+            layout = LAYOUTS[self.packing](self.mixture.lengths[order], self.sequence_len + 1)
+            self._epochs = {
+                k: v for k, v in self._epochs.items() if k >= epoch - 1
+            }  # a batch spans two at most, or many tiny ones
+            self._epochs[epoch] = (order, layout)
+        return self._epochs[epoch]
+
+    def begin(self, epoch: int) -> int:
+        """The first row of an epoch."""
+        while len(self._begin) <= epoch:
+            self._begin.append(self._begin[-1] + self.epoch_layout(len(self._begin) - 1)[1].rows)
+        return self._begin[epoch]
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """(epoch, row in it)."""
+        epoch = 0
+        while self.begin(epoch + 1) <= row:
+            epoch += 1
+        return epoch, row - self.begin(epoch)
+
+    def pieces(self, row: int) -> list[tuple[int, int, int]]:
+        """(item of the mixture, start, length) of each piece of a row; none past the end."""
+        if self.last_row is not None and row >= self.last_row:
+            return []
+        epoch, inside = self.locate(row)
+        order, layout = self.epoch_layout(epoch)
+        a, b = layout.row_start[inside], layout.row_start[inside + 1]
+        return [
+            (int(order[i]), int(s), int(n))
+            for i, s, n in zip(layout.item[a:b], layout.start[a:b], layout.length[a:b], strict=True)
+        ]
+
+    def gather(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of rows, (B, T) int64 each; padding is bos, its targets and those that are masked are -1."""
+        ids = np.full((len(rows), self.sequence_len + 1), self.bos_id, np.int64)
+        mask = np.zeros((len(rows), self.sequence_len + 1), np.uint8)
+        for r, row in enumerate(rows):
+            at = 0
+            for item, start, length in self.pieces(row):
+                ids[r, at : at + length], mask[r, at : at + length] = self.mixture.tokens(item, start, length)
+                at += length
+        return ids[:, :-1], np.where(mask[:, 1:], ids[:, 1:], -1)
+
+    def num_targets(self, rows: range) -> int:
+        """Targets of these rows together."""
+        if self.packing == "stream":
+            return int((self.gather(rows)[1] != -1).sum())
+        # a row's first token is never a target, and the mask of a conversation's first token is 0 unless all are supervised
+        extra = 1 if self.mixture.supervise == "all" else 0
+        found = [self.pieces(row) for row in rows]
+        return sum(int(self.mixture.targets[item]) + extra for row in found for item, _, _ in row) - extra * sum(
+            map(bool, found)
+        )
+
+    def tally(self, rows: int) -> dict[str, int]:
+        """What the first `rows` rows took."""
+        keys = "conversations", "tokens_read", "tokens_trained", "tokens_masked", "tokens_trimmed", "tokens_dropped"
+        sums = dict.fromkeys(keys, 0) | {"conversations_trimmed": 0, "conversations_dropped": 0, "tokens_padding": 0}
+        real = rows if self.last_row is None else min(rows, self.last_row)
+        epoch = 0
+        while self.begin(epoch) < real:
+            count = min(real, self.begin(epoch + 1)) - self.begin(epoch)
+            self._tally_epoch(epoch, count, sums)
+            epoch += 1
+        sums["tokens_padding"] += (rows - real) * (self.sequence_len + 1)
+        return sums
+
+    def _tally_epoch(self, epoch: int, rows: int, sums: dict[str, int]) -> None:
+        order, layout = self.epoch_layout(epoch)
+        end = int(layout.row_start[rows])
+        items, placed = order[layout.item[:end]], layout.length[:end]
+        whole = rows == layout.rows
+        if self.packing == "stream":  # a token where two rows meet is in both
+            first = self.begin(epoch)
+            trained = self.num_targets(range(first, first + rows))
+            seen = int(placed.sum()) - max(rows - 1, 0)
+            trimmed, cut, conversations = 0, 0, len(np.unique(items))
+        else:
+            extra = 1 if self.mixture.supervise == "all" else 0
+            trained = int(self.mixture.targets[items].sum()) + extra * (len(items) - rows)
+            seen, conversations = int(placed.sum()), len(items)
+            over = self.mixture.whole[items] - placed
+            trimmed, cut = int(over.sum()), int((over > 0).sum())
+        sums["conversations"] += conversations
+        sums["tokens_trained"] += trained
+        sums["tokens_masked"] += seen - trained
+        sums["tokens_trimmed"] += trimmed
+        sums["conversations_trimmed"] += cut
+        sums["tokens_padding"] += rows * (self.sequence_len + 1) - int(placed.sum())
+        sums["tokens_read"] += seen + trimmed
+        if whole:
+            sums["conversations_dropped"] += self.mixture.dropped
+            sums["tokens_dropped"] += self.mixture.dropped_tokens
+            sums["tokens_read"] += self.mixture.dropped_tokens
+
+
+class ChatDataModule(ByStep):
+    """Rows of `sequence_len` tokens of conversations. The same life as `TextDataModule`: `attach`, `prepare_data`, loaders.
+
+    `packing`: best_fit lays out whole conversations and pads, single gives each its own row, stream puts them end to end. `supervise`:
+    assistant trains what the assistant writes, all trains every token. `over_long`: a conversation longer than a row loses its end
+    (trim) or is left out (drop). `num_epochs` is the planned length of a run over it.
+    """
+
+    def __init__(
+        self,
+        train_tasks: dict[str, Task],
+        val_tasks: dict[str, Task],
+        *,
+        sequence_len: int,
+        rows_per_device: int | None = None,
+        packing: str = "best_fit",
+        supervise: str = "assistant",
+        over_long: str = "trim",
+        on_bad: str = "error",
+        num_epochs: int = 1,
+        seed: int = 42,
+        num_workers: int = 2,
+        prepare_workers: int | None = None,
+        rendered_dir: str | Path | None = None,
+    ):
+        super().__init__()
+        for name, value, choices in (("packing", packing, LAYOUTS), ("supervise", supervise, SUPERVISE),
+                                     ("over_long", over_long, OVER_LONG), ("on_bad", on_bad, ON_BAD)):  # fmt: skip
+            if value not in choices:
+                raise ValueError(f"data.{name}={value} is not known; choose from {', '.join(choices)}")
+        for name, number, low in (("model.sequence_len", sequence_len, 2), ("data.rows_per_device", rows_per_device, 1),
+                                  ("data.num_workers", num_workers, 0), ("data.num_epochs", num_epochs, 1)):  # fmt: skip
+            if number is not None and number < low:
+                raise ValueError(f"{name}={number} is below {low}; give {low} or more")
+        if packing == "stream" and over_long == "drop":
+            raise ValueError("data.over_long=drop cannot take effect: data.packing=stream cuts nothing")
+        self.train_tasks = {k: v for k, v in train_tasks.items() if v is not None}
+        self.val_tasks = {k: v for k, v in val_tasks.items() if v is not None}
+        for name, tasks in (("train_tasks", self.train_tasks), ("val_tasks", self.val_tasks)):
+            if not tasks:
+                raise ValueError(f"data.{name} is empty; name a task, for example +task@data.{name}.gsm8k=gsm8k")
+        self.sequence_len, self.rows_per_device, self.packing, self.supervise = (
+            sequence_len,
+            rows_per_device,
+            packing,
+            supervise,
+        )
+        self.over_long, self.on_bad, self.num_epochs, self.seed = over_long, on_bad, num_epochs, seed
+        self.num_workers, self.prepare_workers = num_workers, prepare_workers
+        self.rendered_dir = Path(rendered_dir).expanduser().absolute() if rendered_dir else base_dir() / "conversations"
+        self.endless = False  # a run of another length than the planned epochs goes on into the next, or stops before
+        self._rows: dict[str, ChatRows] = {}
+        self._rendered: dict[str, dict[str, Rendered]] = {}
+
+    # ---- what a run adds
+
+    def use(self, tokenizer: Tokenizer) -> None:
+        """The tokenizer, which is all that rows need."""
+        self.tokenizer = tokenizer
+        self._rows, self._rendered = {}, {}
+
+    def attach(self, tokenizer: Tokenizer, *, batch_tokens: int, world_size: int = 1, rank: int = 0) -> None:
+        """Tokenizer, tokens per optimizer step over all ranks (padding included), and which rank this is. ValueError if the batch cannot
+        be shared out."""
+        if getattr(self, "tokenizer", None) is not tokenizer:
+            self.use(tokenizer)
+        self.share(batch_tokens, world_size, rank)
+        self.rows("train").last_row = None if self.endless else self.epochs_rows()
+
+    def epochs_rows(self) -> int:
+        """Rows of all planned epochs."""
+        return self.rows("train").begin(self.num_epochs)
+
+    def _tasks(self, split: str) -> dict[str, Task]:
+        return self.train_tasks if split == "train" else self.val_tasks
+
+    def rendered(self, split: str) -> dict[str, Rendered]:
+        """The conversations of each task, rendered; of equal tasks once."""
+        if split not in self._rendered:
+            self._rendered[split] = {
+                name: rendered(
+                    task, self.tokenizer, self.rendered_dir, on_bad=self.on_bad, processes=self.prepare_workers
+                )
+                for name, task in self._tasks(split).items()
+            }
+        return self._rendered[split]
+
+    def mixture(self, split: str) -> Mixture:
+        repeats = {name: task.repeat for name, task in self._tasks(split).items()}
+        limit = None if self.packing == "stream" else self.sequence_len + 1
+        found = Mixture(self.rendered(split), repeats, limit=limit, supervise=self.supervise, over_long=self.over_long)
+        if len(found) == 0:
+            raise ValueError(
+                f"data.{split}_tasks have no conversation with a target ({found.dropped:,} dropped); raise model.sequence_len or choose other tasks"
+            )
+        return found
+
+    def rows(self, split: str) -> ChatRows:
+        """The rows of "train" (endless, shuffled) or "val" (in order)."""
+        if split not in self._rows:
+            self._rows[split] = ChatRows(
+                self.mixture(split), packing=self.packing, sequence_len=self.sequence_len, seed=self.seed,
+                shuffle=split == "train", bos_id=self.tokenizer.bos_id,
+            )  # fmt: skip
+        return self._rows[split]
+
+    def manifest(self) -> dict[str, Any]:
+        """What the batches are a function of, with the step: JSON for a run's lineage."""
+        tasks = {
+            s: {name: {**t.settings(), "repeat": t.repeat} for name, t in self._tasks(s).items()}
+            for s in ("train", "val")
+        }
+        return {
+            "hash": digest(tasks),
+            "tasks": tasks,
+            "bad": {
+                name: {"count": r.bad_count, "first": r.bad}
+                for name, r in self.rendered("train").items()
+                if r.bad_count
+            },
+            "tokenizer": self.tokenizer.hash,
+            "seed": self.seed,
+            "packing": self.packing,
+            "supervise": self.supervise,
+            "over_long": self.over_long,
+            "num_epochs": self.num_epochs,
+            "sequence_len": self.sequence_len,
+            "batch_rows": self.batch_rows,
+            "plan": PLAN,
+        }
+
+    def shares(self, split: str = "train") -> list[tuple[str, int, int, int, int]]:
+        """(task, conversations, targets, bad, repeat) of each task of the mixture, repeats counted in."""
+        mixture, found = self.rows(split).mixture, []
+        for number, (name, task) in enumerate(self._tasks(split).items()):
+            mine = mixture.owner == number
+            bad = self.rendered(split)[name].bad_count
+            found.append((name, int(mine.sum()), int(mixture.targets[mine].sum()), bad, task.repeat))
+        return found
+
+    def utilisation(self) -> float:
+        """The share of the first epoch's rows that is not padding."""
+        rows = self.rows("train")
+        _, layout = rows.epoch_layout(0)
+        return float(layout.length.sum()) / (layout.rows * (self.sequence_len + 1))
+
+    # ---- Lightning
+
+    def prepare_data(self) -> None:
+        """Render what is not rendered yet. ValueError or OSError for bad conversations."""
+        for split in ("train", "val"):
+            self.rendered(split)
+
+    def prepare_all(self) -> None:
+        self.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        for split in ("train", "val"):
+            self.rows(split)
+
+    def micro_batches(self) -> "ChatMicroBatches":
+        return ChatMicroBatches(
+            self.rows("train"), self.batch_rows, self.micro_rows, self.world_size, self.rank, self.start_step
+        )
+
+    # ---- rows for evaluation and for looking at
+
+    def val_batches(self, tokens: int | None = None) -> Iterator[dict[str, torch.Tensor]]:
+        """Validation rows of this rank in order, as `TextDataModule.val_batches` gives them."""
+        rows = self.rows("val")
+        total = rows.begin(1)
+        if tokens is not None:
+            total = min(total, max(tokens // self.sequence_len, 1))
+        share = -(-total // self.world_size)
+        mine = range(self.rank, share * self.world_size, self.world_size)
+        rows.last_row = total
+        for begin in range(0, share, self.micro_rows):
+            idx, targets = rows.gather(mine[begin : begin + self.micro_rows])
+            yield {"idx": torch.from_numpy(idx), "targets": torch.from_numpy(targets)}
+
+    def batch(self, k: int) -> ChatBatch:
+        """Global batch k, whatever was asked for before. IndexError below 0."""
+        if k < 0:
+            raise IndexError(f"step={k} is below 0")
+        rows, numbers = self.rows("train"), range(k * self.batch_rows, (k + 1) * self.batch_rows)
+        idx, targets = rows.gather(numbers)
+        pieces = [
+            [(rows.mixture.label(item), start, length) for item, start, length in rows.pieces(row)] for row in numbers
+        ]
+        return ChatBatch(k, rows.locate(numbers[0])[0], torch.from_numpy(idx), torch.from_numpy(targets), pieces)
+
+    def ledger(self, k: int) -> dict[str, int]:
+        """What k steps took from the conversations. In tokens: read = trained + masked + trimmed + dropped."""
+        rows = k * self.batch_rows
+        epochs = self.rows("train").locate(rows - 1)[0] + 1 if rows else 0
+        return {"steps": k, "rows": rows, "epochs": min(epochs, self.num_epochs) if self.rows("train").last_row else epochs,
+                **self.rows("train").tally(rows)}  # fmt: skip
+
+
+class ChatMicroBatches(IterableDataset):
+    """Micro-batches of one rank in order: dicts of idx (B, T) and targets (B, T) int64, `num_targets`, the targets of the whole global
+    batch (0-d int64), `step` and `epoch`. Of n loader workers each makes every n-th. ShardError for a batch without any target."""
+
+    def __init__(self, rows: ChatRows, batch_rows: int, micro_rows: int, world_size: int, rank: int, start_step: int):
+        self.rows, self.batch_rows, self.micro_rows = rows, batch_rows, micro_rows
+        self.rank_rows, self.rank, self.start_step = batch_rows // world_size, rank, start_step
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        first, every = (worker.id, worker.num_workers) if worker else (0, 1)
+        accumulate = self.rank_rows // self.micro_rows
+        number, known, targets_of_step = self.start_step * accumulate + first, -1, 0
+        while True:
+            step, part = divmod(number, accumulate)
+            if step != known:
+                known, targets_of_step = (
+                    step,
+                    self.rows.num_targets(range(step * self.batch_rows, (step + 1) * self.batch_rows)),
+                )
+            over = self.rows.last_row is not None and step * self.batch_rows >= self.rows.last_row
+            if targets_of_step == 0 and not over:  # a loader fetches ahead, past the end
+                raise ShardError(
+                    f"batch {step} has no token that the assistant writes; raise batch_tokens, or choose data.packing=best_fit"
+                )
+            begin = step * self.batch_rows + self.rank * self.rank_rows + part * self.micro_rows
+            idx, targets = self.rows.gather(range(begin, begin + self.micro_rows))
+            if self.rows.packing == "single":
+                idx, targets = cut_padding(idx, targets)
+            yield {
+                "idx": torch.from_numpy(np.ascontiguousarray(idx)),
+                "targets": torch.from_numpy(np.ascontiguousarray(targets)),
+                "num_targets": torch.tensor(targets_of_step),
+                "step": step,
+                "epoch": self.rows.locate(
+                    min(step * self.batch_rows, (self.rows.last_row or step * self.batch_rows + 1) - 1)
+                )[0],
+            }
+            number += every
+
+
+def cut_padding(idx: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The columns up to the last target of any row, to a multiple of COLUMNS: what follows can change no loss."""
+    used = np.flatnonzero((targets != -1).any(axis=0))
+    width = min(-(-(int(used[-1]) + 1 if len(used) else 1) // COLUMNS) * COLUMNS, idx.shape[1])
+    return idx[:, :width], targets[:, :width]
+
+
+def jsonl(
+    path: str,
+    val_path: str | None = None,
+    val_fraction: float = 0.05,
+    repeat: int = 1,
+    train_tasks: dict[str, Task] | None = None,
+    val_tasks: dict[str, Task] | None = None,
+    **options: Any,
+) -> ChatDataModule:
+    """What conf/data/jsonl.yaml calls: conversations in a file of one's own, beside any other tasks."""
+    if val_path is None:
+        train = JSONL(path=path, split="train", held_out=val_fraction, repeat=repeat)
+        val = JSONL(path=path, split="test", held_out=val_fraction)
+    else:
+        train, val = JSONL(path=path, repeat=repeat), JSONL(path=val_path)
+    return ChatDataModule({"own": train, **(train_tasks or {})}, {"own": val, **(val_tasks or {})}, **options)

@@ -1,0 +1,188 @@
+"""Conversations as token ids on disk: each task is rendered once, by several processes, and mapped into memory.
+
+A folder per task and tokenizer, named by a hash of all that decides its content: `ids.bin`, `mask.bin` (uint8, 1 where the assistant
+writes), `offsets.npy`, `numbers.npy` (which conversation of the task each is) and `meta.json` with those that break the rules. It
+appears whole under its name or not at all.
+"""
+
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanochat.datamodules.journal import digest
+from nanochat.datamodules.shards import cores
+from nanochat.tasks.task import Task
+from nanochat.tokenizer.conversations import BadConversation, render
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+FORMAT = 1
+CHUNK = 512  # guess: conversations a process renders at a time
+FEW = 4_000  # guess: so many are rendered sooner than processes start
+SHOWN = 20  # guess: bad conversations named in a record
+
+log = logging.getLogger("nanochat.data")
+
+Bad = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The conversations of one task that keep the rules. ids (N,), mask (N,) uint8, offsets (n + 1,), numbers (n,); `bad`: (number, reason)."""
+
+    place: Path
+    name: str
+    ids: np.ndarray
+    mask: np.ndarray
+    offsets: np.ndarray
+    numbers: np.ndarray
+    bad: list[Bad]
+    bad_count: int
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __reduce__(self) -> Any:
+        return _open, (self.place, self.name)  # a loader process maps its own
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def supervised(self, limit: int | None = None) -> np.ndarray:
+        """How many of the first `limit` tokens of each the assistant writes, (n,) int64."""
+        if len(self) == 0:
+            return np.zeros(0, np.int64)
+        starts = self.offsets[:-1]
+        stops = self.offsets[1:] if limit is None else np.minimum(self.offsets[1:], starts + limit)
+        edges = np.stack([starts, stops], axis=1).ravel()  # (2n,)
+        # a last edge at the very end would be out of range for reduceat, and an empty last piece is not needed
+        edges = edges[:-1] if edges[-1] == len(self.mask) else edges
+        return np.add.reduceat(self.mask, edges, dtype=np.int64)[::2]
+
+
+def rendered(
+    task: Task, tokenizer: Tokenizer, folder: Path, *, on_bad: str = "error", processes: int | None = None
+) -> Rendered:
+    """The conversations of `task`, from the folder if they are there. `on_bad`: error raises ValueError for the first that breaks the
+    rules, naming task, number and reason; skip leaves them out and counts them."""
+    key = digest({"task": task.settings(), "tokenizer": tokenizer.hash, "format": FORMAT})
+    place = folder / f"{task.name.replace('/', '--')}-{key}"
+    if not (place / "meta.json").is_file():
+        _write(task, tokenizer, place, on_bad, processes)
+    found = _open(place, task.name)
+    if found.bad and on_bad == "error":
+        raise _complaint(task, *found.bad[0])
+    return found
+
+
+def _open(place: Path, name: str) -> Rendered:
+    meta = json.loads((place / "meta.json").read_text())
+    return Rendered(
+        place, name, _map(place / "ids.bin", np.dtype(meta["dtype"])), _map(place / "mask.bin", np.dtype(np.uint8)),
+        np.load(place / "offsets.npy"), np.load(place / "numbers.npy"),
+        [(number, reason) for number, reason in meta["bad"]], meta["bad_count"],
+    )  # fmt: skip
+
+
+def _complaint(task: Task, number: int, reason: str) -> ValueError:
+    return ValueError(
+        f"conversation {number} of {task.name}: {reason}; correct it, or leave such out with data.on_bad=skip"
+    )
+
+
+def _map(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
+    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
+
+
+def _write(task: Task, tokenizer: Tokenizer, place: Path, on_bad: str, processes: int | None) -> None:
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    temporary = place.with_name(f".writing-{place.name}-{uuid.uuid4().hex[:8]}")
+    temporary.mkdir(parents=True)
+    lengths: list[int] = []
+    numbers: list[int] = []
+    bad: list[Bad] = []
+    bad_count = 0
+    try:
+        with (temporary / "ids.bin").open("wb") as ids_file, (temporary / "mask.bin").open("wb") as mask_file:
+            for found, wrong in _chunks(task, tokenizer, processes):
+                if wrong and on_bad == "error":
+                    raise _complaint(task, *wrong[0])
+                bad_count += len(wrong)
+                bad += wrong[: SHOWN - len(bad)] if len(bad) < SHOWN else []
+                for number, ids, mask in found:
+                    ids_file.write(np.array(ids, dtype).tobytes())
+                    mask_file.write(bytes(mask))
+                    lengths.append(len(ids))
+                    numbers.append(number)
+            for file in (ids_file, mask_file):
+                file.flush()
+                os.fsync(file.fileno())
+        np.save(
+            temporary / "offsets.npy", np.concatenate([[0], np.cumsum(np.array(lengths, np.int64))]).astype(np.int64)
+        )
+        np.save(temporary / "numbers.npy", np.array(numbers, np.int64))
+        meta = {
+            "task": task.settings(),
+            "tokenizer": tokenizer.hash,
+            "dtype": dtype.name,
+            "bad": bad,
+            "bad_count": bad_count,
+        }
+        (temporary / "meta.json").write_text(json.dumps(meta, indent=1, default=str))
+        try:
+            temporary.rename(place)
+        except OSError:
+            if not (place / "meta.json").is_file():  # else another process was quicker
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+Chunk = tuple[list[tuple[int, list[int], list[int]]], list[Bad]]
+
+
+def _chunks(task: Task, tokenizer: Tokenizer, processes: int | None) -> Iterator[Chunk]:
+    total = len(task)
+    spans = [range(begin, min(begin + CHUNK, total)) for begin in range(0, total, CHUNK)]
+    count = (0 if total < FEW else cores()) if processes is None else processes
+    if count < 2 or len(spans) < 2:
+        for span in spans:
+            yield _render(task, tokenizer, span)
+        return
+    log.info("rendering %s conversations of %s, %d processes", f"{total:,}", task.name, count)
+    with ProcessPoolExecutor(
+        count, mp_context=get_context("spawn"), initializer=_hold, initargs=(task, tokenizer)
+    ) as pool:
+        yield from pool.map(_render_held, spans)
+
+
+_held: dict[str, Any] = {}  # in a process that renders
+
+
+def _hold(task: Task, tokenizer: Tokenizer) -> None:
+    _held.update(task=task, tokenizer=tokenizer)
+
+
+def _render_held(span: range) -> Chunk:
+    return _render(_held["task"], _held["tokenizer"], span)
+
+
+def _render(task: Task, tokenizer: Tokenizer, span: range) -> Chunk:
+    found, bad = [], []
+    for number in span:
+        try:
+            found.append((number, *render(tokenizer, task[number])))
+        except BadConversation as error:
+            bad.append((number, str(error)))
+    return found, bad
