@@ -21,9 +21,11 @@ $(READY): pyproject.toml constraints.txt
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
 
-demo: $(READY)  ## tokenizer, pretraining, bits per byte and samples on this machine's own text, about 5 minutes
+demo: $(READY)  ## from this machine's own text to a chat model: pretraining, midtraining, SFT and a conversation, about 9 minutes
 	@$(RUN) -m nanochat.train experiment=demo resume=auto
-	@$(RUN) -m nanochat.sample ckpt=demo@latest start="The function returns " num_samples=3 max_tokens=60
+	@$(RUN) -m nanochat.train experiment=demo_mid resume=auto
+	@$(RUN) -m nanochat.train experiment=demo_sft resume=auto
+	@printf '%s\n' "Hello! Who are you?" "What is 34 + 57?" "Spell the word: stone" "What does textwrap.indent do?" | $(RUN) -m nanochat.cli ckpt=demo-sft@latest
 
 check: lint  ## format, lint, types and the quick tests, under 2 minutes on two cores
 	@$(PYTEST) -m "not slow and not gpu and not network"

@@ -10,6 +10,7 @@ processes changes the loss. Every token ends in exactly one of four places, whic
 trained: a target. masked: seen, not a target. trimmed: beyond what a row can hold. dropped: of conversations without any target.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,10 +132,10 @@ class ChatRows:
 
     def locate(self, row: int) -> tuple[int, int]:
         """(epoch, row in it)."""
-        epoch = 0
-        while self.begin(epoch + 1) <= row:
-            epoch += 1
-        return epoch, row - self.begin(epoch)
+        while self._begin[-1] <= row:
+            self.begin(len(self._begin))
+        epoch = bisect_right(self._begin, row) - 1
+        return epoch, row - self._begin[epoch]
 
     def pieces(self, row: int) -> list[tuple[int, int, int]]:
         """(item of the mixture, start, length) of each piece of a row; none past the end."""
