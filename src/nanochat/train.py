@@ -22,9 +22,8 @@ def run(cfg: DictConfig) -> float | None:
         raise ValueError(f"Missing mandatory value: {missing[0]}")
 
     from nanochat import optim
-    from nanochat.checkpoint.runs import resolve
+    from nanochat.checkpoint.runs import lasting_name, resolve
     from nanochat.runs import parent
-    from nanochat.runs.job import Job
     from nanochat.runs.launch import run_ranks
     from nanochat.runs.run_folder import open_run
     from nanochat.runtime.paths import base_dir
@@ -34,12 +33,13 @@ def run(cfg: DictConfig) -> float | None:
         checkpoint = resolve(cfg.init_from, base_dir() / "runs")
         parent.take_sizes(cfg, checkpoint, overridden)
         inherited = parent.inherit(cfg, checkpoint, overridden)
+        cfg.init_from = lasting_name(checkpoint, base_dir() / "runs")  # @latest may be another tomorrow
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     for key in ("path", "val_path", "shards_dir"):  # as seen from here, for whoever reads the config elsewhere
         if config["data"].get(key):
             config["data"][key] = str(Path(config["data"][key]).expanduser().absolute())
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    job = Job(config)
+    job = build_job(config)
     job.check()
     words = overridden("plan.weight_decay")
     if words and not optim.uses_planned_decay(config["optim"]["groups"]):
@@ -64,9 +64,16 @@ def run(cfg: DictConfig) -> float | None:
     return job.last_result(folder)
 
 
+def build_job(config: dict[str, Any], tokenizer_folder: Path | None = None) -> Any:
+    """The run that a composed config describes: on conversations or on text."""
+    from nanochat.runs.chat_job import ChatJob, is_chat
+    from nanochat.runs.text_job import TextJob
+
+    return (ChatJob if is_chat(config) else TextJob)(config, tokenizer_folder)
+
+
 def rank_main() -> None:
     """What every process of several does: no Hydra, no folder of its own, no output but rank 0's."""
-    from nanochat.runs.job import Job
     from nanochat.runs.launch import read_launch
 
     rank = int(os.environ["RANK"])
@@ -75,7 +82,7 @@ def rank_main() -> None:
     )
     try:
         folder, config = read_launch()
-        Job(config, folder.path / "tokenizer").train(folder)
+        build_job(config, folder.path / "tokenizer").train(folder)
     except (ValueError, OSError) as error:
         stop(one_line(error) if rank == 0 else f"rank {rank}: {one_line(error)}")
 

@@ -21,6 +21,7 @@ from nanochat.tokenizer import train_bpe
 from nanochat.tokenizer.conversations import render
 
 T = 32
+MIRROR = os.environ.get("NANOCHAT_HUB_DIR", "")  # read before a fixture hides it
 
 
 class Talk(Task):
@@ -268,12 +269,13 @@ def test_own_conversations_are_held_out_by_hash(tmp_path: Path, tokenizer) -> No
     assert len(train) + len(val) == 200 and 1 <= len(val) <= 25
 
 
-@pytest.mark.skipif(not os.environ.get("NANOCHAT_HUB_DIR"), reason="needs the local mirror named by NANOCHAT_HUB_DIR")
+@pytest.mark.skipif(not MIRROR, reason="needs the local mirror named by NANOCHAT_HUB_DIR")
 @pytest.mark.slow
 def test_dolly_balances_to_the_token_and_fills_its_rows(tmp_path: Path, monkeypatch) -> None:
     from nanochat.tasks.messages import Messages
 
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    monkeypatch.setenv("NANOCHAT_HUB_DIR", MIRROR)
     task = Messages(name="dolly", dataset="databricks/databricks-dolly-15k", split="train")
     tokenizer = train_bpe((task[i]["messages"][1]["content"] for i in range(3000)), 4096, max_chars=None, doc_cap=None)
     for length, least in (

@@ -115,6 +115,19 @@ def resolve(text: str | Path, runs: Path) -> Path:
     return _pick(RunCheckpoints(candidates[0] / "checkpoints"), which, words)
 
 
+def lasting_name(checkpoint: Path, runs: Path) -> str:
+    """What `resolve` will always take for this checkpoint, whatever is trained later: RUN/TIME@STEP below `runs`, else its path."""
+    run, number = checkpoint.parent.parent, re.fullmatch(r"step_(\d+)", checkpoint.name)
+    if (
+        number
+        and checkpoint.parent.name == "checkpoints"
+        and run.is_relative_to(runs)
+        and (run / "record.json").is_file()
+    ):
+        return f"{run.relative_to(runs)}@{int(number[1])}"
+    return str(checkpoint.absolute())
+
+
 def _pick(checkpoints: RunCheckpoints, which: str, words: str) -> Path:
     steps = checkpoints.steps()
     if not steps:

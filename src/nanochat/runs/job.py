@@ -1,4 +1,7 @@
-"""One training run, built from its composed config as plain values: model, data, optimizer, callbacks, Trainer."""
+"""One training run, built from its composed config as plain values: model, optimizer, callbacks, Trainer.
+
+What depends on the kind of data is in `text_job.py` and `chat_job.py`.
+"""
 
 import logging
 import os
@@ -24,21 +27,16 @@ from nanochat.checkpoint import lineage
 from nanochat.checkpoint.lightning_io import FolderCheckpointIO
 from nanochat.checkpoint.runs import RunCheckpoints, resolve
 from nanochat.datamodules.by_step import share_out
-from nanochat.datamodules.download import CHARACTERS_PER_TOKEN, shards_needed
 from nanochat.evals.bpb import bits_per_byte
 from nanochat.evals.chat import accuracy
-from nanochat.gpt import GPT, GPTConfig, build_arch, counts, from_depth
-from nanochat.inference.engine import Engine
-from nanochat.inference.generate import complete
+from nanochat.gpt import GPT, GPTConfig, counts
 from nanochat.modules.phase import PhaseModule
 from nanochat.runs import show
 from nanochat.runs.run_folder import RunFolder, read_record, write_record
 from nanochat.runtime import hardware
 from nanochat.runtime.paths import base_dir
-from nanochat.runtime.plan import Plan, estimate_seconds, make_epochs_plan, make_plan
-from nanochat.tokenizer import Tokenizer, load_tokenizer, train_or_load
-from nanochat.tokenizer.conversations import render_prompt
-from nanochat.tokenizer.training import settings as tokenizer_settings
+from nanochat.runtime.plan import Plan, estimate_seconds
+from nanochat.tokenizer import Tokenizer
 
 COMPILE_PAYS_SECONDS = (
     600  # measured: experiments/cpu_speed/README.md; on a CPU compiling costs about a minute and saves a quarter
@@ -54,87 +52,43 @@ class Job:
         self.world_size = settings["devices"] * settings["num_nodes"]
         self.parent = resolve(config["init_from"], base_dir() / "runs") if config["init_from"] else None
 
-    # --- what the run is -----------------------------------------------------------------------------------------
+    # --- what the run is: a kind of data fills in -------------------------------------------------------------------
 
     @cached_property
     def data(self) -> Any:
-        """The datamodule. Its source may have to ask the hub which files there are."""
-        config = self.config["data"]
-        if config.get("num_shards") == "auto" and "val_shard" in config and self._vocab_asked_for() is not None:
-            needed = shards_needed(self.plan.tokens, config["packing"], config["val_shard"])
-            config = {**config, "num_shards": needed}
-        data = instantiate(config)
-        if self.is_chat:
-            data.endless = self.config["max_steps"] is not None
-        return data
-
-    @property
-    def is_chat(self) -> bool:
-        """Whether the data are conversations: then the checkpoint brings the tokenizer and the epochs set the length."""
-        return "train_tasks" in self.config["data"]
+        """The datamodule."""
+        raise NotImplementedError
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The parent checkpoint's tokenizer, the run's own, or one trained on the run's text (and kept for the next run)."""
-        if self.tokenizer_folder is not None:
-            return load_tokenizer(self.tokenizer_folder)
-        if self.parent is not None:
-            return checkpoint_folder.load_tokenizer(self.parent)
-        auto = (
-            self.config["data"].get("num_shards") == "auto"
-        )  # as many as the tokens need; a tokenizer reads the first few
-        data = instantiate(self.config["data"]) if auto else self.data
-        return train_or_load(data.source, **self.config["tokenizer"])
+        raise NotImplementedError
 
     @cached_property
     def gpt_config(self) -> GPTConfig:
-        if self.parent is not None:
-            return checkpoint_folder.read_config(self.parent)
-        return self._sizes(self._vocab_size(), self.config["model"]["depth"])
-
-    def _vocab_asked_for(self) -> int | None:
-        """The vocabulary that a BPE tokenizer to be trained will have; None if only the tokenizer knows."""
-        words = dict(self.config["tokenizer"])
-        known = self.parent is None and words.pop("path") is None and words["kind"] == "bpe"
-        return (tokenizer_settings(**words)[0] or 0) if known else None
-
-    def _vocab_size(self) -> int:
-        asked = self._vocab_asked_for() if self.config["dry_run"] else None  # a dry run trains no tokenizer
-        return self.tokenizer.vocab_size if asked is None else asked
-
-    def _sizes(self, vocab_size: int, depth: int, **more: Any) -> GPTConfig:
-        model = {k: v for k, v in self.config["model"].items() if k != "depth"}
-        return from_depth(depth, vocab_size=vocab_size, arch=build_arch(self.config["arch"]), **{**model, **more})
-
-    def _plan(self, config: GPTConfig) -> Plan:
-        by_depth = dict.fromkeys(("n_layer", "n_head", "n_kv_head", "n_embd"))
-        return make_plan(
-            config, self._sizes(config.vocab_size, 12, **by_depth), max_steps=self.config["max_steps"],
-            batch_tokens=self.config["batch_tokens"], world_size=self.world_size, **self.config["plan"],
-        )  # fmt: skip
+        raise NotImplementedError
 
     @cached_property
     def plan(self) -> Plan:
-        if not self.is_chat:
-            return self._plan(self.gpt_config)
-        self.data.use(self.tokenizer)
-        config = self.config
-        return make_epochs_plan(
-            self.gpt_config, rows=self.data.epochs_rows(), epochs=self.data.num_epochs, batch_tokens=config["batch_tokens"],
-            max_steps=config["max_steps"], scale=config["plan"]["scale"],
-        )  # fmt: skip
+        raise NotImplementedError
+
+    def check_data(self) -> None:
+        """Raise for settings of data, sizes and plan that cannot work."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """What the run reads, for the plan."""
+        raise NotImplementedError
+
+    def sampled(self, gpt: GPT, prompts: list[str], settings: dict[str, Any]) -> list[str]:
+        """What the model writes after each prompt."""
+        raise NotImplementedError
+
+    chats = False  # whether the model that comes out answers
 
     def check(self) -> None:
         """Raise for settings that cannot work before a tokenizer is trained for them: sizes, plan, rates, device, precision."""
-        config, vocab = self.config, self._vocab_asked_for()
-        if self.is_chat:
-            self._check_chat()
-        if vocab is not None:
-            sizes = self._sizes(vocab, config["model"]["depth"])
-            plan = self._plan(sizes)
-            self._share_out(plan, sizes)
-            with torch.device("meta"):
-                self._build_optimizer(plan)(GPT(sizes))
+        config = self.config
+        self.check_data()
         optim.build_schedule(config["optim"]["schedule"])
         for name in ("save_every", "eval_every", "sample_every", "log_every"):
             check_every(name, config[name])
@@ -156,26 +110,6 @@ class Job:
                     f"trainer.devices={devices} but this machine has {torch.cuda.device_count()}; try trainer.devices={torch.cuda.device_count()}"
                 )
 
-    def _check_chat(self) -> None:
-        config = self.config
-        if self.parent is None:
-            start = f"init_from=base-d{config['model']['depth']}@latest"
-            raise ValueError(
-                f"phase {config['phase']} starts from a checkpoint; add init_from=RUN@latest, for example {start}"
-            )
-        for name in ("tokens", "flops"):
-            if config["plan"][name] is not None:
-                raise ValueError(
-                    f"plan.{name} cannot take effect: data.num_epochs or max_steps set the length of phase {config['phase']}"
-                )
-        if config["batch_tokens"] is None:
-            raise ValueError(
-                f"batch_tokens must be given for phase {config['phase']} where it is not inherited; try batch_tokens=32768"
-            )
-        share_out(
-            config["batch_tokens"], self.gpt_config.sequence_len, self.world_size, config["data"].get("rows_per_device")
-        )
-
     @cached_property
     def device(self) -> torch.device:
         return hardware.accelerator_device(self.config["trainer"]["accelerator"], int(os.environ.get("LOCAL_RANK", 0)))
@@ -195,39 +129,18 @@ class Job:
         )
 
     def print_plan(self, inherited: Sequence[tuple[str, str, str]] = ()) -> None:
-        """The derived numbers, before anything is trained."""
-        if inherited:
-            show.inherited(inherited)
-        if self.is_chat:
-            self.data.use(self.tokenizer)
-            show.mixture(self.data.shares(), self.data.utilisation(), self.data.rows("train").mixture.dropped)
-            if self.config["phase"] == "sft" and self.parent is not None:
-                show.skipped_mid(checkpoint_folder.phase(self.parent))
+        """The derived numbers, before anything is trained. `inherited`: (setting, value, source) of what the parent's run gives."""
         machine = None if self.config["dry_run"] else (self.hardware.name, self.expected_seconds)
-        show.plan(self.config["run_name"], self.plan, batch=self.data_shape(), text=self._text(), machine=machine)
+        show.plan(self.config["run_name"], self.plan, batch=self.data_shape(), text=self.describe(), machine=machine)
 
-    def _text(self) -> str:
-        """Which text, and how many of its shards the plan needs and takes."""
-        data = self.config["data"]
-        if self.is_chat:
-            return f"conversations of {', '.join(data['train_tasks'])}; packing {data['packing']}, supervise {data['supervise']}"
-        name = str(data.get("dataset") or data.get("path") or data["_target_"].rpartition(".")[2])
-        if "val_shard" not in data:
-            return f"{name}; about {self.plan.tokens * CHARACTERS_PER_TOKEN / 1e6:,.1f} M characters trained"
-        needed, taken = shards_needed(self.plan.tokens, data["packing"], data["val_shard"]), data["num_shards"]
-        text = f"{name}; {needed:,} shards for one epoch"
-        if taken != "auto" and taken < needed:
-            text += f", data.num_shards={taken} repeats them about {needed / taken:.1f} times; auto takes enough"
-        return text
-
-    def _share_out(self, plan: Plan, sizes: GPTConfig) -> tuple[int, int]:
+    def share_out(self, plan: Plan, sizes: GPTConfig) -> tuple[int, int]:
         return share_out(
             plan.batch_tokens, sizes.sequence_len, self.world_size, self.config["data"].get("rows_per_device")
         )
 
     def data_shape(self) -> str:
         """How a batch is shared out over processes and micro-batches."""
-        rows, micro = self._share_out(self.plan, self.gpt_config)
+        rows, micro = self.share_out(self.plan, self.gpt_config)
         accumulated = rows // self.world_size // micro
         return f"{micro} rows x {self.gpt_config.sequence_len:,} tokens x {self.world_size} processes x {accumulated} accumulated"
 
@@ -307,7 +220,7 @@ class Job:
             return (self.expected_seconds or 0) > COMPILE_PAYS_SECONDS and hardware.has_compiler()
         return self.device.type == "cuda"
 
-    def _build_optimizer(
+    def build_optimizer(
         self, plan: Plan, moments: dict[str, Any] | None = None
     ) -> Callable[[GPT], optim.GroupedOptimizer]:
         groups = self.config["optim"]["groups"]
@@ -332,7 +245,7 @@ class Job:
     def build_module(self, gpt: GPT, moments: dict[str, Any] | None = None) -> PhaseModule:
         schedule = optim.build_schedule(self.config["optim"]["schedule"])
         module = get_class(self.config["module"]["_target_"])
-        return module(gpt, self._build_optimizer(self.plan, moments), schedule, self.plan.steps)
+        return module(gpt, self.build_optimizer(self.plan, moments), schedule, self.plan.steps)
 
     def build_callbacks(self, folder: RunFolder, rank: int) -> list[L.Callback]:
         config, checkpoints = self.config, self.checkpoints(folder)
@@ -343,11 +256,7 @@ class Job:
             return bits_per_byte(module.gpt, self.data.val_batches(config["eval_tokens"]), self.tokenizer.token_bytes)
 
         def write(gpt: GPT, texts: list[str]) -> list[str]:
-            if not self.is_chat:
-                return complete(gpt, self.tokenizer, texts, num_samples=1, **sample)
-            asked = [{"messages": [{"role": "user", "content": text}]} for text in texts]
-            answers = Engine(gpt, self.tokenizer).generate([render_prompt(self.tokenizer, c) for c in asked], **sample)
-            return [f" -> {answer.text}" for answer in answers]
+            return self.sampled(gpt, texts, sample)
 
         def answers(module: PhaseModule) -> dict[str, float]:
             options = {"limit": config["tasks"]["limit"], "max_tokens": config["tasks"]["max_tokens"]}
@@ -447,7 +356,7 @@ class Job:
                     checkpoints.metrics(step),
                     checkpoints.best(),
                     place,
-                    chats=self.is_chat,
+                    chats=self.chats,
                 )
         return self.last_result(folder)
 

@@ -1,0 +1,87 @@
+"""A run on conversations: its checkpoint brings sizes and tokenizer, and the epochs over the mixture set its length."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from hydra.utils import instantiate
+
+from nanochat.checkpoint import folder as checkpoint_folder
+from nanochat.datamodules.by_step import share_out
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.inference.engine import Engine
+from nanochat.runs import show
+from nanochat.runs.job import Job
+from nanochat.runtime.plan import Plan, make_epochs_plan
+from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer.conversations import render_prompt
+
+
+class ChatJob(Job):
+    chats = True
+
+    @cached_property
+    def data(self) -> Any:
+        data = instantiate(self.config["data"])
+        data.endless = self.config["max_steps"] is not None
+        return data
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        assert self.parent is not None
+        return checkpoint_folder.load_tokenizer(self.parent)
+
+    @cached_property
+    def gpt_config(self) -> GPTConfig:
+        assert self.parent is not None
+        return checkpoint_folder.read_config(self.parent)
+
+    @cached_property
+    def plan(self) -> Plan:
+        self.data.use(self.tokenizer)
+        config = self.config
+        return make_epochs_plan(
+            self.gpt_config, rows=self.data.epochs_rows(), epochs=self.data.num_epochs, batch_tokens=config["batch_tokens"],
+            max_steps=config["max_steps"], scale=config["plan"]["scale"],
+        )  # fmt: skip
+
+    def check_data(self) -> None:
+        config = self.config
+        phase, batch_tokens = config["phase"], config["batch_tokens"]
+        if self.parent is None:
+            start = f"init_from=base-d{config['model']['depth']}@latest"
+            raise ValueError(f"phase {phase} starts from a checkpoint; add init_from=RUN@latest, for example {start}")
+        for name in ("tokens", "flops"):
+            if config["plan"][name] is not None:
+                length = f"data.num_epochs or max_steps set the length of phase {phase}"
+                raise ValueError(f"plan.{name} cannot take effect: {length}")
+        if batch_tokens is None:
+            raise ValueError(
+                f"batch_tokens must be given for phase {phase} where it is not inherited; try batch_tokens=32768"
+            )
+        share_out(batch_tokens, self.gpt_config.sequence_len, self.world_size, config["data"].get("rows_per_device"))
+
+    def print_plan(self, inherited: Sequence[tuple[str, str, str]] = ()) -> None:
+        """What is inherited and what the mixture is made of, then the plan."""
+        if inherited:
+            show.inherited(inherited)
+        self.data.use(self.tokenizer)
+        show.mixture(self.data.shares(), self.data.utilisation(), self.data.rows("train").mixture.dropped)
+        if self.config["phase"] == "sft" and self.parent is not None:
+            show.skipped_mid(checkpoint_folder.phase(self.parent))
+        super().print_plan()
+
+    def describe(self) -> str:
+        data = self.data
+        return f"conversations of {', '.join(data.train_tasks)}; packing {data.packing}, supervise {data.supervise}"
+
+    def sampled(self, gpt: GPT, prompts: list[str], settings: dict[str, Any]) -> list[str]:
+        """The answer to each prompt as the first thing said, with the calculator at hand."""
+        asked = [{"messages": [{"role": "user", "content": text}]} for text in prompts]
+        answers = Engine(gpt, self.tokenizer).generate([render_prompt(self.tokenizer, c) for c in asked], **settings)
+        return [f" -> {answer.text}" for answer in answers]
+
+
+def is_chat(config: dict[str, Any]) -> bool:
+    """Whether a composed config's data are conversations."""
+    return "train_tasks" in config["data"]

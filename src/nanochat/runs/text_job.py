@@ -1,0 +1,95 @@
+"""A run on text: the tokens of the plan set its length, and its tokenizer may have to be trained first."""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+
+from nanochat.checkpoint import folder as checkpoint_folder
+from nanochat.datamodules.download import CHARACTERS_PER_TOKEN, shards_needed
+from nanochat.gpt import GPT, GPTConfig, build_arch, from_depth
+from nanochat.inference.generate import complete
+from nanochat.runs.job import Job
+from nanochat.runtime.plan import Plan, make_plan
+from nanochat.tokenizer import Tokenizer, load_tokenizer, train_or_load
+from nanochat.tokenizer.training import settings as tokenizer_settings
+
+
+class TextJob(Job):
+    @cached_property
+    def data(self) -> Any:
+        """The datamodule. Its source may have to ask the hub which files there are."""
+        config = self.config["data"]
+        if config.get("num_shards") == "auto" and "val_shard" in config and self._vocab_asked_for() is not None:
+            needed = shards_needed(self.plan.tokens, config["packing"], config["val_shard"])
+            config = {**config, "num_shards": needed}
+        return instantiate(config)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The parent checkpoint's tokenizer, the run's own, or one trained on the run's text (and kept for the next run)."""
+        if self.tokenizer_folder is not None:
+            return load_tokenizer(self.tokenizer_folder)
+        if self.parent is not None:
+            return checkpoint_folder.load_tokenizer(self.parent)
+        # `auto` shards are as many as the tokens need; a tokenizer reads the first few
+        auto = self.config["data"].get("num_shards") == "auto"
+        data = instantiate(self.config["data"]) if auto else self.data
+        return train_or_load(data.source, **self.config["tokenizer"])
+
+    @cached_property
+    def gpt_config(self) -> GPTConfig:
+        if self.parent is not None:
+            return checkpoint_folder.read_config(self.parent)
+        return self._sizes(self._vocab_size(), self.config["model"]["depth"])
+
+    @cached_property
+    def plan(self) -> Plan:
+        return self._plan(self.gpt_config)
+
+    def check_data(self) -> None:
+        """Before a tokenizer is trained for them: sizes, plan, rates."""
+        vocab = self._vocab_asked_for()
+        if vocab is not None:
+            sizes = self._sizes(vocab, self.config["model"]["depth"])
+            plan = self._plan(sizes)
+            self.share_out(plan, sizes)
+            with torch.device("meta"):
+                self.build_optimizer(plan)(GPT(sizes))
+
+    def describe(self) -> str:
+        """Which text, and how many of its shards the plan needs and takes."""
+        data = self.config["data"]
+        name = str(data.get("dataset") or data.get("path") or data["_target_"].rpartition(".")[2])
+        if "val_shard" not in data:
+            return f"{name}; about {self.plan.tokens * CHARACTERS_PER_TOKEN / 1e6:,.1f} M characters trained"
+        needed, taken = shards_needed(self.plan.tokens, data["packing"], data["val_shard"]), data["num_shards"]
+        text = f"{name}; {needed:,} shards for one epoch"
+        if taken != "auto" and taken < needed:
+            text += f", data.num_shards={taken} repeats them about {needed / taken:.1f} times; auto takes enough"
+        return text
+
+    def sampled(self, gpt: GPT, prompts: list[str], settings: dict[str, Any]) -> list[str]:
+        return complete(gpt, self.tokenizer, prompts, num_samples=1, **settings)
+
+    def _vocab_asked_for(self) -> int | None:
+        """The vocabulary that a BPE tokenizer to be trained will have; None if only the tokenizer knows."""
+        words = dict(self.config["tokenizer"])
+        known = self.parent is None and words.pop("path") is None and words["kind"] == "bpe"
+        return (tokenizer_settings(**words)[0] or 0) if known else None
+
+    def _vocab_size(self) -> int:
+        asked = self._vocab_asked_for() if self.config["dry_run"] else None  # a dry run trains no tokenizer
+        return self.tokenizer.vocab_size if asked is None else asked
+
+    def _sizes(self, vocab_size: int, depth: int, **more: Any) -> GPTConfig:
+        model = {k: v for k, v in self.config["model"].items() if k != "depth"}
+        return from_depth(depth, vocab_size=vocab_size, arch=build_arch(self.config["arch"]), **{**model, **more})
+
+    def _plan(self, config: GPTConfig) -> Plan:
+        by_depth = dict.fromkeys(("n_layer", "n_head", "n_kv_head", "n_embd"))
+        return make_plan(
+            config, self._sizes(config.vocab_size, 12, **by_depth), max_steps=self.config["max_steps"],
+            batch_tokens=self.config["batch_tokens"], world_size=self.world_size, **self.config["plan"],
+        )  # fmt: skip
