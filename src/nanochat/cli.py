@@ -34,9 +34,14 @@ def run(cfg: DictConfig) -> None:
     messages: list[dict[str, Any]] = []
     for number, text in enumerate(lines() if cfg.prompt is None else [str(cfg.prompt)]):
         messages.append({"role": "user", "content": text})
-        while len(prompt := render_prompt(tokenizer, {"messages": messages})) >= context and len(messages) > 2:
+        room = min(cfg.max_tokens, context // 2)  # for the answer
+        while len(prompt := render_prompt(tokenizer, {"messages": messages})) > context - room and len(messages) > 2:
             messages = messages[2:]
             print(f"(the context of {context:,} tokens is full: the oldest turn is forgotten)")
+        if len(prompt) >= context:
+            print(f"(that is {len(prompt):,} tokens, more than the context of {context:,}: say it in fewer words)")
+            messages.pop()
+            continue
         (answer,) = engine.generate([prompt], seed=cfg.seed + number, **settings)
         parts = parse(tokenizer, answer.ids) or [{"type": "text", "text": "…"}]
         print("".join(shown(part) for part in parts))

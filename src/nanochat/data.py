@@ -131,10 +131,11 @@ def prepare_chat(data: ChatDataModule, cfg: DictConfig) -> None:
     checkpoint = resolve(cfg.ckpt, base_dir() / "runs")
     if not overridden("model.sequence_len"):
         data.sequence_len = folder.read_config(checkpoint).sequence_len
-    data.attach(
-        folder.load_tokenizer(checkpoint),
-        batch_tokens=data.sequence_len * max(cfg.batch_tokens // data.sequence_len, 1),
-    )
+    data.attach(folder.load_tokenizer(checkpoint), batch_tokens=cfg.batch_tokens)
+    steps = -(-data.epochs_rows() // data.batch_rows)
+    if cfg.step > steps or (cfg.show == "batch" and cfg.step == steps):
+        length = f"data.num_epochs={data.num_epochs} has {steps:,} steps of batch_tokens={cfg.batch_tokens}"
+        raise ValueError(f"step={cfg.step} is past the end: {length}")
 
 
 def mixture(data: ChatDataModule, cfg: DictConfig) -> Iterator[str]:

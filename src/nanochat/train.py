@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nanochat.runs.launch import is_rank
-from nanochat.runtime.app import command, one_line, overridden, stop, trial_folder
+from nanochat.runtime.app import command, one_line, overridden, plain_config, stop, trial_folder
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -21,7 +21,6 @@ def run(cfg: DictConfig) -> float | None:
     if missing := sorted(OmegaConf.missing_keys(cfg), key=lambda key: (key != "phase", key)):
         raise ValueError(f"Missing mandatory value: {missing[0]}")
 
-    from nanochat import optim
     from nanochat.checkpoint.runs import lasting_name, resolve
     from nanochat.runs import parent
     from nanochat.runs.launch import run_ranks
@@ -32,7 +31,7 @@ def run(cfg: DictConfig) -> float | None:
     if cfg.init_from:
         checkpoint = resolve(cfg.init_from, base_dir() / "runs")
         parent.take_sizes(cfg, checkpoint, overridden)
-        inherited = parent.inherit(cfg, checkpoint, overridden)
+        inherited = parent.inherit(cfg, checkpoint, overridden, plain_config("train"))
         cfg.init_from = lasting_name(checkpoint, base_dir() / "runs")  # @latest may be another tomorrow
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     for key in ("path", "val_path", "shards_dir"):  # as seen from here, for whoever reads the config elsewhere
@@ -41,11 +40,9 @@ def run(cfg: DictConfig) -> float | None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     job = build_job(config)
     job.check()
-    words = overridden("plan.weight_decay")
-    if words and not optim.uses_planned_decay(config["optim"]["groups"]):
-        raise ValueError(
-            f"{words[0]} cannot take effect: no group of optim has weight_decay: auto; set optim.groups.matrix.weight_decay=…"
-        )
+    for key, why in job.no_effect().items():
+        if words := overridden(key):
+            raise ValueError(f"{words[0]} cannot take effect: {why}")
     job.print_plan(inherited)
     if config["dry_run"]:
         print("dry_run=true: nothing was trained")

@@ -59,6 +59,8 @@ def make(tokenizer, tmp_path: Path):
         settings: dict[str, Any] = {"sequence_len": T, "num_workers": 0, "prepare_workers": 0, "rendered_dir": tmp_path}
         data = ChatDataModule(train, {"talk": Talk(12)}, **{**settings, **options})
         data.attach(tokenizer, batch_tokens=batch_rows * T, world_size=world_size, rank=rank)
+        data.prepare_data()
+        data.setup()
         return data
 
     return build
@@ -154,6 +156,7 @@ def test_padding_ends_the_planned_epochs(make) -> None:
     last = data.batch(1)
     assert [len(p) for p in last.pieces] == [1] + [0] * 7 and (last.targets[1:] == -1).all()
     data.endless = True
+    data.use(data.tokenizer)
     data.attach(data.tokenizer, batch_tokens=8 * T)
     assert [len(p) for p in data.batch(1).pieces] == [1] * 8, "a run of another length goes on into the next epoch"
 
@@ -162,6 +165,7 @@ def test_over_long_and_masked_conversations_cannot_stall_it(make, tokenizer) -> 
     """300 steps of one row: every loss is finite, the consumed counter strictly grows (nanochat's SFT stalls here, facts sheet 10.2)."""
     data = make({"talk": Talk(200, long=120)}, batch_rows=1, rows_per_device=1)
     data.endless = True
+    data.use(tokenizer)
     data.attach(tokenizer, batch_tokens=T)
     gpt = GPT.build(from_depth(1, vocab_size=tokenizer.vocab_size, sequence_len=T, aspect_ratio=32, head_dim=32))
     consumed = -1
@@ -218,13 +222,34 @@ def test_a_bad_conversation_is_named_or_counted(make) -> None:
     ):
         make({"talk": Talk(10, broken=(3, 5))})
     data = make({"talk": Talk(10, broken=(3, 5))}, on_bad="skip")
-    assert len(data.rows("train").mixture) == 8 and data.shares()[0][3] == 2
+    assert len(data.rows("train").mixture) == 8 and data.shares()[0].bad == 2
     assert data.manifest()["bad"]["talk"]["count"] == 2
 
 
 def test_repeats_and_shares(make) -> None:
     data = make({"a": Talk(10), "b": Talk(20, name="b", repeat=3)})
-    assert [(name, count) for name, count, *_ in data.shares()] == [("a", 10), ("b", 60)]
+    assert [(share.task, share.conversations, share.lost) for share in data.shares()] == [("a", 10, 0), ("b", 60, 0)]
+
+
+def test_what_trimming_and_dropping_cost_is_said_in_trained_tokens(make, tokenizer) -> None:
+    task = Talk(40, long=6)
+    data = make({"talk": task})
+    masks = [render(tokenizer, task[i])[1] for i in range(40)]
+    (share,) = data.shares()
+    assert share.trained + share.lost == sum(map(sum, masks))
+    assert share.trained == sum(sum(mask[: T + 1]) for mask in masks) and share.lost > 0
+
+
+def test_validation_is_a_fair_part_of_every_task_and_the_same_for_every_seed(make) -> None:
+    def first(seed: int) -> list[str]:
+        data = make({"talk": Talk(10)}, seed=seed)
+        data.val_tasks = {"a": Talk(60, name="a"), "b": Talk(60, name="b")}
+        data.use(data.tokenizer)
+        rows = data.rows("val")
+        return [rows.mixture.label(item) for row in range(rows.begin(1) // 4) for item, _, _ in rows.pieces(row)]
+
+    assert first(1) == first(2)
+    assert 8 <= sum(label.startswith("a#") for label in first(1)) <= 22, "of about 30"
 
 
 def test_settings_that_cannot_work_are_one_line(make) -> None:
@@ -239,7 +264,7 @@ def test_settings_that_cannot_work_are_one_line(make) -> None:
             make({"talk": Talk(10)}, **options)
     with pytest.raises(ValueError, match=r"data.train_tasks is empty; name a task"):
         make({})
-    with pytest.raises(ValueError, match=r"no conversation with a target \(10 dropped\)"):
+    with pytest.raises(ValueError, match=r"no conversation with a target \(10 dropped"):
         make({"talk": Talk(10, long=10)})
 
 

@@ -65,7 +65,7 @@ def one_process(rank: int, port: int, out: Path) -> None:
         return {"early": float(step)}
 
     callback = Evaluate(
-        {"bpb": bpb, "early": early}, 1, SimpleNamespace(record=lambda s, values: recorded.update({s: values}))
+        {"bpb": (1, bpb), "early": (1, early)}, SimpleNamespace(record=lambda s, values: recorded.update({s: values}))
     )
     module = SimpleNamespace(
         clock=SimpleNamespace(paused=contextlib.nullcontext), eval=gpt.eval, train=gpt.train, total_steps=4,

@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import re
 import subprocess
 import sys
 import time
@@ -55,7 +56,7 @@ def base(train: Run, shared_base: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def mid(chat: Run, base: Path, shared_base: Path) -> Path:
-    words = ["+phase=mid", "data.packing=stream", "data.supervise=all"]
+    words = ["+phase=mid"]
     done = chat(*words, "run_name=chat-mid", "init_from=chat-base@latest", "data.num_epochs=2")
     assert "2 epochs of" in done.stdout and "0.03 (muon)" in done.stdout
     return the_run(shared_base, "chat-mid")
@@ -98,15 +99,18 @@ def test_a_phase_inherits_what_the_one_before_had(base: Path, mid: Path, sft: Pa
     assert config["optim"]["schedule"]["init_lr_frac"] == 0.8, "the schedule is the phase's own"
     done = chat(*SFT, "run_name=other", "batch_tokens=1024", "optim.groups.matrix.lr=0.01", "dry_run=true")
     said = " ".join(done.stdout.replace("│", " ").split())
-    assert "batch_tokens 1024 typed" in said and "optim.groups.matrix.lr 0.01 typed" in said
+    assert (
+        "batch_tokens 1,024 chosen for this run" in said
+        and "optim.groups.matrix.lr 0.01 (muon) chosen for this run" in said
+    )
     assert f"optim.groups.head.lr 0.008 (adamw) chat-mid, {last(mid).name}" in said
     done = chat(*SFT, "run_name=other", "optim=adamw", "dry_run=true")
-    assert "optim.groups adamw typed" in " ".join(done.stdout.replace("│", " ").split())
+    assert "optim.groups.matrix.lr 0.001 (adamw) chosen for this run" in " ".join(done.stdout.replace("│", " ").split())
 
 
 def test_the_optimizer_goes_on_where_the_parents_stopped(mid: Path, chat: Run, shared_base: Path) -> None:
     done = chat(*SFT, "run_name=warm", "max_steps=1", "optim.groups.matrix.lr=0.0", "optim.groups.embedding.lr=0.0")
-    assert "optimizer: moments of the parent's" in done.stdout
+    assert re.search(r"optimizer: moments of the parent's for (\d\d) of \1 parameters\n", done.stdout)
     done = chat(*SFT, "run_name=cold", "max_steps=1", "init_optimizer=false")
     assert "moments" not in done.stdout
     warm, cold = (losses(the_run(shared_base, name)) for name in ("warm", "cold"))
@@ -119,12 +123,20 @@ def test_sft_without_mid_works_and_says_what_to_expect(base: Path, chat: Run) ->
 
 
 def test_the_classic_recipe_gives_each_conversation_a_row(mid: Path, chat: Run, shared_base: Path) -> None:
-    words = ["init_from=chat-mid@latest", "data.packing=single", "batch_tokens=2048", "run_name=classic", "max_steps=4"]
-    chat("+phase=sft_classic", *words)
-    run = the_run(shared_base, "classic")
+    done = chat("+phase=sft_classic", "init_from=chat-mid@latest", "max_steps=4", "tasks.of={}")
+    assert "2,048 tokens = 4 rows x 64 tokens x 1 processes x 8 accumulated" in done.stdout, "32 conversations a step"
+    assert "x 1.0000 for the batch size" in done.stdout
+    run = the_run(shared_base, "sft-classic-d2")
     config = lineage(run)["config"]
     assert config["optim"]["schedule"]["init_lr_frac"] == 0.02 and config["phase"] == "sft"
-    assert len(losses(run)) == 4
+    assert config["optim"]["groups"]["matrix"] == {
+        "rule": "muon",
+        "lr": 0.02,
+        "momentum": 0.95,
+        "ns_steps": 5,
+        "variant": "classic",
+    }
+    assert lineage(run)["data"]["packing"] == "single" and len(losses(run)) == 4
 
 
 @pytest.mark.parametrize("phase", ["mid", "sft"])
@@ -132,8 +144,7 @@ def test_killed_it_ends_as_one_that_was_not(
     phase: str, mid: Path, sft: Path, chat: Run, talks: Path, shared_base: Path
 ) -> None:
     whole, name = {"mid": mid, "sft": sft}[phase], f"chat-killed-{phase}"
-    words = SFT if phase == "sft" else ["+phase=mid", "data.packing=stream", "data.supervise=all", "init_from=chat-base@latest",
-                                        "data.num_epochs=2"]  # fmt: skip
+    words = SFT if phase == "sft" else ["+phase=mid", "init_from=chat-base@latest", "data.num_epochs=2"]
     command = [
         sys.executable,
         "-m",
@@ -164,14 +175,7 @@ def test_a_run_from_another_checkpoint_is_another_run(base: Path, mid: Path, cha
     """init_from=RUN@latest is written down as what it was, so resume=auto does not go on with a run from an older one."""
     config = lineage(mid)["config"]
     assert config["init_from"] == f"chat-base/{base.name}@6"
-    words = [
-        "+phase=mid",
-        "data.packing=stream",
-        "data.supervise=all",
-        "data.num_epochs=2",
-        "run_name=chat-mid",
-        "resume=auto",
-    ]
+    words = ["+phase=mid", "data.num_epochs=2", "run_name=chat-mid", "resume=auto"]
     assert "this run is finished" in chat(*words, "init_from=chat-base@latest").stdout
     older = f"chat-base/{base.name}@5"
     done = chat(*words[:-1], f"resume={mid}", f"init_from={older}", code=2)
@@ -207,7 +211,8 @@ def test_the_answers_of_a_chat_checkpoint(sft: Path, base: Path, shared_base: Pa
 def test_what_cannot_work_is_one_line(base: Path, mid: Path, chat: Run, talks: Path) -> None:
     for words, reason in (
         (["+phase=sft"], "phase sft starts from a checkpoint; add init_from=RUN@latest"),
-        ([*SFT, "plan.tokens=1e6"], "plan.tokens cannot take effect: data.num_epochs or max_steps set the length"),
+        ([*SFT, "plan.ratio=5"], "plan.ratio=5 cannot take effect: data.num_epochs or max_steps set the length"),
+        ([*SFT, "data.sequence_len=32"], "data.sequence_len=32 is not the model's context; set model.sequence_len"),
         ([*SFT, "tokenizer.vocab_size=300"], "init_from=chat-mid@latest brings its own architecture and tokenizer"),
         ([*SFT, "data.path=/no/such/file.jsonl"], "path=/no/such/file.jsonl is not a file"),
     ):

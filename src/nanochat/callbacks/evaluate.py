@@ -14,29 +14,29 @@ from nanochat.modules.phase import PhaseModule
 log = logging.getLogger(__name__)
 
 
+Eval = tuple[
+    int | None, Callable[[PhaseModule], dict[str, float]]
+]  # every so many steps (None: at the end), and what to do
+
+
 class Evaluate(StepCallback):
-    """`evals` maps a name to a function of the GPT that returns numbers; they are logged as `val/…`. A collective in one
+    """`evals` maps a name to how often and a function of the module that returns numbers; they are logged as `val/…`. A collective in one
     stands behind `agreed` (evals/processes.py); then a process that fails leaves no other waiting.
 
-    Stands behind `Save` in the list of callbacks, so the weights are on disk before an evaluation can fail.
+    Stands behind `Save` in the list of callbacks, so the weights are on disk before an evaluation can fail. What the evaluations of a step
+    gave is recorded at once, so a step has all of it or none.
     """
 
-    def __init__(
-        self,
-        evals: dict[str, Callable[[PhaseModule], dict[str, float]]],
-        every: int | None,
-        checkpoints: RunCheckpoints,
-        *,
-        at_start: bool = False,
-    ) -> None:
-        check_every("eval_every", every)
-        self.evals, self.every, self.checkpoints, self.at_start = evals, every, checkpoints, at_start
+    def __init__(self, evals: dict[str, Eval], checkpoints: RunCheckpoints, *, at_start: bool = False) -> None:
+        for every, _ in evals.values():
+            check_every("eval_every", every)
+        self.evals, self.checkpoints, self.at_start = evals, checkpoints, at_start
         self.latest: dict[str, float] = {}
 
     def on_train_start(self, trainer: L.Trainer, module: PhaseModule) -> None:
         super().on_train_start(trainer, module)
         if trainer.global_step == 0 and self.at_start:
-            self._run(trainer, module, 0)
+            self._run(trainer, module, 0, list(self.evals))
         self.catch_up(trainer, module)
 
     def catch_up(self, trainer: L.Trainer, module: PhaseModule) -> None:
@@ -46,14 +46,16 @@ class Evaluate(StepCallback):
             self.at_step(trainer, module, step)
 
     def at_step(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:
-        if is_due(step, self.every, module.total_steps):
-            self._run(trainer, module, step)
+        due = [name for name, (every, _) in self.evals.items() if is_due(step, every, module.total_steps)]
+        if due:
+            self._run(trainer, module, step, due)
 
-    def _run(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:
+    def _run(self, trainer: L.Trainer, module: PhaseModule, step: int, due: list[str]) -> None:
         results: dict[str, float] = {}
         with module.clock.paused():
             module.eval()
-            for name, evaluate in self.evals.items():
+            for name in due:
+                evaluate = self.evals[name][1]
                 try:
                     results.update(agreed(partial(evaluate, module), module.device))
                 except Exception as error:

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ PLAN = 1  # of what an epoch holds; another number is another run
 SUPERVISE = ("assistant", "all")
 ON_BAD = ("error", "skip")
 OVER_LONG = ("trim", "drop")
+VAL_SEED = 0  # guess: any will do, if it is always the same; a mixture is shuffled for validation too (facts sheet 4.5)
+CHUNK_ROWS = 1024  # guess: rows laid out at once where only their targets are counted
 COLUMNS = 64  # guess: rows of one conversation each are cut to a multiple of this, so that few shapes occur
 
 
@@ -51,6 +53,18 @@ class ChatBatch:
     @property
     def num_targets(self) -> int:
         return int((self.targets != -1).sum())
+
+
+class Share(NamedTuple):
+    """A task's part of a mixture: conversations, tokens that are trained, those that should be but were trimmed or dropped with their
+    conversation, conversations that break the rules, and how often an epoch takes each."""
+
+    task: str
+    conversations: int
+    trained: int
+    lost: int
+    bad: int
+    repeat: int
 
 
 class Mixture:
@@ -103,11 +117,16 @@ class Mixture:
 
 
 class ChatRows:
-    """The endless stream of rows of a mixture: epoch after epoch, each in its own shuffled order (or, not shuffled, in order)."""
+    """The endless stream of rows of a mixture: epoch after epoch, each in its own shuffled order."""
 
-    def __init__(self, mixture: Mixture, *, packing: str, sequence_len: int, seed: int, shuffle: bool, bos_id: int):
-        self.mixture, self.packing, self.sequence_len = mixture, packing, sequence_len
-        self.seed, self.shuffle, self.bos_id = seed, shuffle, bos_id
+    def __init__(self, mixture: Mixture, *, packing: str, sequence_len: int, seed: int, bos_id: int):
+        self.mixture, self.packing, self.sequence_len, self.seed, self.bos_id = (
+            mixture,
+            packing,
+            sequence_len,
+            seed,
+            bos_id,
+        )
         self.last_row: int | None = None  # rows from here on are padding
         self._epochs: dict[int, tuple[np.ndarray, Layout]] = {}
         self._begin = [0]  # first row of each epoch known so far
@@ -116,7 +135,7 @@ class ChatRows:
         """(order of the mixture's items, layout of them) of an epoch; a layout's item i is order[i]."""
         if epoch not in self._epochs:
             n = len(self.mixture)
-            order = permutation(n, mix(self.seed, PLAN, epoch)) if self.shuffle else np.arange(n)
+            order = permutation(n, mix(self.seed, PLAN, epoch))
             layout = LAYOUTS[self.packing](self.mixture.lengths[order], self.sequence_len + 1)
             self._epochs = {
                 k: v for k, v in self._epochs.items() if k >= epoch - 1
@@ -163,7 +182,8 @@ class ChatRows:
     def num_targets(self, rows: range) -> int:
         """Targets of these rows together."""
         if self.packing == "stream":
-            return int((self.gather(rows)[1] != -1).sum())
+            parts = (rows[i : i + CHUNK_ROWS] for i in range(0, len(rows), CHUNK_ROWS))
+            return sum(int((self.gather(part)[1] != -1).sum()) for part in parts)
         # a row's first token is never a target, and the mask of a conversation's first token is 0 unless all are supervised
         extra = 1 if self.mixture.supervise == "all" else 0
         found = [self.pieces(row) for row in rows]
@@ -243,6 +263,10 @@ class ChatDataModule(ByStep):
                                      ("over_long", over_long, OVER_LONG), ("on_bad", on_bad, ON_BAD)):  # fmt: skip
             if value not in choices:
                 raise ValueError(f"data.{name}={value} is not known; choose from {', '.join(choices)}")
+        if not isinstance(num_epochs, int):
+            raise ValueError(
+                f"data.num_epochs={num_epochs} must be a whole number; for a part of an epoch give max_steps"
+            )
         for name, number, low in (("model.sequence_len", sequence_len, 2), ("data.rows_per_device", rows_per_device, 1),
                                   ("data.num_workers", num_workers, 0), ("data.num_epochs", num_epochs, 1)):  # fmt: skip
             if number is not None and number < low:
@@ -280,7 +304,6 @@ class ChatDataModule(ByStep):
         if getattr(self, "tokenizer", None) is not tokenizer:
             self.use(tokenizer)
         self.share(batch_tokens, world_size, rank)
-        self.rows("train").last_row = None if self.endless else self.epochs_rows()
 
     def epochs_rows(self) -> int:
         """Rows of all planned epochs."""
@@ -306,17 +329,20 @@ class ChatDataModule(ByStep):
         found = Mixture(self.rendered(split), repeats, limit=limit, supervise=self.supervise, over_long=self.over_long)
         if len(found) == 0:
             raise ValueError(
-                f"data.{split}_tasks have no conversation with a target ({found.dropped:,} dropped); raise model.sequence_len or choose other tasks"
+                f"data.{split}_tasks have no conversation with a target ({found.dropped:,} dropped: none says anything within {limit} tokens); "
+                "choose other tasks, or a checkpoint with a longer context"
             )
         return found
 
     def rows(self, split: str) -> ChatRows:
-        """The rows of "train" (endless, shuffled) or "val" (in order)."""
+        """The rows of "train" (endless, by the run's seed) or "val" (an epoch in an order that never changes)."""
         if split not in self._rows:
             self._rows[split] = ChatRows(
-                self.mixture(split), packing=self.packing, sequence_len=self.sequence_len, seed=self.seed,
-                shuffle=split == "train", bos_id=self.tokenizer.bos_id,
+                self.mixture(split), packing=self.packing, sequence_len=self.sequence_len,
+                seed=self.seed if split == "train" else VAL_SEED, bos_id=self.tokenizer.bos_id,
             )  # fmt: skip
+            if split == "train" and not self.endless:
+                self._rows[split].last_row = self._rows[split].begin(self.num_epochs)
         return self._rows[split]
 
     def manifest(self) -> dict[str, Any]:
@@ -344,13 +370,16 @@ class ChatDataModule(ByStep):
             "plan": PLAN,
         }
 
-    def shares(self, split: str = "train") -> list[tuple[str, int, int, int, int]]:
-        """(task, conversations, targets, bad, repeat) of each task of the mixture, repeats counted in."""
+    def shares(self, split: str = "train") -> list[Share]:
+        """What each task of the mixture gives, repeats counted in."""
         mixture, found = self.rows(split).mixture, []
         for number, (name, task) in enumerate(self._tasks(split).items()):
-            mine = mixture.owner == number
-            bad = self.rendered(split)[name].bad_count
-            found.append((name, int(mine.sum()), int(mixture.targets[mine].sum()), bad, task.repeat))
+            mine, known = mixture.owner == number, self.rendered(split)[name]
+            trained = int(mixture.targets[mine].sum())
+            whole = int(known.supervised().sum()) if self.supervise == "assistant" else len(known.ids) - len(known)
+            found.append(
+                Share(name, int(mine.sum()), trained, whole * task.repeat - trained, known.bad_count, task.repeat)
+            )
         return found
 
     def utilisation(self) -> float:
@@ -391,6 +420,8 @@ class ChatDataModule(ByStep):
         rows.last_row = total
         for begin in range(0, share, self.micro_rows):
             idx, targets = rows.gather(mine[begin : begin + self.micro_rows])
+            if self.packing == "single":
+                idx, targets = cut_padding(idx, targets)
             yield {"idx": torch.from_numpy(idx), "targets": torch.from_numpy(targets)}
 
     def batch(self, k: int) -> ChatBatch:
@@ -470,6 +501,8 @@ def jsonl(
     **options: Any,
 ) -> ChatDataModule:
     """What conf/data/jsonl.yaml calls: conversations in a file of one's own, beside any other tasks."""
+    if "own" in {**(train_tasks or {}), **(val_tasks or {})}:
+        raise ValueError("own is the name of the file data.path in the mixture; give the other task another name")
     if val_path is None:
         train = JSONL(path=path, split="train", held_out=val_fraction, repeat=repeat)
         val = JSONL(path=path, split="test", held_out=val_fraction)

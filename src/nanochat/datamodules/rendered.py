@@ -7,19 +7,17 @@ appears whole under its name or not at all.
 
 import json
 import logging
-import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from nanochat.checkpoint.folder import write_atomic
 from nanochat.datamodules.journal import digest
 from nanochat.datamodules.shards import cores
 from nanochat.tasks.task import Task
@@ -28,6 +26,8 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 
 FORMAT = 1
 CHUNK = 512  # guess: conversations a process renders at a time
+BLOCK = 100_000  # guess: conversations counted at a time
+MOST_PROCESSES = 16  # guess: one process writes what they render
 FEW = 4_000  # guess: so many are rendered sooner than processes start
 SHOWN = 20  # guess: bad conversations named in a record
 
@@ -61,14 +61,14 @@ class Rendered:
 
     def supervised(self, limit: int | None = None) -> np.ndarray:
         """How many of the first `limit` tokens of each the assistant writes, (n,) int64."""
-        if len(self) == 0:
-            return np.zeros(0, np.int64)
-        starts = self.offsets[:-1]
-        stops = self.offsets[1:] if limit is None else np.minimum(self.offsets[1:], starts + limit)
-        edges = np.stack([starts, stops], axis=1).ravel()  # (2n,)
-        # a last edge at the very end would be out of range for reduceat, and an empty last piece is not needed
-        edges = edges[:-1] if edges[-1] == len(self.mask) else edges
-        return np.add.reduceat(self.mask, edges, dtype=np.int64)[::2]
+        stops = self.offsets[1:] if limit is None else np.minimum(self.offsets[1:], self.offsets[:-1] + limit)
+        counts = np.empty(len(self), np.int64)
+        for first in range(0, len(self), BLOCK):  # a block at a time: summing makes numbers of bytes
+            last = min(first + BLOCK, len(self))
+            base, end = int(self.offsets[first]), int(self.offsets[last])
+            running = np.concatenate([[0], np.cumsum(self.mask[base:end], dtype=np.int32)])
+            counts[first:last] = running[stops[first:last] - base] - running[self.offsets[first:last] - base]
+        return counts
 
 
 def rendered(
@@ -107,31 +107,24 @@ def _map(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
 
 def _write(task: Task, tokenizer: Tokenizer, place: Path, on_bad: str, processes: int | None) -> None:
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    temporary = place.with_name(f".writing-{place.name}-{uuid.uuid4().hex[:8]}")
-    temporary.mkdir(parents=True)
-    lengths: list[int] = []
-    numbers: list[int] = []
-    bad: list[Bad] = []
-    bad_count = 0
-    try:
-        with (temporary / "ids.bin").open("wb") as ids_file, (temporary / "mask.bin").open("wb") as mask_file:
-            for found, wrong in _chunks(task, tokenizer, processes):
-                if wrong and on_bad == "error":
-                    raise _complaint(task, *wrong[0])
-                bad_count += len(wrong)
-                bad += wrong[: SHOWN - len(bad)] if len(bad) < SHOWN else []
-                for number, ids, mask in found:
-                    ids_file.write(np.array(ids, dtype).tobytes())
-                    mask_file.write(bytes(mask))
-                    lengths.append(len(ids))
-                    numbers.append(number)
-            for file in (ids_file, mask_file):
-                file.flush()
-                os.fsync(file.fileno())
-        np.save(
-            temporary / "offsets.npy", np.concatenate([[0], np.cumsum(np.array(lengths, np.int64))]).astype(np.int64)
-        )
-        np.save(temporary / "numbers.npy", np.array(numbers, np.int64))
+
+    def write(folder: Path) -> None:
+        lengths: list[int] = []
+        numbers: list[int] = []
+        bad: list[Bad] = []
+        bad_count = 0
+        with (folder / "ids.bin").open("wb") as ids_file, (folder / "mask.bin").open("wb") as mask_file:
+            for chunk in _chunks(task, tokenizer, dtype, processes):
+                if chunk.bad and on_bad == "error":
+                    raise _complaint(task, *chunk.bad[0])
+                bad_count += len(chunk.bad)
+                bad += chunk.bad[: max(SHOWN - len(bad), 0)]
+                ids_file.write(chunk.ids)
+                mask_file.write(chunk.mask)
+                lengths += chunk.lengths
+                numbers += chunk.numbers
+        np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(np.array(lengths, np.int64))]).astype(np.int64))
+        np.save(folder / "numbers.npy", np.array(numbers, np.int64))
         meta = {
             "task": task.settings(),
             "tokenizer": tokenizer.hash,
@@ -139,50 +132,58 @@ def _write(task: Task, tokenizer: Tokenizer, place: Path, on_bad: str, processes
             "bad": bad,
             "bad_count": bad_count,
         }
-        (temporary / "meta.json").write_text(json.dumps(meta, indent=1, default=str))
-        try:
-            temporary.rename(place)
-        except OSError:
-            if not (place / "meta.json").is_file():  # else another process was quicker
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (folder / "meta.json").write_text(json.dumps(meta, indent=1, default=str))
+
+    write_atomic(place, write)
 
 
-Chunk = tuple[list[tuple[int, list[int], list[int]]], list[Bad]]
+class Chunk(NamedTuple):
+    """Rendered conversations, as bytes to be written, and (number, reason) of those that break the rules."""
+
+    ids: bytes
+    mask: bytes
+    lengths: list[int]
+    numbers: list[int]
+    bad: list[Bad]
 
 
-def _chunks(task: Task, tokenizer: Tokenizer, processes: int | None) -> Iterator[Chunk]:
+def _chunks(task: Task, tokenizer: Tokenizer, dtype: np.dtype[Any], processes: int | None) -> Iterator[Chunk]:
     total = len(task)
     spans = [range(begin, min(begin + CHUNK, total)) for begin in range(0, total, CHUNK)]
-    count = (0 if total < FEW else cores()) if processes is None else processes
+    count = (0 if total < FEW else min(cores(), MOST_PROCESSES)) if processes is None else processes
     if count < 2 or len(spans) < 2:
         for span in spans:
-            yield _render(task, tokenizer, span)
+            yield _render(task, tokenizer, dtype, span)
         return
     log.info("rendering %s conversations of %s, %d processes", f"{total:,}", task.name, count)
-    with ProcessPoolExecutor(
-        count, mp_context=get_context("spawn"), initializer=_hold, initargs=(task, tokenizer)
-    ) as pool:
+    held = (task, tokenizer, dtype)
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_hold, initargs=held) as pool:
         yield from pool.map(_render_held, spans)
 
 
 _held: dict[str, Any] = {}  # in a process that renders
 
 
-def _hold(task: Task, tokenizer: Tokenizer) -> None:
-    _held.update(task=task, tokenizer=tokenizer)
+def _hold(task: Task, tokenizer: Tokenizer, dtype: np.dtype[Any]) -> None:
+    _held.update(task=task, tokenizer=tokenizer, dtype=dtype)
 
 
 def _render_held(span: range) -> Chunk:
-    return _render(_held["task"], _held["tokenizer"], span)
+    return _render(_held["task"], _held["tokenizer"], _held["dtype"], span)
 
 
-def _render(task: Task, tokenizer: Tokenizer, span: range) -> Chunk:
-    found, bad = [], []
+def _render(task: Task, tokenizer: Tokenizer, dtype: np.dtype[Any], span: range) -> Chunk:
+    all_ids: list[int] = []
+    all_mask: list[int] = []
+    lengths, numbers, bad = [], [], []
     for number in span:
         try:
-            found.append((number, *render(tokenizer, task[number])))
+            ids, mask = render(tokenizer, task[number])
         except BadConversation as error:
             bad.append((number, str(error)))
-    return found, bad
+            continue
+        all_ids += ids
+        all_mask += mask
+        lengths.append(len(ids))
+        numbers.append(number)
+    return Chunk(np.array(all_ids, dtype).tobytes(), bytes(all_mask), lengths, numbers, bad)

@@ -132,16 +132,17 @@ def load_moments(optimizer: GroupedOptimizer, saved: dict[str, Any]) -> int:
     """Take the state of each parameter, by its name, from a saved `state_dict` of such an optimizer, where rule and shapes agree; rates
     and options stay. Returns how many parameters got one."""
     old = {
-        name: (group["rule"], saved["state"].get(index))
+        name: (group["rule"], group.get("variant"), saved["state"].get(index))
         for group in saved["param_groups"]
         for name, index in zip(group["names"], group["params"], strict=True)
     }
     taken = 0
     for group in optimizer.param_groups:
         for name, p in zip(group["names"], group["params"], strict=True):
-            rule, state = old.get(name, (None, None))
+            rule, variant, state = old.get(name, (None, None, None))
             sizes = {v.shape for k, v in (state or {}).items() if k in ("exp_avg", "momentum_buffer")}
-            if state and rule == group["rule"] and sizes == {p.shape}:
+            same = (rule, variant) == (group["rule"], group.get("variant"))
+            if state and same and sizes == {p.shape}:
                 optimizer.state[p] = {
                     k: v.detach().clone().to(p.device) if torch.is_tensor(v) else v for k, v in state.items()
                 }

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 
 from nanochat.checkpoint import folder as checkpoint_folder
@@ -15,6 +16,8 @@ from nanochat.runs.job import Job
 from nanochat.runtime.plan import Plan, make_epochs_plan
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.conversations import render_prompt
+
+CONVERSATIONS_PER_STEP = 32  # from: facts sheet 5.7, of the classic recipe
 
 
 class ChatJob(Job):
@@ -41,25 +44,41 @@ class ChatJob(Job):
         self.data.use(self.tokenizer)
         config = self.config
         return make_epochs_plan(
-            self.gpt_config, rows=self.data.epochs_rows(), epochs=self.data.num_epochs, batch_tokens=config["batch_tokens"],
+            self.gpt_config, rows=self.data.epochs_rows(), epochs=self.data.num_epochs, batch_tokens=self.batch_tokens,
             max_steps=config["max_steps"], scale=config["plan"]["scale"],
         )  # fmt: skip
 
-    def check_data(self) -> None:
-        config = self.config
-        phase, batch_tokens = config["phase"], config["batch_tokens"]
-        if self.parent is None:
-            start = f"init_from=base-d{config['model']['depth']}@latest"
-            raise ValueError(f"phase {phase} starts from a checkpoint; add init_from=RUN@latest, for example {start}")
-        for name in ("tokens", "flops"):
-            if config["plan"][name] is not None:
-                length = f"data.num_epochs or max_steps set the length of phase {phase}"
-                raise ValueError(f"plan.{name} cannot take effect: {length}")
-        if batch_tokens is None:
+    @property
+    def batch_tokens(self) -> int:
+        """As typed or inherited; with a conversation a row the classic 32 of them."""
+        if self.config["batch_tokens"] is None and self.config["data"]["packing"] == "single":
+            return CONVERSATIONS_PER_STEP * self.gpt_config.sequence_len
+        if self.config["batch_tokens"] is None:
+            phase = self.config["phase"]
             raise ValueError(
                 f"batch_tokens must be given for phase {phase} where it is not inherited; try batch_tokens=32768"
             )
-        share_out(batch_tokens, self.gpt_config.sequence_len, self.world_size, config["data"].get("rows_per_device"))
+        return self.config["batch_tokens"]
+
+    def check_data(self) -> None:
+        config = self.config
+        if self.parent is None:
+            phase, start = config["phase"], f"init_from=base-d{config['model']['depth']}@latest"
+            raise ValueError(f"phase {phase} starts from a checkpoint; add init_from=RUN@latest, for example {start}")
+        sizes = self.gpt_config
+        share_out(self.batch_tokens, sizes.sequence_len, self.world_size, config["data"].get("rows_per_device"))
+        with torch.device("meta"):
+            factor = make_epochs_plan(
+                sizes, rows=1, epochs=1, batch_tokens=self.batch_tokens, scale=config["plan"]["scale"]
+            )
+            self.build_optimizer(factor)(GPT(sizes))
+        for task in (*self.data.train_tasks.values(), *self.data.val_tasks.values()):
+            len(task)  # is its data there? before any of them is rendered
+
+    def no_effect(self) -> dict[str, str]:
+        length = "data.num_epochs or max_steps set the length of a run on conversations"
+        decay = "Muon decays nothing in a run on conversations; set optim.groups.matrix.weight_decay=…"
+        return {"plan.tokens": length, "plan.flops": length, "plan.ratio": length, "plan.weight_decay": decay}
 
     def print_plan(self, inherited: Sequence[tuple[str, str, str]] = ()) -> None:
         """What is inherited and what the mixture is made of, then the plan."""
@@ -67,6 +86,10 @@ class ChatJob(Job):
             show.inherited(inherited)
         self.data.use(self.tokenizer)
         show.mixture(self.data.shares(), self.data.utilisation(), self.data.rows("train").mixture.dropped)
+        if (rows := self.data.epochs_rows()) < (wanted := self.batch_tokens // self.gpt_config.sequence_len):
+            print(
+                f"note: all epochs together are {rows:,} rows and a step is {wanted:,}: most of it is padding; lower batch_tokens"
+            )
         if self.config["phase"] == "sft" and self.parent is not None:
             show.skipped_mid(checkpoint_folder.phase(self.parent))
         super().print_plan()

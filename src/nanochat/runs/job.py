@@ -17,7 +17,7 @@ import torch
 from hydra.utils import get_class, instantiate
 
 from nanochat import optim
-from nanochat.callbacks.evaluate import Evaluate
+from nanochat.callbacks.evaluate import Eval, Evaluate
 from nanochat.callbacks.every import check_every
 from nanochat.callbacks.report import Report, check_progress
 from nanochat.callbacks.sample import Sample
@@ -75,6 +75,10 @@ class Job:
         """Raise for settings of data, sizes and plan that cannot work."""
         raise NotImplementedError
 
+    def no_effect(self) -> dict[str, str]:
+        """Settings that this kind of run has no use for, and why."""
+        return {}
+
     def describe(self) -> str:
         """What the run reads, for the plan."""
         raise NotImplementedError
@@ -89,11 +93,18 @@ class Job:
         """Raise for settings that cannot work before a tokenizer is trained for them: sizes, plan, rates, device, precision."""
         config = self.config
         self.check_data()
+        if (given := config["data"]["sequence_len"]) != self.config["model"]["sequence_len"]:
+            raise ValueError(f"data.sequence_len={given} is not the model's context; set model.sequence_len instead")
         optim.build_schedule(config["optim"]["schedule"])
         for name in ("save_every", "eval_every", "sample_every", "log_every"):
             check_every(name, config[name])
         check_every("tasks.every", config["tasks"]["every"])
-        _ = self.eval_tasks
+        for name in ("limit", "max_tokens"):
+            if config["tasks"][name] is not None and config["tasks"][name] < 1:
+                raise ValueError(f"tasks.{name}={config['tasks'][name]} must be at least 1")
+        for task in self.eval_tasks.values():
+            len(task)  # is its data there?
+        self.check_init_optimizer()
         RunCheckpoints(base_dir(), **config["checkpoints"])
         check_progress(config["progress"])
         if config["trainer"]["compile"] not in (True, False, "auto"):
@@ -160,8 +171,13 @@ class Job:
     def prepare(self, folder: RunFolder) -> None:
         """What happens once, before any process trains: record, tokenizer, first token shards."""
         self.attach()
-        code = lineage.code_state()
-        if folder.resumed and (old := read_record(folder).get("plan")) and old != self._plan_facts():
+        code, record = lineage.code_state(), read_record(folder) if folder.resumed else {}
+        manifest = self.data.manifest()
+        if (before := record.get("data")) and before["hash"] != manifest["hash"]:
+            raise ValueError(
+                f"the data of {folder.path} are not what they were when it began; drop resume= for a new run on the new ones"
+            )
+        if (old := record.get("plan")) and old != self._plan_facts():
             wrong = next(k for k in old if old[k] != self._plan_facts()[k])
             raise ValueError(
                 f"{folder.path} was planned with {wrong}={old[wrong]}, this command gives {self._plan_facts()[wrong]}; resume on a number of "
@@ -173,7 +189,7 @@ class Job:
                          "processes": self.world_size},
             "seed": self.config["seed"],
             "plan": self._plan_facts(),
-            "data": self.data.manifest(),
+            "data": manifest,
             "parent": None if self.parent is None else {"path": str(self.parent), "sha256": lineage.parent_hash(self.parent)},
         }  # fmt: skip
         write_record(folder, self.config, facts)
@@ -183,8 +199,13 @@ class Job:
 
     @cached_property
     def eval_tasks(self) -> dict[str, Any]:
-        """Tasks whose answers are scored while training."""
-        return {name: instantiate(task) for name, task in (self.config["tasks"]["of"] or {}).items()}
+        """Tasks whose answers are scored while training, of the split that `tasks.split` names."""
+        split, found = self.config["tasks"]["split"], {}
+        for name, task in (self.config["tasks"]["of"] or {}).items():
+            found[name] = instantiate({**task, "split": split} if split and "split" in task else task)
+            if found[name].kind == "chat":
+                raise ValueError(f"tasks.of.{name} cannot be scored: nothing in it is right or wrong; leave it out")
+        return found
 
     def checkpoints(self, folder: RunFolder) -> RunCheckpoints:
         return RunCheckpoints(folder.checkpoints, **self.config["checkpoints"])
@@ -226,12 +247,26 @@ class Job:
         groups = self.config["optim"]["groups"]
 
         def build(gpt: GPT) -> optim.GroupedOptimizer:
+            nonlocal moments
             optimizer = optim.build(gpt, groups=groups, lr_factor=plan.lr_factor, weight_decay=plan.weight_decay)
             if moments is not None:
-                optim.load_moments(optimizer, moments)
+                taken, moments = optim.load_moments(optimizer, moments), None  # not kept in memory for the whole run
+                if int(os.environ.get("RANK", 0)) == 0:
+                    show.warm_start(taken, len(gpt.parameter_roles()))
             return optimizer
 
         return build
+
+    def check_init_optimizer(self) -> None:
+        wanted = self.config["init_optimizer"]
+        if wanted not in (True, False, "auto"):
+            raise ValueError(f"init_optimizer={wanted} is not known; choose from auto, true, false")
+        if wanted is True and self.parent is None:
+            raise ValueError(
+                "init_optimizer=true takes the optimizer of a checkpoint; add init_from=RUN@latest, or drop it"
+            )
+        if wanted is True and self.parent is not None and not (self.parent / checkpoint_folder.STATE).is_file():
+            raise ValueError(f"{self.parent} has no state of an optimizer; drop init_optimizer=true, or choose auto")
 
     def moments(self) -> dict[str, Any] | None:
         """The state of the parent's optimizer, if this run is to begin with it (`init_optimizer`)."""
@@ -259,17 +294,16 @@ class Job:
             return self.sampled(gpt, texts, sample)
 
         def answers(module: PhaseModule) -> dict[str, float]:
-            options = {"limit": config["tasks"]["limit"], "max_tokens": config["tasks"]["max_tokens"]}
+            options = {"limit": config["tasks"]["limit"], "max_tokens": config["tasks"]["max_tokens"],
+                       "rank": rank, "world_size": self.world_size}  # fmt: skip
             found = {
                 name: accuracy(module.gpt, self.tokenizer, task, **options) for name, task in self.eval_tasks.items()
             }
             return {f"{name}_accuracy": numbers["accuracy"] for name, numbers in found.items()}
 
-        evaluations = [Evaluate({"bpb": bpb}, config["eval_every"], checkpoints, at_start=config["eval_at_start"])]
+        evals: dict[str, Eval] = {"bpb": (config["eval_every"], bpb)}
         if self.eval_tasks:
-            evaluations.append(
-                Evaluate({"tasks": answers}, config["tasks"]["every"], checkpoints, at_start=config["eval_at_start"])
-            )
+            evals["tasks"] = (config["tasks"]["every"], answers)
         report = Report(
             batch_tokens=self.plan.batch_tokens, flops_per_token=counts.flops_per_token(self.gpt_config),
             peak_flops=self.hardware.peak_flops, log_every=config["log_every"], run_folder=folder.path,
@@ -278,7 +312,7 @@ class Job:
         return [
             report,
             Save(checkpoints, config["save_every"], before=report.flush),
-            *evaluations,
+            Evaluate(evals, checkpoints, at_start=config["eval_at_start"]),
             Sample(write, prompts, config["sample_every"]),
             *[instantiate(c) for c in (config["callbacks"] or {}).values()],
         ]
@@ -309,13 +343,13 @@ class Job:
         moments = self.moments() if start is None else None
         module = self.build_module(gpt, moments)
         if rank == 0:
-            if self.config["init_optimizer"]:
-                show.warm_start(moments is not None, resumed=start is not None)
+            if self.config["init_optimizer"] and start is None and moments is None:
+                print("optimizer: fresh, the checkpoint has no state of one")
             print(
                 f"device: {self.hardware.name}; fp32 weights, {chosen['compute dtype']} compute ({self.dtype[1]}); compile: {chosen['compile']}"
             )
             print(f"attention: {chosen['attention']}")
-            show.optimizer(module.optim(module.gpt))
+            show.optimizer(self.build_optimizer(self.plan)(gpt))
             print(f"run folder: {folder.path}")
         loggers = (
             [

@@ -18,6 +18,8 @@ RECORDED = {"batch_tokens": ("plan", "batch_tokens")}
 # from: facts sheet 5.5, for a checkpoint that does not say
 FALLBACKS = {"batch_tokens": 2**19, "data.rows_per_device": 32}
 
+CHOSEN = "chosen for this run"
+
 Inherited = list[tuple[str, str, str]]  # setting, value, source
 
 
@@ -43,35 +45,44 @@ def take_sizes(cfg: DictConfig, checkpoint: Path, overridden: Callable[[str], li
     cfg.arch = asdict(parent.arch)
 
 
-def inherit(cfg: DictConfig, checkpoint: Path, overridden: Callable[[str], list[str]]) -> Inherited:
-    """Set what `cfg.inherit` names to what the parent's run had, and say from where. What was typed stays."""
+def inherit(cfg: DictConfig, checkpoint: Path, typed: Callable[[str], list[str]], plain: DictConfig) -> Inherited:
+    """Set what `cfg.inherit` names to what the parent's run had, and say from where.
+
+    What was chosen for this run stays: typed, or in `cfg` another value than in `plain`, the command's configuration with nothing chosen.
+    """
     lineage = read_lineage(checkpoint) if (checkpoint / "lineage.json").is_file() else {}
     config = lineage.get("config") or {}
     source = f"{config.get('run_name', checkpoint.name)}, {checkpoint.name}"
     found: Inherited = []
     for key in cfg.inherit:
-        words, group = overridden(key), key.partition(".")[0]
-        # what was typed for the setting itself, or a choice of the group that it is a part of
-        chosen = [
-            word
-            for word in overridden(group)
-            if word.partition("=")[0] in (key, group if OmegaConf.is_dict(OmegaConf.select(cfg, key)) else key)
-        ]
-        if chosen:
-            found.append((key, chosen[0].partition("=")[2], "typed"))
-            continue
         value, where = _of_parent(key, lineage, config), source
         if value is None and not config and key in FALLBACKS:
             value, where = FALLBACKS[key], "nanochat's default: the checkpoint does not say"
         if value is None:
             continue
-        kept = {word.partition("=")[0]: OmegaConf.select(cfg, word.partition("=")[0]) for word in words}
-        OmegaConf.update(cfg, key, value, merge=False, force_add=True)
-        for name, typed in kept.items():
-            OmegaConf.update(cfg, name, typed)
-        found += [(name, text, where) for name, text in _lines(key, value) if name not in kept]
-        found += [(name, f"{typed}", "typed") for name, typed in kept.items()]
+        whole_group = [word for word in typed(key.partition(".")[0]) if word.partition("=")[0] == key.partition(".")[0]]
+        # a group of settings (the rule and rates of a role) is taken as one, but for what was chosen in it
+        parts = {f"{key}.{role}": group for role, group in value.items()} if isinstance(value, dict) else {key: value}
+        for name, given in parts.items():
+            mine, default = OmegaConf.select(cfg, name), OmegaConf.select(plain, name)
+            if not isinstance(given, dict):
+                chosen = bool(typed(name)) or mine != default
+                if not chosen:
+                    OmegaConf.update(cfg, name, given)
+                found.append((name, _text(mine if chosen else given), CHOSEN if chosen else where))
+                continue
+            own = {k: v for k, v in (mine or {}).items() if typed(f"{name}.{k}") or v != (default or {}).get(k)}
+            if whole_group or "rule" in own:
+                found.append((f"{name}.lr", f"{mine.lr:g} ({mine.rule})", CHOSEN))
+                continue
+            OmegaConf.update(cfg, name, {**given, **own}, merge=False, force_add=True)
+            lr = own.get("lr", given["lr"])
+            found.append((f"{name}.lr", f"{lr:g} ({given['rule']})", CHOSEN if "lr" in own else where))
     return found
+
+
+def _text(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _of_parent(key: str, lineage: dict[str, Any], config: dict[str, Any]) -> Any:
@@ -83,12 +94,3 @@ def _of_parent(key: str, lineage: dict[str, Any], config: dict[str, Any]) -> Any
         for part in RECORDED[key]:
             value = value.get(part) if isinstance(value, dict) else None
     return value
-
-
-def _lines(key: str, value: Any) -> list[tuple[str, str]]:
-    """One line for a number; for optimizer groups one for each rate."""
-    if isinstance(value, dict):
-        return [
-            (f"{key}.{role}.lr", f"{group['lr']:g} ({group['rule']})") for role, group in value.items() if "lr" in group
-        ]
-    return [(key, f"{value:,}" if isinstance(value, int) else str(value))]

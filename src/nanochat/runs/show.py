@@ -8,6 +8,7 @@ from rich.table import Table
 
 from nanochat import optim
 from nanochat.callbacks.report import short_time
+from nanochat.datamodules.chat import Share
 from nanochat.gpt import counts
 from nanochat.optim import GroupedOptimizer
 from nanochat.runtime.plan import Plan
@@ -55,18 +56,21 @@ def inherited(rows: Sequence[tuple[str, str, str]]) -> None:
     console().print(table)
 
 
-def mixture(shares: Sequence[tuple[str, int, int, int, int]], utilisation: float, dropped: int) -> None:
-    """What a mixture of tasks is made of, in conversations and in the tokens that are trained."""
+def mixture(shares: Sequence[Share], utilisation: float, dropped: int) -> None:
+    """What a mixture of tasks is made of, in conversations and in the tokens that are trained, and what of them is lost."""
     table = Table(title="mixture", title_justify="left")
-    for column in ("task", "conversations", "share", "trained tokens", "share", "repeats", "bad, left out"):
+    for column in ("task", "conversations", "share", "trained tokens", "share", "lost", "repeats", "bad, left out"):
         table.add_column(column, justify="left" if column == "task" else "right")
-    conversations, targets = sum(row[1] for row in shares), sum(row[2] for row in shares)
-    for name, count, trained, bad, repeat in shares:
-        part, tokens = count / max(conversations, 1), trained / max(targets, 1)
-        table.add_row(name, f"{count:,}", f"{part:.1%}", f"{trained:,}", f"{tokens:.1%}", str(repeat), f"{bad:,}")
-    table.add_row("together", f"{conversations:,}", "", f"{targets:,}", "", "", "")
+    conversations, targets = sum(share.conversations for share in shares), sum(share.trained for share in shares)
+    for share in shares:
+        part, tokens = share.conversations / max(conversations, 1), share.trained / max(targets, 1)
+        counts = f"{share.conversations:,}", f"{part:.1%}", f"{share.trained:,}", f"{tokens:.1%}", f"{share.lost:,}"
+        table.add_row(share.task, *counts, str(share.repeat), f"{share.bad:,}")
+    table.add_row(
+        "together", f"{conversations:,}", "", f"{targets:,}", "", f"{sum(share.lost for share in shares):,}", "", ""
+    )
     console().print(table)
-    left_out = f"; {dropped:,} conversations without a target left out" if dropped else ""
+    left_out = f"; {dropped:,} conversations without a target within a row left out" if dropped else ""
     print(f"rows are {utilisation:.1%} full{left_out}")
 
 
@@ -78,9 +82,9 @@ def skipped_mid(phase: str | None) -> None:
         )
 
 
-def warm_start(taken: bool, *, resumed: bool) -> None:
-    if not resumed:
-        print("optimizer: moments of the parent's" if taken else "optimizer: fresh, the checkpoint has no state of one")
+def warm_start(taken: int, parameters: int) -> None:
+    rest = "" if taken == parameters else f", the others begin afresh: {parameters - taken} have another rule"
+    print(f"optimizer: moments of the parent's for {taken} of {parameters} parameters{rest}")
 
 
 def optimizer(optimizer: GroupedOptimizer) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 
+from nanochat import optim
 from nanochat.checkpoint import folder as checkpoint_folder
 from nanochat.datamodules.download import CHARACTERS_PER_TOKEN, shards_needed
 from nanochat.gpt import GPT, GPTConfig, build_arch, from_depth
@@ -57,6 +58,17 @@ class TextJob(Job):
             self.share_out(plan, sizes)
             with torch.device("meta"):
                 self.build_optimizer(plan)(GPT(sizes))
+
+        if "supervise" in self.config["data"]:
+            raise ValueError(
+                f"phase {self.config['phase']} trains on conversations, and data= names text; try data=jsonl or data=sft_mix"
+            )
+
+    def no_effect(self) -> dict[str, str]:
+        if optim.uses_planned_decay(self.config["optim"]["groups"]):
+            return {}
+        instead = "set optim.groups.matrix.weight_decay=…"
+        return {"plan.weight_decay": f"no group of optim has weight_decay: auto; {instead}"}
 
     def describe(self) -> str:
         """Which text, and how many of its shards the plan needs and takes."""

@@ -198,6 +198,13 @@ def compose_choice(group: str, name: str) -> dict[str, Any]:
     return OmegaConf.to_container(compose(f"{group}/{name}")[group], resolve=True)  # type: ignore[return-value]
 
 
+def plain_config(name: str) -> DictConfig:
+    """A command's configuration with nothing chosen: what the settings are if nobody says otherwise."""
+    from hydra import compose
+
+    return compose(name)
+
+
 def run_dir() -> Path:
     """The folder Hydra made for this job; everything a command writes about itself goes there."""
     return Path(HydraConfig.get().runtime.output_dir)

@@ -58,6 +58,11 @@ def auto_batch_tokens(horizon: float, ref_horizon: float) -> int:
     return min(law, most)
 
 
+def check_scale(scale: str) -> None:
+    if scale not in ("modern", "classic"):
+        raise ValueError(f"plan.scale={scale!r} is not known; choose from modern, classic")
+
+
 def make_plan(
     config: GPTConfig,
     reference: GPTConfig,
@@ -87,8 +92,7 @@ def make_plan(
         raise ValueError(
             f"{' and '.join(f'{k}={v:,.12g}' for k, v in given.items())} each set the length of the run; keep one of them"
         )
-    if scale not in ("modern", "classic"):
-        raise ValueError(f"plan.scale={scale!r} is not known; choose from modern, classic")
+    check_scale(scale)
     for name, value in {**given, "plan.ratio": ratio, "batch_tokens": batch_tokens}.items():
         if value is not None and value <= 0:
             raise ValueError(f"{name}={value:g} gives a run of zero steps; it must be above 0")
@@ -160,6 +164,7 @@ def make_epochs_plan(
     """
     if max_steps is not None and max_steps < 1:
         raise ValueError(f"max_steps={max_steps} gives a run of zero steps; it must be above 0")
+    check_scale(scale)
     steps = max_steps or -(-rows // max(batch_tokens // config.sequence_len, 1))
     factor = 1.0 if scale == "classic" else max(MIN_LR_FACTOR, math.sqrt(batch_tokens / REF_BATCH))
     source = (

@@ -66,6 +66,7 @@ class Samples(Sample):
 
 @dataclass
 class TaskEvals:
+    split: str | None = MISSING
     every: int | None = MISSING
     limit: int | None = MISSING
     max_tokens: int = MISSING

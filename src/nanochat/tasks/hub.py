@@ -48,7 +48,9 @@ class HubTask(Task):
         return f"row {self.order[i]} of {self.dataset} {self.split}"
 
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "dataset": self.dataset, "subset": self.subset, "split": self.split}
+        # the library's own hash of the files and of how they were read
+        own = {"dataset": self.dataset, "subset": self.subset, "split": self.split, "rows": self.rows._fingerprint}
+        return {**super().settings(), **own}
 
 
 def load_rows(dataset: str, subset: str | None, split: str, columns: tuple[str, ...]) -> Any:

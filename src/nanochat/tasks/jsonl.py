@@ -48,9 +48,13 @@ class JSONL(Task):
                     raise ValueError(f"{self.path} line {number} is not JSON ({error})") from None
                 if self.split == "all" or is_held_out(json.dumps(value), self.held_out) == (self.split == "test"):
                     found.append((number, value))
+        if not found and self.split == "all":
+            raise ValueError(f"{self.path} holds no conversation; write one JSON a line")
         if not found:
-            part = "" if self.split == "all" else f" for {self.split} (held_out={self.held_out:g})"
-            raise ValueError(f"{self.path} holds no conversation{part}; write one JSON a line")
+            raise ValueError(
+                f"{self.path} holds no conversation for {self.split} at held_out={self.held_out:g}; raise that (data.val_fraction=0.3), or "
+                "give another file (data.val_path=FILE)"
+            )
         return found
 
     def total(self) -> int:
