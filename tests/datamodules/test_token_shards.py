@@ -167,7 +167,7 @@ def test_builders_end_with_the_process_that_started_them(make, tmp_path):
 
 
 def test_a_loader_waits_for_the_shard_it_needs(make, caplog, monkeypatch):
-    monkeypatch.setattr(shards, "MESSAGE_SECONDS", 0.3)
+    monkeypatch.setattr(shards, "MESSAGE_SECONDS", 0.0)
     folder = make(tokenizer=SlowTokenizer())
     builders = folder.start_builders(2)
     first = folder.open(folder.order[0])

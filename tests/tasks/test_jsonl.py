@@ -82,7 +82,7 @@ def test_train_and_test_share_nothing_and_lose_nothing(tmp_path):
     ):
         with pytest.raises(ValueError, match=line):
             JSONL(path=path, **wrong)
-    with pytest.raises(ValueError, match=r"holds no conversation for test \(held_out=1e-09\)"):
+    with pytest.raises(ValueError, match=r"holds no conversation for test at held_out=1e-09; raise that"):
         len(JSONL(path=path, split="test", held_out=1e-9))
 
 
