@@ -161,6 +161,7 @@ def test_padding_ends_the_planned_epochs(make) -> None:
     assert [len(p) for p in data.batch(1).pieces] == [1] * 8, "a run of another length goes on into the next epoch"
 
 
+@pytest.mark.slow
 def test_over_long_and_masked_conversations_cannot_stall_it(make, tokenizer) -> None:
     """300 steps of one row: every loss is finite, the consumed counter strictly grows (nanochat's SFT stalls here, facts sheet 10.2)."""
     data = make({"talk": Talk(200, long=120)}, batch_rows=1, rows_per_device=1)
@@ -268,6 +269,7 @@ def test_settings_that_cannot_work_are_one_line(make) -> None:
         make({"talk": Talk(10, long=10)})
 
 
+@pytest.mark.slow
 def test_rendering_in_processes_gives_the_same_and_is_found_again(tokenizer, tmp_path) -> None:
     from nanochat.tasks.arithmetic import Arithmetic
 

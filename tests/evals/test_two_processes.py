@@ -82,6 +82,9 @@ def one_process(rank: int, port: int, out: Path) -> None:
     dist.destroy_process_group()
 
 
+pytestmark = pytest.mark.slow  # two processes
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     with socket.socket() as probe:
