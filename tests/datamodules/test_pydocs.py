@@ -14,6 +14,7 @@ def source():
     return PyDocs()
 
 
+@pytest.mark.slow
 def test_the_default_corpus_is_prose_and_code_and_of_a_useful_size(source):
     train, val = (list(source.documents(split)) for split in ("train", "val"))
     size = sum(map(len, train))

@@ -390,6 +390,7 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_lightning_resumes_at_the_step_after_the_last(make, tmp_path, workers):
     def fit(steps, ckpt=None):
