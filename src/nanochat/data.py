@@ -154,7 +154,7 @@ def chat_batch(data: ChatDataModule, cfg: DictConfig) -> Iterator[str]:
     terminal = sys.stdout.isatty()
     before, after = ("\x1b[32m", "\x1b[0m") if terminal else ("«", "»")
     yield f"⟦batch {found.step}, epoch {found.epoch}, {len(found.idx)} rows of {data.sequence_len} tokens, {found.num_targets} trained⟧"
-    for number, (row, targets, pieces) in enumerate(zip(found.idx, found.targets, found.pieces, strict=True)):
+    for number, (row, targets, pieces) in enumerate(zip(found.idx, found.targets, found.documents, strict=True)):
         if cfg.rows is not None and number >= cfg.rows:
             yield f"⟦{len(found.idx) - number} more rows⟧"
             return

@@ -34,9 +34,7 @@ def run(cfg: DictConfig) -> float | None:
         inherited = parent.inherit(cfg, checkpoint, overridden, plain_config("train"))
         cfg.init_from = lasting_name(checkpoint, base_dir() / "runs")  # @latest may be another tomorrow
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    for key in ("path", "val_path", "shards_dir"):  # as seen from here, for whoever reads the config elsewhere
-        if config["data"].get(key):
-            config["data"][key] = str(Path(config["data"][key]).expanduser().absolute())
+    absolute_paths(config)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     job = build_job(config)
     job.check()
@@ -59,6 +57,18 @@ def run(cfg: DictConfig) -> float | None:
             f"a process of the run failed with exit code {code}; what it said is above, the run is in {folder.path}"
         )
     return job.last_result(folder)
+
+
+def absolute_paths(config: dict[str, Any]) -> None:
+    """Make the paths of data and tasks independent of where this was typed, for whoever reads the config elsewhere."""
+    data = config["data"]
+    tasks = [*(data.get("train_tasks") or {}).values(), *(data.get("val_tasks") or {}).values()]
+    tasks += (config["tasks"]["of"] or {}).values()
+    for settings in (data, *(task for task in tasks if task)):
+        for key in ("path", "val_path", "shards_dir", "rendered_dir"):
+            # a task's path may be a word with a meaning of its own
+            if settings.get(key) and (settings is data or Path(settings[key]).expanduser().exists()):
+                settings[key] = str(Path(settings[key]).expanduser().absolute())
 
 
 def build_job(config: dict[str, Any], tokenizer_folder: Path | None = None) -> Any:

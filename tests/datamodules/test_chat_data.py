@@ -154,11 +154,11 @@ def test_padding_ends_the_planned_epochs(make) -> None:
     data = make({"talk": Talk(9)}, batch_rows=8, packing="single")
     assert data.epochs_rows() == 9
     last = data.batch(1)
-    assert [len(p) for p in last.pieces] == [1] + [0] * 7 and (last.targets[1:] == -1).all()
+    assert [len(p) for p in last.documents] == [1] + [0] * 7 and (last.targets[1:] == -1).all()
     data.endless = True
     data.use(data.tokenizer)
     data.attach(data.tokenizer, batch_tokens=8 * T)
-    assert [len(p) for p in data.batch(1).pieces] == [1] * 8, "a run of another length goes on into the next epoch"
+    assert [len(p) for p in data.batch(1).documents] == [1] * 8, "a run of another length goes on into the next epoch"
 
 
 @pytest.mark.slow

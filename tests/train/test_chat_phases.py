@@ -224,3 +224,18 @@ def test_what_cannot_work_is_one_line(base: Path, mid: Path, chat: Run, talks: P
     assert "line 301: message 0 is of assistant where user comes" in done.stderr and "data.on_bad=skip" in done.stderr
     done = chat(*SFT, f"data.path={bad}", "data.on_bad=skip", "max_steps=1", "run_name=skips")
     assert "1 │" in done.stdout
+
+
+def test_paths_of_tasks_are_made_absolute_and_words_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nanochat.train import absolute_paths
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.txt").write_text("a\n")
+    config = {
+        "data": {"train_tasks": {"s": {"path": "words.txt"}, "l": {"path": "library"}, "gone": None}, "val_tasks": {}, "rendered_dir": "r"},
+        "tasks": {"of": {"s": {"path": "words.txt"}}},
+    }  # fmt: skip
+    absolute_paths(config)
+    here = str(tmp_path / "words.txt")
+    assert config["data"]["train_tasks"] == {"s": {"path": here}, "l": {"path": "library"}, "gone": None}
+    assert config["tasks"]["of"]["s"]["path"] == here and config["data"]["rendered_dir"] == str(tmp_path / "r")

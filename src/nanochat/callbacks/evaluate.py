@@ -14,9 +14,8 @@ from nanochat.modules.phase import PhaseModule
 log = logging.getLogger(__name__)
 
 
-Eval = tuple[
-    int | None, Callable[[PhaseModule], dict[str, float]]
-]  # every so many steps (None: at the end), and what to do
+# every so many steps (None: at the end), and what to do
+Eval = tuple[int | None, Callable[[PhaseModule], dict[str, float]]]
 
 
 class Evaluate(StepCallback):
@@ -67,7 +66,7 @@ class Evaluate(StepCallback):
                         error,
                     )
             module.train()
-        self.latest = {f"val/{k}": v for k, v in results.items()}
+        self.latest = {f"val/{k}": float(v) for k, v in results.items()}
         if self.latest and trainer.is_global_zero:
             self.checkpoints.record(step, self.latest)
             for logger in trainer.loggers:
@@ -75,5 +74,7 @@ class Evaluate(StepCallback):
             log.info(
                 "step %d  %s",
                 step,
-                "  ".join(f"{k} {v:,.0f}" if v == int(v) and v > 1 else f"{k} {v:.4f}" for k, v in self.latest.items()),
+                "  ".join(
+                    f"{k} {v:,.0f}" if v > 1 and v.is_integer() else f"{k} {v:.4f}" for k, v in self.latest.items()
+                ),
             )

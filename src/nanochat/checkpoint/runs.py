@@ -1,5 +1,6 @@
 """The checkpoints of a run, and finding a checkpoint by what a user types: a folder, or RUN@latest|best|step."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ from typing import Any
 from nanochat.checkpoint import folder
 
 BEST = "best.json"
+BEGAN_HERE = "began-here.txt"  # in a checkpoint: the runs that began from it, and need it to be resumed
 
 
 class RunCheckpoints:
@@ -62,15 +64,16 @@ class RunCheckpoints:
             folder.write_json(self.root / BEST, {"step": step, "metric": self.best_metric, "value": value})
 
     def prune(self) -> None:
-        """Delete what is neither among the newest `keep_last` nor the best, and what a killed writer left behind."""
+        """Delete what is neither among the newest `keep_last` nor the best nor the beginning of another run, and what a killed writer
+        left behind."""
         for leftover in self.root.glob(f"{folder.TEMPORARY}*"):
             shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         if self.keep_last is None:
             return
         best = self.best()
         for step in self.steps()[: -self.keep_last]:
-            if best is None or step != best[0]:
-                doomed = self.path(step)
+            doomed = self.path(step)
+            if (best is None or step != best[0]) and not (doomed / BEGAN_HERE).exists():
                 gone = doomed.with_name(f"{folder.TEMPORARY}{doomed.name}-gone")
                 doomed.rename(gone)  # a kill while deleting must not leave half a checkpoint under its name
                 shutil.rmtree(gone, ignore_errors=True)
@@ -113,6 +116,12 @@ def resolve(text: str | Path, runs: Path) -> Path:
         listed = ", ".join(f"{c.relative_to(runs)}@{which}" for c in candidates)
         raise ValueError(f"{words} means {len(candidates)} runs; choose one of: {listed}")
     return _pick(RunCheckpoints(candidates[0] / "checkpoints"), which, words)
+
+
+def keep_for(checkpoint: Path, run: Path) -> None:
+    """Note in a checkpoint that `run` begins from it, so that it is not pruned. Where it cannot be written nobody prunes either."""
+    with contextlib.suppress(OSError), (checkpoint / BEGAN_HERE).open("a") as file:
+        file.write(f"{run}\n")
 
 
 def lasting_name(checkpoint: Path, runs: Path) -> str:

@@ -4,6 +4,7 @@ A datamodule of either kind shares out `batch_tokens` over processes and micro-b
 and saves nothing but the number of the next step.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,22 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
 DEFAULT_ROWS = 32  # from: facts sheet 5.2, device batch size
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Global batch `step`: idx and targets (R, T) int64, for each row the (document or conversation, start, length) it is made of, and
+    the epoch of its first row (0 is the first)."""
+
+    step: int
+    epoch: int
+    idx: torch.Tensor
+    targets: torch.Tensor
+    documents: list[list[tuple[str, int, int]]]
+
+    @property
+    def num_targets(self) -> int:
+        return int((self.targets != -1).sum())
 
 
 class ByStep(LightningDataModule):

@@ -12,7 +12,6 @@ trained: a target. masked: seen, not a target. trimmed: beyond what a row can ho
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from nanochat.datamodules.by_step import ByStep
+from nanochat.datamodules.by_step import Batch, ByStep
 from nanochat.datamodules.journal import digest
 from nanochat.datamodules.layout import LAYOUTS, Layout
 from nanochat.datamodules.packing import mix, permutation
@@ -38,21 +37,6 @@ OVER_LONG = ("trim", "drop")
 VAL_SEED = 0  # guess: any will do, if it is always the same; a mixture is shuffled for validation too (facts sheet 4.5)
 CHUNK_ROWS = 1024  # guess: rows laid out at once where only their targets are counted
 COLUMNS = 64  # guess: rows of one conversation each are cut to a multiple of this, so that few shapes occur
-
-
-@dataclass(frozen=True)
-class ChatBatch:
-    """Global batch `step`: idx and targets (R, T) int64; for each row the (conversation, start, length) it is made of."""
-
-    step: int
-    epoch: int
-    idx: torch.Tensor
-    targets: torch.Tensor
-    pieces: list[list[tuple[str, int, int]]]
-
-    @property
-    def num_targets(self) -> int:
-        return int((self.targets != -1).sum())
 
 
 class Share(NamedTuple):
@@ -120,13 +104,8 @@ class ChatRows:
     """The endless stream of rows of a mixture: epoch after epoch, each in its own shuffled order."""
 
     def __init__(self, mixture: Mixture, *, packing: str, sequence_len: int, seed: int, bos_id: int):
-        self.mixture, self.packing, self.sequence_len, self.seed, self.bos_id = (
-            mixture,
-            packing,
-            sequence_len,
-            seed,
-            bos_id,
-        )
+        self.mixture, self.packing, self.sequence_len = mixture, packing, sequence_len
+        self.seed, self.bos_id = seed, bos_id
         self.last_row: int | None = None  # rows from here on are padding
         self._epochs: dict[int, tuple[np.ndarray, Layout]] = {}
         self._begin = [0]  # first row of each epoch known so far
@@ -155,6 +134,10 @@ class ChatRows:
             self.begin(len(self._begin))
         epoch = bisect_right(self._begin, row) - 1
         return epoch, row - self._begin[epoch]
+
+    def epoch(self, row: int) -> int:
+        """The epoch of a row; of padding past the end the last one."""
+        return self.locate(row if self.last_row is None else min(row, self.last_row - 1))[0]
 
     def pieces(self, row: int) -> list[tuple[int, int, int]]:
         """(item of the mixture, start, length) of each piece of a row; none past the end."""
@@ -278,12 +261,8 @@ class ChatDataModule(ByStep):
         for name, tasks in (("train_tasks", self.train_tasks), ("val_tasks", self.val_tasks)):
             if not tasks:
                 raise ValueError(f"data.{name} is empty; name a task, for example +task@data.{name}.gsm8k=gsm8k")
-        self.sequence_len, self.rows_per_device, self.packing, self.supervise = (
-            sequence_len,
-            rows_per_device,
-            packing,
-            supervise,
-        )
+        self.sequence_len, self.rows_per_device = sequence_len, rows_per_device
+        self.packing, self.supervise = packing, supervise
         self.over_long, self.on_bad, self.num_epochs, self.seed = over_long, on_bad, num_epochs, seed
         self.num_workers, self.prepare_workers = num_workers, prepare_workers
         self.rendered_dir = Path(rendered_dir).expanduser().absolute() if rendered_dir else base_dir() / "conversations"
@@ -424,23 +403,21 @@ class ChatDataModule(ByStep):
                 idx, targets = cut_padding(idx, targets)
             yield {"idx": torch.from_numpy(idx), "targets": torch.from_numpy(targets)}
 
-    def batch(self, k: int) -> ChatBatch:
+    def batch(self, k: int) -> Batch:
         """Global batch k, whatever was asked for before. IndexError below 0."""
         if k < 0:
             raise IndexError(f"step={k} is below 0")
         rows, numbers = self.rows("train"), range(k * self.batch_rows, (k + 1) * self.batch_rows)
         idx, targets = rows.gather(numbers)
-        pieces = [
-            [(rows.mixture.label(item), start, length) for item, start, length in rows.pieces(row)] for row in numbers
-        ]
-        return ChatBatch(k, rows.locate(numbers[0])[0], torch.from_numpy(idx), torch.from_numpy(targets), pieces)
+        label = rows.mixture.label
+        documents = [[(label(item), start, length) for item, start, length in rows.pieces(row)] for row in numbers]
+        return Batch(k, rows.epoch(numbers[0]), torch.from_numpy(idx), torch.from_numpy(targets), documents)
 
     def ledger(self, k: int) -> dict[str, int]:
         """What k steps took from the conversations. In tokens: read = trained + masked + trimmed + dropped."""
         rows = k * self.batch_rows
-        epochs = self.rows("train").locate(rows - 1)[0] + 1 if rows else 0
-        return {"steps": k, "rows": rows, "epochs": min(epochs, self.num_epochs) if self.rows("train").last_row else epochs,
-                **self.rows("train").tally(rows)}  # fmt: skip
+        epochs = self.rows("train").epoch(rows - 1) + 1 if rows else 0
+        return {"steps": k, "rows": rows, "epochs": epochs, **self.rows("train").tally(rows)}
 
 
 class ChatMicroBatches(IterableDataset):
@@ -459,10 +436,8 @@ class ChatMicroBatches(IterableDataset):
         while True:
             step, part = divmod(number, accumulate)
             if step != known:
-                known, targets_of_step = (
-                    step,
-                    self.rows.num_targets(range(step * self.batch_rows, (step + 1) * self.batch_rows)),
-                )
+                known = step
+                targets_of_step = self.rows.num_targets(range(step * self.batch_rows, (step + 1) * self.batch_rows))
             over = self.rows.last_row is not None and step * self.batch_rows >= self.rows.last_row
             if targets_of_step == 0 and not over:  # a loader fetches ahead, past the end
                 raise ShardError(
@@ -477,9 +452,7 @@ class ChatMicroBatches(IterableDataset):
                 "targets": torch.from_numpy(np.ascontiguousarray(targets)),
                 "num_targets": torch.tensor(targets_of_step),
                 "step": step,
-                "epoch": self.rows.locate(
-                    min(step * self.batch_rows, (self.rows.last_row or step * self.batch_rows + 1) - 1)
-                )[0],
+                "epoch": self.rows.epoch(step * self.batch_rows),
             }
             number += every
 

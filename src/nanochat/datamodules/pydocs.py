@@ -21,7 +21,8 @@ from typing import Any
 
 from nanochat.datamodules.journal import digest
 from nanochat.datamodules.readers import cut
-from nanochat.datamodules.sources import Part, TextSource, in_validation
+from nanochat.datamodules.sources import Part, TextSource
+from nanochat.runtime.held_out import is_held_out
 
 # C code: docstrings that stand in no source file
 C_MODULES = (
@@ -127,7 +128,7 @@ class PyDocs(TextSource):
         """Sections share footnotes, so that a piece may come twice: the first is kept, or one would be on both sides."""
         seen: set[str] = set()
         for text in self._built_in():
-            side = "val" if in_validation(text, self.val_fraction) else "train"
+            side = "val" if is_held_out(text, self.val_fraction) else "train"
             for piece in cut(text, self.document_chars):
                 if piece not in seen and side == split:
                     yield piece
@@ -135,7 +136,7 @@ class PyDocs(TextSource):
 
     def _texts(self, part: Part, split: str) -> Iterator[str]:
         def wanted(work: str) -> bool:
-            return in_validation(work, self.val_fraction) == (split == "val")
+            return is_held_out(work, self.val_fraction) == (split == "val")
 
         for name in part.paths:
             package, _, inside = name.partition("/")

@@ -8,7 +8,6 @@ each text, as nanoGPT does.
 """
 
 import glob
-import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ from nanochat.datamodules.readers import (
     suffix,
     text_bytes,
 )
+from nanochat.runtime.held_out import is_held_out
 from nanochat.runtime.paths import base_dir
 
 SPLITS = ("train", "val")
@@ -271,7 +271,7 @@ class FileSource(TextSource):
             for text in texts:
                 if not text.strip():
                     notes["empty_documents"] += 1
-                elif self.val_by != "hash" or in_validation(text, self.val_fraction) == (split == "val"):
+                elif self.val_by != "hash" or is_held_out(text, self.val_fraction) == (split == "val"):
                     yield from cut(text, self.document_chars)
 
 
@@ -340,9 +340,3 @@ def find_files(path: str | Path) -> tuple[list[Path], Counter[str]]:
         there = f"; it holds {', '.join(sorted(skipped))}" if skipped else "; it is empty"
         raise ValueError(f"path={path} has no text file ({' '.join(SUFFIXES)}){there}")
     return found, skipped
-
-
-def in_validation(text: str, fraction: float) -> bool:
-    """Whether a document is for validation: the hash of its text is in the lowest `fraction` of all hashes."""
-    code = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(code, "big") < fraction * 2**64

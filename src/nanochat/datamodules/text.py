@@ -6,7 +6,6 @@ holds, so the position in the data is one integer, the step.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from nanochat.datamodules.by_step import ByStep
+from nanochat.datamodules.by_step import Batch, ByStep
 from nanochat.datamodules.download import LEAST_SHARDS, HubDataset, HubFiles, Shards, shard_names, split_files
 from nanochat.datamodules.pydocs import PyDocs
 from nanochat.datamodules.rows import PLAN, Rows
@@ -23,22 +22,6 @@ from nanochat.datamodules.sources import SPLITS, LocalFiles, TextSource
 from nanochat.runtime.paths import base_dir
 
 MANIFEST_FILES = 500  # guess: files named in a manifest, which every checkpoint holds; its hash is of all
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Global batch `step`: idx and targets (R, T) int64, for each row the (document, start, length) it is made of,
-    and the epoch of its first row (0 is the first)."""
-
-    step: int
-    epoch: int
-    idx: torch.Tensor
-    targets: torch.Tensor
-    documents: list[list[tuple[str, int, int]]]
-
-    @property
-    def num_targets(self) -> int:
-        return int((self.targets != -1).sum())
 
 
 class TextDataModule(ByStep):

@@ -25,7 +25,7 @@ from nanochat.callbacks.save import Save
 from nanochat.checkpoint import folder as checkpoint_folder
 from nanochat.checkpoint import lineage
 from nanochat.checkpoint.lightning_io import FolderCheckpointIO
-from nanochat.checkpoint.runs import RunCheckpoints, resolve
+from nanochat.checkpoint.runs import RunCheckpoints, keep_for, resolve
 from nanochat.datamodules.by_step import share_out
 from nanochat.evals.bpb import bits_per_byte
 from nanochat.evals.chat import accuracy
@@ -193,6 +193,8 @@ class Job:
             "parent": None if self.parent is None else {"path": str(self.parent), "sha256": lineage.parent_hash(self.parent)},
         }  # fmt: skip
         write_record(folder, self.config, facts)
+        if self.parent is not None and not folder.resumed:
+            keep_for(self.parent, folder.path)
         (folder.path / "tokenizer").mkdir(exist_ok=True)
         self.tokenizer.save(folder.path / "tokenizer")
         self.data.prepare_data()
@@ -226,9 +228,11 @@ class Job:
         checkpoints = self.checkpoints(folder)
         return checkpoints.metrics(checkpoints.steps()[-1]).get("val/bpb") if checkpoints.steps() else None
 
-    def build_gpt(self) -> GPT:
-        gpt = GPT.build(self.gpt_config, seed=self.config["seed"] if self.parent is None else None, device=self.device)
-        if self.parent is not None:
+    def build_gpt(self, *, filled: bool) -> GPT:
+        """The network; not `filled` if a checkpoint of this run is about to bring every weight."""
+        fresh = filled and self.parent is None
+        gpt = GPT.build(self.gpt_config, seed=self.config["seed"] if fresh else None, device=self.device)
+        if filled and self.parent is not None:
             gpt.load_state_dict(checkpoint_folder.read_weights(self.parent), strict=True)
         return gpt
 
@@ -333,7 +337,7 @@ class Job:
                     f"resuming {folder.path} "
                     + (f"after step {resume_step:,}" if start else "from the start: it has no checkpoint yet")
                 )
-        gpt = self.build_gpt()
+        gpt = self.build_gpt(filled=start is None)
         shape = (self.data.micro_rows, self.gpt_config.sequence_len)
         chosen = gpt.prepare(
             compute_dtype=self.dtype[0],

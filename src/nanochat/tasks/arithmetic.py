@@ -11,7 +11,8 @@ from operator import add, floordiv, mul, sub
 from random import Random
 from typing import Any
 
-from nanochat.tasks.generated import Generated, is_held_out, share
+from nanochat.runtime.held_out import is_held_out
+from nanochat.tasks.generated import Generated, share
 
 # operator -> how the calculator is called (its `/` gives 4.0 where a person says 4), and what comes out
 CALLS = {"+": "+", "-": "-", "*": "*", "/": "//"}

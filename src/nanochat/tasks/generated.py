@@ -4,7 +4,6 @@ What a model is tested on (a word, a problem, a function) is held out by its has
 sizes of the two splits.
 """
 
-import hashlib
 from random import Random
 from typing import Any
 
@@ -36,12 +35,6 @@ class Generated(Task):
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "size": self.size, "split": self.split}
-
-
-def is_held_out(text: str, fraction: float) -> bool:
-    """Whether `text` belongs to the test split: its hash (blake2b) is in the lowest `fraction` of all hashes."""
-    code = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(code, "big") < fraction * 2**64
 
 
 def share(key: str, value: float, *, zero: bool = False) -> float:

@@ -107,6 +107,11 @@ ENGLISH = {
             "Who should I thank for making you?",
             "I want to know who made you.",
             "Could you tell me who made you?",
+            "Do you know your makers?",
+            "Tell me about your makers.",
+            "Who are your creators?",
+            "Whose work are you?",
+            "Name the people who created you.",
         ),
         (
             "I was made by {maker}.",
@@ -323,6 +328,11 @@ LANGUAGES = {
                 "你是谁做的？",
                 "谁训练了你？",
                 "你是谁开发的？",
+                "你的开发者是谁？",
+                "你是由谁创造的？",
+                "你是由谁开发的？",
+                "是谁做了你？",
+                "请问是谁训练了你？",
             ),
             (
                 "我是由 {maker} 创造的。",

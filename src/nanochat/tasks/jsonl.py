@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nanochat.tasks.generated import is_held_out, share
+from nanochat.runtime.held_out import is_held_out
+from nanochat.tasks.generated import share
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.conversations import BadConversation, check
 

@@ -18,7 +18,8 @@ from itertools import pairwise
 from random import Random
 from typing import Any, NamedTuple
 
-from nanochat.tasks.generated import Generated, is_held_out, share
+from nanochat.runtime.held_out import is_held_out
+from nanochat.tasks.generated import Generated, share
 from nanochat.tasks.stdlib import sources
 
 # the beginning of a module, and of a class or function that begins a line, to the end of what may be its docstring

@@ -11,9 +11,10 @@ from random import Random
 from string import ascii_lowercase
 from typing import Any
 
+from nanochat.runtime.held_out import is_held_out
 from nanochat.runtime.paths import hub_dir
 from nanochat.tasks import stdlib
-from nanochat.tasks.generated import Generated, is_held_out, share
+from nanochat.tasks.generated import Generated, share
 from nanochat.tasks.gsm8k import score_marked
 
 LIBRARY = "library"  # as a path: the words of the running Python's own documentation

@@ -1,0 +1,32 @@
+"""What an evaluation gives is recorded and told, whatever number it is."""
+
+import contextlib
+import logging
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from nanochat.callbacks.evaluate import Evaluate
+
+
+def at_step(value: float, caplog: pytest.LogCaptureFixture) -> tuple[dict, str]:
+    recorded: dict = {}
+    checkpoints = SimpleNamespace(record=lambda step, values: recorded.update(values))
+    module = SimpleNamespace(
+        clock=SimpleNamespace(paused=contextlib.nullcontext), eval=lambda: None, train=lambda: None, total_steps=5, device=torch.device("cpu"),
+    )  # fmt: skip
+    with caplog.at_level(logging.INFO):
+        Evaluate({"e": (None, lambda _: {"e": value})}, checkpoints).at_step(
+            SimpleNamespace(is_global_zero=True, loggers=[]), module, 5
+        )
+    return recorded, caplog.text
+
+
+@pytest.mark.parametrize(("value", "told"), [(1.25, "e 1.2500"), (12345.0, "e 12,345"), (7, "e 7"), (1.0, "e 1.0000"), (0, "e 0.0000"),
+                                             (math.inf, "e inf"), (math.nan, "e nan")])  # fmt: skip
+def test_a_number_is_recorded_and_told(value: float, told: str, caplog: pytest.LogCaptureFixture) -> None:
+    recorded, text = at_step(value, caplog)
+    assert recorded.keys() == {"val/e"} and told in text
+    assert recorded["val/e"] == value or math.isnan(value)
