@@ -34,7 +34,7 @@ MARKS = np.array([token in SEEN for token in range(len(LOGITS))])
 @pytest.mark.parametrize("sampling", SETTINGS, ids=str)
 def test_frequencies_and_logprobs_are_those_of_the_plain_definition(sampling):
     true = plain_distribution(LOGITS, sampling, SEEN)
-    n = 20_000
+    n = 4_000
     uniform = [(k + 0.5) / n for k in range(n)]
     drawn = draw(LOGITS.expand(n, -1), [sampling] * n, uniform, [MARKS] * n)
     found = torch.bincount(torch.tensor([token.id for token in drawn]), minlength=len(LOGITS)) / n

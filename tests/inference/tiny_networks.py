@@ -1,6 +1,7 @@
 """Networks for the tests of decoding: one with random weights per arch, one that follows a script, and the plain way to decode."""
 
 import math
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -37,9 +38,14 @@ def random_gpt(arch: str = "modern", seed: int = 0, std: float = 0.4, **sizes) -
 STOPS = (SPECIAL["<|assistant_end|>"], SPECIAL["<|bos|>"])
 
 
-@torch.no_grad()
 def plain_greedy(gpt: GPT, prompt: list[int], max_tokens: int) -> list[int]:
-    """The definition: the whole text through the network for every token."""
+    """The definition: the whole text through the network for every token. For a network whose weights stay as they are."""
+    return list(_plain_greedy(gpt, tuple(prompt), max_tokens))
+
+
+@lru_cache
+@torch.no_grad()
+def _plain_greedy(gpt: GPT, prompt: tuple[int, ...], max_tokens: int) -> list[int]:
     text = list(prompt)
     while len(text) < min(T, len(prompt) + max_tokens):
         token = int(gpt(torch.tensor([text]))[0, -1].argmax())
