@@ -84,6 +84,15 @@ def test_rows_with_their_own_settings_are_as_alone():
     assert len({sampling.order for sampling in samplings}) > 5
 
 
+def test_a_neighbour_with_top_p_cuts_nothing_of_a_row_without():
+    """Here the first token's probability rounds to 1; the others are still possible."""
+    logits, sampling = torch.tensor([[30.0, 1.0, 0.0, 2.0]]), Sampling(top_k=3, top_logprobs=3)
+    (alone,) = draw(logits, [sampling], [0.5])
+    together = draw(logits.expand(2, -1), [sampling, Sampling(top_k=3, top_p=0.9)], [0.5, 0.5])
+    assert [token for token, _ in alone.top] == [0, 3, 1]
+    assert together[0] == alone
+
+
 def test_alternatives_are_the_likeliest_of_what_is_left():
     logits, samplings, uniform, marks = random_rows(60, 500)
     for n, sampling, token, mark in zip(

@@ -18,8 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BELOW_ONE = 1 - 2**-23  # times any fp32 total it is below that total, so what is looked up is always found
-
 
 @dataclass(frozen=True)
 class Sampling:
@@ -115,6 +113,7 @@ def draw(
 ) -> list[Drawn]:
     """A token per row of logits (B, V): the one at `uniform[r]` of the cumulative distribution that `samplings[r]` leaves.
 
+    Uniform numbers have 24 bits: times any fp32 total they are below it, so that what is looked up is always found.
     `seen[r]` (V,) marks the tokens in the text of row r, for the rows with a penalty.
     """
     logits = _penalised(logits, samplings, seen)
@@ -144,7 +143,7 @@ def _draw(x: Tensor, samplings: Sequence[Sampling], uniform: Sequence[float]) ->
     else:
         p, index = _kept(x, samplings)
         cumulative = p.cumsum(-1)
-        aim = _column(uniform, p).clamp(max=BELOW_ONE) * cumulative[:, -1:]
+        aim = _column(uniform, p) * cumulative[:, -1:]
         chosen = torch.searchsorted(cumulative, aim, right=True)  # (N, 1): the first that lies above
         found = p.gather(-1, chosen).log()
         if most:
