@@ -1,67 +1,15 @@
 """Batched decoding with a cache against the full forward pass, the tool, and what must not depend on neighbours."""
 
-from itertools import pairwise
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
+from tiny_networks import PROMPTS, SPECIAL, STOPS, TOKENIZER, T, V, chain, plain_greedy, random_gpt, scripted
 
-from nanochat.gpt import GPT, Arch, GPTConfig, build_arch
 from nanochat.gpt.cache import KVCache
 from nanochat.gpt.model import NORM_EPS, norm
-from nanochat.inference.engine import Completion, Engine, Text, draw
+from nanochat.inference.engine import Completion, Engine, Text
 from nanochat.inference.generate import generate as generate_plainly
-from nanochat.tokenizer.tokenizer import BPETokenizer
-
-TOKENIZER = BPETokenizer([])  # 256 bytes and the specials
-V, T = TOKENIZER.vocab_size, 48
-SPECIAL = TOKENIZER.specials
-CLASSIC = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[2] / "conf/arch/classic.yaml"))
-ARCHS = {
-    "modern": Arch(short_window_multiple=1),  # S layers see 12 tokens back
-    "classic": build_arch(CLASSIC),
-    "bigram": Arch(short_window_multiple=1, bigram=True, smear=False, backout=False, value_gate_channels=32),
-}
-PROMPTS = [[5], [1, 2, 3], list(range(60, 77)), [9, 8, 7, 6, 5, 4, 3], list(range(100, 131))]  # 1, 3, 17, 7, 31 tokens
-
-
-def random_gpt(arch: str = "modern", seed: int = 0, **sizes) -> GPT:
-    config = GPTConfig(**{"sequence_len": T, "vocab_size": V, "n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 32,
-                          "arch": ARCHS[arch], **sizes})  # fmt: skip
-    gpt = GPT.build(config)
-    drawn = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in gpt.parameters():
-            p.normal_(0, 0.4, generator=drawn)
-    return gpt
-
-
-@pytest.fixture(scope="module", params=[(a, g) for a in ARCHS for g in (4, 2)], ids=lambda p: f"{p[0]}-{p[1]}of4")
-def any_gpt(request) -> GPT:
-    arch, groups = request.param
-    return random_gpt(arch, n_kv_head=groups)
-
-
-@pytest.fixture(scope="module")
-def gpt() -> GPT:
-    return random_gpt()
-
-
-STOPS = (SPECIAL["<|assistant_end|>"], SPECIAL["<|bos|>"])
-
-
-@torch.no_grad()
-def plain_greedy(gpt: GPT, prompt: list[int], max_tokens: int) -> list[int]:
-    """The definition: the whole text through the network for every token."""
-    text = list(prompt)
-    while len(text) < min(T, len(prompt) + max_tokens):
-        token = int(gpt(torch.tensor([text]))[0, -1].argmax())
-        if token in STOPS:
-            break
-        text.append(token)
-    return text[len(prompt) :]
+from nanochat.inference.sampling import Drawn, Sampling, draw
 
 
 @torch.no_grad()
@@ -150,24 +98,6 @@ def test_greedy_samples_are_all_the_same(gpt):
     assert others == [first, first]
 
 
-@pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.5, None), (2.0, 4), (1.0, 1000)])
-def test_frequencies_follow_the_softmax(temperature, top_k):
-    logits = torch.tensor([1.0, -2.0, 0.5, 2.0, 0.0, -0.5])
-    kept = logits.clone()
-    kept[kept < kept.sort(descending=True).values[min(top_k or 6, 6) - 1]] = -torch.inf
-    expected = (kept / temperature).softmax(0)
-    n = 40_000
-    uniform = [(k + 0.5) / n for k in range(n)]
-    found = torch.bincount(torch.tensor(draw(logits.expand(n, -1), temperature, top_k, uniform)), minlength=6) / n
-    torch.testing.assert_close(found, expected, rtol=0, atol=2 / n)  # evenly spread numbers: off by one at each border
-
-
-def test_the_ends_of_the_distribution_are_tokens_that_may_be():
-    logits = torch.full((2, 100), -200.0)
-    logits[:, 40:60] = torch.arange(20.0)
-    assert draw(logits, 1.0, None, [0.0, 1 - 2**-24]) == [40, 59]
-
-
 # --- where a text ends --------------------------------------------------------------------------------------------
 
 
@@ -214,31 +144,6 @@ def test_no_prompts_are_no_completions(gpt):
 # --- the tool -----------------------------------------------------------------------------------------------------
 
 
-def chain(*pieces: str) -> dict[int, int]:
-    """token -> the token that the network then wants: the specials and bytes of `pieces` in order, each token at most once."""
-    ids = [i for piece in pieces for i in ([SPECIAL[piece]] if piece in SPECIAL else TOKENIZER.encode(piece))]
-    assert len(set(ids)) == len(ids)
-    return dict(pairwise(ids))
-
-
-class Scripted(GPT):
-    """What comes next is decided by the last token alone."""
-
-    script: dict[int, int]
-
-    def hidden_cached(self, idx, positions, attends, known=0):
-        return torch.tensor([[self.script.get(t, ord("?")) for t in row] for row in idx[:, known:].tolist()])[..., None]
-
-    def logits(self, hidden):
-        return torch.nn.functional.one_hot(hidden[..., 0], V).float()
-
-
-def scripted(script: dict[int, int]) -> Scripted:
-    gpt = Scripted.build(GPTConfig(T, V, 2, 2, 2, 32))
-    gpt.script = script
-    return gpt
-
-
 def completions(script, *, prompt="<|assistant_start|>", **settings) -> Completion:
     (completion,) = Engine(scripted(script), TOKENIZER).generate([[SPECIAL[prompt]]], **{"max_tokens": 40, **settings})
     return completion
@@ -266,8 +171,8 @@ def test_forced_tokens_are_in_the_cache_like_any_others(gpt, monkeypatch):
     left = iter(script)
 
     def first_the_script(logits, *settings):
-        best = draw(logits, *settings)
-        return [next(left, best[0])]
+        (best,) = draw(logits, *settings)
+        return [Drawn(next(left, best.id), 0.0, [])]
 
     monkeypatch.setattr("nanochat.inference.engine.draw", first_the_script)
     (completion,) = Engine(gpt, TOKENIZER).generate([prompt], max_tokens=20)
@@ -293,17 +198,17 @@ def test_an_end_without_a_start_is_no_call():
 
 def test_the_second_start_begins_anew():
     call = [SPECIAL["<|python_start|>"], ord("9"), SPECIAL["<|python_start|>"], ord("4"), SPECIAL["<|python_end|>"]]
-    text = Text([1], "0", TOKENIZER, max_tokens=20, tools=True)
+    text = Text([1], Sampling(), TOKENIZER, seed="0", max_tokens=20)
     for token in call:
-        text.take(token)
+        text.take(Drawn(token, 0.0, []))
     assert list(text.forced) == [SPECIAL["<|output_start|>"], ord("4"), SPECIAL["<|output_end|>"]]
 
 
 def test_a_call_ends_once():
-    text = Text([1], "0", TOKENIZER, max_tokens=20, tools=True)
+    text = Text([1], Sampling(), TOKENIZER, seed="0", max_tokens=20)
     end = SPECIAL["<|python_end|>"]
     for token in [SPECIAL["<|python_start|>"], ord("1"), ord("+"), end, ord("1"), end]:
-        text.take(token)
+        text.take(Drawn(token, 0.0, []))
     assert not text.forced  # 1+1 stands on both sides of the first end
 
 

@@ -4,6 +4,9 @@ A row of the cache is a text; position p of it lies at index p, whatever the oth
 tokens. The rows in use are always the first ones: a row that leaves is filled with the last, so every product is over live rows
 only. Keys are kept as attention reads them (turned, normalised, scaled), values with their embedding added. A step is one masked
 SDPA per layer, over what the furthest row has; a window shorter than that cuts off what no row can see.
+
+A cache of one row can also be read into a chunk at a time, and its row be copied into another cache: so a long prompt is read beside
+the texts that are being written, and a text goes on from one that is finished.
 """
 
 import math
@@ -29,39 +32,51 @@ def last_hidden(gpt: GPT, texts: list[list[int]], attends: list[Attend] | None =
 
 
 class KVCache:
-    """Room for `rows` texts of up to `sequence_len` tokens each; `lengths[r]` tokens of row r are in it."""
+    """Up to `rows` texts of up to `sequence_len` tokens each; `lengths[r]` tokens of row r are in it. Room is made as needed."""
 
     def __init__(self, gpt: GPT, rows: int) -> None:
         config = gpt.config
         self.gpt, self.rows, self.capacity = gpt, rows, 0
         self.lengths: list[int] = []
-        empty = torch.empty(
-            rows, config.n_kv_head, 0, config.head_dim, dtype=gpt.compute_dtype, device=gpt.lm_head.weight.device
+        self._empty = torch.empty(
+            0, config.n_kv_head, 0, config.head_dim, dtype=gpt.compute_dtype, device=gpt.lm_head.weight.device
         )
-        # (rows, G, capacity, D) per layer; zeros where nothing is yet, since a masked NaN is still NaN
-        self.keys, self.values = [empty] * config.n_layer, [empty] * config.n_layer
+        # (room, G, capacity, D) per layer; zeros where nothing is yet, since a masked NaN is still NaN
+        self.keys, self.values = [self._empty] * config.n_layer, [self._empty] * config.n_layer
 
-    def reserve(self, tokens: int) -> None:
-        """Make every row at least `tokens` long."""
-        if tokens <= self.capacity:
+    def clear(self) -> None:
+        """Forget every row and give the memory back."""
+        self.lengths, self.capacity = [], 0
+        self.keys, self.values = [self._empty] * len(self.keys), [self._empty] * len(self.values)
+
+    def nbytes(self) -> int:
+        return sum(kept.nbytes for kept in (*self.keys, *self.values))
+
+    def reserve(self, tokens: int, rows: int) -> None:
+        """Make room for `rows` rows of `tokens` tokens."""
+        room = self.keys[0].size(0)
+        if tokens <= self.capacity and rows <= room:
             return
-        capacity = max(self.capacity, FIRST_CAPACITY)
-        while capacity < tokens:
-            capacity *= 2
-        self.capacity = max(tokens, min(capacity, self.gpt.config.sequence_len))
+        if tokens > self.capacity:
+            capacity = max(self.capacity, FIRST_CAPACITY)
+            while capacity < tokens:
+                capacity *= 2
+            self.capacity = max(tokens, min(capacity, self.gpt.config.sequence_len))
+        if rows > room:
+            room = max(rows, min(2 * room, self.rows))
         B = len(self.lengths)
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
-                new = old.new_zeros(self.rows, old.size(1), self.capacity, old.size(3))
+                new = old.new_zeros(room, old.size(1), self.capacity, old.size(3))
                 new[:B, :, : old.size(2)] = old[:B]
                 tensors[layer] = new
 
     def add(self, texts: list[list[int]], copies: list[int]) -> Tensor:
         """Read `texts` into `copies[i]` new rows each; the hidden state after the last token of each new row, (new rows, C)."""
         first, longest = len(self.lengths), max(map(len, texts))
-        self.reserve(longest)
         which = [i for i, n in enumerate(copies) for _ in range(n)]
         assert first + len(which) <= self.rows, "more texts than rows"
+        self.reserve(longest, first + len(which))
         source = torch.tensor(which, device=self.gpt.lm_head.weight.device)
 
         def keep(layer: int) -> Attend:
@@ -76,10 +91,53 @@ class KVCache:
         self.lengths += [len(texts[i]) for i in which]
         return hidden[source]
 
+    def read(self, tokens: list[int], before: int | None = None) -> Tensor:
+        """Go on with the only row by `tokens`, `before` being the last one in it; the hidden state after the last, (1, C)."""
+        assert self.rows == 1, "a prompt is read in chunks into a cache of its own"
+        n = self.lengths[0] if self.lengths else 0
+        S, known = n + len(tokens), 1 if n else 0
+        self.reserve(S, 1)
+
+        def keep(layer: int) -> Attend:
+            keys, values = self.keys[layer], self.values[layer]
+
+            def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+                keys[:, :, n:S], values[:, :, n:S] = k.transpose(1, 2), v.transpose(1, 2)
+                start = 0 if window is None else max(0, n - window)  # the first that the first query sees
+                return sdpa(q, keys[:, :, start:S].transpose(1, 2), values[:, :, start:S].transpose(1, 2), window)
+
+            return attend
+
+        device = self.gpt.lm_head.weight.device
+        assert not known or before is not None
+        idx = torch.tensor([[before, *tokens] if known else tokens], device=device)  # (1, known + T)
+        positions = torch.arange(n, S, device=device)[None]
+        hidden = self.gpt.hidden_cached(idx, positions, [keep(layer) for layer in range(len(self.keys))], known)
+        self.lengths = [S]
+        return hidden[:, -1]
+
+    def adopt(self, other: "KVCache", copies: int) -> None:
+        """Add `copies` rows that hold what the only row of `other` holds."""
+        n, first = other.lengths[0], len(self.lengths)
+        assert first + copies <= self.rows, "more texts than rows"
+        self.reserve(n, first + copies)
+        for mine, theirs in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
+            mine[first : first + copies, :, :n] = theirs[:, :, :n]
+        self.lengths += [n] * copies
+
+    def copy_of(self, row: int, tokens: int) -> "KVCache":
+        """A cache of one row with the first `tokens` of `row`, and no more room than that."""
+        assert tokens <= self.lengths[row], "more tokens than there are"
+        other = KVCache(self.gpt, 1)
+        other.lengths, other.capacity = [tokens], tokens
+        other.keys = [kept[row : row + 1, :, :tokens].clone() for kept in self.keys]
+        other.values = [kept[row : row + 1, :, :tokens].clone() for kept in self.values]
+        return other
+
     def step(self, tokens: list[tuple[int, int]]) -> Tensor:
         """Add to every row r the second token of `tokens[r]`, the first being the one before it; hidden states (B, C)."""
         B, S = len(self.lengths), max(self.lengths) + 1
-        self.reserve(S)
+        self.reserve(S, B)
         device = self.gpt.lm_head.weight.device
         numbers = torch.tensor([(*pair, n) for pair, n in zip(tokens, self.lengths, strict=True)], device=device)
         idx, at = numbers[:, :2], numbers[:, 2:]  # (B, 2), (B, 1)

@@ -1,15 +1,22 @@
 """The engine: many prompts of different lengths decoded at once, a token per text and step, with the calculator at hand.
 
-A text takes a row of the cache when one is free and leaves it after its last token, so the batch is always full of live texts and a
-long list of prompts is worked off. Each text has its own random numbers and its own tool state, and which tokens it gets does not
+A request takes rows of the cache when they are free and leaves them after its last token, so the batch is always full of live texts and
+requests may come at any time. Each text has its own settings, random numbers and tool state, and which tokens it gets does not
 depend on which texts are beside it, but for the last bits of its logits: more rows are multiplied in another order. What is sampled is
 one uniform number per text, looked up in the distribution of its next token, so a generator per text costs no more than one for all.
+
+`submit` and `cancel` only write down what is wanted and may be called from any thread; `step` does it, in one thread, between tokens.
 """
 
+import math
 import random
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,51 +24,110 @@ from nanochat.gpt import GPT
 from nanochat.gpt.cache import KVCache
 from nanochat.inference.calculator import calculate
 from nanochat.inference.generate import check
+from nanochat.inference.pool import PrefixPool
+from nanochat.inference.sampling import Drawn, Sampling, draw
+from nanochat.inference.stream import TextStream
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 MAX_ROWS = 32  # guess: texts side by side; more of them cost memory, 2 * layers * key width * tokens each
+PREFILL_TOKENS = 512  # guess: tokens of prompts read between two tokens of the texts that are being written
+POOL_BYTES = 2**30  # guess: 10,000 tokens of a d20 in bf16
 
 
 @dataclass
 class Completion:
-    """What follows a prompt, without the token that ended it."""
+    """What follows a prompt, without the token that ended it.
+
+    Before a stop string `text` ends exactly; `ids` are the tokens that it takes to write it, so the last may reach into that string. Log-
+    probabilities are of the distribution that was sampled from, to the last bits of the logits, which other company changes: two
+    completions are equal without them.
+    """
 
     ids: list[int]
     mask: list[int]  # 1: sampled, 0: forced by a tool
     text: str
-    finish_reason: str  # "stop": the model ended it | "length": max_tokens or the context did
+    finish_reason: (
+        str  # "stop": the model or a stop string ended it | "length": max_tokens or the context | "cancelled" | "error"
+    )
+    logprobs: list[float | None] = field(default_factory=list, compare=False)  # None: forced by a tool
+    top_logprobs: list[list[tuple[int, float]]] = field(
+        default_factory=list, compare=False
+    )  # (id, logprob), likeliest first
+    end_id: int | None = None  # the token that ended it, where the model did
+    end_logprob: float | None = field(default=None, compare=False)
+
+
+@dataclass
+class Stats:
+    """What an engine has done since it was made."""
+
+    steps: int = 0
+    read_tokens: int = 0  # of prompts, each once however many samples it has
+    reused_tokens: int = 0  # of prompts, taken from a finished text instead
+    sampled_tokens: int = 0
+    forced_tokens: int = 0
 
 
 class Text:
     """One text being written: a prompt, what followed so far, and the state of its tool call."""
 
-    def __init__(self, prompt: list[int], seed: str, tokenizer: Tokenizer, *, max_tokens: int, tools: bool) -> None:
-        self.prompt, self.tokenizer, self.max_tokens, self.tools = prompt, tokenizer, max_tokens, tools
+    def __init__(
+        self, prompt: list[int], sampling: Sampling, tokenizer: Tokenizer, *, seed: str, max_tokens: int, vocab: int = 0
+    ) -> None:
+        self.prompt, self.sampling, self.tokenizer, self.max_tokens = prompt, sampling, tokenizer, max_tokens
         self.random = random.Random(seed)
         self.ids: list[int] = []
         self.mask: list[int] = []
+        self.logprobs: list[float | None] = []
+        self.top: list[list[tuple[int, float]]] = []
+        self.pieces: list[str] = []  # of its text, as far as it is certain
+        self.stream = TextStream(sampling.stop)
         self.forced: deque[int] = deque()
         self.expression: list[int] | None = None  # what stands between python_start and python_end, while it is open
+        self.seen: np.ndarray | None = None  # (V,) which tokens are in it, where they are penalised
+        if sampling.penalises:
+            self.seen = np.zeros(vocab, dtype=bool)
+            self.seen[prompt] = True
         self.finish_reason: str | None = None
+        self.end: Drawn | None = None
 
     def uniform(self) -> float:
         """A number below 1 for the next token, with the 24 bits that fp32 keeps."""
-        return 0.0 if self.forced else self.random.getrandbits(24) / 2**24
+        return 0.0 if self.forced or self.sampling.temperature == 0 else self.random.getrandbits(24) / 2**24
 
-    def take(self, sampled: int) -> None:
-        """Go on by one token: the next one that a tool forces, or else `sampled`."""
+    def take(self, drawn: Drawn) -> None:
+        """Go on by one token: the next one that a tool forces, or else the one drawn."""
         specials = self.tokenizer.specials
         mask = 0 if self.forced else 1
-        token = self.forced.popleft() if self.forced else sampled
+        token = self.forced.popleft() if self.forced else drawn.id
         if token in (specials["<|assistant_end|>"], self.tokenizer.bos_id):
-            self.finish_reason = "stop"
+            self.end = drawn
+            self.finish("stop")
             return
         self.ids.append(token)
         self.mask.append(mask)
-        if self.tools:
+        self.logprobs.append(drawn.logprob if mask else None)
+        self.top.append(drawn.top if mask else [])
+        if self.seen is not None:
+            self.seen[token] = True
+        self._write(self.stream.feed(self.tokenizer.piece(token)))
+        if self.sampling.tools:
             self._watch(token, specials)
-        if len(self.ids) == self.max_tokens:
-            self.finish_reason = "length"
+        if self.stream.stopped:
+            needed = self.stream.tokens()
+            for kept in (self.ids, self.mask, self.logprobs, self.top):
+                del kept[needed:]
+            self.finish("stop")
+        elif len(self.ids) == self.max_tokens:
+            self.finish("length")
+
+    def finish(self, reason: str) -> None:
+        self._write(self.stream.finish())
+        self.finish_reason = reason
+
+    def _write(self, piece: str) -> None:
+        if piece:
+            self.pieces.append(piece)
 
     def _watch(self, token: int, specials: dict[str, int]) -> None:
         if token == specials["<|python_start|>"]:
@@ -79,32 +145,113 @@ class Text:
         return (self.ids[-2] if len(self.ids) > 1 else self.prompt[-1]), self.ids[-1]
 
     def completion(self) -> Completion:
-        assert self.finish_reason is not None
-        return Completion(self.ids, self.mask, self.tokenizer.decode(self.ids), self.finish_reason)
+        """What it is so far, or in the end."""
+        end = (self.end.id, self.end.logprob) if self.end else (None, None)
+        text = "".join(self.pieces)
+        return Completion(self.ids, self.mask, text, self.finish_reason or "", self.logprobs, self.top, *end)
 
 
-def draw(logits: Tensor, temperature: float, top_k: int | None, uniform: list[float]) -> list[int]:
-    """A token id per row of logits (B, V): the one at `uniform[r]` of the cumulative distribution; the likeliest at temperature 0."""
-    if temperature == 0:
-        return logits.argmax(-1).tolist()
-    index = None
-    if top_k is not None:
-        logits, index = logits.topk(min(top_k, logits.size(-1)), dim=-1)
-    cumulative = (logits / temperature).softmax(-1).cumsum(-1)
-    u = torch.tensor(uniform, dtype=cumulative.dtype, device=logits.device)[:, None]
-    chosen = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)  # (B, 1): the first that lies above u
-    return (chosen if index is None else index.gather(-1, chosen)).squeeze(-1).tolist()
+class Request:
+    """A prompt with its settings and the samples asked for: `texts`, which are written side by side."""
+
+    def __init__(self, prompt: list[int], sampling: Sampling, texts: list[Text]) -> None:
+        self.prompt, self.sampling, self.texts = prompt, sampling, texts
+        self.cancelled = False
+        self.seated = 0  # texts that have a row or had one
+        self.cache: KVCache | None = None  # a prompt that is read by itself: what was read so far …
+        self.hidden: Tensor | None = None  # … and the hidden state after its last token, (1, C)
+
+    @property
+    def done(self) -> bool:
+        return all(text.finish_reason for text in self.texts)
+
+    @property
+    def completions(self) -> list[Completion]:
+        """One per sample, in order; before `done` as far as they are."""
+        return [text.completion() for text in self.texts]
+
+
+class Piece(NamedTuple):
+    """What a step brought to one text."""
+
+    request: Request
+    sample: int
+    id: int | None  # None: it ended without another token
+    text: str  # that has become certain; together they are the text of the completion
+    finish_reason: str | None
 
 
 class Engine:
-    """Decodes with `gpt` as it is while `generate` runs; `max_rows` texts at a time."""
+    """Decodes with `gpt` as it is; `max_rows` texts at a time.
 
-    def __init__(self, gpt: GPT, tokenizer: Tokenizer, *, max_rows: int = MAX_ROWS) -> None:
+    `prefill_tokens` bounds how much of prompts is read between two tokens (None: whole prompts), `pool_bytes` what is kept of finished texts.
+    A text ends where the model's `sequence_len` does: with `on_full="length"` its finish reason is that, with "error" a request whose
+    max_tokens do not fit is refused.
+    """
+
+    def __init__(
+        self, gpt: GPT, tokenizer: Tokenizer, *, max_rows: int = MAX_ROWS, prefill_tokens: int | None = PREFILL_TOKENS,
+        pool_bytes: int = POOL_BYTES, on_full: str = "length",
+    ) -> None:  # fmt: skip
         if max_rows < 1:
             raise ValueError(f"max_rows={max_rows} must be at least 1")
-        self.gpt, self.tokenizer, self.max_rows = gpt, tokenizer, max_rows
+        if prefill_tokens is not None and prefill_tokens < 1:
+            raise ValueError(f"prefill_tokens={prefill_tokens} must be at least 1, or null to read prompts at once")
+        if pool_bytes < 0:
+            raise ValueError(f"pool_bytes={pool_bytes} must not be negative; 0 keeps nothing of finished texts")
+        if on_full not in ("length", "error"):
+            raise ValueError(f"on_full={on_full!r} must be length (the text ends) or error (the request is refused)")
+        self.gpt, self.tokenizer, self.max_rows, self.on_full = gpt, tokenizer, max_rows, on_full
+        self.prefill_tokens = prefill_tokens or gpt.config.sequence_len
+        self.cache = KVCache(gpt, max_rows)
+        self.live: list[tuple[Request, int]] = []  # live[r] is row r of the cache: a request and the number of its text
+        self.waiting: deque[Request] = deque()  # the first may have some of its texts among the live
+        self.joining: list[Request] = []  # short prompts that are being read together
+        self.pool = PrefixPool(pool_bytes)
+        self.stats = Stats()
+        self._held = False
 
-    @torch.inference_mode()
+    # --- asking ------------------------------------------------------------------------------------------------
+
+    def submit(self, prompt_ids: list[int], sampling: Sampling, num_samples: int = 1) -> Request:
+        """Put a request in the queue; `step` brings it on. ValueError for a prompt that cannot be answered.
+
+        What is sampled is decided by the seed and the number of the sample.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples} must be at least 1")
+        request = self._request(
+            "the prompt", prompt_ids, sampling, [f"{sampling.seed}/{n}" for n in range(num_samples)]
+        )
+        self.waiting.append(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """End it at the next token boundary, where its rows become free; a finished one stays as it is."""
+        request.cancelled = True
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.live or self.waiting)
+
+    def stream(self, request: Request, sample: int = 0) -> Iterator[str]:
+        """The text of one sample, piece by piece, each of whole characters; `step` is called where none is left.
+
+        Closing it before its end cancels the request. Streams of several requests may be read in turn: all go on together.
+        """
+        text, given = request.texts[sample], 0
+        try:
+            while True:
+                while given < len(text.pieces):
+                    given += 1
+                    yield text.pieces[given - 1]
+                if text.finish_reason:
+                    return
+                self.step()
+        finally:
+            if not text.finish_reason:
+                self.cancel(request)
+
     def generate(
         self, prompts: list[list[int]], *, max_tokens: int, temperature: float = 0.0, top_k: int | None = None, seed: int = 0,
         num_samples: int = 1, tools: bool = True,
@@ -116,55 +263,214 @@ class Engine:
         decided by the seed, the number of the prompt and that of the sample. ValueError for settings or prompts that make no sense.
         """
         check(max_tokens=max_tokens, temperature=temperature, top_k=top_k, num_samples=num_samples)
-        context = self.gpt.config.sequence_len
-        for number, prompt in enumerate(prompts):
-            if not prompt:
-                raise ValueError(f"prompt {number} has no tokens; start with bos")
-            if len(prompt) >= context:
-                raise ValueError(
-                    f"prompt {number} has {len(prompt):,} tokens and leaves no room for an answer in the model's "
-                    f"sequence_len={context:,}; give it at most {context - 1:,}"
-                )
-        texts = [
-            Text(prompt, f"{seed}/{number}/{sample}", self.tokenizer, tools=tools,
-                 max_tokens=min(max_tokens, context - len(prompt)))
-            for number, prompt in enumerate(prompts) for sample in range(num_samples)
-        ]  # fmt: skip
+        sampling = Sampling(temperature=temperature, top_k=top_k, max_tokens=max_tokens, seed=seed, tools=tools)
+        requests = [
+            self._request(f"prompt {i}", prompt, sampling, [f"{seed}/{i}/{n}" for n in range(num_samples)])
+            for i, prompt in enumerate(prompts)
+        ]
+        try:
+            with nullcontext() if self._held else self.gpt.frozen():
+                # longest first, so that texts side by side are about equally long
+                self.waiting.extend(sorted(requests, key=lambda request: -len(request.prompt)))
+                while not all(request.done for request in requests):
+                    self.step()
+        finally:  # also where someone loses patience
+            for request in requests:
+                self.cancel(request)
+            with torch.inference_mode():
+                self._sweep()
+        return [completion for request in requests for completion in request.completions]
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Inside, no weight may change. So what is made of weights alone is made once, and rows of finished texts are kept for others."""
+        if self._held:
+            yield
+            return
         with self.gpt.frozen():
-            self._work_off(texts, temperature, top_k)
-        return [text.completion() for text in texts]
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
+                self.pool.clear()
 
-    def _work_off(self, texts: list[Text], temperature: float, top_k: int | None) -> None:
-        # longest first, so that texts side by side are about equally long; a list to pop from
-        waiting = sorted(texts, key=lambda text: len(text.prompt))
-        cache = KVCache(self.gpt, min(self.max_rows, len(texts)))
-        live: list[Text] = []  # live[r] is row r of the cache
-        hidden: list[Tensor] = []  # what the next tokens of the live texts are read from
-        while waiting or live:
-            free = cache.rows - len(live)
-            if waiting and free:
-                joining = [waiting.pop() for _ in range(min(free, len(waiting)))]
-                hidden.append(self._read(cache, joining))
-                live += joining
-            logits = self.gpt.logits(torch.cat(hidden) if len(hidden) > 1 else hidden[0])  # (B, V)
-            tokens = draw(logits, temperature, top_k, [text.uniform() for text in live] if temperature else [])
-            for text, token in zip(live, tokens, strict=True):
-                text.take(token)
-            for row in reversed(range(len(live))):
-                if live[row].finish_reason:
-                    cache.drop(row)
-                    live[row] = live[-1]
-                    live.pop()
-            hidden = [cache.step([text.last_two() for text in live])] if live else []
+    def _request(self, name: str, prompt: list[int], sampling: Sampling, seeds: list[str]) -> Request:
+        context, vocab = self.gpt.config.sequence_len, self.gpt.config.vocab_size
+        if not prompt:
+            raise ValueError(f"{name} has no tokens; start with bos")
+        if min(prompt) < 0 or max(prompt) >= vocab:
+            wrong = next(token for token in prompt if not 0 <= token < vocab)
+            raise ValueError(f"{name} has the id {wrong}; ids go from 0 to {vocab - 1}")
+        room = context - len(prompt)
+        if room < 1:
+            raise ValueError(
+                f"{name} has {len(prompt):,} tokens and leaves no room for an answer in the model's "
+                f"sequence_len={context:,}; give it at most {context - 1:,}"
+            )
+        wanted = sampling.max_tokens or room
+        if wanted > room and self.on_full == "error":
+            raise ValueError(
+                f"{name} has {len(prompt):,} tokens, which with max_tokens={wanted:,} is more than the model's "
+                f"sequence_len={context:,}; ask for at most {room:,}"
+            )
+        prompt = list(prompt)  # the caller's may grow into the next turn
+        texts = [
+            Text(prompt, sampling, self.tokenizer, seed=seed, max_tokens=min(wanted, room), vocab=vocab)
+            for seed in seeds
+        ]
+        return Request(prompt, sampling, texts)
 
-    def _read(self, cache: KVCache, joining: list[Text]) -> Tensor:
-        """Read the prompts of `joining` into the cache, one that several texts share only once; hidden states (new rows, C)."""
-        prompts: list[list[int]] = []
-        copies: list[int] = []
-        for text in joining:
-            if prompts and prompts[-1] is text.prompt:
-                copies[-1] += 1
-            else:
-                prompts.append(text.prompt)
-                copies.append(1)
-        return cache.add(prompts, copies)
+    # --- doing -------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self) -> list[Piece]:
+        """A token for every live text, after those that can have joined them; what each got. Nothing while only a prompt is read.
+
+        Whatever raises here ends every request with the finish reason "error": rows half written are of no use.
+        """
+        try:
+            return self._step()
+        except BaseException:
+            for request in {*self.waiting, *self.joining, *(request for request, _ in self.live)}:
+                for text in request.texts:
+                    text.finish_reason = text.finish_reason or "error"
+            self.waiting.clear()
+            self.joining.clear()
+            self.live.clear()
+            self.cache.clear()
+            raise
+
+    def _step(self) -> list[Piece]:
+        pieces = self._sweep()
+        hidden = [self.cache.step([text.last_two() for text in self._texts()])] if self.live else []
+        hidden += self._join()
+        if not hidden:
+            return pieces
+        logits = self.gpt.logits(torch.cat(hidden) if len(hidden) > 1 else hidden[0])  # (B, V)
+        texts = self._texts()
+        drawn = draw(
+            logits, [text.sampling for text in texts], [text.uniform() for text in texts], [text.seen for text in texts]
+        )
+        self.stats.steps += 1
+        for (request, sample), text, token in zip(self.live, texts, drawn, strict=True):
+            pieces.append(self._take(request, sample, text, token))
+        for row in reversed(range(len(texts))):
+            if texts[row].finish_reason:
+                self._leave(row, keep=self._held)
+        self._rest()
+        return pieces
+
+    def _texts(self) -> list[Text]:
+        return [request.texts[sample] for request, sample in self.live]
+
+    def _take(self, request: Request, sample: int, text: Text, token: Drawn) -> Piece:
+        given, forced = len(text.pieces), len(text.forced)
+        new = text.forced[0] if forced else token.id
+        text.take(token)
+        self.stats.forced_tokens += bool(forced)
+        self.stats.sampled_tokens += not forced
+        return Piece(request, sample, None if text.end else new, "".join(text.pieces[given:]), text.finish_reason)
+
+    def _leave(self, row: int, *, keep: bool) -> None:
+        """Free `row`, which the last one takes; its cache goes into the pool if it is to be kept."""
+        request, sample = self.live[row]
+        if keep and self.pool.max_bytes:
+            ids = [*request.prompt, *request.texts[sample].ids][: self.cache.lengths[row]]
+            self.pool.put(ids, self.cache.copy_of(row, len(ids)))
+        self.cache.drop(row)
+        self.live[row] = self.live[-1]
+        self.live.pop()
+
+    def _sweep(self) -> list[Piece]:
+        """End what was cancelled."""
+        pieces = []
+
+        def end(request: Request, sample: int) -> None:
+            text = request.texts[sample]
+            given = len(text.pieces)
+            text.finish("cancelled")
+            pieces.append(Piece(request, sample, None, "".join(text.pieces[given:]), "cancelled"))
+
+        for row in reversed(range(len(self.live))):
+            if self.live[row][0].cancelled:
+                end(*self.live[row])
+                self._leave(row, keep=False)
+        for request in [request for request in list(self.waiting) if request.cancelled]:
+            self.waiting.remove(request)
+            request.cache = request.hidden = None
+            for sample in range(request.seated, len(request.texts)):
+                end(request, sample)
+        self._rest()
+        return pieces
+
+    def _rest(self) -> None:
+        """Without a request, no memory."""
+        if not self.busy and self.cache.capacity:
+            self.cache.clear()
+
+    def _join(self) -> list[Tensor]:
+        """Read prompts while there are rows for them, first come first served; hidden states (new rows, C), in the order of `live`.
+
+        Short prompts are read together, padded. One that is long, or begun already, or has more samples than there are rows, is read by
+        itself, a chunk per step. Beside live texts it is no more than `prefill_tokens` per step altogether.
+        """
+        hidden: list[Tensor] = []
+        together = self.joining
+        room = self.max_rows - len(self.live)
+        limit = self.prefill_tokens if self.live else math.inf
+        spent = 0  # tokens read by themselves
+        while self.waiting and room:
+            request = self.waiting[0]
+            left = len(request.texts) - request.seated
+            if request.cache is None:
+                request.cache = self.pool.find(request.prompt)
+                self.stats.reused_tokens += request.cache.lengths[0] if request.cache else 0
+            rest = len(request.prompt) - (request.cache.lengths[0] if request.cache else 0)
+            alone = request.cache is not None or rest > self.prefill_tokens or left > room
+            longest = max((len(other.prompt) for other in together), default=0)
+            padded = len(together) * longest + min(rest, self.prefill_tokens)
+            cost = spent + (padded if alone else (len(together) + 1) * max(longest, rest))
+            if (spent or together) and rest and cost > limit:
+                break
+            if not alone:
+                together.append(request)
+                self.waiting.popleft()
+                room -= left
+                continue
+            if rest:
+                spent += min(rest, self.prefill_tokens)
+                self._read_on(request)
+            if request.hidden is None:
+                break  # the prompt has more
+            assert request.cache is not None
+            count = min(room, left)
+            self.cache.adopt(request.cache, count)
+            hidden.append(request.hidden.expand(count, -1))
+            self._seat(request, count)
+            room -= count
+            if request.seated == len(request.texts):
+                self.waiting.popleft()
+                request.cache = request.hidden = None
+        if together:
+            prompts = [request.prompt for request in together]
+            hidden.append(self.cache.add(prompts, [len(request.texts) for request in together]))
+            self.stats.read_tokens += sum(map(len, prompts))
+            for request in together:
+                self._seat(request, len(request.texts))
+            together.clear()
+        return hidden
+
+    def _read_on(self, request: Request) -> None:
+        """Read the next chunk of a prompt into its own cache; its last brings the hidden state."""
+        cache = request.cache = request.cache or KVCache(self.gpt, 1)
+        n = cache.lengths[0] if cache.lengths else 0
+        chunk = request.prompt[n : n + self.prefill_tokens]
+        hidden = cache.read(chunk, request.prompt[n - 1] if n else None)  # (1, C)
+        self.stats.read_tokens += len(chunk)
+        if n + len(chunk) == len(request.prompt):
+            request.hidden = hidden
+
+    def _seat(self, request: Request, count: int) -> None:
+        self.live += [(request, request.seated + n) for n in range(count)]
+        request.seated += count

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nanochat.gpt import GPT
+from nanochat.inference.sampling import Sampling
 
 
 def sample_next(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
@@ -21,14 +22,9 @@ def sample_next(logits: Tensor, temperature: float, top_k: int | None, generator
 
 def check(*, max_tokens: int, temperature: float, top_k: int | None, num_samples: int = 1) -> None:
     """Raise ValueError for sampling settings that make no sense."""
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens={max_tokens} must be at least 1")
+    Sampling(max_tokens=max_tokens, temperature=temperature, top_k=top_k)
     if num_samples < 1:
         raise ValueError(f"num_samples={num_samples} must be at least 1")
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature} must not be negative; 0 always takes the likeliest token")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k} must be at least 1, or null to keep every token")
 
 
 @torch.no_grad()

@@ -89,6 +89,10 @@ class Tokenizer(ABC):
             raise ValueError(f"id {wrong} is not in this vocabulary; ids go from 0 to {self.vocab_size - 1}")
         return b"".join(map(self._pieces.__getitem__, numbers.tolist()))
 
+    def piece(self, token: int) -> bytes:
+        """The bytes of one id from 0 to V-1, without checking it: for text that grows a token at a time."""
+        return self._pieces[token]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are not valid UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")

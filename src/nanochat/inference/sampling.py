@@ -1,0 +1,197 @@
+"""How a text is sampled, and the draw: a token per row for rows that each have their own settings.
+
+What a row may become is cut in this order: the repetition penalty, the temperature, the k likeliest, of these the likeliest that hold
+`top_p`, of these the ones at least `min_p` times as likely as the first. One uniform number is looked up in what is left.
+
+Rows that look their number up in the same order of tokens are drawn together, so a batch is a few products over rows, however the other
+settings differ: by vocabulary where nothing has to be sorted, by likelihood where it has. Which order a row takes is decided by its
+own settings alone, never by its neighbours'.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The settings of one request; None is off. ValueError for one that makes no sense."""
+
+    temperature: float = 1.0  # 0 always takes the likeliest token
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None  # of tokens in prompt and answer (Keskar et al. 2019, arXiv:1909.05858)
+    stop: tuple[str, ...] = ()  # the text ends before the first of these
+    max_tokens: int | None = None  # None: until the context is full
+    seed: int = 0
+    tools: bool = True
+    top_logprobs: int = 0  # how many of the likeliest tokens to return with each one
+
+    def __post_init__(self) -> None:
+        t, p, m, penalty = self.temperature, self.top_p, self.min_p, self.repetition_penalty
+        listed = isinstance(self.stop, Sequence) and not isinstance(self.stop, str)
+        rules = {
+            "temperature": (
+                _number(t) and (t == 0 or 1e-6 <= t < math.inf),  # logits divided by less would overflow
+                "must be 0, which always takes the likeliest token, or at least 1e-6",
+            ),
+            "top_k": (_count(self.top_k, 1), "must be at least 1, or null to keep every token"),
+            "top_p": (
+                p is None or (_number(p) and 0 < p <= 1),
+                "must be above 0 and at most 1, or null to keep every token",
+            ),
+            "min_p": (
+                m is None or (_number(m) and 0 <= m <= 1),
+                "must lie between 0 and 1, or be null to keep every token",
+            ),
+            "repetition_penalty": (
+                penalty is None or (_number(penalty) and 0 < penalty < math.inf),
+                "must be above 0, or null for none; 1.2 is a usual one",
+            ),
+            "stop": (
+                listed and all(isinstance(text, str) and text for text in self.stop),
+                "must be a list of texts, none of them empty; try ['\\n']",
+            ),
+            "max_tokens": (
+                _count(self.max_tokens, 1),
+                "must be at least 1, or null to go on while the context has room",
+            ),
+            "seed": (_number(self.seed) and isinstance(self.seed, int), "must be a whole number"),
+            "tools": (isinstance(self.tools, bool), "must be true or false"),
+            "top_logprobs": (self.top_logprobs is not None and _count(self.top_logprobs, 0), "must be at least 0"),
+        }
+        for name, (keeps, rule) in rules.items():
+            if not keeps:
+                raise ValueError(f"{name}={getattr(self, name)!r} {rule}")
+        object.__setattr__(self, "stop", tuple(self.stop))
+
+    @cached_property
+    def penalises(self) -> bool:
+        return self.repetition_penalty not in (None, 1)
+
+    @cached_property
+    def order(self) -> tuple[str, int | None]:
+        """In which order of tokens it is drawn: rows of the same order are drawn together."""
+        if self.temperature == 0:
+            return "greedy", None
+        if self.top_k is not None:
+            return "sorted", self.top_k
+        return ("sorted", None) if self.top_p is not None and self.top_p < 1 else ("vocabulary", None)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _count(value: object, least: int) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least)
+
+
+class Drawn(NamedTuple):
+    """A token, its log-probability in the distribution it was drawn from, and as many of the likeliest there as were asked for.
+
+    At temperature 0 nothing is drawn; there it is the distribution of temperature 1. Tokens that were cut away have no place in it.
+    """
+
+    id: int
+    logprob: float
+    top: list[tuple[int, float]]  # (id, logprob), the likeliest first
+
+
+def draw(
+    logits: Tensor,
+    samplings: Sequence[Sampling],
+    uniform: Sequence[float],
+    seen: Sequence[np.ndarray | None] = (),
+) -> list[Drawn]:
+    """A token per row of logits (B, V): the one at `uniform[r]` of the cumulative distribution that `samplings[r]` leaves.
+
+    Uniform numbers have 24 bits: times any fp32 total they are below it, so that what is looked up is always found.
+    `seen[r]` (V,) marks the tokens in the text of row r, for the rows with a penalty.
+    """
+    logits = _penalised(logits, samplings, seen)
+    groups: dict[tuple[str, int | None], list[int]] = {}
+    for row, sampling in enumerate(samplings):
+        groups.setdefault(sampling.order, []).append(row)
+    if len(groups) == 1:
+        return _draw(logits, samplings, uniform)
+    drawn: list[Drawn | None] = [None] * len(samplings)
+    for rows in groups.values():
+        part = logits[torch.tensor(rows, device=logits.device)]
+        together = _draw(part, [samplings[row] for row in rows], [uniform[row] for row in rows])
+        for row, token in zip(rows, together, strict=True):
+            drawn[row] = token
+    return [token for token in drawn if token is not None]
+
+
+def _draw(x: Tensor, samplings: Sequence[Sampling], uniform: Sequence[float]) -> list[Drawn]:
+    """`draw` for rows (N, V) of one order, penalised already."""
+    index = logp = None
+    most = max(sampling.top_logprobs for sampling in samplings)
+    if samplings[0].temperature == 0:
+        chosen, total = x.argmax(-1, keepdim=True), x.logsumexp(-1, keepdim=True)
+        found = x.gather(-1, chosen) - total  # (N, 1)
+        if most:
+            logp = x - total
+    else:
+        p, index = _kept(x, samplings)
+        cumulative = p.cumsum(-1)
+        aim = _column(uniform, p) * cumulative[:, -1:]
+        chosen = torch.searchsorted(cumulative, aim, right=True)  # (N, 1): the first that lies above
+        found = p.gather(-1, chosen).log()
+        if most:
+            logp = p.log()
+    ids = chosen if index is None else index.gather(-1, chosen)
+    pairs = torch.cat((ids.to(found.dtype), found), 1).tolist()  # one transfer; fp32 holds ids up to 2**24 exactly
+    tops: list[list[tuple[int, float]]] = [[] for _ in samplings]
+    if logp is not None:
+        best, where = logp.topk(min(most, logp.size(-1)), dim=-1)  # (N, n)
+        names = where if index is None else index.gather(-1, where)
+        for row, (ids_of, values) in enumerate(zip(names.tolist(), best.tolist(), strict=True)):
+            n = samplings[row].top_logprobs
+            tops[row] = [pair for pair in zip(ids_of[:n], values[:n], strict=True) if pair[1] > -math.inf]
+    return [Drawn(int(token), logprob, top) for (token, logprob), top in zip(pairs, tops, strict=True)]
+
+
+def _kept(x: Tensor, samplings: Sequence[Sampling]) -> tuple[Tensor, Tensor | None]:
+    """Probabilities (N, n) of what the settings leave, and which tokens they are of, (N, n), or None for all in order."""
+    index = None
+    kind, k = samplings[0].order
+    if k is not None:
+        x, index = x.topk(min(k, x.size(-1)), dim=-1)
+    elif kind == "sorted":
+        x, index = x.sort(dim=-1, descending=True, stable=True)
+    if any(sampling.temperature != 1 for sampling in samplings):
+        x = x / _column([sampling.temperature for sampling in samplings], x)
+    # a row without the setting has a bound that rounding cannot reach, so that it is the same in any company
+    mass = [math.inf if s.top_p is None or s.top_p == 1 else s.top_p for s in samplings]
+    if min(mass) < math.inf:
+        p = x.softmax(-1)
+        x = x.masked_fill(p.cumsum(-1) - p >= _column(mass, x), -math.inf)
+    least = [math.log(s.min_p) if s.min_p else -math.inf for s in samplings]
+    if max(least) > -math.inf:
+        x = x.masked_fill(x < x.amax(-1, keepdim=True) + _column(least, x), -math.inf)
+    return x.softmax(-1), index
+
+
+def _penalised(logits: Tensor, samplings: Sequence[Sampling], seen: Sequence[np.ndarray | None]) -> Tensor:
+    """Logits of tokens seen before made smaller: divided by the penalty where positive, multiplied where negative."""
+    rows = [row for row, sampling in enumerate(samplings) if sampling.penalises]
+    if not rows:
+        return logits
+    at = torch.tensor(rows, device=logits.device)
+    x, penalty = logits[at], _column([samplings[row].repetition_penalty or 1 for row in rows], logits)
+    marks = [mark for mark in (seen[row] for row in rows) if mark is not None]
+    was = torch.from_numpy(np.stack(marks)).to(logits.device)  # (N, V)
+    return logits.index_copy(0, at, torch.where(was, torch.where(x > 0, x / penalty, x * penalty), x))
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
