@@ -47,6 +47,8 @@ def test_cached_logits_equal_the_full_forward_pass_while_rows_come_and_go(any_gp
     texts = old + texts
     go_on(T - max(map(len, texts)))
     assert max(cache.lengths) == cache.capacity == T
+    kept = [min(T, T if window is None else window + 1) for window in any_gpt.config.windows]
+    assert [keys.size(2) for keys in cache.keys] == [values.size(2) for values in cache.values] == kept
 
 
 def test_greedy_tokens_equal_the_full_forward_pass_together_and_alone(any_gpt):

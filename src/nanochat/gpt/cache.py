@@ -1,9 +1,9 @@
 """Keys and values of texts that go on: what a token needs of those before it is kept instead of computed again.
 
-A row of the cache is a text; position p of it lies at index p, whatever the other rows do, so a text can join or leave between any two
+A row of the cache is a text; where a position of it lies does not depend on the other rows, so a text can join or leave between any two
 tokens. The rows in use are always the first ones: a row that leaves is filled with the last, so every product is over live rows
 only. Keys are kept as attention reads them (turned, normalised, scaled), values with their embedding added. A step is one masked
-SDPA per layer, over what the furthest row has; a window shorter than that cuts off what no row can see.
+SDPA per layer, over what the furthest row has; a layer with a window keeps no more than that window.
 
 A cache of one row can also be read into a chunk at a time, and its row be copied into another cache: so a long prompt is read beside
 the texts that are being written, and a text goes on from one that is finished.
@@ -32,16 +32,21 @@ def last_hidden(gpt: GPT, texts: list[list[int]], attends: list[Attend] | None =
 
 
 class KVCache:
-    """Up to `rows` texts of up to `sequence_len` tokens each; `lengths[r]` tokens of row r are in it. Room is made as needed."""
+    """Up to `rows` texts of up to `sequence_len` tokens each; `lengths[r]` tokens of row r are in it. Room is made as needed.
+
+    A layer with a window of W keeps the last W + 1 tokens: token p stands in slot p mod (W + 1), so the order of its slots is not that of
+    the text. Keys carry their position, and attention does not ask for more.
+    """
 
     def __init__(self, gpt: GPT, rows: int) -> None:
         config = gpt.config
         self.gpt, self.rows, self.capacity = gpt, rows, 0
         self.lengths: list[int] = []
+        self.slots = [config.sequence_len if window is None else window + 1 for window in config.windows]  # at most
         self._empty = torch.empty(
             0, config.n_kv_head, 0, config.head_dim, dtype=gpt.compute_dtype, device=gpt.lm_head.weight.device
         )
-        # (room, G, capacity, D) per layer; zeros where nothing is yet, since a masked NaN is still NaN
+        # (room, G, min(capacity, slots), D) per layer; zeros where nothing is yet, since a masked NaN is still NaN
         self.keys, self.values = [self._empty] * config.n_layer, [self._empty] * config.n_layer
 
     def clear(self) -> None:
@@ -67,8 +72,11 @@ class KVCache:
         B = len(self.lengths)
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
-                new = old.new_zeros(room, old.size(1), self.capacity, old.size(3))
-                new[:B, :, : old.size(2)] = old[:B]
+                slots = min(self.capacity, self.slots[layer])
+                if old.size(0) == room and old.size(2) == slots:
+                    continue
+                new = old.new_zeros(room, old.size(1), slots, old.size(3))
+                new[:B, :, : old.size(2)] = old[:B]  # a layer that grows has not begun to write over its first slots
                 tensors[layer] = new
 
     def add(self, texts: list[list[int]], copies: list[int]) -> Tensor:
@@ -77,12 +85,20 @@ class KVCache:
         which = [i for i, n in enumerate(copies) for _ in range(n)]
         assert first + len(which) <= self.rows, "more texts than rows"
         self.reserve(longest, first + len(which))
-        source = torch.tensor(which, device=self.gpt.lm_head.weight.device)
+        device = self.gpt.lm_head.weight.device
+        source = torch.tensor(which, device=device)
+        lengths = torch.tensor([len(text) for text in texts], device=device)[:, None]  # (N, 1)
+        # for layers that cannot keep the longest text: what stands in each slot, (N, slots)
+        held = {slots: _held(lengths, slots) for slots in set(self.slots) if slots < longest}
 
         def keep(layer: int) -> Attend:
+            slots = self.slots[layer]
+
             def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-                for kept, new in ((self.keys[layer], k), (self.values[layer], v)):
-                    kept[first : first + len(which), :, :longest] = new.transpose(1, 2)[source]
+                for kept, new in ((self.keys[layer], k), (self.values[layer], v)):  # new (N, T, G, D)
+                    if slots in held:
+                        new = torch.stack([row[at] for row, at in zip(new, held[slots], strict=True)])
+                    kept[first : first + len(which), :, : new.size(1)] = new.transpose(1, 2)[source]
                 return sdpa(q, k, v, window)
 
             return attend
@@ -97,18 +113,23 @@ class KVCache:
         n = self.lengths[0] if self.lengths else 0
         S, known = n + len(tokens), 1 if n else 0
         self.reserve(S, 1)
+        device = self.gpt.lm_head.weight.device
 
         def keep(layer: int) -> Attend:
-            keys, values = self.keys[layer], self.values[layer]
+            slots = self.slots[layer]
+            start = max(0, n - slots + 1)  # the first that the first query sees
+            earlier = torch.arange(start, n, device=device) % slots
+            newest = torch.arange(max(n, S - slots), S, device=device)
 
             def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-                keys[:, :, n:S], values[:, :, n:S] = k.transpose(1, 2), v.transpose(1, 2)
-                start = 0 if window is None else max(0, n - window)  # the first that the first query sees
-                return sdpa(q, keys[:, :, start:S].transpose(1, 2), values[:, :, start:S].transpose(1, 2), window)
+                seen = []
+                for kept, new in ((self.keys[layer], k), (self.values[layer], v)):
+                    seen.append(torch.cat((kept[:, :, earlier].transpose(1, 2), new), dim=1))  # (1, S - start, G, D)
+                    kept[:, :, newest % slots] = new[:, newest - n].transpose(1, 2)
+                return sdpa(q, seen[0], seen[1], window)
 
             return attend
 
-        device = self.gpt.lm_head.weight.device
         assert not known or before is not None
         idx = torch.tensor([[before, *tokens] if known else tokens], device=device)  # (1, known + T)
         positions = torch.arange(n, S, device=device)[None]
@@ -122,12 +143,18 @@ class KVCache:
         assert first + copies <= self.rows, "more texts than rows"
         self.reserve(n, first + copies)
         for mine, theirs in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
-            mine[first : first + copies, :, :n] = theirs[:, :, :n]
+            slots = min(n, theirs.size(2))
+            mine[first : first + copies, :, :slots] = theirs[:, :, :slots]
         self.lengths += [n] * copies
+
+    def can_begin(self, row: int, tokens: int) -> bool:
+        """Whether the first `tokens` of `row` are all still here, as far as what follows them sees any."""
+        n = self.lengths[row]
+        return tokens == n or (tokens < n and n <= min(self.slots))
 
     def copy_of(self, row: int, tokens: int) -> "KVCache":
         """A cache of one row with the first `tokens` of `row`, and no more room than that."""
-        assert tokens <= self.lengths[row], "more tokens than there are"
+        assert self.can_begin(row, tokens), "they are not there, or not any more"
         other = KVCache(self.gpt, 1)
         other.lengths, other.capacity = [tokens], tokens
         other.keys = [kept[row : row + 1, :, :tokens].clone() for kept in self.keys]
@@ -143,18 +170,19 @@ class KVCache:
         idx, at = numbers[:, :2], numbers[:, 2:]  # (B, 2), (B, 1)
         # where the new keys go; with one position for all rows a slice does, which is cheaper
         aligned = min(self.lengths) == S - 1
-        rows, last = (slice(B), S - 1) if aligned else (torch.arange(B, device=device), at[:, 0])
-        seen = {window: self._visible(window, at, S) for window in set(self.gpt.config.windows)}
+        every = slice(B) if aligned else torch.arange(B, device=device)
+        visible = {slots: self._visible(slots, at, S) for slots in set(self.slots)}
         gqa = self.gpt.config.n_head != self.gpt.config.n_kv_head
 
         def look_up(layer: int) -> Attend:
-            keys, values = self.keys[layer], self.values[layer]
+            keys, values, slots = self.keys[layer], self.values[layer], self.slots[layer]
+            used, mask = min(S, slots), visible[slots]
+            slot = (S - 1) % slots if aligned else at[:, 0] % slots
 
             def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-                keys[rows, :, last], values[rows, :, last] = k[:, 0], v[:, 0]  # (B, G, D)
-                start, mask = seen[window]
+                keys[every, :, slot], values[every, :, slot] = k[:, 0], v[:, 0]  # (B, G, D)
                 y = F.scaled_dot_product_attention(
-                    q.transpose(1, 2), keys[:B, :, start:S], values[:B, :, start:S], attn_mask=mask, enable_gqa=gqa
+                    q.transpose(1, 2), keys[:B, :, :used], values[:B, :, :used], attn_mask=mask, enable_gqa=gqa
                 )
                 return y.transpose(1, 2)
 
@@ -164,16 +192,14 @@ class KVCache:
         self.lengths = [n + 1 for n in self.lengths]
         return hidden[:, 0]
 
-    def _visible(self, window: int | None, at: Tensor, S: int) -> tuple[int, Tensor | None]:
-        """First index that any row sees, and what to add to the scores from there on, (B, 1, 1, S - first), if not 0."""
-        shortest = min(self.lengths)
-        start = 0 if window is None else max(0, shortest - window)
-        if shortest == S - 1:
-            return start, None  # all rows are equally long
-        j = torch.arange(start, S, device=at.device)
-        hidden = j > at if window is None else (j > at) | (j < at - window)
-        mask = torch.zeros(hidden.shape, dtype=self.gpt.compute_dtype, device=at.device)
-        return start, mask.masked_fill_(hidden, -math.inf)[:, None, None]
+    def _visible(self, slots: int, at: Tensor, S: int) -> Tensor | None:
+        """What to add to the scores of a layer's slots, (B, 1, 1, min(S, slots)), if not 0: a row sees those it has written."""
+        used = min(S, slots)
+        if min(self.lengths) >= used - 1:
+            return None  # all of them
+        unwritten = torch.arange(used, device=at.device) > at
+        mask = torch.zeros(unwritten.shape, dtype=self.gpt.compute_dtype, device=at.device)
+        return mask.masked_fill_(unwritten, -math.inf)[:, None, None]
 
     def drop(self, row: int) -> None:
         """Free `row`; the last row moves there."""
@@ -183,3 +209,9 @@ class KVCache:
         if row != last:
             for kept in (*self.keys, *self.values):
                 kept[row, :, :n] = kept[last, :, :n]
+
+
+def _held(lengths: Tensor, slots: int) -> Tensor:
+    """Token that stands in each slot of a row of that many tokens, (N, slots), for lengths (N, 1): the last p with p mod slots == s."""
+    s = torch.arange(slots, device=lengths.device)
+    return (lengths - 1 - (lengths - 1 - s) % slots).clamp(min=0)  # where none is, any: it is not seen

@@ -8,6 +8,7 @@ one uniform number per text, looked up in the distribution of its next token, so
 `submit` and `cancel` only write down what is wanted and may be called from any thread; `step` does it, in one thread, between tokens.
 """
 
+import functools
 import math
 import random
 from collections import deque
@@ -27,6 +28,7 @@ from nanochat.inference.generate import check
 from nanochat.inference.pool import PrefixPool
 from nanochat.inference.sampling import Drawn, Sampling, draw
 from nanochat.inference.stream import TextStream
+from nanochat.tokenizer.conversations import PARTS
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 MAX_ROWS = 32  # guess: texts side by side; more of them cost memory, 2 * layers * key width * tokens each
@@ -57,6 +59,13 @@ class Completion:
     end_logprob: float | None = field(default=None, compare=False)
 
 
+class Fragment(NamedTuple):
+    """A piece of a text, whole characters only: `kind` is that of the part it stands in, or "mark" for a token that opens or closes one."""
+
+    kind: str  # "text" | "python" | "python_output" | "mark"
+    text: str
+
+
 @dataclass
 class Stats:
     """What an engine has done since it was made."""
@@ -80,8 +89,12 @@ class Text:
         self.mask: list[int] = []
         self.logprobs: list[float | None] = []
         self.top: list[list[tuple[int, float]]] = []
-        self.pieces: list[str] = []  # of its text, as far as it is certain
+        self.fragments: list[
+            Fragment
+        ] = []  # its text as far as it is certain; an answer without tools is all of kind "text"
+        self.kind, self.part_start = "text", 0  # the part being written, and how many tokens come before it
         self.stream = TextStream(sampling.stop)
+        self.marks = _marks(tokenizer) if sampling.tools else {}
         self.forced: deque[int] = deque()
         self.expression: list[int] | None = None  # what stands between python_start and python_end, while it is open
         self.seen: np.ndarray | None = None  # (V,) which tokens are in it, where they are penalised
@@ -110,11 +123,14 @@ class Text:
         self.top.append(drawn.top if mask else [])
         if self.seen is not None:
             self.seen[token] = True
-        self._write(self.stream.feed(self.tokenizer.piece(token)))
+        if token in self.marks:
+            self._enter(token)
+        else:
+            self._write(self.stream.feed(self.tokenizer.piece(token)))
         if self.sampling.tools:
             self._watch(token, specials)
         if self.stream.stopped:
-            needed = self.stream.tokens()
+            needed = self.part_start + self.stream.tokens()
             for kept in (self.ids, self.mask, self.logprobs, self.top):
                 del kept[needed:]
             self.finish("stop")
@@ -125,9 +141,16 @@ class Text:
         self._write(self.stream.finish())
         self.finish_reason = reason
 
-    def _write(self, piece: str) -> None:
-        if piece:
-            self.pieces.append(piece)
+    def _write(self, text: str) -> None:
+        if text:
+            self.fragments.append(Fragment(self.kind, text))
+
+    def _enter(self, mark: int) -> None:
+        """Go into the part that `mark` opens, or back to the text. Stop strings count within one part of text."""
+        self._write(self.stream.finish())
+        self.fragments.append(Fragment("mark", self.tokenizer.piece(mark).decode()))
+        self.kind, self.part_start = self.marks[mark], len(self.ids)
+        self.stream = TextStream(self.sampling.stop if self.kind == "text" else ())
 
     def _watch(self, token: int, specials: dict[str, int]) -> None:
         if token == specials["<|python_start|>"]:
@@ -147,8 +170,15 @@ class Text:
     def completion(self) -> Completion:
         """What it is so far, or in the end."""
         end = (self.end.id, self.end.logprob) if self.end else (None, None)
-        text = "".join(self.pieces)
+        text = "".join(fragment.text for fragment in self.fragments)
         return Completion(self.ids, self.mask, text, self.finish_reason or "", self.logprobs, self.top, *end)
+
+
+@functools.lru_cache(maxsize=8)
+def _marks(tokenizer: Tokenizer) -> dict[int, str]:
+    """Token that opens or closes a part -> kind of the part that follows it."""
+    marks = {tokenizer.specials[before]: kind for kind, (before, _, _) in PARTS.items() if before}
+    return marks | {tokenizer.specials[after]: "text" for _, after, _ in PARTS.values() if after}
 
 
 class Request:
@@ -177,7 +207,7 @@ class Piece(NamedTuple):
     request: Request
     sample: int
     id: int | None  # None: it ended without another token
-    text: str  # that has become certain; together they are the text of the completion
+    fragments: list[Fragment]  # that have become certain; together they are the text of the completion
     finish_reason: str | None
 
 
@@ -234,17 +264,17 @@ class Engine:
     def busy(self) -> bool:
         return bool(self.live or self.waiting)
 
-    def stream(self, request: Request, sample: int = 0) -> Iterator[str]:
-        """The text of one sample, piece by piece, each of whole characters; `step` is called where none is left.
+    def stream(self, request: Request, sample: int = 0) -> Iterator[Fragment]:
+        """The text of one sample, fragment by fragment; `step` is called where none is left.
 
         Closing it before its end cancels the request. Streams of several requests may be read in turn: all go on together.
         """
         text, given = request.texts[sample], 0
         try:
             while True:
-                while given < len(text.pieces):
+                while given < len(text.fragments):
                     given += 1
-                    yield text.pieces[given - 1]
+                    yield text.fragments[given - 1]
                 if text.finish_reason:
                     return
                 self.step()
@@ -365,12 +395,12 @@ class Engine:
         return [request.texts[sample] for request, sample in self.live]
 
     def _take(self, request: Request, sample: int, text: Text, token: Drawn) -> Piece:
-        given, forced = len(text.pieces), len(text.forced)
+        given, forced = len(text.fragments), len(text.forced)
         new = text.forced[0] if forced else token.id
         text.take(token)
         self.stats.forced_tokens += bool(forced)
         self.stats.sampled_tokens += not forced
-        return Piece(request, sample, None if text.end else new, "".join(text.pieces[given:]), text.finish_reason)
+        return Piece(request, sample, None if text.end else new, text.fragments[given:], text.finish_reason)
 
     def _leave(self, row: int, *, keep: bool) -> None:
         """Free `row`, which the last one takes; its cache goes into the pool if it is to be kept."""
@@ -388,9 +418,9 @@ class Engine:
 
         def end(request: Request, sample: int) -> None:
             text = request.texts[sample]
-            given = len(text.pieces)
+            given = len(text.fragments)
             text.finish("cancelled")
-            pieces.append(Piece(request, sample, None, "".join(text.pieces[given:]), "cancelled"))
+            pieces.append(Piece(request, sample, None, text.fragments[given:], "cancelled"))
 
         for row in reversed(range(len(self.live))):
             if self.live[row][0].cancelled:

@@ -31,11 +31,13 @@ class PrefixPool:
 
     def find(self, prompt: list[int]) -> KVCache | None:
         """A cache of its own with the longest beginning of `prompt` that is here, less its last token; None if there is little."""
-        shared = [_shared(ids, prompt) for ids, _ in self.entries]
-        most = min(max(shared, default=0), len(prompt) - 1)  # what comes next is read off the last token
+        most, number = 0, -1
+        for i, (ids, cache) in enumerate(self.entries):
+            shared = min(_shared(ids, prompt), len(prompt) - 1)  # what comes next is read off the last token
+            if shared > most and cache.can_begin(0, shared):
+                most, number = shared, i
         if most < MIN_SHARED:
             return None
-        number = shared.index(max(shared))
         entry = self.entries.pop(number)
         self.entries.append(entry)
         return entry[1].copy_of(0, most)
