@@ -15,12 +15,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     from hydra.utils import instantiate
 
     from nanochat.checkpoint import folder
-    from nanochat.checkpoint.runs import resolve
+    from nanochat.checkpoint.opened import open_checkpoint
     from nanochat.evals.bpb import bits_per_byte
     from nanochat.evals.chat import accuracy
     from nanochat.inference.generate import complete
-    from nanochat.runtime import hardware
-    from nanochat.runtime.paths import base_dir
 
     names = list(cfg.evals) if isinstance(cfg.evals, ListConfig) else str(cfg.evals).split(",")
     known = ["bpb", "sample", *choices("task")]
@@ -29,11 +27,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             f"evals={unknown[0]} is not known; choose from {', '.join(known)}; several as evals=bpb,sample"
         )
     tasks = {name: task(name, cfg.split) for name in names if name not in ("bpb", "sample")}
-    path = resolve(cfg.ckpt, base_dir() / "runs")
-    device = hardware.pick_device(cfg.device)
-    dtype, why = hardware.compute_dtype(cfg.precision, device)
-    gpt, tokenizer = folder.load_gpt(path, device=device, compute_dtype=dtype).eval(), folder.load_tokenizer(path)
-    results: dict[str, Any] = {"checkpoint": str(path), "dtype": f"{str(dtype).removeprefix('torch.')} ({why})"}
+    opened = open_checkpoint(cfg.ckpt, device=cfg.device, precision=cfg.precision)
+    path, gpt, tokenizer = opened.path, opened.gpt, opened.tokenizer
+    dtype = str(opened.dtype).removeprefix("torch.")
+    results: dict[str, Any] = {"checkpoint": str(path), "dtype": f"{dtype} ({opened.why})"}
     if "bpb" in names:
         config: Any = (
             OmegaConf.to_container(cfg.data, resolve=True)

@@ -8,24 +8,18 @@ from nanochat.runtime.app import command
 def run(cfg: DictConfig) -> None:
     from pathlib import Path
 
-    from nanochat.checkpoint import folder
-    from nanochat.checkpoint.runs import resolve
+    from nanochat.checkpoint.opened import open_checkpoint
     from nanochat.inference.generate import check, complete
-    from nanochat.runtime import hardware
-    from nanochat.runtime.paths import base_dir
 
     check(max_tokens=cfg.max_tokens, temperature=cfg.temperature, top_k=cfg.top_k, num_samples=cfg.num_samples)
     start = str(cfg.start)
     if start.startswith("FILE:"):
         start = Path(start.removeprefix("FILE:")).read_text()
-    path = resolve(cfg.ckpt, base_dir() / "runs")
-    device = hardware.pick_device(cfg.device)
-    dtype, _ = hardware.compute_dtype(cfg.precision, device)
-    gpt, tokenizer = folder.load_gpt(path, device=device, compute_dtype=dtype).eval(), folder.load_tokenizer(path)
-    print(f"checkpoint: {path}")
+    opened = open_checkpoint(cfg.ckpt, device=cfg.device, precision=cfg.precision)
+    print(f"checkpoint: {opened.path}")
     texts = complete(
-        gpt,
-        tokenizer,
+        opened.gpt,
+        opened.tokenizer,
         [start],
         num_samples=cfg.num_samples,
         max_tokens=cfg.max_tokens,

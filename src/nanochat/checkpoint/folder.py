@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -200,3 +200,28 @@ def load_gpt(path: Path, *, device: torch.device | str = "cpu", compute_dtype: t
     gpt = GPT.build(read_config(path), seed=None, device=device, compute_dtype=compute_dtype)
     gpt.load_state_dict(read_weights(path), strict=True)
     return gpt
+
+
+def load_to_run(path: Path, *, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32) -> GPT:
+    """The model of a checkpoint folder for decoding and scoring alone, as `GPT.only_run` leaves it.
+
+    Read from the mapped file a tensor at a time and cast at once, so reading takes no more memory than running.
+    """
+    with torch.device("meta"):
+        gpt = GPT(read_config(path))
+    missing = set(gpt.state_dict())
+    try:
+        with safe_open(path / "model.safetensors", framework="pt") as file:
+            names = set(file.keys())
+            if names != missing:
+                wrong = sorted(names ^ missing)
+                raise ValueError(f"{path}/model.safetensors does not fit its config.json: see {', '.join(wrong[:3])}")
+            for name in sorted(names):
+                weight = file.get_tensor(name).to(device=device, dtype=compute_dtype, copy=True)
+                gpt.load_state_dict({name: weight}, strict=False, assign=True)
+    except SafetensorError as error:
+        raise ValueError(f"{path}/model.safetensors cannot be read: {error}") from error
+    gpt.compute_dtype = compute_dtype
+    gpt.cos = torch.empty(0, device=device)
+    gpt.grow_rope(gpt.config.sequence_len)
+    return gpt.only_run()

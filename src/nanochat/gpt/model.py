@@ -64,6 +64,10 @@ class Linear(nn.Linear):
     def freeze(self, dtype: torch.dtype) -> None:
         self.frozen = frozen_weight(self.weight, dtype)
 
+    def forget(self) -> None:
+        assert self.frozen is not None
+        self.weight = nn.Parameter(self.frozen, requires_grad=False)
+
 
 class Attention(nn.Module):
     frozen: Tensor | None = None  # see GPT.frozen
@@ -104,6 +108,12 @@ class Attention(nn.Module):
 
     def freeze(self, dtype: torch.dtype) -> None:
         self.frozen = frozen_weight(self.qkv_weight(dtype), dtype)
+
+    def forget(self) -> None:
+        assert self.frozen is not None
+        q, k, v = self.frozen.split((self.H * self.D, self.G * self.D, self.G * self.D))
+        for layer, part in ((self.c_q, q), (self.c_k, k), (self.c_v, v)):
+            layer.weight = nn.Parameter(part, requires_grad=False)
 
 
 class MLP(nn.Module):
@@ -148,6 +158,7 @@ class GPT(nn.Module):
         self._loss_step: Callable = loss.capped_loss_and_grad
         self._trunk: Callable = self._forward_trunk
         self._compiled_shape: tuple[int, int] | None = None
+        self._only_runs = False
         if arch.lambdas:
             self.resid_lambdas, self.x0_lambdas = nn.Parameter(torch.empty(n)), nn.Parameter(torch.empty(n))
         if arch.smear:
@@ -288,11 +299,10 @@ class GPT(nn.Module):
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Inside, no weight may change: what forward makes of weights alone (casts, the q, k, v product) is made once and kept."""
-        layers = [
-            module
-            for name, module in self.named_modules()
-            if isinstance(module, Linear | Attention) and not name.endswith((".c_q", ".c_k", ".c_v"))
-        ]
+        if self._only_runs:
+            yield
+            return
+        layers = self._freezing()
         try:
             for layer in layers:
                 layer.freeze(self.compute_dtype)
@@ -300,6 +310,25 @@ class GPT(nn.Module):
         finally:
             for layer in layers:
                 layer.frozen = None
+
+    @torch.no_grad()
+    def only_run(self) -> "GPT":
+        """Freeze it for good, in no more memory than its weights take in the compute dtype; it cannot be trained any more."""
+        for p in self.parameters():
+            p.requires_grad_(False)
+            p.data = p.data.to(self.compute_dtype)
+        for layer in self._freezing():  # one after another: a copy of one layer at a time
+            layer.freeze(self.compute_dtype)
+            layer.forget()
+        self._only_runs = True
+        return self.eval()
+
+    def _freezing(self) -> list["Linear | Attention"]:
+        return [
+            module
+            for name, module in self.named_modules()
+            if isinstance(module, Linear | Attention) and not name.endswith((".c_q", ".c_k", ".c_v"))
+        ]
 
     # --- forward -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,37 @@
+"""A checkpoint opened to be run: what every command that takes `ckpt=` begins with."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from nanochat.checkpoint import folder
+from nanochat.checkpoint.runs import resolve
+from nanochat.gpt import GPT
+from nanochat.runtime import hardware
+from nanochat.runtime.paths import base_dir
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+
+class Opened(NamedTuple):
+    path: Path
+    gpt: GPT  # only runs
+    tokenizer: Tokenizer
+    phase: str | None  # that made it, None if it does not say
+    device: torch.device
+    dtype: torch.dtype
+    why: str  # this dtype
+
+    @property
+    def chats(self) -> bool:
+        return self.phase != "base"
+
+
+def open_checkpoint(ckpt: str, *, device: str = "auto", precision: str = "auto") -> Opened:
+    """The checkpoint that `resolve` finds for `ckpt`. ValueError where there is none, or a setting makes no sense."""
+    path = resolve(ckpt, base_dir() / "runs")
+    chosen = hardware.pick_device(device)
+    dtype, why = hardware.compute_dtype(precision, chosen)
+    tokenizer, phase = folder.load_tokenizer(path), folder.phase(path)
+    gpt = folder.load_to_run(path, device=chosen, compute_dtype=dtype)
+    return Opened(path, gpt, tokenizer, phase, chosen, dtype, why)

@@ -1,0 +1,57 @@
+"""A checkpoint read to be run gives the numbers of one read to be trained, in the memory of its weights."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from nanochat.checkpoint import folder
+from nanochat.gpt import GPT, Arch, GPTConfig, build_arch
+from nanochat.runtime.paths import conf_dir
+from nanochat.tokenizer.tokenizer import BPETokenizer
+
+CLASSIC = build_arch(OmegaConf.to_container(OmegaConf.load(conf_dir() / "arch" / "classic.yaml")))
+
+
+@pytest.fixture(params=["modern", "classic"])
+def saved(request, tmp_path):
+    tokenizer = BPETokenizer([])
+    arch = Arch() if request.param == "modern" else CLASSIC
+    gpt = GPT.build(GPTConfig(64, tokenizer.vocab_size, 2, 4, 2, 64, arch=arch))
+    with torch.no_grad():
+        for p in gpt.parameters():
+            p.normal_(0, 0.2)
+    folder.save(tmp_path / "c", gpt.state_dict(), gpt.config, tokenizer, lineage={})
+    return tmp_path / "c"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_checkpoint_read_to_be_run_gives_the_same_logits(saved, dtype):
+    trained, runs = folder.load_gpt(saved, compute_dtype=dtype), folder.load_to_run(saved, compute_dtype=dtype)
+    idx = torch.arange(40)[None] % 50
+    with torch.no_grad(), trained.frozen():
+        assert torch.equal(trained(idx), runs(idx))
+    with runs.frozen():  # a second freezing changes nothing
+        torch.testing.assert_close(
+            runs(idx), trained(idx).detach(), rtol=0, atol=1e-5 if dtype == torch.float32 else 0.2
+        )
+    assert {name: p.shape for name, p in runs.named_parameters()} == {n: p.shape for n, p in trained.named_parameters()}
+    for name, p in runs.named_parameters():
+        assert torch.equal(p, trained.get_parameter(name).to(dtype)) and not p.requires_grad
+
+
+def test_what_it_holds_is_each_weight_once_in_the_compute_dtype(saved):
+    runs = folder.load_to_run(saved, compute_dtype=torch.bfloat16)
+    held = [
+        *runs.parameters(),
+        *(m.frozen for m in runs.modules() if isinstance(getattr(m, "frozen", None), torch.Tensor)),
+    ]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
+    assert sum(storages.values()) == 2 * sum(p.numel() for p in runs.parameters())
+
+
+def test_weights_that_do_not_fit_the_config_are_named(saved):
+    (saved / "config.json").write_text((saved / "config.json").read_text().replace('"n_layer": 2', '"n_layer": 3'))
+    sizes = (saved / "files.json").read_text()
+    assert '"config.json"' in sizes  # the size is the same
+    with pytest.raises(ValueError, match="does not fit its config.json"):
+        folder.load_to_run(saved)
