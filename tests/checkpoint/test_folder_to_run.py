@@ -53,5 +53,5 @@ def test_weights_that_do_not_fit_the_config_are_named(saved):
     (saved / "config.json").write_text((saved / "config.json").read_text().replace('"n_layer": 2', '"n_layer": 3'))
     sizes = (saved / "files.json").read_text()
     assert '"config.json"' in sizes  # the size is the same
-    with pytest.raises(ValueError, match="does not fit its config.json"):
+    with pytest.raises(ValueError, match=r"does not fit its config\.json"):
         folder.load_to_run(saved)

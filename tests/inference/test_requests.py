@@ -93,7 +93,7 @@ def test_a_step_tells_what_each_text_got(calm):
     for request in requests:
         for sample, completion in enumerate(request.completions):
             mine = [piece for piece in pieces if piece.request is request and piece.sample == sample]
-            assert [piece.id for piece in mine if piece.id is not None] == completion.ids
+            assert [piece.drawn.id for piece in mine if piece.drawn] == completion.ids
             assert (
                 "".join(fragment.text for piece in mine for fragment in piece.fragments)
                 == completion.text

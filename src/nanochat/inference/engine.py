@@ -206,7 +206,7 @@ class Piece(NamedTuple):
 
     request: Request
     sample: int
-    id: int | None  # None: it ended without another token
+    drawn: Drawn | None  # its token; None: it ended without another one, or a tool forced it
     fragments: list[Fragment]  # that have become certain; together they are the text of the completion
     finish_reason: str | None
 
@@ -244,17 +244,19 @@ class Engine:
     # --- asking ------------------------------------------------------------------------------------------------
 
     def submit(self, prompt_ids: list[int], sampling: Sampling, num_samples: int = 1) -> Request:
-        """Put a request in the queue; `step` brings it on. ValueError for a prompt that cannot be answered.
+        """Put a request in the queue; `step` brings it on. What is sampled is decided by the seed and the number of the sample.
 
-        What is sampled is decided by the seed and the number of the sample.
+        ValueError for a prompt that cannot be answered.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples} must be at least 1")
-        request = self._request(
-            "the prompt", prompt_ids, sampling, [f"{sampling.seed}/{n}" for n in range(num_samples)]
-        )
+        request = self.request(prompt_ids, sampling, num_samples)
         self.waiting.append(request)
         return request
+
+    def request(self, prompt_ids: list[int], sampling: Sampling, num_samples: int = 1) -> Request:
+        """`submit` without the queue, for whoever has to know the request before its first token."""
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples} must be at least 1")
+        return self._request("the prompt", prompt_ids, sampling, [f"{sampling.seed}/{n}" for n in range(num_samples)])
 
     def cancel(self, request: Request) -> None:
         """End it at the next token boundary, where its rows become free; a finished one stays as it is."""
@@ -263,6 +265,11 @@ class Engine:
     @property
     def busy(self) -> bool:
         return bool(self.live or self.waiting)
+
+    @property
+    def queued(self) -> int:
+        """Texts that wait for a row."""
+        return sum(len(request.texts) - request.seated for request in list(self.waiting))
 
     def stream(self, request: Request, sample: int = 0) -> Iterator[Fragment]:
         """The text of one sample, fragment by fragment; `step` is called where none is left.
@@ -396,11 +403,10 @@ class Engine:
 
     def _take(self, request: Request, sample: int, text: Text, token: Drawn) -> Piece:
         given, forced = len(text.fragments), len(text.forced)
-        new = text.forced[0] if forced else token.id
         text.take(token)
         self.stats.forced_tokens += bool(forced)
         self.stats.sampled_tokens += not forced
-        return Piece(request, sample, None if text.end else new, text.fragments[given:], text.finish_reason)
+        return Piece(request, sample, None if text.end or forced else token, text.fragments[given:], text.finish_reason)
 
     def _leave(self, row: int, *, keep: bool) -> None:
         """Free `row`, which the last one takes; its cache goes into the pool if it is to be kept."""

@@ -1,0 +1,43 @@
+"""Checkpoints opened to be served, under names that say which they are."""
+
+import re
+
+import torch
+
+from nanochat.checkpoint.opened import Opened, open_checkpoint
+from nanochat.inference.engine import Engine
+from nanochat.runtime import hardware
+from nanochat.serve.service import Model
+from nanochat.serve.worker import Worker
+
+
+def open_models(
+    ckpts: list[str], *, device: str = "auto", precision: str = "auto", gpus: int = 1, max_rows: int = 32
+) -> list[Model]:
+    """A model for each of `ckpts`, each with an engine on every one of `gpus` GPUs. ValueError where one cannot be had."""
+    if gpus < 1:
+        raise ValueError(f"gpus={gpus} must be at least 1")
+    if gpus > 1:
+        there = torch.cuda.device_count() if hardware.pick_device(device).type == "cuda" else 0
+        if there < gpus:
+            raise ValueError(f"gpus={gpus} but torch sees {there} CUDA devices here; try gpus={max(1, there)}")
+    devices = [device] if gpus == 1 else [f"cuda:{n}" for n in range(gpus)]
+    models: dict[str, Model] = {}
+    for ckpt in ckpts:
+        opened = [open_checkpoint(ckpt, device=device, precision=precision) for device in devices]
+        name = model_name(opened[0], set(models))
+        workers = [
+            Worker(Engine(copy.gpt, copy.tokenizer, max_rows=max_rows), name=f"{name} on {copy.device}")
+            for copy in opened
+        ]
+        models[name] = Model(name, opened[0].path, opened[0].phase, opened[0].tokenizer, workers)
+    return list(models.values())
+
+
+def model_name(opened: Opened, taken: set[str]) -> str:
+    """RUN@STEP for a checkpoint in a run's folder, else the name of its own folder; with a number if that is `taken`."""
+    path = opened.path.resolve()
+    step = re.fullmatch(r"step_(\d+)", path.name)
+    in_run = step is not None and path.parent.name == "checkpoints"
+    name = f"{path.parents[2].name}@{int(step[1])}" if in_run and step else path.name
+    return next(free for n in range(1, len(taken) + 2) if (free := name if n == 1 else f"{name}-{n}") not in taken)

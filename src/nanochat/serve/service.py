@@ -1,0 +1,113 @@
+"""The checkpoints being served, by name, with their engines: what the page and the API ask for answers."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nanochat.inference.dialogue import fit
+from nanochat.inference.sampling import Sampling
+from nanochat.serve.worker import Reply, Worker
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+
+class UnknownModel(ValueError):
+    """A model that is not being served."""
+
+
+class WrongKind(ValueError):
+    """A conversation for a model that does not chat."""
+
+
+class Busy(RuntimeError):
+    """The queue is full; `retry_after` seconds are a guess when it will not be."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+@dataclass
+class Model:
+    """A checkpoint with one worker per device."""
+
+    name: str
+    path: Path
+    phase: str | None  # that made it
+    tokenizer: Tokenizer
+    workers: list[Worker]
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def chats(self) -> bool:
+        """False for one that only continues texts."""
+        return self.phase != "base"
+
+    @property
+    def context(self) -> int:
+        return self.workers[0].engine.gpt.config.sequence_len
+
+    def idlest(self) -> Worker:
+        return min(self.workers, key=lambda worker: worker.load)
+
+
+class Service:
+    """At most `max_queue` texts wait for a row of their model's engines."""
+
+    def __init__(self, models: list[Model], *, max_queue: int = 128) -> None:
+        if not models:
+            raise ValueError("no checkpoint to serve; add ckpt=PATH")
+        self.models = {model.name: model for model in models}
+        self.max_queue = max_queue
+
+    @property
+    def default(self) -> Model:
+        return next(iter(self.models.values()))
+
+    def model(self, name: str | None) -> Model:
+        """The model called `name`, the first one for None. UnknownModel if there is none."""
+        if name is None:
+            return self.default
+        if name not in self.models:
+            raise UnknownModel(f"the model {name!r} is not served here; there are: {', '.join(self.models)}")
+        return self.models[name]
+
+    def chat(
+        self, name: str | None, messages: list[dict[str, Any]], sampling: Sampling, *, num_samples: int = 1, forget: bool = False
+    ) -> tuple[Reply, int]:  # fmt: skip
+        """The answer to a conversation, and how many of its oldest turns were forgotten, which `forget` allows.
+
+        UnknownModel, WrongKind, BadConversation, TooLong or Busy where there will be no answer.
+        """
+        model = self.model(name)
+        if not model.chats:
+            raise WrongKind(f"{model.name} is a base checkpoint, which continues texts and does not chat")
+        room = sampling.max_tokens or model.context // 2
+        prompt, forgotten = fit(model.tokenizer, messages, context=model.context, room=room, forget=forget)
+        return self._submit(model, prompt, sampling, num_samples), forgotten
+
+    def complete(self, name: str | None, prompt: str | list[int], sampling: Sampling, *, num_samples: int = 1) -> Reply:
+        """What follows a text (then bos is put before it) or token ids, as they are. Same errors as `chat`."""
+        model = self.model(name)
+        ids = [model.tokenizer.bos_id, *model.tokenizer.encode(prompt)] if isinstance(prompt, str) else prompt
+        return self._submit(model, ids, sampling, num_samples)
+
+    def _submit(self, model: Model, prompt: list[int], sampling: Sampling, num_samples: int) -> Reply:
+        queued = sum(worker.engine.queued for worker in model.workers)
+        if queued + num_samples > self.max_queue + sum(
+            worker.engine.max_rows - len(worker.engine.live) for worker in model.workers
+        ):
+            raise Busy(
+                f"{queued} answers are waiting already (max_queue={self.max_queue})", retry_after=1 + queued // 16
+            )
+        return model.idlest().submit(prompt, sampling, num_samples)
+
+    def start(self) -> None:
+        for model in self.models.values():
+            for worker in model.workers:
+                worker.start()
+
+    def close(self) -> None:
+        for model in self.models.values():
+            for worker in model.workers:
+                worker.close()
