@@ -1,5 +1,7 @@
 """A conversation as a prompt that leaves room for the answer."""
 
+from bisect import bisect_left
+from functools import cache
 from typing import Any
 
 from nanochat.tokenizer.conversations import render_prompt
@@ -21,15 +23,20 @@ def fit(
     """
     system = messages[:1] if messages and isinstance(messages[0], dict) and messages[0].get("role") == "system" else []
     turns = messages[len(system) :]
-    forgotten = 0
-    while True:
-        prompt = render_prompt(tokenizer, {"messages": [*system, *turns]})
-        if len(prompt) <= context - (max(1, min(room, context // 2)) if forget and len(turns) > 2 else 1):
-            return prompt, forgotten
-        if not forget or len(turns) <= 2:
-            what = "the last question" if forget else "the conversation"
-            raise TooLong(
-                f"{what} has {len(prompt):,} tokens and leaves no room for an answer in the model's context of {context:,}; "
-                f"say it in fewer words" + ("" if forget else ", or leave out the oldest turns")
-            )
-        turns, forgotten = turns[2:], forgotten + 1
+
+    @cache
+    def without(oldest: int) -> list[int]:
+        return render_prompt(tokenizer, {"messages": [*system, *turns[2 * oldest :]]})
+
+    if len(without(0)) <= context - (max(1, min(room, context // 2)) if forget else 1):
+        return without(0), 0
+    most = max(0, (len(turns) - 1) // 2) if forget else 0
+    wanted = context - max(1, min(room, context // 2))
+    forgotten = bisect_left(range(most), True, key=lambda oldest: len(without(oldest)) <= wanted)
+    if len(without(forgotten)) < context:  # the last question stays, with whatever room it leaves
+        return without(forgotten), forgotten
+    what, instead = ("the last question", "") if forget else ("the conversation", ", or leave out the oldest turns")
+    raise TooLong(
+        f"{what} has {len(without(forgotten)):,} tokens and leaves no room for an answer in the model's context of "
+        f"{context:,}; say it in fewer words{instead}"
+    )

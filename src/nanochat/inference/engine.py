@@ -12,7 +12,7 @@ import functools
 import math
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -57,6 +57,9 @@ class Completion:
     )  # (id, logprob), likeliest first
     end_id: int | None = None  # the token that ended it, where the model did
     end_logprob: float | None = field(default=None, compare=False)
+    parts: list[dict[str, str]] = field(
+        default_factory=list
+    )  # the text as a message has it: {type, text}, marks left out
 
 
 class Fragment(NamedTuple):
@@ -169,9 +172,32 @@ class Text:
 
     def completion(self) -> Completion:
         """What it is so far, or in the end."""
-        end = (self.end.id, self.end.logprob) if self.end else (None, None)
-        text = "".join(fragment.text for fragment in self.fragments)
-        return Completion(self.ids, self.mask, text, self.finish_reason or "", self.logprobs, self.top, *end)
+        return Completion(
+            self.ids,
+            self.mask,
+            text="".join(fragment.text for fragment in self.fragments),
+            finish_reason=self.finish_reason or "",
+            logprobs=self.logprobs,
+            top_logprobs=self.top,
+            end_id=self.end.id if self.end else None,
+            end_logprob=self.end.logprob if self.end else None,
+            parts=merge_parts(self.fragments),
+        )
+
+
+def merge_parts(fragments: Iterable[Fragment]) -> list[dict[str, str]]:
+    """The parts that fragments make up; a mark begins another one."""
+    parts: list[dict[str, str]] = []
+    open_part = False
+    for kind, text in fragments:
+        if kind == "mark":
+            open_part = False
+        elif open_part:
+            parts[-1]["text"] += text
+        else:
+            parts.append({"type": kind, "text": text})
+            open_part = True
+    return parts
 
 
 @functools.lru_cache(maxsize=8)

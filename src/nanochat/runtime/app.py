@@ -36,8 +36,11 @@ TEXT_KEYS = (
     "data.val_path",
     "tokenizer.path",
     "path",
+    "store",
+    "api_key",
 )
-LIST_KEYS = ("evals",)  # a,b,c is a list, not a sweep
+LIST_KEYS = ("evals", "cors")  # a,b,c is a list, not a sweep
+REPEATED = {"chat": ("ckpt",), "bench": ("ckpt",)}  # settings of a command that are given once for each of several
 
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, ImportError)
 
@@ -56,7 +59,7 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
         os.environ["HYDRA_FULL_ERROR"] = "1"
         given, debug = sys.argv[1:], "debug=true" in sys.argv[1:]
         if not {"-m", "--multirun"} & set(given):
-            sys.argv[1:] = [as_typed(word) for word in given]
+            sys.argv[1:] = listed([as_typed(word) for word in given], REPEATED.get(config_name, ()))
         elif "hydra/sweeper=optuna" in given and not any(
             w.startswith("hydra.sweeper.max_failure_rate=") for w in given
         ):
@@ -111,6 +114,23 @@ def as_typed(word: str) -> str:
         escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value).replace("${", "\\${")
         return f"{key}='{escaped}'"
     return word
+
+
+def listed(words: list[str], repeated: tuple[str, ...]) -> list[str]:
+    """Command-line words with those that set one of `repeated` made one word with a list of their values.
+
+    >>> listed(["ckpt='a'", "port=80", "ckpt='b'"], ("ckpt",))
+    ['port=80', "ckpt=['a','b']"]
+    """
+    values: dict[str, list[str]] = {}
+    rest = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and key in repeated and not value.startswith("["):
+            values.setdefault(key, []).append(value)
+        else:
+            rest.append(word)
+    return rest + [f"{key}=[{','.join(given)}]" for key, given in values.items()]
 
 
 def stop(message: str, code: int = 2) -> NoReturn:

@@ -80,10 +80,14 @@ class Checkpoints:
 
 
 @dataclass
-class Command:
-    seed: int = MISSING
+class Bare:
     debug: bool = MISSING
     paths: Paths = field(default_factory=Paths)
+
+
+@dataclass
+class Command(Bare):
+    seed: int = MISSING
 
 
 @dataclass
@@ -149,6 +153,38 @@ class Cli(LoadsCheckpoint):
 
 
 @dataclass
+class Limits:
+    request_bytes: int = MISSING
+    queue: int = MISSING
+    requests_per_minute: int | None = MISSING
+
+
+@dataclass
+class Chat(Bare):
+    ckpt: Any = MISSING  # one, or several: ckpt=A ckpt=B
+    device: str = MISSING
+    precision: str = MISSING
+    host: str = MISSING
+    port: int = MISSING
+    api_key: str | None = MISSING
+    open: bool = MISSING
+    page: bool = MISSING
+    compare: bool = MISSING
+    store: str | None = MISSING
+    gpus: int = MISSING
+    max_rows: int = MISSING
+    max_tokens: int = MISSING
+    temperature: float = MISSING
+    top_k: int | None = MISSING
+    top_p: float | None = MISSING
+    min_p: float | None = MISSING
+    repetition_penalty: float | None = MISSING
+    log_conversations: bool = MISSING
+    cors: list[str] = MISSING
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass
 class Evaluate(LoadsCheckpoint):
     evals: Any = MISSING  # names in a list, or with commas
     data: Any = None
@@ -208,6 +244,7 @@ def register() -> None:
         "train": Train,
         "sample": SampleCommand,
         "cli": Cli,
+        "chat": Chat,
         "evaluate": Evaluate,
         "data": Data,
         "tokenizer": Tokenizer,

@@ -133,8 +133,8 @@ class Worker:
             reply = self._replies.get(piece.request)
             if reply is not None:
                 loops.setdefault(reply.loop, {}).setdefault(reply, []).append(piece)
-                if piece.request.done:
-                    self._replies.pop(piece.request, None)
+        for request in {piece.request for piece in pieces if piece.request.done}:
+            self._replies.pop(request, None)
         for loop, arrived in loops.items():
             _tell(loop, functools.partial(_hand_out, arrived))
 

@@ -1,0 +1,489 @@
+"""OpenAI's API over a service (chat completions, completions, models), and the original's stream of an answer.
+
+What a small model cannot do is refused by name. Beyond OpenAI's fields a request may set top_k, min_p and repetition_penalty, and the
+message of an answer that called the calculator has `parts`, which may be sent back. Settings of sampling that a request leaves out are
+the server's.
+"""
+
+import asyncio
+import hmac
+import json
+import random
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from nanochat.inference.engine import Completion, Piece
+from nanochat.inference.sampling import Drawn, Sampling
+from nanochat.inference.scoring import token_logprobs
+from nanochat.serve.metrics import Metrics
+from nanochat.serve.schema import ChatRequest, CompletionRequest, OriginalRequest
+from nanochat.serve.schema import Request as Asked
+from nanochat.serve.service import Busy, Model, Service, UnknownModel
+from nanochat.serve.worker import EngineFailed, Reply
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+ORIGINAL = Sampling(temperature=0.8, top_k=50, max_tokens=512)  # from: facts sheet 7.5, where a request leaves it out
+OPEN = ("/health",)  # answers without a key
+
+
+def build_api(service: Service, *, defaults: Sampling, api_key: str | None = None) -> FastAPI:
+    """The application without a page. `defaults` is how an answer is sampled where a request does not say."""
+    app = FastAPI(title="nanochat", docs_url=None, redoc_url=None)  # those pages load scripts from elsewhere
+    metrics = Metrics(service)
+    _errors(app, metrics)
+    if api_key is not None:
+        app.add_middleware(KeyRequired, api_key=api_key)
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        workers = _workers(service)
+        free = sum(worker.load < worker.engine.max_rows for worker in workers)
+        return {"status": "ok", "ready": True, "num_gpus": len(workers), "available_workers": free}
+
+    @app.get("/stats")
+    async def stats() -> dict[str, Any]:
+        return metrics.stats()
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def prometheus() -> PlainTextResponse:
+        return PlainTextResponse(metrics.prometheus(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [_model(model) for model in service.models.values()]}
+
+    @app.get("/v1/models/{name:path}", responses=ERRORS)
+    async def model(name: str) -> dict[str, Any]:
+        return _model(service.model(name))
+
+    @app.post("/v1/chat/completions", responses=ERRORS)
+    async def chat(asked: ChatRequest, request: Request) -> Response:
+        model = service.model(asked.model)
+        most = asked.max_completion_tokens or asked.max_tokens
+        sampling = _sampling(asked, defaults, model, most, logprobs=asked.top_logprobs or 0)
+        sampling = replace(sampling, tools=asked.tool_choice == "auto")
+        messages = [message.as_project() for message in asked.messages]
+        reply, _ = service.chat(model.name, messages, sampling, num_samples=asked.n)
+        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model.name}
+        if asked.stream:
+            return _event_stream(_chat_events(asked, model, reply, head, metrics))
+        if not await _gather([reply], request, metrics):
+            return Response(status_code=499)
+        choices: list[dict[str, Any]] = []
+        for index, answer in enumerate(reply.request.completions):
+            choices.append(
+                {
+                    "index": index,
+                    "message": _message(answer),
+                    "logprobs": _chat_logprobs(answer, model.tokenizer) if asked.logprobs else None,
+                    "finish_reason": answer.finish_reason,
+                }
+            )
+        return JSONResponse(head | {"object": "chat.completion", "choices": choices, "usage": _usage([reply])})
+
+    @app.post("/v1/completions", responses=ERRORS)
+    async def completions(asked: CompletionRequest, request: Request) -> Response:
+        model = service.model(asked.model)
+        prompts = asked.prompts()
+        head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model.name}
+        replies: list[Reply] = []
+        if asked.max_tokens != 0:
+            sampling = _sampling(asked, defaults, model, asked.max_tokens, logprobs=asked.logprobs or 0)
+            sampling = replace(sampling, tools=False)
+            try:
+                for prompt in prompts:
+                    replies.append(service.complete(model.name, prompt, sampling, num_samples=asked.n))
+            except Exception:
+                for reply in replies:
+                    reply.cancel()
+                raise
+        if asked.stream:
+            return _event_stream(_completion_events(asked, model, replies, head, metrics))
+        if not await _gather(replies, request, metrics):
+            return Response(status_code=499)
+        choices: list[dict[str, Any]] = []
+        for number, prompt in enumerate(prompts):
+            echoed = await _echoed(asked, model, prompt) if asked.echo else Text("", [], [], [])
+            answers = replies[number].request.completions if replies else [None] * asked.n
+            for answer in answers:
+                text = echoed + _continuation(answer, model.tokenizer) if answer else echoed
+                choices.append(
+                    {
+                        "text": text.text,
+                        "index": len(choices),
+                        "logprobs": text.logprobs() if asked.logprobs is not None else None,
+                        "finish_reason": answer.finish_reason if answer else "length",
+                    }
+                )
+        usage = _usage(replies) if replies else _usage_of(sum(len(_ids(model, p)) for p in prompts), 0)
+        return JSONResponse(head | {"object": "text_completion", "choices": choices, "usage": usage})
+
+    @app.post("/chat/completions", responses=ERRORS)
+    async def original(asked: OriginalRequest) -> Response:
+        given = {key: value for key, value in asked.model_dump(exclude={"messages"}).items() if value is not None}
+        if given.get("top_k") == 0:
+            given["top_k"] = None
+        sampling = replace(ORIGINAL, seed=_random_seed(), **given)
+        messages = [message.model_dump() for message in asked.messages]
+        reply, _ = service.chat(None, messages, sampling)
+        return _event_stream(_original_events(service, reply, metrics))
+
+    return app
+
+
+# --- requests --------------------------------------------------------------------------------------------------
+
+
+def _sampling(asked: Asked, defaults: Sampling, model: Model, max_tokens: int | None, *, logprobs: int) -> Sampling:
+    if max_tokens is not None and max_tokens > model.context:
+        raise ValueError(f"max_tokens={max_tokens:,} is more than the model's context of {model.context:,}")
+    given: dict[str, Any] = {
+        key: value
+        for key in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+        if (value := getattr(asked, key)) is not None
+    }
+    if given.get("top_k") == 0:
+        given["top_k"] = None
+    if given.get("temperature", 1) < 1e-6:
+        given["temperature"] = 0.0
+    given.setdefault("seed", _random_seed())
+    if max_tokens is not None:
+        given["max_tokens"] = max_tokens
+    return replace(defaults, **given, stop=tuple(asked.stop or ()), top_logprobs=logprobs)
+
+
+def _random_seed() -> int:
+    return random.SystemRandom().getrandbits(31)
+
+
+def _ids(model: Model, prompt: str | list[int]) -> list[int]:
+    return [model.tokenizer.bos_id, *model.tokenizer.encode(prompt)] if isinstance(prompt, str) else prompt
+
+
+async def _gather(replies: list[Reply], request: Request, metrics: Metrics) -> bool:
+    """Wait until all are there; False, and they are cancelled, if the client leaves before."""
+
+    async def all_of_them() -> None:
+        for reply in replies:
+            async for _ in reply:
+                pass
+            metrics.finished(reply)
+
+    async def client_left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    work, left = asyncio.ensure_future(all_of_them()), asyncio.ensure_future(client_left())
+    try:
+        await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            work.result()
+            return True
+        return False
+    finally:
+        for task in (work, left):
+            task.cancel()
+        for reply in replies:
+            if not reply.request.done:
+                reply.cancel()
+                metrics.cancelled(reply)
+
+
+# --- answers ---------------------------------------------------------------------------------------------------
+
+
+def _message(answer: Completion) -> dict[str, Any]:
+    content = "".join(part["text"] for part in answer.parts if part["type"] == "text")
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if any(part["type"] != "text" for part in answer.parts):
+        message["parts"] = answer.parts
+    return message
+
+
+def _token(tokenizer: Tokenizer, token: int) -> dict[str, Any]:
+    piece = tokenizer.piece(token)
+    return {"token": piece.decode("utf-8", errors="replace"), "bytes": list(piece)}
+
+
+def _chat_logprob(tokenizer: Tokenizer, token: int, logprob: float, top: list[tuple[int, float]]) -> dict[str, Any]:
+    likeliest = [_token(tokenizer, other) | {"logprob": value} for other, value in top]
+    return _token(tokenizer, token) | {"logprob": logprob, "top_logprobs": likeliest}
+
+
+def _chat_logprobs(completion: Completion, tokenizer: Tokenizer) -> dict[str, Any]:
+    rows = zip(completion.ids, completion.logprobs, completion.top_logprobs, strict=True)
+    return {"content": [_chat_logprob(tokenizer, *row) for row in rows if row[1] is not None]}  # type: ignore[arg-type]
+
+
+@dataclass
+class Text:
+    """A text with its tokens, as the API of completions tells them."""
+
+    text: str
+    tokens: list[str]
+    values: list[float | None]
+    top: list[dict[str, float] | None]
+
+    def __add__(self, other: "Text") -> "Text":
+        return Text(
+            self.text + other.text, self.tokens + other.tokens, self.values + other.values, self.top + other.top
+        )
+
+    def logprobs(self) -> dict[str, Any]:
+        offsets, at = [], 0
+        for token in self.tokens:
+            offsets.append(at)
+            at += len(token)
+        return {"tokens": self.tokens, "token_logprobs": self.values, "top_logprobs": self.top, "text_offset": offsets}
+
+
+def _named(tokenizer: Tokenizer, top: list[tuple[int, float]]) -> dict[str, float]:
+    named: dict[str, float] = {}
+    for token, value in top:  # pieces of characters may have one name: the likeliest keeps it
+        named.setdefault(_token(tokenizer, token)["token"], value)
+    return named
+
+
+def _continuation(completion: Completion, tokenizer: Tokenizer) -> Text:
+    tokens = [_token(tokenizer, token)["token"] for token in completion.ids]
+    tops: list[dict[str, float] | None] = [_named(tokenizer, top) for top in completion.top_logprobs]
+    return Text(completion.text, tokens, completion.logprobs, tops)
+
+
+async def _echoed(asked: CompletionRequest, model: Model, prompt: str | list[int]) -> Text:
+    ids = _ids(model, prompt)
+    tokens = [_token(model.tokenizer, token)["token"] for token in ids]
+    text = prompt if isinstance(prompt, str) else model.tokenizer.decode(ids)
+    values: list[float | None] = [None] * len(ids)
+    tops: list[dict[str, float] | None] = [None] * len(ids)
+    if asked.logprobs is not None:
+        worker = model.idlest()
+        top = asked.logprobs
+        found = await worker.call(lambda: token_logprobs(worker.engine.gpt, ids, top))
+        values[1:] = [value for value, _ in found]
+        tops[1:] = [_named(model.tokenizer, likeliest) for _, likeliest in found]
+    first = 1 if isinstance(prompt, str) else 0  # the bos that was put before a text
+    return Text(text, tokens[first:], values[first:], tops[first:])
+
+
+def _usage(replies: list[Reply]) -> dict[str, Any]:
+    written = sum(len(text.ids) + (text.end is not None) for reply in replies for text in reply.request.texts)
+    return _usage_of(sum(len(reply.request.prompt) for reply in replies), written)
+
+
+def _usage_of(prompt: int, written: int) -> dict[str, Any]:
+    return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+
+
+# --- streams ---------------------------------------------------------------------------------------------------
+
+
+def _event_stream(events: AsyncIterator[str]) -> StreamingResponse:
+    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
+
+
+async def _watched(reply: Reply, metrics: Metrics) -> AsyncIterator[Piece]:
+    """The pieces of a reply, counted in the metrics however it ends."""
+    try:
+        async for piece in reply:
+            yield piece
+    finally:
+        if reply.request.done and not reply.request.cancelled:
+            metrics.finished(reply)
+        else:
+            reply.cancel()
+            metrics.cancelled(reply)
+
+
+async def _chat_events(
+    asked: ChatRequest, model: Model, reply: Reply, head: dict[str, Any], metrics: Metrics
+) -> AsyncIterator[str]:
+    head = head | {"object": "chat.completion.chunk"}
+
+    def chunk(index: int, delta: dict[str, Any], logprobs: Any = None, reason: str | None = None) -> str:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return _event(head | {"choices": [choice]})
+
+    try:
+        for index in range(asked.n):
+            yield chunk(index, {"role": "assistant", "content": ""})
+        async for piece in _watched(reply, metrics):
+            delta: dict[str, Any] = {}
+            for kind, text in piece.fragments:
+                if kind == "text":
+                    delta["content"] = delta.get("content", "") + text
+                elif kind != "mark":
+                    delta.setdefault("parts", []).append({"type": kind, "text": text})
+            logprobs = None
+            if asked.logprobs and piece.drawn is not None:
+                drawn: Drawn = piece.drawn
+                logprobs = {"content": [_chat_logprob(model.tokenizer, drawn.id, drawn.logprob, drawn.top)]}
+            if delta or logprobs:
+                yield chunk(piece.sample, delta, logprobs)
+            if piece.finish_reason:
+                yield chunk(piece.sample, {}, None, piece.finish_reason)
+        if asked.stream_options and asked.stream_options.include_usage:
+            yield _event(head | {"choices": [], "usage": _usage([reply])})
+    except EngineFailed as error:
+        yield _event(_error_body(str(error), "server_error"))
+    yield "data: [DONE]\n\n"
+
+
+async def _completion_events(
+    asked: CompletionRequest, model: Model, replies: list[Reply], head: dict[str, Any], metrics: Metrics
+) -> AsyncIterator[str]:
+    head = head | {"object": "text_completion"}
+    try:
+        for number, reply in enumerate(replies):
+            offsets = [0] * asked.n
+            async for piece in _watched(reply, metrics):
+                text = "".join(fragment.text for fragment in piece.fragments)
+                logprobs = None
+                if asked.logprobs is not None and piece.drawn is not None:
+                    drawn = piece.drawn
+                    name = _token(model.tokenizer, drawn.id)["token"]
+                    top: list[dict[str, float] | None] = [_named(model.tokenizer, drawn.top)]
+                    logprobs = Text(name, [name], [drawn.logprob], top).logprobs()
+                    logprobs["text_offset"] = [offsets[piece.sample]]
+                    offsets[piece.sample] += len(name)
+                if text or logprobs or piece.finish_reason:
+                    index, reason = number * asked.n + piece.sample, piece.finish_reason
+                    choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+                    yield _event(head | {"choices": [choice]})
+        if asked.stream_options and asked.stream_options.include_usage:
+            yield _event(head | {"choices": [], "usage": _usage(replies)})
+    except EngineFailed as error:
+        yield _event(_error_body(str(error), "server_error"))
+    finally:
+        for reply in replies:
+            if not reply.request.done:
+                reply.cancel()
+    yield "data: [DONE]\n\n"
+
+
+async def _original_events(service: Service, reply: Reply, metrics: Metrics) -> AsyncIterator[str]:
+    number = service.default.workers.index(reply.worker)
+    async for piece in _watched(reply, metrics):
+        if text := "".join(fragment.text for fragment in piece.fragments):
+            yield _event({"token": text, "gpu": number})
+    yield _event({"done": True})
+
+
+# --- around them -----------------------------------------------------------------------------------------------
+
+
+def _workers(service: Service) -> list[Any]:
+    return [worker for model in service.models.values() for worker in model.workers]
+
+
+def _model(model: Model) -> dict[str, Any]:
+    return {
+        "id": model.name, "object": "model", "created": model.created, "owned_by": "nanochat", "phase": model.phase,
+        "context": model.context,
+    }  # fmt: skip
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "it asks for what cannot be done"},
+    401: {"description": "the key is missing or wrong"},
+    404: {"description": "no such model"},
+    413: {"description": "the request is too large"},
+    422: {"description": "never: what is wrong with a request is told with 400"},
+    429: {"description": "the queue is full, or too many requests; Retry-After says when to try again"},
+    500: {"description": "the engine failed"},
+}
+
+
+def _error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_response(
+    status: int, message: str, kind: str = "invalid_request_error", *, param: str | None = None, code: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:  # fmt: skip
+    """An error in OpenAI's form."""
+    return JSONResponse(_error_body(message, kind, param, code), status_code=status, headers=headers)
+
+
+def _errors(app: FastAPI, metrics: Metrics) -> None:
+    """Whatever is raised becomes one line in OpenAI's form."""
+
+    def on(kind: type[Exception]) -> Callable[[Callable[[Request, Any], Awaitable[Response]]], Any]:
+        def register(handle: Callable[[Request, Any], Awaitable[Response]]) -> Any:
+            async def counted(request: Request, error: Exception) -> Response:
+                response = await handle(request, error)
+                metrics.refused[response.status_code] += 1
+                return response
+
+            app.add_exception_handler(kind, counted)
+
+        return register
+
+    @on(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(word) for word in first["loc"] if word != "body" and not str(word).startswith("function-"))
+        message = str(first["msg"]).removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = "not a field of this request"
+        elif first["type"] == "json_invalid":
+            where, message = "", f"the body is not JSON: {first.get('ctx', {}).get('error', message)}"
+        return error_response(400, f"{where}: {message}" if where else message, param=where or None)
+
+    @on(UnknownModel)
+    async def unknown(request: Request, error: UnknownModel) -> Response:
+        return error_response(404, str(error), param="model", code="model_not_found")
+
+    @on(ValueError)
+    async def refused(request: Request, error: ValueError) -> Response:
+        code = "context_length_exceeded" if type(error).__name__ == "TooLong" or "sequence_len" in str(error) else None
+        return error_response(400, str(error), code=code)
+
+    @on(Busy)
+    async def busy(request: Request, error: Busy) -> Response:
+        headers = {"Retry-After": str(error.retry_after)}
+        return error_response(429, str(error), "rate_limit_error", code="queue_full", headers=headers)
+
+    @on(EngineFailed)
+    async def failed(request: Request, error: EngineFailed) -> Response:
+        return error_response(500, str(error), "server_error")
+
+    @on(HTTPException)
+    async def other(request: Request, error: HTTPException) -> Response:
+        headers = dict(error.headers) if error.headers else None
+        return error_response(error.status_code, str(error.detail), headers=headers)
+
+
+class KeyRequired:
+    """Refuses requests of the API without `Authorization: Bearer KEY`; the page has a login of its own."""
+
+    def __init__(self, app: Any, api_key: str) -> None:
+        self.app, self.expected = app, f"Bearer {api_key}".encode()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and guarded(scope["path"]):
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, self.expected):
+                message = "the key is missing or wrong; send the header Authorization: Bearer KEY"
+                refusal = error_response(401, message, "authentication_error", code="invalid_api_key")
+                await refusal(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def guarded(path: str) -> bool:
+    """Whether a path is the API's, and needs the key."""
+    return path.startswith("/v1/") or path in ("/chat/completions", "/stats", "/metrics", "/openapi.json")
