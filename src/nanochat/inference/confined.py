@@ -141,8 +141,7 @@ def run(request: dict[str, Any], off: set[str], had: set[str], says: int) -> Non
     """The program, in this process: its guards, then its text as the module __main__. Says `had` first, and the token after the last line."""
     if "pid" in had:
         os.setsid()  # out of reach of what signals its own process group
-    null = os.open("/dev/null", os.O_RDONLY)
-    os.dup2(null, 0)
+    os.dup2(os.pipe()[0], 0)  # its other end is closed below
     os.dup2(says, 3)
     os.closerange(4, 1024)
     confine(request, off, had)
@@ -239,9 +238,7 @@ def mount_own_files(request: dict[str, Any], owner: int) -> None:
     os.mkdir(root + "/tmp")
     mount("tmpfs", root + "/tmp", MS_NOSUID | MS_NODEV, f"size={size},nr_inodes=1024,mode=700,uid={owner},gid={owner}" if owner >= FIRST_UID
           else f"size={size},nr_inodes=1024,mode=700")  # fmt: skip
-    for path in (request["stdlib"], *request["libraries"], "/dev/null", "/dev/urandom"):
-        if not os.path.exists(path):
-            continue
+    for path in (request["stdlib"], *request["libraries"], *devices()):
         target = root + path
         if os.path.isdir(path):
             os.makedirs(target, exist_ok=True)
@@ -262,6 +259,12 @@ def mount_own_files(request: dict[str, Any], owner: int) -> None:
     call("pivot_root", b".", b".")  # the old root now lies over the new one
     call("umount2", b".", MNT_DETACH)
     os.chdir("/tmp")
+
+
+def devices() -> list[str]:
+    """Those that are harmless, and are devices: a plain file in the place of one could be written."""
+    names = ("/dev/null", "/dev/urandom")
+    return [path for path in names if os.path.exists(path) and os.stat(path).st_mode & 0o170000 == 0o020000]
 
 
 def mount(kind: str, target: str, flags: int, options: str) -> None:
@@ -328,7 +331,7 @@ def landlock(request: dict[str, Any], directory: str, had: set[str]) -> None:
     size = 24 if version >= 6 else 16 if version >= 4 else 8
     fd = call("syscall", LANDLOCK[0], ruleset, ctypes.c_size_t(size), 0)
     stdlib, hidden = request["stdlib"], request["hidden"]
-    rules = [(directory, OWN_RIGHTS), ("/dev/null", READ_FILE | WRITE_FILE), ("/dev/urandom", READ_FILE)]
+    rules = [(directory, OWN_RIGHTS), *((path, READ_FILE | WRITE_FILE) for path in devices())]
     rules += [(path, READ_FILE) for path in request["libraries"]]
     if "mount" in had or not hidden:  # the packages are not there to read
         rules.append((stdlib, READ_FILE | READ_DIR))
@@ -346,6 +349,7 @@ def landlock(request: dict[str, Any], directory: str, had: set[str]) -> None:
         os.close(opened)
     call("syscall", LANDLOCK[2], fd, 0)
     os.close(fd)
+    had.update(name for name, since in (("landlock-tcp", 4), ("landlock-scope", 6)) if version >= since)
 
 
 def seccomp(request: dict[str, Any], directory: str, had: set[str]) -> None:

@@ -7,6 +7,7 @@ and a clock, and nothing else (untried). The child's side is confined.py.
 """
 
 import contextlib
+import errno
 import functools
 import json
 import logging
@@ -252,14 +253,19 @@ def _text(output: bytes, limits: Limits) -> str:
     return text + f"\n[cut after {limits.output_bytes} bytes]" if len(output) > limits.output_bytes else text
 
 
-def _size(directory: str) -> int:
-    """Bytes on disk; an empty file or folder counts as a block."""
-    total = 0
-    for root, folders, files in os.walk(directory):
-        total += 4096 * len(folders)
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += max(os.lstat(os.path.join(root, name)).st_blocks * 512, 4096)
+def _size(directory: str) -> float:
+    """Bytes on disk; an empty file or folder counts as a block, and folders too deep to look into as too much."""
+    total, folders = 0, [directory]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    total += max(entry.stat(follow_symlinks=False).st_blocks * 512, 4096)
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+        except OSError as error:  # it is being written, so a name may be gone
+            if error.errno == errno.ENAMETOOLONG:
+                return math.inf
     return total
 
 
