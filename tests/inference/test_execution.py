@@ -339,12 +339,12 @@ def test_what_uses_much_of_the_standard_library_works():
         "import asyncio, bz2, collections, ctypes, dataclasses, datetime, decimal, fractions, hashlib, heapq, itertools, json, lzma, math, os\n"
         "import queue, random, re, sqlite3, ssl, statistics, string, tempfile, threading, time, typing, unittest, zlib\n"
         "async def three():\n    await asyncio.sleep(0)\n    return 3\nprint(asyncio.run(three()))\n"
-        "with tempfile.TemporaryDirectory() as d:\n    open(d + '/a', 'w').write('text')\n    os.rename(d + '/a', d + '/b')\n"
-        "    print(open(d + '/b').read(), os.listdir(d), os.path.getsize(d + '/b'))\n"
+        "with tempfile.TemporaryDirectory() as d:\n    open(d + '/a', 'w').write('text')\n    os.mkdir(d + '/c'); os.rename(d + '/a', d + '/c/b')\n"
+        "    print(open(d + '/c/b').read(), os.listdir(d), os.path.getsize(d + '/c/b'))\n"
         "print(sqlite3.connect(':memory:').execute('select 1 + 1').fetchone(), len(os.urandom(4)), hashlib.sha256(b'').hexdigest()[:4])"
     )
     result = run_python(code)
-    assert (result.stdout, result.stderr) == ("3\ntext ['b'] 4\n(2,) 4 e3b0\n", "")
+    assert (result.stdout, result.stderr) == ("3\ntext ['c'] 4\n(2,) 4 e3b0\n", "")
     assert result.finished
 
 

@@ -70,9 +70,7 @@ ALLOW, DENY, UNKNOWN, KILL_PROCESS = 0x7FFF0000, 0x50000 | 1, 0x50000 | 38, 0x80
 LANDLOCK = (444, 445, 446)  # create_ruleset, add_rule, restrict_self
 READ_FILE, READ_DIR, WRITE_FILE = 1 << 2, 1 << 3, 1 << 1
 FILE_RIGHTS = {1: (1 << 13) - 1, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}  # by the version of Landlock that brought them
-OWN_RIGHTS = ((1 << 13) - 1 | 1 << 14) & ~(
-    1 | 1 << 6 | 1 << 9 | 1 << 11
-)  # in its own directory; no exec, devices, sockets
+OWN_RIGHTS = 0x7FFF & ~(1 | 1 << 6 | 1 << 9 | 1 << 11)  # in its own directory all but exec, devices and sockets
 
 libc: Any = None
 
@@ -118,7 +116,10 @@ def supervise(pid: int, report: int, status: int, limits: dict[str, Any]) -> NoR
 
     def stop(*_: Any) -> None:
         late.append(True)
-        os.kill(pid, signal.SIGKILL)
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:  # it ended just now
+            pass
 
     signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, limits["wall_seconds"], 0.1)
