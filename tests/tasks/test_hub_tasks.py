@@ -146,12 +146,12 @@ def test_openbookqa_prompt_and_an_answer_that_is_no_choice(small_mirror):
         OpenBookQA(split="test")[0]
 
 
-def test_humaneval_conversation_and_no_score(small_mirror):
+def test_humaneval_conversation_and_score(small_mirror):
     row = {
         "task_id": "0",
         "prompt": "def one():\n",
         "canonical_solution": "    return 1\n",
-        "test": "t",
+        "test": "def check(candidate):\n    assert candidate() == 1\n",
         "entry_point": "one",
     }
     small_mirror("openai/openai_humaneval", [row], subset="openai_humaneval", split="test")
@@ -162,10 +162,49 @@ def test_humaneval_conversation_and_no_score(small_mirror):
             {"role": "assistant", "content": "def one():\n\n    return 1\n"},
         ],
         "entry_point": "one",
-        "test": "t",
+        "test": row["test"],
     }
-    with pytest.raises(ValueError, match="running what the model wrote, which is not supported yet"):
-        task.score(task[0], "    return 1")
+    answers = [
+        "def one():\n\n    return 1\n",
+        "Certainly:\n```python\ndef one():\n    return 1\n```\n```python\nnothing of this\n```",
+        "def one():\n    return 2",
+        "    return 1",  # without the function's head: the question is not part of the program
+        "",
+    ]
+    assert task.scores([task[0]] * 5, answers) == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert task.score(task[0], answers[0]) == 1.0
+
+
+EARLY = [
+    "import os\nos._exit(0)",
+    "import sys\nsys.exit()",
+    "raise SystemExit(0)",
+    "quit()",
+    "import atexit, os\natexit.register(os._exit, 0)",
+]
+
+
+@pytest.mark.parametrize("code", EARLY)
+def test_humaneval_an_answer_that_ends_before_the_tests_is_wrong(code):
+    asked = {
+        "messages": [{"role": "user", "content": "import math\n"}, {"role": "assistant", "content": ""}],
+        "entry_point": "f",
+        "test": "def check(f):\n    assert f() == 1",
+    }
+    assert HumanEval().score(asked, code) == 0.0
+    assert HumanEval().score(asked, code + "\ndef f():\n    return 2") == 0.0
+    assert HumanEval().score(asked, "def f():\n    return int(math.cos(0))") == 1.0
+
+
+@pytest.mark.slow
+def test_humaneval_canonical_solutions_are_right_and_others_wrong(mirror):
+    task = HumanEval()
+    talks = [task[i] for i in range(len(task))]
+    right = [talk["messages"][1]["content"] for talk in talks]
+    assert task.scores(talks, right) == [1.0] * 164
+    assert task.scores(talks[:16], [f"```python\n{text}\n```" for text in right[:16]]) == [1.0] * 16
+    nothing = [f"def {talk['entry_point']}(*args):\n    return None" for talk in talks]
+    assert task.scores(talks, nothing) == [0.0] * 164
 
 
 def said(*contents: str, roles=("user", "assistant")) -> list[dict]:

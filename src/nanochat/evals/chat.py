@@ -61,7 +61,7 @@ def _score(
     else:
         engine = Engine(gpt, tokenizer, max_rows=batch_rows)
         answers = [completion.text for completion in engine.generate(prompts, max_tokens=max_tokens)]
-    points = sum(task.score(conversation, answer) for (_, conversation), answer in zip(fit, answers, strict=True))
+    points = sum(task.scores([conversation for _, conversation in fit], answers))
     return points, len(asked) - len(fit)
 
 

@@ -7,6 +7,7 @@ trains on tasks can name a conversation by (task, index), and worker processes t
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -43,6 +44,10 @@ class Task(ABC):
     def score(self, conversation: dict[str, Any], completion: str) -> float:
         """1.0 for a right completion, 0.0 for a wrong one. `completion` is what followed the prompt, as text."""
         raise ValueError(f"{self.name} is chat: nothing in it is right or wrong; leave it out of what is scored")
+
+    def scores(self, conversations: Sequence[dict[str, Any]], completions: Sequence[str]) -> list[float]:
+        """The score of each; a task whose scores take time may work on several at once."""
+        return [self.score(*pair) for pair in zip(conversations, completions, strict=True)]
 
     @cached_property
     def _indices(self) -> range:

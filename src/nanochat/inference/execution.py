@@ -1,0 +1,318 @@
+"""Runs Python that a model wrote, in a process that can do little else: HumanEval's judge, and by choice a tool of the chat.
+
+How much less than "anything this user can do" depends on the kernel, so each run says what it went without. On Linux, with namespaces
+and seccomp or with Landlock and seccomp, a program has the standard library to read, one directory to write, no socket, no
+second process and bounded memory. It still shares the kernel with everybody, so a hole in the kernel is a hole here; it sees the
+machine's name and clock, and without a mount namespace which files exist. On macOS there are rlimits and a clock, and nothing else
+(untried). The child's side is confined.py.
+"""
+
+import contextlib
+import errno
+import functools
+import json
+import logging
+import marshal
+import math
+import os
+import secrets
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = (
+    10.0  # guess: what the launcher may take beside the program's own time; 0.04 measured on an idle machine
+)
+LOOK_SECONDS = 0.05  # guess: between two looks at the size of a directory that is not a file system of its own
+START = "import marshal, sys; f = sys.stdin.buffer; exec(marshal.load(f)); main(marshal.load(f))"
+READABLE = """
+import json, os, sys
+found = [p for p in sys.path if p.endswith("lib-dynload")]
+for name in sorted(n.split(".")[0] for p in found if os.path.isdir(p) for n in os.listdir(p)):
+    if name != "_tkinter" and "test" not in name and not name.startswith("xx"):
+        try:
+            __import__(name)
+        except Exception:
+            pass
+try:
+    import ctypes
+    ctypes.CDLL("libgcc_s.so.1")
+    ctypes.CDLL(None)
+except Exception:
+    pass
+try:
+    maps = {line.split(None, 5)[5].strip() for line in open("/proc/self/maps") if line.count("/") and ".so" in line}
+except OSError:
+    maps = set()
+print(json.dumps([os.path.dirname(os.__file__), sorted(maps)]))
+"""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program may use. `memory_bytes` is of address space, `file_bytes` of its directory and of each file.
+
+    `processes` counts the program and its threads. With seccomp it is threads only: there is no second process.
+    """
+
+    wall_seconds: float = 5.0  # from: facts sheet 8
+    cpu_seconds: int = 5  # guess: a program of one thread meets the clock first
+    memory_bytes: int = 256 * 2**20  # from: facts sheet 8
+    file_bytes: int = 16 * 2**20  # guess
+    processes: int = 8  # guess
+    output_bytes: int = 2**20  # guess: of stdout and of stderr; a program that writes more is ended
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.wall_seconds, int | float) and 0 < self.wall_seconds < math.inf):
+            raise ValueError(f"wall_seconds={self.wall_seconds} must be a number above 0; try wall_seconds=5")
+        # the interpreter itself takes 30 MiB of address space, and more with its libraries loaded
+        low = {"cpu_seconds": 1, "memory_bytes": 64 * 2**20, "file_bytes": 4096, "processes": 1, "output_bytes": 1}
+        for name, least in low.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**62:
+                default = getattr(type(self), name)
+                raise ValueError(f"{name}={value} must be a whole number from {least} up; try {name}={default}")
+
+
+@dataclass(frozen=True)
+class Result:
+    success: bool  # it ended by itself, with return code 0
+    finished: bool  # it came to its last line; os._exit(0) half-way is a success, but not finished
+    stdout: str
+    stderr: str
+    error: str | None  # "Type: message", or what ended it
+    timeout: bool
+    memory_exceeded: bool  # a MemoryError that nobody caught
+    missing: tuple[str, ...]  # what was not guarded, of GUARDED
+
+
+@dataclass(frozen=True)
+class Guards:
+    """What this machine can give: `had` are mechanisms, `missing` what nothing guards."""
+
+    had: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Files, network, processes and memory are all guarded: the least for programs of strangers."""
+        return not {"files", "network", "processes", "memory"} & set(self.missing)
+
+
+GUARDED = {
+    "files": "reading and writing outside its directory",
+    "network": "the network",
+    "processes": "other processes, and their number",
+    "memory": "memory in all",
+    "cpu": "processor time in all",
+    "disk": "the size of its directory, but for a look now and then",
+}
+
+
+def run_python(program: str, limits: Limits | None = None, *, off: Collection[str] = ()) -> Result:
+    """Runs `program` as __main__ in a new interpreter: empty environment, empty stdin, a directory of its own that is removed after.
+
+    From any thread, many at once; 40 to 55 ms for an empty program, a bare interpreter's 15 among them (measured, two shared cores).
+    The site-packages cannot be imported. A result is what the program lets it be: who looks for it can claim in its own process
+    that it finished. `off` leaves guards of `Guards.had` out, for tests. RuntimeError if the process cannot be started at all.
+    """
+    result, had = _run(program, limits or Limits(), off)
+    return result if had else replace(result, missing=guards(frozenset(off)).missing)  # ended before it could tell
+
+
+@functools.cache
+def guards(off: frozenset[str] = frozenset()) -> Guards:
+    """Found by running a program once. What is missing is said in the log, once."""
+    result, had = _run("", Limits(), off)
+    if not result.finished:
+        raise RuntimeError(f"an empty program cannot be run: {result.error}; on a machine this busy, try again later")
+    found = Guards(tuple(sorted(had)), _missing(had))
+    if found.missing:
+        what = "; ".join(GUARDED[name] for name in found.missing)
+        log.warning("Python that a model wrote runs on this machine without a guard of: %s", what)
+    return found
+
+
+def _missing(had: set[str]) -> tuple[str, ...]:
+    one_process = "seccomp" in had  # it can neither start nor name another, and has no sockets
+    given = {
+        "files": "mount" in had or {"landlock", "seccomp"} <= had,  # Landlock alone knows no chmod and no Unix sockets
+        "network": one_process,  # a network namespace alone leaves vsock
+        "processes": one_process or {"pid", "counted", "rlimits"} <= had,
+        "memory": one_process and "rlimits" in had,  # a limit of each process, so of all where there is one
+        "cpu": one_process and "rlimits" in had,
+        "disk": "mount" in had,
+    }
+    return tuple(name for name in GUARDED if not given[name])
+
+
+def _run(program: str, limits: Limits, off: Collection[str]) -> tuple[Result, set[str]]:
+    token = secrets.token_hex(8).encode()
+    directory = os.path.realpath(tempfile.mkdtemp(prefix="nanochat-run-"))
+    request = {
+        **_readable(), "program": program, "limits": asdict(limits), "off": list(off), "directory": directory, "token": token,
+    }  # fmt: skip
+    environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}  # to start at all
+    read_status, write_status = os.pipe()
+    try:
+        with tempfile.TemporaryFile() as given, os.fdopen(read_status, "rb", 0) as status:
+            try:
+                given.write(_launcher() + marshal.dumps({**request, "status_fd": write_status}))
+                given.seek(0)
+                process = subprocess.Popen(
+                    [_python(), "-I", "-S", "-B", "-X", "utf8", "-c", START],
+                    stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd="/", start_new_session=True,
+                    pass_fds=[write_status],
+                )  # fmt: skip
+            finally:
+                os.close(write_status)
+            with process:
+                try:
+                    told, stdout, stderr, reason = _follow(process, status, directory, limits)
+                finally:
+                    _kill(process)
+    finally:
+        _remove(directory)
+    errors = _text(stderr, limits)
+    code, late, said = marshal.loads(told) if told else (-signal.SIGKILL, False, b"")
+    first, newline, rest = said.partition(b"\n")
+    if not newline and not late and not reason and (told or process.returncode > 0):
+        raise RuntimeError(f"a program cannot be run: {errors.strip()[-500:] or process.returncode}")
+    had = {"wall", *first.decode().split()} if newline else set()
+    late = late or reason == "time"
+    error: str | None
+    if late:
+        error = f"TimeoutError: more than {limits.wall_seconds:g} s, or {limits.cpu_seconds} s of processor time"
+    elif reason:
+        error = reason
+    elif code < 0:
+        error = f"ended by {signal.Signals(-code).name}"
+    else:
+        error = (errors.strip().splitlines() or [f"exit code {code}"])[-1] if code else None
+    success = code == 0 and error is None
+    finished = success and rest == token
+    return Result(
+        success,
+        finished,
+        _text(stdout, limits),
+        errors,
+        error,
+        late,
+        (error or "").startswith("MemoryError"),
+        _missing(had),
+    ), had
+
+
+def _follow(
+    process: subprocess.Popen, status: Any, directory: str, limits: Limits
+) -> tuple[bytes, bytes, bytes, str | None]:
+    """(what became of it, stdout, stderr, why it was ended from here). Never keeps more output than is allowed."""
+    got = {status: b"", process.stdout: b"", process.stderr: b""}
+    deadline = time.monotonic() + limits.wall_seconds + START_SECONDS
+    reason = None
+    with selectors.DefaultSelector() as selector:
+        for stream in got:
+            os.set_blocking(stream.fileno(), False)
+            selector.register(stream, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _ in selector.select(LOOK_SECONDS):
+                stream = key.fileobj
+                data = os.read(key.fd, 2**16)
+                got[stream] += data
+                if not data:
+                    selector.unregister(stream)
+                    if stream is status:  # it is over; what is left of it must not hold the pipes open
+                        _kill(process)
+                        deadline = time.monotonic() + 1
+                elif stream is not status and len(got[stream]) > limits.output_bytes and reason is None:
+                    reason = f"more than {limits.output_bytes} bytes of output"
+            over = status not in [key.fileobj for key in selector.get_map().values()]
+            if not over and reason is None:
+                if _size(directory) > limits.file_bytes:
+                    reason = f"more than {limits.file_bytes} bytes of files"
+                elif time.monotonic() > deadline:
+                    reason = "time"
+            if (reason and not over) or (over and time.monotonic() > deadline):
+                break
+    return got[status], got[process.stdout], got[process.stderr], reason
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """The launcher, pid 1 and, without a pid namespace, what stayed in its group. Not yet waited for, so the number is still its own."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _text(output: bytes, limits: Limits) -> str:
+    text = output[: limits.output_bytes].decode("utf-8", "replace")
+    return text + f"\n[cut after {limits.output_bytes} bytes]" if len(output) > limits.output_bytes else text
+
+
+def _size(directory: str) -> float:
+    """Bytes on disk; an empty file or folder counts as a block, and folders too deep to look into as too much."""
+    total, folders = 0, [directory]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    total += max(entry.stat(follow_symlinks=False).st_blocks * 512, 4096)
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+        except OSError as error:  # it is being written, so a name may be gone
+            if error.errno == errno.ENAMETOOLONG:
+                return math.inf
+    return total
+
+
+def _remove(directory: str) -> None:
+    """Also folders without permissions, and thousands inside each other."""
+    try:
+        os.rmdir(directory)
+    except OSError:
+        subprocess.run(["chmod", "-R", "u+rwX", directory], stderr=subprocess.DEVNULL)
+        subprocess.run(["rm", "-rf", directory], stderr=subprocess.DEVNULL)
+
+
+def _python() -> str:
+    """The interpreter itself rather than a virtual environment's link to it: its packages are not wanted."""
+    return os.path.realpath(sys.executable)
+
+
+@functools.cache
+def _launcher() -> bytes:
+    """confined.py, compiled: a child that read it would compile it each time."""
+    path = Path(__file__).with_name("confined.py")
+    return marshal.dumps(compile(path.read_bytes(), "confined.py", "exec"))
+
+
+@functools.cache
+def _readable() -> dict[str, Any]:
+    """What an interpreter must read while it runs: the standard library, and the shared libraries of its modules by name."""
+    ran = subprocess.run(
+        [_python(), "-I", "-S", "-B", "-c", READABLE],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        check=True,
+    )
+    stdlib, maps = json.loads(ran.stdout.splitlines()[-1])
+    libraries = [path for path in maps if not path.startswith(stdlib + "/") and os.path.isfile(path)]
+    folders = {os.path.dirname(path) for path in libraries}
+    entries = [entry for folder in folders for entry in os.scandir(folder) if entry.is_symlink()]
+    links = {entry.path: os.path.realpath(entry.path) for entry in entries}
+    links = {path: to for path, to in links.items() if to in libraries}
+    links |= {path: os.path.realpath(path) for path in ("/lib", "/lib64", "/usr/lib64") if os.path.islink(path)}
+    hidden = [path for name in ("site-packages", "dist-packages") if os.path.isdir(path := os.path.join(stdlib, name))]
+    if os.path.isfile("/etc/ld.so.cache"):
+        libraries.append("/etc/ld.so.cache")
+    return {"stdlib": stdlib, "libraries": libraries, "links": links, "hidden": hidden}
