@@ -40,7 +40,7 @@ TEXT_KEYS = (
     "api_key",
 )
 LIST_KEYS = ("evals", "cors")  # a,b,c is a list, not a sweep
-REPEATED = {"chat": ("ckpt",), "bench": ("ckpt",)}  # settings of a command that are given once for each of several
+REPEATED = {"chat": ("ckpt",)}  # settings of a command that are given once for each of several
 
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, ImportError)
 

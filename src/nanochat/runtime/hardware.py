@@ -15,6 +15,11 @@ PEAK_FLOPS = {
     "GB200": 2.5e15, "B200": 2.25e15, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12,
     "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165.2e12, "5090": 209.5e12, "3090": 71e12, "MI300X": 1.3074e15,
 }  # fmt: skip
+# from: facts sheet 7.6, bytes per second
+PEAK_BANDWIDTH = {
+    "GB200": 8e12, "B200": 8e12, "H100 NVL": 3.9e12, "H100 PCIe": 2.0e12, "H100": 3.35e12, "H200": 4.8e12, "A100": 2.0e12, "L40S": 864e9,
+    "L4": 300e9, "4090": 1.01e12, "5090": 1.79e12, "3090": 936e9,
+}  # fmt: skip
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -73,6 +78,28 @@ def cpu_peak_flops(dtype: torch.dtype) -> float:
         a @ b
         best = max(best, 2 * n**3 / (time.perf_counter() - start))
     return best
+
+
+@lru_cache(maxsize=1)
+def cpu_peak_bandwidth() -> float:
+    """Best rate of reading 256 MiB over a few tries, in bytes per second: the peak that MBU on a CPU refers to."""
+    values = torch.ones(2**26)
+    best = 0.0
+    for _ in range(8):
+        start = time.perf_counter()
+        values.sum()
+        best = max(best, values.nbytes / (time.perf_counter() - start))
+    return best
+
+
+def peak_bandwidth(device: torch.device) -> float | None:
+    """Bytes per second that the device can read from its memory: on CUDA from the table, on a CPU measured, else None."""
+    if device.type == "cpu":
+        return cpu_peak_bandwidth()
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_properties(device).name.lower()
+    return next((rate for part, rate in PEAK_BANDWIDTH.items() if part.lower() in name), None)
 
 
 def detect(device: torch.device, dtype: torch.dtype) -> Hardware:

@@ -185,6 +185,21 @@ class Chat(Bare):
 
 
 @dataclass
+class Bench(Command):
+    ckpt: str | None = MISSING
+    device: str = MISSING
+    precision: str = MISSING
+    vocab_size: int = MISSING
+    prompt_tokens: int = MISSING
+    decode_tokens: int = MISSING
+    batches: list[int] = MISSING
+    temperature: float = MISSING
+    repeats: int = MISSING
+    model: Model = field(default_factory=Model)
+    arch: Any = MISSING
+
+
+@dataclass
 class Evaluate(LoadsCheckpoint):
     evals: Any = MISSING  # names in a list, or with commas
     data: Any = None
@@ -245,6 +260,7 @@ def register() -> None:
         "sample": SampleCommand,
         "cli": Cli,
         "chat": Chat,
+        "bench": Bench,
         "evaluate": Evaluate,
         "data": Data,
         "tokenizer": Tokenizer,
