@@ -191,7 +191,7 @@ def test_two_processes_train_as_one(mid: Path, sft: Path, chat: Run, shared_base
 
 def test_the_answers_of_a_chat_checkpoint(sft: Path, base: Path, shared_base: Path) -> None:
     def talk(*words: str, said: str = "") -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "nanochat.cli", *words]
+        command = [sys.executable, "-m", "nanochat.cli", "temperature=0", *words]
         return subprocess.run(
             command, env=environment(shared_base), input=said, capture_output=True, text=True, timeout=60
         )

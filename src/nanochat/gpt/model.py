@@ -69,6 +69,13 @@ class Linear(nn.Linear):
         self.weight = nn.Parameter(self.frozen, requires_grad=False)
 
 
+class Embedding(nn.Embedding):
+    """Left as allocated: `init_weights` or a checkpoint fills it. On the meta device torch's own filling imports its compiler, 2 to 3 s."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 class Attention(nn.Module):
     frozen: Tensor | None = None  # see GPT.frozen
 
@@ -140,7 +147,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        self.wte = Embedding(config.padded_vocab_size, config.n_embd)
         self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
 
 
@@ -167,7 +174,7 @@ class GPT(nn.Module):
             self.backout_lambda = nn.Parameter(torch.empty(1))
         if arch.bigram:
             self.bigram_lambdas = nn.Parameter(torch.empty(n))
-            self.bigram_embed = nn.ModuleDict({"embed": nn.Embedding(BIGRAM_ROWS * config.vocab_size, d)})
+            self.bigram_embed = nn.ModuleDict({"embed": Embedding(BIGRAM_ROWS * config.vocab_size, d)})
         self.transformer = Transformer(config)
         self.lm_head = Linear(d, config.padded_vocab_size)
         if arch.smear:
@@ -175,7 +182,7 @@ class GPT(nn.Module):
         if config.value_layers:
             kv = config.n_kv_head * config.head_dim
             self.value_embeds = nn.ModuleDict(
-                {str(i): nn.Embedding(config.padded_vocab_size, kv) for i in config.value_layers}
+                {str(i): Embedding(config.padded_vocab_size, kv) for i in config.value_layers}
             )
         self.register_buffer("cos", torch.empty(0), persistent=False)
         self.register_buffer("sin", torch.empty(0), persistent=False)

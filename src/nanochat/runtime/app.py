@@ -27,6 +27,8 @@ from nanochat.runtime.paths import base_dir, conf_dir
 TEXT_KEYS = (
     "start",
     "prompt",
+    "system",
+    "stop",
     "ckpt",
     "init_from",
     "resume",

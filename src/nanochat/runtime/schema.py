@@ -147,9 +147,16 @@ class SampleCommand(LoadsCheckpoint):
 @dataclass
 class Cli(LoadsCheckpoint):
     prompt: str | None = MISSING
-    max_tokens: int = MISSING
+    system: str | None = MISSING
+    max_tokens: int | None = MISSING
     temperature: float = MISSING
     top_k: int | None = MISSING
+    top_p: float | None = MISSING
+    min_p: float | None = MISSING
+    repetition_penalty: float | None = MISSING
+    stop: Any = MISSING  # a text or a list of texts
+    tools: bool = MISSING
+    seed: Any = MISSING  # a number or null
 
 
 @dataclass
