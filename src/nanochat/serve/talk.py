@@ -15,7 +15,7 @@ from typing import Any
 
 from nanochat.checkpoint.folder import write_json
 from nanochat.inference.dialogue import fit
-from nanochat.inference.engine import Engine, Fragment, Request
+from nanochat.inference.engine import Engine, Fragment, Request, merge_parts
 from nanochat.inference.sampling import Sampling
 from nanochat.serve.screen import Screen
 from nanochat.tokenizer.conversations import BadConversation, check
@@ -82,19 +82,6 @@ def read_settings(typed: str) -> dict[str, Any]:
 def typed_settings(settings: dict[str, Any]) -> str:
     """As they can be typed after /set."""
     return " ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in settings.items())
-
-
-def parts_of(fragments: Iterable[Fragment]) -> list[dict[str, str]]:
-    """The parts of an answer, wherever it was cut: a call of the tool that was never closed is a part all the same."""
-    parts: list[dict[str, str]] = []
-    new = True
-    for kind, text in fragments:
-        if kind != "mark" and not new:
-            parts[-1]["text"] += text
-        elif kind != "mark":
-            parts.append({"type": kind, "text": text})
-        new = kind == "mark"
-    return parts
 
 
 def shown(fragments: Iterable[Fragment]) -> Iterator[Fragment]:
@@ -210,7 +197,7 @@ class Talk:
             for kind, text in shown(heard()):
                 self.screen.write(text, dim=kind != "text")
             self.screen.end()
-            parts = parts_of(fragments)
+            parts = merge_parts(fragments)
             self.forgotten, self.answers = self.forgotten + more, self.answers + 1
             if parts:
                 self.messages = [*asked, {"role": "assistant", "content": parts}]
