@@ -220,6 +220,18 @@ def test_echoed_logprobs_are_those_of_the_whole_text(client, calm):
     assert len(best) == 6 and all(len(top) <= 3 for top in text.logprobs.top_logprobs)
 
 
+def test_texts_become_tokens_and_tokens_texts(at):
+    def post(path, **body):
+        return httpx.post(f"{at[0]}/{path}", json=body).json()
+
+    assert post("tokenize", prompt="héllo")["tokens"] == [TOKENIZER.bos_id, *TOKENIZER.encode("héllo")]
+    ids = post("tokenize", prompt="a<|bos|>b<|nothing|>", add_special_tokens=False)["tokens"]
+    assert ids == [ord("a"), TOKENIZER.bos_id, ord("b"), *TOKENIZER.encode("<|nothing|>")]
+    assert post("detokenize", tokens=ids)["prompt"] == "a<|bos|>b<|nothing|>"
+    assert "9999" in post("detokenize", tokens=[9999])["error"]["message"]
+    assert httpx.get(f"{at[0]}/tokenizer_info").json()["bos_token"] == "<|bos|>"
+
+
 # --- what cannot be done -------------------------------------------------------------------------------------------
 
 

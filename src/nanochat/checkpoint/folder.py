@@ -205,23 +205,24 @@ def load_gpt(path: Path, *, device: torch.device | str = "cpu", compute_dtype: t
 def load_to_run(path: Path, *, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32) -> GPT:
     """The model of a checkpoint folder for decoding and scoring alone, as `GPT.only_run` leaves it.
 
-    Read from the mapped file a tensor at a time and cast at once, so reading takes no more memory than running.
+    Read a tensor at a time and cast at once, so reading takes no more memory than running.
     """
     with torch.device("meta"):
         gpt = GPT(read_config(path))
-    missing = set(gpt.state_dict())
+    file = path / "model.safetensors"
     try:
-        with safe_open(path / "model.safetensors", framework="pt") as file:
-            names = set(file.keys())
-            if names != missing:
-                wrong = sorted(names ^ missing)
-                raise ValueError(f"{path}/model.safetensors does not fit its config.json: see {', '.join(wrong[:3])}")
-            for name in sorted(names):
-                weight = file.get_tensor(name).to(device=device, dtype=compute_dtype, copy=True)
-                gpt.load_state_dict({name: weight}, strict=False, assign=True)
+        with safe_open(file, framework="pt") as mapped:
+            names = set(mapped.keys())
+        if wrong := sorted(names ^ set(gpt.state_dict())):
+            raise ValueError(f"{file} does not fit its config.json: see {', '.join(wrong[:3])}")
+
+        def read(name: str) -> Tensor:
+            with safe_open(
+                file, framework="pt"
+            ) as mapped:  # closed each time: what is mapped counts as memory of the process
+                return mapped.get_tensor(name).to(device=device, dtype=compute_dtype, copy=True)
+
+        gpt.compute_dtype = compute_dtype
+        return gpt.only_run(read)
     except SafetensorError as error:
         raise ValueError(f"{path}/model.safetensors cannot be read: {error}") from error
-    gpt.compute_dtype = compute_dtype
-    gpt.cos = torch.empty(0, device=device)
-    gpt.grow_rope(gpt.config.sequence_len)
-    return gpt.only_run()

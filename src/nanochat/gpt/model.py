@@ -33,15 +33,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1).to(x.dtype)
 
 
-def frozen_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """A weight to multiply with often: in the compute dtype, and on a CPU a wide one laid out by its columns.
+def frozen_room(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Room for a weight to multiply with often, (rows, columns): on a CPU a wide one is laid out by its columns.
 
     Products with few rows read it once and are bound by that; by columns they took about half the time for
     one or two rows and the same for 32 (measured: MKL with AVX2, one thread, 1024 x 256 and 4096 x 256).
     """
-    weight = weight.detach().to(dtype)
-    wide = weight.is_cpu and weight.size(0) > weight.size(1)
-    return weight.t().contiguous().t() if wide else weight
+    if device.type == "cpu" and rows > columns:
+        return torch.empty(columns, rows, dtype=dtype, device=device).t()
+    return torch.empty(rows, columns, dtype=dtype, device=device)
 
 
 def set_matmul_precision(device: torch.device) -> None:
@@ -61,12 +61,10 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype) if self.frozen is None else self.frozen)
 
-    def freeze(self, dtype: torch.dtype) -> None:
-        self.frozen = frozen_weight(self.weight, dtype)
-
-    def forget(self) -> None:
-        assert self.frozen is not None
-        self.weight = nn.Parameter(self.frozen, requires_grad=False)
+    def frozen_parts(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+        """Room for what is frozen, and which part of it holds which parameter."""
+        room = frozen_room(self.out_features, self.in_features, dtype, device)
+        return room, {"weight": room}
 
 
 class Embedding(nn.Embedding):
@@ -113,14 +111,11 @@ class Attention(nn.Module):
     def qkv_weight(self, dtype: torch.dtype) -> Tensor:
         return torch.cat((self.c_q.weight, self.c_k.weight, self.c_v.weight)).to(dtype)  # (C + 2 G D, C)
 
-    def freeze(self, dtype: torch.dtype) -> None:
-        self.frozen = frozen_weight(self.qkv_weight(dtype), dtype)
-
-    def forget(self) -> None:
-        assert self.frozen is not None
-        q, k, v = self.frozen.split((self.H * self.D, self.G * self.D, self.G * self.D))
-        for layer, part in ((self.c_q, q), (self.c_k, k), (self.c_v, v)):
-            layer.weight = nn.Parameter(part, requires_grad=False)
+    def frozen_parts(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+        """Room for what is frozen, and which part of it holds which parameter."""
+        rows = (self.H * self.D, self.G * self.D, self.G * self.D)
+        room = frozen_room(sum(rows), self.c_q.in_features, dtype, device)
+        return room, dict(zip(("c_q.weight", "c_k.weight", "c_v.weight"), room.split(rows), strict=True))
 
 
 class MLP(nn.Module):
@@ -310,29 +305,55 @@ class GPT(nn.Module):
             yield
             return
         layers = self._freezing()
+        device = self.lm_head.weight.device
         try:
-            for layer in layers:
-                layer.freeze(self.compute_dtype)
+            with torch.no_grad():
+                for _, layer in layers:
+                    layer.frozen, parts = layer.frozen_parts(self.compute_dtype, device)
+                    for name, part in parts.items():
+                        part.copy_(layer.get_parameter(name))
             yield
         finally:
-            for layer in layers:
+            for _, layer in layers:
                 layer.frozen = None
 
     @torch.no_grad()
-    def only_run(self) -> "GPT":
-        """Freeze it for good, in no more memory than its weights take in the compute dtype; it cannot be trained any more."""
-        for p in self.parameters():
-            p.requires_grad_(False)
-            p.data = p.data.to(self.compute_dtype)
-        for layer in self._freezing():  # one after another: a copy of one layer at a time
-            layer.freeze(self.compute_dtype)
-            layer.forget()
+    def only_run(self, read: Callable[[str], Tensor] | None = None) -> "GPT":
+        """Freeze it for good, in no more memory than its weights take in the compute dtype; it cannot be trained any more.
+
+        `read(name)` gives the weights of one that has none yet, on their device.
+        """
+
+        def weight(name: str) -> Tensor:
+            old = self.get_parameter(name)
+            new = old if read is None else read(name)
+            if new.shape != old.shape:
+                raise ValueError(f"{name} has the shape {tuple(new.shape)}, the model wants {tuple(old.shape)}")
+            return new.detach()
+
+        def put(name: str, value: Tensor) -> None:
+            module, _, leaf = name.rpartition(".")
+            setattr(self.get_submodule(module), leaf, nn.Parameter(value, requires_grad=False))
+
+        left = dict.fromkeys(name for name, _ in self.named_parameters())
+        device = weight("lm_head.weight").device
+        for prefix, layer in self._freezing():
+            layer.frozen, parts = layer.frozen_parts(self.compute_dtype, device)
+            for name, part in parts.items():  # one after another: no more than one weight exists twice
+                part.copy_(weight(f"{prefix}.{name}"))
+                put(f"{prefix}.{name}", part)
+                del left[f"{prefix}.{name}"]
+        for name in left:
+            put(name, weight(name).to(self.compute_dtype))
         self._only_runs = True
+        self.cos = torch.empty(0, device=device)
+        self.grow_rope(self.config.sequence_len)
         return self.eval()
 
-    def _freezing(self) -> list["Linear | Attention"]:
+    def _freezing(self) -> list[tuple[str, "Linear | Attention"]]:
+        """The layers that freeze something, by name."""
         return [
-            module
+            (name, module)
             for name, module in self.named_modules()
             if isinstance(module, Linear | Attention) and not name.endswith((".c_q", ".c_k", ".c_v"))
         ]

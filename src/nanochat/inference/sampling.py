@@ -18,6 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+LEAST_TOP_P = 1e-6  # guess: less is the likeliest token alone, which fp32 must still tell from none
+PENALTIES = (0.01, 100)  # guess: beyond them logits overflow
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -44,16 +47,16 @@ class Sampling:
             ),
             "top_k": (_count(self.top_k, 1), "must be at least 1, or null to keep every token"),
             "top_p": (
-                p is None or (_number(p) and 0 < p <= 1),
-                "must be above 0 and at most 1, or null to keep every token",
+                p is None or (_number(p) and LEAST_TOP_P <= p <= 1),
+                f"must be at least {LEAST_TOP_P:g} and at most 1, or null to keep every token",
             ),
             "min_p": (
                 m is None or (_number(m) and 0 <= m <= 1),
                 "must lie between 0 and 1, or be null to keep every token",
             ),
             "repetition_penalty": (
-                penalty is None or (_number(penalty) and 0 < penalty < math.inf),
-                "must be above 0, or null for none; 1.2 is a usual one",
+                penalty is None or (_number(penalty) and PENALTIES[0] <= penalty <= PENALTIES[1]),
+                f"must lie between {PENALTIES[0]} and {PENALTIES[1]}, or be null for none; 1.2 is a usual one",
             ),
             "stop": (
                 listed and all(isinstance(text, str) and text for text in self.stop),

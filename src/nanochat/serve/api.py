@@ -9,6 +9,7 @@ import asyncio
 import hmac
 import json
 import random
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,14 +25,17 @@ from nanochat.inference.engine import Completion, Piece
 from nanochat.inference.sampling import Drawn, Sampling
 from nanochat.inference.scoring import token_logprobs
 from nanochat.serve.metrics import Metrics
-from nanochat.serve.schema import ChatRequest, CompletionRequest, OriginalRequest
+from nanochat.serve.schema import ChatRequest, CompletionRequest, DetokenizeRequest, OriginalRequest, TokenizeRequest
 from nanochat.serve.schema import Request as Asked
 from nanochat.serve.service import Busy, Model, Service, UnknownModel
 from nanochat.serve.worker import EngineFailed, Reply
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 ORIGINAL = Sampling(temperature=0.8, top_k=50, max_tokens=512)  # from: facts sheet 7.5, where a request leaves it out
-OPEN = ("/health",)  # answers without a key
+# with /v1/…, what needs the key; /health does not
+GUARDED = (
+    "/chat/completions", "/stats", "/metrics", "/openapi.json", "/tokenizer_info", "/tokenize", "/detokenize",
+)  # fmt: skip
 
 
 def build_api(service: Service, *, defaults: Sampling, api_key: str | None = None) -> FastAPI:
@@ -64,14 +68,14 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
     async def model(name: str) -> dict[str, Any]:
         return _model(service.model(name))
 
-    @app.post("/v1/chat/completions", responses=ERRORS)
+    @app.post("/v1/chat/completions", responses=ERRORS | STREAM)
     async def chat(asked: ChatRequest, request: Request) -> Response:
         model = service.model(asked.model)
         most = asked.max_completion_tokens or asked.max_tokens
         sampling = _sampling(asked, defaults, model, most, logprobs=asked.top_logprobs or 0)
         sampling = replace(sampling, tools=asked.tool_choice == "auto")
         messages = [message.as_project() for message in asked.messages]
-        reply, _ = service.chat(model.name, messages, sampling, num_samples=asked.n)
+        reply, _ = service.chat(model.name, messages, sampling, num_samples=asked.samples)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model.name}
         if asked.stream:
             return _event_stream(_chat_events(asked, model, reply, head, metrics))
@@ -89,7 +93,7 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
             )
         return JSONResponse(head | {"object": "chat.completion", "choices": choices, "usage": _usage([reply])})
 
-    @app.post("/v1/completions", responses=ERRORS)
+    @app.post("/v1/completions", responses=ERRORS | STREAM)
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         model = service.model(asked.model)
         prompts = asked.prompts()
@@ -100,7 +104,7 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
             sampling = replace(sampling, tools=False)
             try:
                 for prompt in prompts:
-                    replies.append(service.complete(model.name, prompt, sampling, num_samples=asked.n))
+                    replies.append(service.complete(model.name, prompt, sampling, num_samples=asked.samples))
             except Exception:
                 for reply in replies:
                     reply.cancel()
@@ -112,7 +116,7 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
         choices: list[dict[str, Any]] = []
         for number, prompt in enumerate(prompts):
             echoed = await _echoed(asked, model, prompt) if asked.echo else Text("", [], [], [])
-            answers = replies[number].request.completions if replies else [None] * asked.n
+            answers = replies[number].request.completions if replies else [None] * asked.samples
             for answer in answers:
                 text = echoed + _continuation(answer, model.tokenizer) if answer else echoed
                 choices.append(
@@ -126,7 +130,22 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
         usage = _usage(replies) if replies else _usage_of(sum(len(_ids(model, p)) for p in prompts), 0)
         return JSONResponse(head | {"object": "text_completion", "choices": choices, "usage": usage})
 
-    @app.post("/chat/completions", responses=ERRORS)
+    # the three that lm_eval asks for with tokenizer_backend=remote, as vLLM has them
+    @app.get("/tokenizer_info", responses=ERRORS)
+    async def tokenizer_info(model: str | None = None) -> dict[str, Any]:
+        return {"bos_token": "<|bos|>", "eos_token": "<|bos|>", "vocab_size": service.model(model).tokenizer.vocab_size}
+
+    @app.post("/tokenize", responses=ERRORS)
+    async def tokenize(asked: TokenizeRequest) -> dict[str, Any]:
+        model = service.model(asked.model)
+        ids = [model.tokenizer.bos_id] * asked.add_special_tokens + with_specials(model.tokenizer, asked.prompt)
+        return {"tokens": ids, "count": len(ids), "max_model_len": model.context}
+
+    @app.post("/detokenize", responses=ERRORS)
+    async def detokenize(asked: DetokenizeRequest) -> dict[str, Any]:
+        return {"prompt": service.model(asked.model).tokenizer.decode(asked.tokens)}
+
+    @app.post("/chat/completions", responses=ERRORS | STREAM)
     async def original(asked: OriginalRequest) -> Response:
         given = {key: value for key, value in asked.model_dump(exclude={"messages"}).items() if value is not None}
         if given.get("top_k") == 0:
@@ -166,6 +185,12 @@ def _random_seed() -> int:
 
 def _ids(model: Model, prompt: str | list[int]) -> list[int]:
     return [model.tokenizer.bos_id, *model.tokenizer.encode(prompt)] if isinstance(prompt, str) else prompt
+
+
+def with_specials(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text in which the names of special tokens stand for those tokens, unlike everywhere else."""
+    pieces = re.split(f"({'|'.join(map(re.escape, tokenizer.specials))})", text)
+    return [i for p in pieces for i in ([tokenizer.specials[p]] if p in tokenizer.specials else tokenizer.encode(p))]
 
 
 async def _gather(replies: list[Reply], request: Request, metrics: Metrics) -> bool:
@@ -317,7 +342,7 @@ async def _chat_events(
         return _event(head | {"choices": [choice]})
 
     try:
-        for index in range(asked.n):
+        for index in range(asked.samples):
             yield chunk(index, {"role": "assistant", "content": ""})
         async for piece in _watched(reply, metrics):
             delta: dict[str, Any] = {}
@@ -347,7 +372,7 @@ async def _completion_events(
     head = head | {"object": "text_completion"}
     try:
         for number, reply in enumerate(replies):
-            offsets = [0] * asked.n
+            offsets = [0] * asked.samples
             async for piece in _watched(reply, metrics):
                 text = "".join(fragment.text for fragment in piece.fragments)
                 logprobs = None
@@ -359,7 +384,7 @@ async def _completion_events(
                     logprobs["text_offset"] = [offsets[piece.sample]]
                     offsets[piece.sample] += len(name)
                 if text or logprobs or piece.finish_reason:
-                    index, reason = number * asked.n + piece.sample, piece.finish_reason
+                    index, reason = number * asked.samples + piece.sample, piece.finish_reason
                     choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
                     yield _event(head | {"choices": [choice]})
         if asked.stream_options and asked.stream_options.include_usage:
@@ -395,6 +420,7 @@ def _model(model: Model) -> dict[str, Any]:
     }  # fmt: skip
 
 
+STREAM: dict[int | str, dict[str, Any]] = {200: {"description": "the answer", "content": {"text/event-stream": {}}}}
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "it asks for what cannot be done"},
     401: {"description": "the key is missing or wrong"},
@@ -486,4 +512,4 @@ class KeyRequired:
 
 def guarded(path: str) -> bool:
     """Whether a path is the API's, and needs the key."""
-    return path.startswith("/v1/") or path in ("/chat/completions", "/stats", "/metrics", "/openapi.json")
+    return path.startswith("/v1/") or path in GUARDED

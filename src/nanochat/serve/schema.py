@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from nanochat.inference.sampling import LEAST_TOP_P, PENALTIES
+
 MAX_MESSAGES = 500  # from: facts sheet 7.5, as the two below
 MAX_CHARACTERS = 32_000  # of all messages of the original's request; of the others the size in bytes is bounded
 MAX_CHARACTERS_EACH = 8_000
@@ -15,7 +17,8 @@ MAX_PROMPTS = 64  # guess: prompts of one request
 MAX_STOPS = 16  # guess; OpenAI takes 4
 
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
-Probability = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=LEAST_TOP_P, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=PENALTIES[0], le=PENALTIES[1], allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
@@ -32,7 +35,7 @@ PASSED_OVER = ("user", "metadata", "store", "service_tier", "safety_identifier",
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)  # strict: true is no number, and "5" neither
 
 
 class StreamOptions(Strict):
@@ -48,7 +51,7 @@ class Part(Strict):
 
 
 class Message(BaseModel):
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part] | None = None
     parts: list[Part] | None = Field(None, description="what the answer of this server had beside its content")
@@ -79,11 +82,11 @@ class Request(Strict):
     top_p: Probability | None = None
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(None, description="0 keeps every token")
     min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = 1
+    repetition_penalty: Penalty | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = 1
     seed: Seed | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
 
     @model_validator(mode="before")
@@ -97,10 +100,11 @@ class Request(Strict):
                 value = data.pop(key)
                 if value is not None and value not in neutral:
                     raise ValueError(f"{key} is not supported here; leave it out")
-        for key in ("n", "stream"):  # null is what it is without them
-            if data.get(key, 0) is None:
-                data.pop(key)
         return data
+
+    @property
+    def samples(self) -> int:
+        return self.n or 1
 
     @field_validator("stop")
     @classmethod
@@ -146,6 +150,17 @@ class CompletionRequest(Request):
         if isinstance(self.prompt, str):
             return [self.prompt]
         return [self.prompt] if isinstance(self.prompt[0], int) else list(self.prompt)  # type: ignore[list-item]
+
+
+class TokenizeRequest(Strict):
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = Field(True, description="put bos before it")
+
+
+class DetokenizeRequest(Strict):
+    model: str | None = None
+    tokens: list[TokenId]
 
 
 class PlainMessage(Strict):
