@@ -261,7 +261,7 @@ class Page(Writing):
                 allow_tags=False, feedback_options=None, placeholder="### What shall we talk about?", scale=1, height="100%",
             )  # fmt: skip
             self.box = gr.Textbox(
-                placeholder="Ask something", show_label=False, container=False, lines=1, max_lines=8, submit_btn=True,
+                placeholder="Ask something", show_label=False, container=False, lines=1, max_lines=8, submit_btn="Send",
                 autofocus=True, elem_id="box", label="Your message",
             )  # fmt: skip
             self.numbers = gr.Markdown(elem_id="numbers")
@@ -339,7 +339,7 @@ class Page(Writing):
             self.opened: {"id": c.id if c.revision else "", "revision": c.revision},
             self.entries: self.listed(c.id, owner),
             self.title: c.title,
-            self.box: gr.update(submit_btn=True, stop_btn=False),
+            self.box: gr.update(submit_btn="Send", stop_btn=False),
         }
         return view | dict(zip(self.settings, self.values_of(c.settings), strict=True)) if c.revision else view
 
@@ -401,7 +401,7 @@ class Page(Writing):
     async def watch(self, c: Conversation, turn: Turn, owner: str, session: str, box: str | None = None) -> Shown:
         """Show `c` and the answer that is being written to it, as long as the session looks at it."""
         view = self.all_of(c, owner)
-        stops: dict[str, Any] = {"submit_btn": False, "stop_btn": True}
+        stops: dict[str, Any] = {"submit_btn": False, "stop_btn": "Stop"}
         view[self.box] = gr.update(**stops | ({} if box is None else {"value": box}))
         view[self.chat] = rows([*c.messages, *begun(turn)], writing=True)[0]
         view[self.numbers] = ""
@@ -637,7 +637,7 @@ class Compare(Writing):
                     )  # fmt: skip
                     self.columns.append((model, chat, gr.Markdown(elem_classes="numbers")))
         self.box = gr.Textbox(
-            placeholder="Ask all of them", show_label=False, container=False, lines=1, max_lines=8, submit_btn=True, autofocus=True,
+            placeholder="Ask all of them", show_label=False, container=False, lines=1, max_lines=8, submit_btn="Send", autofocus=True,
             elem_id="box", label="Your message",
         )  # fmt: skip
         each = [component for _, chat, line in self.columns for component in (chat, line)]
@@ -669,7 +669,7 @@ class Compare(Writing):
                 yield rows([*messages, *begun(turn)], writing=not turn.task.done())[0]
                 yield numbers(turn.made()) if turn.parts else ""
 
-        stops = gr.update(value="", submit_btn=False, stop_btn=True)
+        stops = gr.update(value="", submit_btn=False, stop_btn="Stop")
         yield stops, gr.skip(), sampling.seed, *columns()
         while any(not turn.task.done() for turn in turns):
             await asyncio.wait([turn.task for turn in turns], timeout=1 / UPDATES_PER_SECOND)
@@ -678,7 +678,7 @@ class Compare(Writing):
             if turn.error:
                 gr.Warning(f"the engine of {turn.model} failed ({turn.error})")
         talks = {name: [*asked[name], turn.message()] for name, turn in zip(asked, turns, strict=True)}
-        yield gr.update(submit_btn=True, stop_btn=False), talks, sampling.seed, *columns()
+        yield gr.update(submit_btn="Send", stop_btn=False), talks, sampling.seed, *columns()
 
     def ask(
         self, request: gr.Request, model: Model, messages: list[dict[str, Any]], settings: dict[str, Any], sampling: Sampling
@@ -697,7 +697,7 @@ class Compare(Writing):
 
     def clear(self, request: gr.Request) -> list[Any]:
         self.left(request)
-        return [gr.update(submit_btn=True, stop_btn=False), {}, gr.skip(), *([[], ""] * len(self.columns))]
+        return [gr.update(submit_btn="Send", stop_btn=False), {}, gr.skip(), *([[], ""] * len(self.columns))]
 
 
 # --- messages as Gradio shows them ------------------------------------------------------------------------------
@@ -722,7 +722,7 @@ def _rows(role: str, parts: list[dict[str, str]], writing: bool) -> Iterator[dic
     for n, part in enumerate(parts):
         kind, text = part["type"], part["text"]
         if kind == "text":
-            yield {"role": role, "content": text}
+            yield {"role": role, "content": escaped(text) if n else text}
         elif kind == "python" or (n == 0 or parts[n - 1]["type"] != "python"):
             call = text if kind == "python" else ""
             result = text if kind == "python_output" else None
@@ -735,6 +735,11 @@ def _rows(role: str, parts: list[dict[str, str]], writing: bool) -> Iterator[dic
                 "content": fenced(call if result is None else f"{call}\n{result}"),
                 "metadata": {"title": plain(f"calculator: {line}"), "status": "pending" if pending else "done"},
             }
+
+
+def escaped(text: str) -> str:
+    """What follows a call goes on with a line: a result with a full stop, "91.", is no list, nor is "+ 3" or "# 4"."""
+    return re.sub(r"^(\s*\d*)([.)#>+*-])(?=\s|$)", r"\1\\\2", text)
 
 
 def fenced(text: str) -> str:
