@@ -183,7 +183,10 @@ def test_export_and_import_give_the_same_conversations(store, tmp_path):
     assert len(other.entries("me")) == 3 and not {c.id for c in loaded} & {entry.id for entry in store.entries()}
 
 
-@pytest.mark.parametrize("wrap", [lambda talk: talk, lambda talk: {"messages": talk}, lambda talk: [{"messages": talk}], lambda talk: [talk]])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda talk: talk, lambda talk: {"messages": talk}, lambda talk: [{"messages": talk}], lambda talk: [talk]],
+)
 def test_messages_of_anyone_can_be_imported(store, wrap):
     talk = [{"role": "system", "content": "Be kind."}, *TALK]
     (c,) = store.load(json.dumps(wrap(talk)))

@@ -70,6 +70,8 @@ SAVE_FILE = """(text) => {
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }"""
+# not on a phone, where it would open the keyboard
+TO_THE_BOX = """() => { if (window.innerWidth > 1000) setTimeout(() => document.querySelector("#box textarea")?.focus(), 50); }"""
 ASK_FIRST = """(opened, owner) => [window.confirm("Delete this conversation?") ? opened : null, owner]"""
 
 
@@ -261,8 +263,9 @@ class Page(Writing):
                 allow_tags=False, feedback_options=None, placeholder="### What shall we talk about?", scale=1, height="100%",
             )  # fmt: skip
             self.box = gr.Textbox(
+                interactive=False,  # before `arrive` nobody knows whose it is
                 placeholder="Ask something", show_label=False, container=False, lines=1, max_lines=8, submit_btn="Send",
-                autofocus=True, elem_id="box", label="Your message",
+                elem_id="box", label="Your message",
             )  # fmt: skip
             self.numbers = gr.Markdown(elem_id="numbers")
         with gr.Column(visible=not first.chats, scale=1, elem_id="text") as self.text:
@@ -284,7 +287,7 @@ class Page(Writing):
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
         at_once = {**quiet, "trigger_mode": "multiple"}
 
-        self.box.submit(self.send, [self.box, *ask], self.view, **quiet)
+        self.box.submit(self.send, [self.box, *ask], self.view, **at_once)
         self.chat.retry(self.retry, ask, self.view, **quiet)
         self.chat.edit(self.edit, ask, self.view, **quiet)
         self.chat.undo(self.undo, here, self.view, **quiet)
@@ -322,7 +325,7 @@ class Page(Writing):
         assert blocks is not None
         blocks.load(
             self.arrive, [self.owner, self.arrival], [self.owner, self.sidebar, *self.view], js=ON_ARRIVAL, **at_once
-        )
+        ).then(None, None, None, js=TO_THE_BOX)
 
     # --- what is shown ---
 
@@ -339,7 +342,7 @@ class Page(Writing):
             self.opened: {"id": c.id if c.revision else "", "revision": c.revision},
             self.entries: self.listed(c.id, owner),
             self.title: c.title,
-            self.box: gr.update(submit_btn="Send", stop_btn=False),
+            self.box: gr.update(submit_btn="Send", stop_btn=False, interactive=True),
         }
         return view | dict(zip(self.settings, self.values_of(c.settings), strict=True)) if c.revision else view
 
@@ -356,9 +359,10 @@ class Page(Writing):
             owner=owner if self.private else ""
         )
 
-    def current(self, opened: dict[str, Any], owner: str) -> Conversation:
+    def current(self, session: str, opened: dict[str, Any], owner: str) -> Conversation:
         """What the page shows, to be changed. Refused if it is being written, Changed if it is not what the store has."""
-        if opened["id"] in self.writing:
+        # one that is new there may have its first question already, and the page not know it yet
+        if (opened["id"] or self.shown.get(session)) in self.writing:
             raise Refused("an answer is being written in this conversation; wait for it, or stop it")
         c = self.found(opened["id"], owner)
         if opened["id"] and not c.revision:
@@ -401,7 +405,7 @@ class Page(Writing):
     async def watch(self, c: Conversation, turn: Turn, owner: str, session: str, box: str | None = None) -> Shown:
         """Show `c` and the answer that is being written to it, as long as the session looks at it."""
         view = self.all_of(c, owner)
-        stops: dict[str, Any] = {"submit_btn": False, "stop_btn": "Stop"}
+        stops: dict[str, Any] = {"submit_btn": False, "stop_btn": "Stop", "interactive": True}
         view[self.box] = gr.update(**stops | ({} if box is None else {"value": box}))
         view[self.chat] = rows([*c.messages, *begun(turn)], writing=True)[0]
         view[self.numbers] = ""
@@ -430,7 +434,7 @@ class Page(Writing):
     ) -> Shown:
         """What `do` shows of the conversation on the page. Where it may not be done, why, and what was typed stays."""
         try:
-            async for update in do(self.current(opened, owner)):
+            async for update in do(self.current(str(request.session_hash), opened, owner)):
                 yield update
         except (ValueError, Busy) as error:
             gr.Warning(str(error))
@@ -626,7 +630,7 @@ class Compare(Writing):
         self.columns = []
         with gr.Row(elem_id="columns", equal_height=True):
             for model in self.service.models.values():
-                with gr.Column(min_width=260, elem_classes="column"):
+                with gr.Column(min_width=260, elem_classes="side"):
                     what = model.phase or "checkpoint"
                     gr.Markdown(
                         f"**{model.name}** ({what}, {'chats' if model.chats else 'continues the text as it is'})"
