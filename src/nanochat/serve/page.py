@@ -628,7 +628,7 @@ class Compare(Writing):
             self.lay_out_settings()
         self.talks = gr.JSON({}, visible="hidden")  # model -> its messages
         self.columns = []
-        with gr.Row(elem_id="columns", equal_height=True):
+        with gr.Row(elem_id="columns"):
             for model in self.service.models.values():
                 with gr.Column(min_width=260, elem_classes="side"):
                     what = model.phase or "checkpoint"
@@ -637,18 +637,25 @@ class Compare(Writing):
                     )
                     chat = gr.Chatbot(
                         show_label=False, elem_classes="compared", buttons=["copy"], latex_delimiters=LATEX, allow_tags=False,
-                        feedback_options=None, height="100%", scale=1, placeholder=" ",
+                        feedback_options=None, height=None, placeholder=" ", render_markdown=model.chats,
                     )  # fmt: skip
                     self.columns.append((model, chat, gr.Markdown(elem_classes="numbers")))
         self.box = gr.Textbox(
             placeholder="Ask all of them", show_label=False, container=False, lines=1, max_lines=8, submit_btn="Send", autofocus=True,
-            elem_id="box", label="Your message",
+            elem_id="box", elem_classes="for_all", label="Your message",
         )  # fmt: skip
         each = [component for _, chat, line in self.columns for component in (chat, line)]
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
         asked = self.box.submit(self.send, [self.box, self.talks, *self.settings], [self.box, self.talks, self.seed, *each], **quiet)  # fmt: skip
         self.box.stop(self.stop, None, None, queue=False, **quiet)
-        new.click(self.clear, None, [self.box, self.talks, self.seed, *each], cancels=[asked], **quiet)
+        gr.on(
+            [new.click, *(chat.clear for _, chat, _ in self.columns)],
+            self.clear,
+            None,
+            [self.box, self.talks, self.seed, *each],
+            cancels=[asked],
+            **quiet,
+        )
 
     async def send(self, request: gr.Request, text: str, talks: dict[str, Any], *values: Any) -> Shown:
         if not text.strip():
