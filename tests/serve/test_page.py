@@ -90,7 +90,7 @@ class Server:
         self.socket.bind(("127.0.0.1", port))
         self.port = self.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/"
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=0))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)
         self.thread.start()
         while not self.server.started:
@@ -145,24 +145,24 @@ def watched(browser):
 
 
 @pytest.fixture(scope="module")
-def everyday(watched):
-    """A context that has the files of the page already, as after a first visit."""
-    return watched[0]()
+def browsers(watched):
+    """Two that have the files of the page already, as after a first visit."""
+    return [watched[0](), watched[0]()]
 
 
 @pytest.fixture
-def visit(watched, everyday):
+def visit(watched, browsers):
     """Opens a window on a server, as a person who was never here; in the end, nothing was asked of any other address."""
     contexts, new, seen = [], *watched
     seen["requests"].clear()
     seen["errors"].clear()
 
-    def visit(server, address="", *, context=None, **options):
+    def visit(server, address="", *, context=None, elsewhere=False, **options):
+        page = (context or browsers[elsewhere]).new_page()
         if options:
-            context = new(**options)
-            contexts.append(context)
-        page = (context or everyday).new_page()
-        if context is None:
+            contexts.append(new(**options))
+            page = contexts[-1].new_page()
+        elif context is None:
             page.goto(server.url + "health")
             page.evaluate("localStorage.clear()")
         page.goto(server.url + address)
@@ -170,7 +170,9 @@ def visit(watched, everyday):
         return page
 
     yield visit
-    for page in everyday.pages:  # each holds two of the six connections that a browser has to a server
+    for page in (
+        browsers[0].pages + browsers[1].pages
+    ):  # each holds two of the six connections that a browser has to a server
         page.close()
     for context in contexts:
         context.close()
@@ -341,7 +343,7 @@ def test_an_answer_is_made_again_and_taken_back_and_all_is_cleared(server, page)
     wait_until(lambda: user(page) == ["one"])
     button(page, "Clear").click()
     wait_until(lambda: user(page) == [] and bot(page) == [])
-    assert server.store.get(page.url.split("conversation=")[1]).messages == []
+    wait_until(lambda: server.store.get(page.url.split("conversation=")[1]).messages == [])
 
 
 @pytest.mark.slow
@@ -378,16 +380,23 @@ def test_conversations_are_found_again_after_a_reload_and_after_a_restart_of_the
     address = page.url
     page.reload()
     wait_until(lambda: user(page) == ["two"])
-    server.close()
+    server.engine("first").pause = 0.02
+    send(page, "long")
+    sync_api.expect(page.get_by_test_id("bot").last).to_contain_text("word1")
+    server.close()  # in the middle of an answer
     server = Server([model("first", "sft")], tmp_path / "c.sqlite", port=server.port)
-    ask(page, "more", "question 2")  # in the window that stayed open
-    assert page.url == address
     page.reload()
-    wait_until(lambda: user(page) == ["two", "more"])
+    wait_until(lambda: user(page) == ["two", "long"])
+    assert "word1" in bot(page)[-1] and "word59" not in bot(page)[-1] and page.url == address
     page.get_by_text("one", exact=True).click()
     wait_until(lambda: user(page) == ["one"])
-    other = visit(server, locale="de")
-    assert other.locator("#conversations label").count() == 0  # another browser
+    other = visit(server, elsewhere=True)
+    assert listed(other) == []
+    server.close()
+    server = Server([model("first", "sft")], tmp_path / "c.sqlite", port=server.port, private=False)
+    ask(page, "more", "question 2")  # in a window that stayed open
+    other.reload()
+    wait_until(lambda: listed(other) == ["one", "two"])
     server.close()
 
 
@@ -427,7 +436,7 @@ def test_two_windows_of_one_conversation_do_not_overwrite_each_other(server, vis
 @pytest.mark.slow
 def test_another_conversation_can_be_looked_at_while_one_is_written_and_answers_never_mix(server, visit):
     server.engine("first").pause = 0.02
-    page, stranger = visit(server), visit(server, locale="de")
+    page, stranger = visit(server), visit(server, elsewhere=True)
     send(page, "long")
     sync_api.expect(page.get_by_test_id("bot").last).to_contain_text("word3")
     page.click("#new")
@@ -477,6 +486,13 @@ def test_errors_are_a_line_and_lose_nothing_that_was_typed(server, page):
     sync_api.expect(page.get_by_test_id("bot").last).to_contain_text("question 1")
     ask(page, "nothing", "…")
     ask(page, "two", "question 3")
+    c = server.store.get(page.url.split("conversation=")[1])
+    server.store.put(replace(c, messages=c.messages[:-1]))  # as a killed server leaves it
+    page.reload()
+    wait_until(lambda: user(page)[-1:] == ["two"] and bot(page)[-1].strip() == "…")
+    button(page, "Retry").click()
+    sync_api.expect(page.get_by_test_id("bot").last).to_contain_text("question 3")
+    rest(page)
 
 
 @pytest.mark.slow
@@ -542,7 +558,7 @@ def test_export_and_import(server, page, visit, tmp_path):
     download.value.save_as(tmp_path / "c.json")
     exported = json.loads((tmp_path / "c.json").read_text())["conversations"][0]
     assert exported["messages"][1]["content"][1] == {"type": "python", "text": "34+57"}
-    other = visit(server, locale="de")
+    other = visit(server, elsewhere=True)
     with other.expect_file_chooser() as chooser:
         other.click("#import")
     chooser.value.set_files(tmp_path / "c.json")

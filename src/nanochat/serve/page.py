@@ -351,7 +351,8 @@ class Page(Writing):
         return gr.update(choices=choices, value=id if any(id == other for _, other in choices) else None)
 
     def whose(self, owner: str) -> str | None:
-        return owner if self.private else None
+        """For the store: "" is everybody there, which in the page is nobody yet."""
+        return (owner or "nobody") if self.private else None
 
     def found(self, id: str, owner: str) -> Conversation:
         """A new one if there is none of that id."""
@@ -467,6 +468,9 @@ class Page(Writing):
             view[self.model] = c.model
         elif c.model:
             gr.Info(f"it was held with {c.model}, which is not served now")
+            view[self.model] = next(
+                (m.name for m in self.service.models.values() if m.chats), self.service.default.name
+            )
         yield self.show(view)
 
     async def start_new(self, request: gr.Request, owner: str) -> Shown:
