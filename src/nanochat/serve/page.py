@@ -72,6 +72,9 @@ SAVE_FILE = """(text) => {
 }"""
 # not on a phone, where it would open the keyboard
 TO_THE_BOX = """() => { if (window.innerWidth > 1000) setTimeout(() => document.querySelector("#box textarea")?.focus(), 50); }"""
+AWAY_ON_A_PHONE = """() => {
+    if (window.innerWidth <= 768) document.querySelector("#sidebar.open .toggle-button")?.click();
+}"""
 ASK_FIRST = """(opened, owner) => [window.confirm("Delete this conversation?") ? opened : null, owner]"""
 
 
@@ -95,7 +98,13 @@ def mount_page(app: fastapi.FastAPI, service: Service, store: Store, **options: 
         pwa=False,
         mcp_server=False,
         max_file_size=UPLOAD_BYTES,
-        theme=gr.themes.Soft(primary_hue="blue", neutral_hue="slate", font=FONT, font_mono=MONO),
+        theme=gr.themes.Soft(primary_hue="blue", neutral_hue="slate", font=FONT, font_mono=MONO).set(
+            block_title_background_fill="none",
+            block_title_background_fill_dark="none",
+            block_title_padding="0",
+            block_title_text_color="*body_text_color",
+            block_title_text_weight="500",
+        ),
         css=CSS,
         app_kwargs={"middleware": [Middleware(StaysHere)], "docs_url": None, "redoc_url": None},
     )
@@ -295,6 +304,7 @@ class Page(Writing):
         self.box.stop(self.stop, [self.opened], None, queue=False, **quiet)
         self.new.click(self.start_new, [self.owner], self.view, **at_once)
         self.entries.input(self.open, [self.entries, self.owner], self.view, **at_once)
+        gr.on([self.new.click, self.entries.input], None, None, None, js=AWAY_ON_A_PHONE)
         self.title.submit(self.rename, [self.title, *here], [self.entries], **quiet)
         delete.click(self.delete, here, self.view, js=ASK_FIRST, **at_once)
         export.click(self.export, here, [self.file], **quiet).then(None, [self.file], None, js=SAVE_FILE)
@@ -555,8 +565,8 @@ class Page(Writing):
         return self.listed(opened["id"], owner)
 
     def keep(self, opened: dict[str, Any], owner: str, model: str, *values: Any) -> None:
-        """Settings that were changed between two answers."""
-        if opened["id"]:
+        """Settings that were changed between two answers. A conversation is never one of a base checkpoint."""
+        if opened["id"] and self.service.model(model).chats:
             with suppress(ValueError):  # said where they are used
                 self.store.set(opened["id"], self.whose(owner), model=model, settings=self.settings_of(values))
 
