@@ -68,7 +68,7 @@ def _check_content(number: int, role: str, content: Any) -> None:
         )
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in PARTS:
+        if not isinstance(kind, str) or kind not in PARTS:
             raise BadConversation(f"{where} has a part of type {kind!r}; types are {', '.join(PARTS)}")
         if not isinstance(part.get("text"), str):
             raise BadConversation(f"{where} has a part ({kind}) without text")
