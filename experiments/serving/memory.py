@@ -1,6 +1,7 @@
 """Memory that it takes to read and run a 2.2 B checkpoint in bf16 on a CPU: `python experiments/serving/memory.py FOLDER`.
 
-Writes a checkpoint of d34, arch=classic, with random weights (4.5 GB) into FOLDER if there is none, then reads it and writes 8 tokens in a process of its own.
+Writes a checkpoint of d34, arch=classic, with random weights (4.5 GB) into FOLDER if there is none. A process of its own reads it and
+writes 8 tokens.
 """
 
 import subprocess
@@ -21,7 +22,8 @@ engine = Engine(gpt, folder.load_tokenizer(Path(sys.argv[1])))
 (answer,) = engine.generate([[1, 2, 3]], max_tokens=8)
 weights = sum(p.numel() for p in gpt.parameters())
 most = status("VmHWM") - before
-print(f"run: {len(answer.ids)} tokens; {most:,.0f} MiB at most; {weights:,} weights are {2 * weights / 2**20:,.0f} MiB: {most / (2 * weights / 2**20):.3f} x")
+size = 2 * weights / 2**20
+print(f"run: {len(answer.ids)} tokens; {most:,.0f} MiB at most; {weights:,} weights are {size:,.0f} MiB: {most / size:.3f} x")
 """
 
 
@@ -29,10 +31,9 @@ def main() -> None:
     path = Path(sys.argv[1])
     if not path.exists():
         import torch
-
-        from nanochat.checkpoint import folder
         from omegaconf import OmegaConf
 
+        from nanochat.checkpoint import folder
         from nanochat.gpt import GPT, build_arch, from_depth
         from nanochat.inference.measure import any_tokenizer
         from nanochat.runtime.paths import conf_dir

@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 
 from nanochat.checkpoint import folder
 from nanochat.gpt import GPT, Arch, GPTConfig, build_arch
+from nanochat.gpt.model import Frozen
 from nanochat.runtime.paths import conf_dir
 from nanochat.tokenizer.tokenizer import BPETokenizer
 
@@ -41,10 +42,9 @@ def test_a_checkpoint_read_to_be_run_gives_the_same_logits(saved, dtype):
 
 def test_what_it_holds_is_each_weight_once_in_the_compute_dtype(saved):
     runs = folder.load_to_run(saved, compute_dtype=torch.bfloat16)
-    held = [
-        *runs.parameters(),
-        *(m.frozen for m in runs.modules() if isinstance(getattr(m, "frozen", None), torch.Tensor)),
-    ]
+    frozen = [module.frozen.weight for module in runs.modules() if isinstance(getattr(module, "frozen", None), Frozen)]
+    held = [*runs.parameters(), *frozen]
+    assert frozen
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
     assert sum(storages.values()) == 2 * sum(p.numel() for p in runs.parameters())
 

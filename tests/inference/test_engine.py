@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from tiny_networks import PROMPTS, SPECIAL, STOPS, TOKENIZER, T, V, chain, plain_greedy, random_gpt, scripted
 
 from nanochat.gpt.cache import KVCache
-from nanochat.gpt.model import NORM_EPS, norm
+from nanochat.gpt.model import NORM_EPS, Frozen, norm
 from nanochat.inference.engine import Completion, Engine, Text
 from nanochat.inference.generate import generate as generate_plainly
 from nanochat.inference.sampling import Drawn, Sampling, draw
@@ -271,11 +271,30 @@ def test_frozen_weights_give_the_same_logits_and_are_given_up(dtype, atol):
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 32), (2, 40, 3, 96), (5, 7, 33)], ids=str)
-def test_the_norm_without_gradients_has_the_same_bits(shape):
+@pytest.mark.parametrize("scale", [1.0, 1.2])
+def test_the_norm_without_gradients_is_the_other(shape, scale):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x[0] *= 1e-4  # where the epsilon counts
     with torch.no_grad():
-        assert norm(x).equal(F.rms_norm(x, (shape[-1],), eps=NORM_EPS))
-        assert norm(x.mT).equal(F.rms_norm(x.mT, (shape[-2],), eps=NORM_EPS))
+        for y in (x, x.mT):
+            torch.testing.assert_close(norm(y, scale), scale * F.rms_norm(y, (y.size(-1),), eps=NORM_EPS))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize(("rows", "columns"), [(768, 256), (256, 1024), (258, 256), (2, 12)], ids=str)
+def test_one_row_in_strips_is_the_product(rows, columns, threads):
+    """Of both layouts; 258 rows leave a rest for 4 threads, and 2 are too few."""
+    before = torch.get_num_threads()
+    x, weight = torch.randn(1, 1, columns), torch.randn(rows, columns)
+    try:
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            for layout in (weight, weight.t().contiguous().t()):
+                frozen = Frozen.of(layout)
+                assert (frozen.strips is None) == (threads == 1 or rows % threads > 0 or rows < 256)
+                torch.testing.assert_close(frozen.times(x), F.linear(x, weight), rtol=1e-5, atol=1e-4)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_training_goes_on_after_generation(gpt):

@@ -22,6 +22,8 @@ def chunk_rows(vocab: int, device: torch.device) -> int:
 
 def capped(z: Tensor, softcap: float) -> Tensor:
     """softcap * tanh(z / softcap) in fp32."""
+    if not torch.is_grad_enabled():
+        return (z.float() / softcap).tanh_().mul_(softcap)  # the same bits, in place
     return softcap * torch.tanh(z.float() / softcap)
 
 

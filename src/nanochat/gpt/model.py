@@ -4,9 +4,11 @@ Tensor names are those of nanochat checkpoints (facts sheet 1.2). Weights are fp
 the dtype of what comes in, so the compute dtype is a property of the activations and there is no autocast (facts sheet 1.8).
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -17,20 +19,68 @@ from nanochat.gpt import attention, loss
 from nanochat.gpt.config import Arch, GPTConfig
 from nanochat.gpt.counts import BIGRAM_ROWS
 
+STRIPS_PAY = 2**15  # guess: elements of a weight; 2**16 do
 NORM_EPS = torch.finfo(torch.float32).eps  # from: facts sheet 1.3, what rms_norm uses without an eps
 
 
-def norm(x: Tensor) -> Tensor:
-    """RMSNorm over the last axis without a gain."""
+def norm(x: Tensor, scale: float = 1.0) -> Tensor:
+    """RMSNorm over the last axis without a gain, times `scale`."""
     if x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled():
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS)  # the same bits by half as many kernels
-    return F.rms_norm(x, (x.size(-1),), eps=NORM_EPS)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # the same by half as many kernels
+        squared = torch.addcmul(_constant(NORM_EPS / scale**2), length, length, value=1 / (x.size(-1) * scale**2))
+        return x * squared.rsqrt_()
+    x = F.rms_norm(x, (x.size(-1),), eps=NORM_EPS)
+    return x if scale == 1 else x * scale
+
+
+@functools.cache
+def _constant(value: float) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(value)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE by *minus* the angle, nanochat's convention (facts sheet 1.3). x (B, T, heads, D), cos and sin (1, T, 1, D/2)."""
+    """RoPE by *minus* the angle, nanochat's convention (facts sheet 1.3). x (B, T, heads, D), cos and sin (1, T, 1, D/2).
+
+    Or both (B, T, 1, D), as `whole_turn` makes them: fewer kernels, where each of them counts.
+    """
+    half = x.size(-1) // 2
+    if cos.size(-1) > half:
+        return torch.addcmul(x * cos, x.roll(half, -1), sin).to(x.dtype)
     x1, x2 = x.chunk(2, dim=-1)
     return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1).to(x.dtype)
+
+
+def whole_turn(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin (…, D/2) as `rotate` takes them for both halves at once, (…, D)."""
+    return torch.cat((cos, cos), -1), torch.cat((sin, -sin), -1)
+
+
+class Frozen(NamedTuple):
+    """A weight (O, C) that does not change, and the same in as many strips (threads, C, O / threads) as there are threads, where that pays.
+
+    MKL multiplies one row in one thread: strips took 0.5 to 0.75 of its time (measured: two threads, AVX2, 256 x 256 to 32768 x 768).
+    """
+
+    weight: Tensor
+    strips: Tensor | None
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "Frozen":
+        (rows, columns), threads = weight.shape, torch.get_num_threads()
+        if not weight.is_cpu or threads == 1 or rows % threads or rows * columns < STRIPS_PAY:
+            return cls(weight, None)
+        if weight.is_contiguous():
+            return cls(weight, weight.view(threads, rows // threads, columns).transpose(1, 2))
+        return cls(weight, weight.t().view(columns, threads, rows // threads).transpose(0, 1))
+
+    def times(self, x: Tensor) -> Tensor:
+        """x (…, C) -> (…, O), as F.linear."""
+        if self.strips is None or x.numel() != x.size(-1):
+            return F.linear(x, self.weight)
+        strips = self.strips
+        y = torch.bmm(x.view(1, 1, -1).expand(strips.size(0), -1, -1), strips)  # (threads, 1, O / threads)
+        return y.view(*x.shape[:-1], self.weight.size(0))
 
 
 def frozen_room(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -53,13 +103,13 @@ def set_matmul_precision(device: torch.device) -> None:
 class Linear(nn.Linear):
     """A linear layer without bias whose fp32 weight follows the dtype of its input."""
 
-    frozen: Tensor | None = None  # see GPT.frozen
+    frozen: Frozen | None = None  # see GPT.frozen
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__(n_in, n_out, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype) if self.frozen is None else self.frozen)
+        return F.linear(x, self.weight.to(x.dtype)) if self.frozen is None else self.frozen.times(x)
 
     def frozen_parts(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
         """Room for what is frozen, and which part of it holds which parameter."""
@@ -75,7 +125,7 @@ class Embedding(nn.Embedding):
 
 
 class Attention(nn.Module):
-    frozen: Tensor | None = None  # see GPT.frozen
+    frozen: Frozen | None = None  # see GPT.frozen
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -94,18 +144,23 @@ class Attention(nn.Module):
     def forward(self, h: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, attend: attention.Attend) -> Tensor:
         B, T, _ = h.shape
         # one product for the three: larger matrices run nearer to the peak, and backward reads h once
-        weight = self.qkv_weight(h.dtype) if self.frozen is None else self.frozen
-        qkv = F.linear(h, weight).view(B, T, self.H + 2 * self.G, self.D)
+        qkv = F.linear(h, self.qkv_weight(h.dtype)) if self.frozen is None else self.frozen.times(h)
+        qkv = qkv.view(B, T, self.H + 2 * self.G, self.D)
+        fused = (
+            self.frozen is not None and h.dtype == torch.float32
+        )  # a step of decoding is bound by the number of kernels
         q, k, v = qkv.split((self.H, self.G, self.G), dim=2)
         if ve is not None:
-            gate = self.gate_max * torch.sigmoid(self.ve_gate(h[..., : self.gate_channels]))  # (B, T, G)
-            v = v + gate.unsqueeze(-1) * ve.view(B, T, self.G, self.D)
-        if self.frozen is None:
+            gate = torch.sigmoid(self.ve_gate(h[..., : self.gate_channels])).unsqueeze(-1)  # (B, T, G, 1)
+            ve = ve.view(B, T, self.G, self.D)
+            v = v + self.gate_max * gate * ve if not fused else v.addcmul(gate, ve, value=self.gate_max)
+        if not fused:
             q, k = norm(rotate(q, cos, sin)), norm(rotate(k, cos, sin))
-        else:  # both at once: a step of decoding is bound by the number of kernels
-            q, k = norm(rotate(qkv[:, :, : self.H + self.G], cos, sin)).split((self.H, self.G), dim=2)
-        if self.qk_scale != 1:
-            q, k = q * self.qk_scale, k * self.qk_scale
+            if self.qk_scale != 1:
+                q, k = q * self.qk_scale, k * self.qk_scale
+        else:
+            qk = norm(rotate(qkv[:, :, : self.H + self.G], cos, sin), self.qk_scale)
+            q, k = qk.split((self.H, self.G), dim=2)
         return self.c_proj(attend(q, k, v, self.window).reshape(B, T, self.H * self.D))
 
     def qkv_weight(self, dtype: torch.dtype) -> Tensor:
@@ -161,6 +216,7 @@ class GPT(nn.Module):
         self._trunk: Callable = self._forward_trunk
         self._compiled_shape: tuple[int, int] | None = None
         self._only_runs = False
+        self._lambdas: tuple[list[float], list[float]] | None = None  # of the residuals, while they cannot change
         if arch.lambdas:
             self.resid_lambdas, self.x0_lambdas = nn.Parameter(torch.empty(n)), nn.Parameter(torch.empty(n))
         if arch.smear:
@@ -309,11 +365,14 @@ class GPT(nn.Module):
         try:
             with torch.no_grad():
                 for _, layer in layers:
-                    layer.frozen, parts = layer.frozen_parts(self.compute_dtype, device)
+                    room, parts = layer.frozen_parts(self.compute_dtype, device)
                     for name, part in parts.items():
                         part.copy_(layer.get_parameter(name))
+                    layer.frozen = Frozen.of(room)
+            self._freeze_lambdas()
             yield
         finally:
+            self._lambdas = None
             for _, layer in layers:
                 layer.frozen = None
 
@@ -338,7 +397,8 @@ class GPT(nn.Module):
         left = dict.fromkeys(name for name, _ in self.named_parameters())
         device = weight("lm_head.weight").device
         for prefix, layer in self._freezing():
-            layer.frozen, parts = layer.frozen_parts(self.compute_dtype, device)
+            room, parts = layer.frozen_parts(self.compute_dtype, device)
+            layer.frozen = Frozen.of(room)
             for name, part in parts.items():  # one after another: no more than one weight exists twice
                 part.copy_(weight(f"{prefix}.{name}"))
                 put(f"{prefix}.{name}", part)
@@ -346,9 +406,14 @@ class GPT(nn.Module):
         for name in left:
             put(name, weight(name).to(self.compute_dtype))
         self._only_runs = True
+        self._freeze_lambdas()
         self.cos = torch.empty(0, device=device)
         self.grow_rope(self.config.sequence_len)
         return self.eval()
+
+    def _freeze_lambdas(self) -> None:
+        if self.config.arch.lambdas and self.compute_dtype == torch.float32:  # in bf16 they are rounded first
+            self._lambdas = self.resid_lambdas.tolist(), self.x0_lambdas.tolist()
 
     def _freezing(self) -> list[tuple[str, "Linear | Attention"]]:
         """The layers that freeze something, by name."""
@@ -377,6 +442,8 @@ class GPT(nn.Module):
         The first `known` columns of idx (B, T) were seen before: they are there for what their successor takes from its predecessor.
         """
         cos, sin = self.cos[0, positions], self.sin[0, positions]  # (1 or B, T - known, 1, D/2)
+        if self.compute_dtype == torch.float32:
+            cos, sin = whole_turn(cos, sin)
         return self._forward_trunk(idx, cos, sin, attends, known)
 
     def _forward_trunk(
@@ -391,7 +458,9 @@ class GPT(nn.Module):
             idx, x, bigram = idx[:, known:], x[:, known:], None if bigram is None else bigram[:, known:]
         x0, halfway = x, x
         for i, block in enumerate(self.transformer.h):
-            if arch.lambdas:
+            if arch.lambdas and self._lambdas:
+                x = torch.add(x * self._lambdas[0][i], x0, alpha=self._lambdas[1][i])
+            elif arch.lambdas:
                 x = self.resid_lambdas[i].to(dtype) * x + self.x0_lambdas[i].to(dtype) * x0
             if bigram is not None:
                 x = x + self.bigram_lambdas[i].to(dtype) * bigram
