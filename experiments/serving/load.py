@@ -102,7 +102,9 @@ def phase(name: str, url: str, pid: int, number: int, seconds: float) -> float:
     slow, most = sorted(times)[int(0.99 * len(times))], max(times)
     early, late = statistics.mean(memory[:quarter]), statistics.mean(memory[-quarter:])
     print(f"{name}: {rate:,.0f} tokens/s; {dict(found)}")
-    print(f"  /health: median {statistics.median(times):.1f} ms, 99 % {slow:.1f} ms, most {most:.1f} ms of {len(times)}")
+    print(
+        f"  /health: median {statistics.median(times):.1f} ms, 99 % {slow:.1f} ms, most {most:.1f} ms of {len(times)}"
+    )
     print(f"  memory: {early:.0f} MiB in the first quarter, {late:.0f} in the last, most {max(memory):.0f}", flush=True)
     return rate
 

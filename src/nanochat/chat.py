@@ -6,29 +6,40 @@ from nanochat.runtime.app import command
 
 
 def run(cfg: DictConfig) -> None:
+    import logging
+    from contextlib import closing
+
     from nanochat.inference.sampling import Sampling
     from nanochat.serve.api import build_api
-    from nanochat.serve.limits import BodyLimit, RateLimit
+    from nanochat.serve.limits import guard
     from nanochat.serve.models import open_models
-    from nanochat.serve.server import check_address, listen, serve
+    from nanochat.serve.page import mount_page
+    from nanochat.serve.server import check_address, is_local, listen, serve
     from nanochat.serve.service import Service
+    from nanochat.serve.store import Store, default_path
 
+    logging.basicConfig(level=logging.INFO if cfg.log_conversations else logging.WARNING, format="%(message)s")
     keys = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     defaults = Sampling(**{key: cfg[key] for key in keys})
-    ckpts = [str(ckpt) for ckpt in cfg.ckpt] if not isinstance(cfg.ckpt, str) else [cfg.ckpt]
+    ckpts = [cfg.ckpt] if isinstance(cfg.ckpt, str) else [str(ckpt) for ckpt in cfg.ckpt]
     check_address(cfg.host, api_key=cfg.api_key, open=cfg.open)
-    socket = listen(cfg.host, cfg.port)
-    models = open_models(ckpts, device=cfg.device, precision=cfg.precision, gpus=cfg.gpus, max_rows=cfg.max_rows)
-    service = Service(models, max_queue=cfg.limits.queue)
-    app = build_api(service, defaults=defaults, api_key=cfg.api_key)
-    app.add_middleware(BodyLimit, max_bytes=cfg.limits.request_bytes)
-    if cfg.limits.requests_per_minute is not None:
-        app.add_middleware(RateLimit, per_minute=cfg.limits.requests_per_minute)
-    if cfg.cors:
-        from starlette.middleware.cors import CORSMiddleware
-
-        app.add_middleware(CORSMiddleware, allow_origins=list(cfg.cors), allow_methods=["*"], allow_headers=["*"])
-    serve(app, service, socket)
+    with closing(listen(cfg.host, cfg.port)) as socket:
+        models = open_models(
+            ckpts, device=cfg.device, precision=cfg.precision, gpus=cfg.gpus, max_rows=cfg.max_rows,
+            log_texts=cfg.log_conversations,
+        )  # fmt: skip
+        service = Service(models, max_queue=cfg.limits.queue)
+        app = build_api(service, defaults=defaults, api_key=cfg.api_key)
+        with closing(Store(cfg.store or default_path())) as store:
+            if cfg.page:
+                private = not is_local(cfg.host)
+                mount_page(
+                    app, service, store, compare=cfg.compare, private=private, defaults=defaults, password=cfg.api_key
+                )
+            guard(
+                app, cfg.limits.request_bytes, cfg.limits.requests_per_minute, list(cfg.cors), local=is_local(cfg.host)
+            )
+            serve(app, service, socket)
 
 
 main = command("chat", run)

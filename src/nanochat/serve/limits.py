@@ -4,9 +4,28 @@ import time
 from collections import OrderedDict
 from typing import Any
 
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
 from nanochat.serve.api import error_response, guarded
+from nanochat.serve.server import is_local
 
 CLIENTS = 10_000  # guess: addresses remembered; the one that was quiet for longest is forgotten first
+
+
+def guard(app: FastAPI, request_bytes: int, per_minute: int | None, cors: list[str], *, local: bool) -> None:
+    """Put the limits around `app`; those that are refused are refused before anything else looks at them. ValueError for no limits."""
+    if request_bytes < 1024:
+        raise ValueError(f"limits.request_bytes={request_bytes} must be at least 1024")
+    if per_minute is not None and per_minute < 1:
+        raise ValueError(f"limits.requests_per_minute={per_minute} must be at least 1, or null for no limit")
+    app.add_middleware(BodyLimit, max_bytes=request_bytes)
+    if per_minute is not None:
+        app.add_middleware(RateLimit, per_minute=per_minute)
+    if cors:
+        app.add_middleware(CORSMiddleware, allow_origins=cors, allow_methods=["*"], allow_headers=["*"])
+    if local:
+        app.add_middleware(LocalNames)
 
 
 class BodyLimit:
@@ -71,6 +90,23 @@ class RateLimit:
                 refusal = error_response(
                     429, message, "rate_limit_error", code="rate_limit_exceeded", headers={"Retry-After": str(wait)}
                 )
+                await refusal(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+class LocalNames:
+    """403 for a Host that is not a name of this machine: a page elsewhere may give its own name our address (DNS rebinding)."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] in ("http", "websocket"):
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            name = host.rsplit(":", 1)[0] if host.rpartition(":")[2].isdigit() else host
+            if not is_local(name):
+                refusal = error_response(403, f"this server answers to 127.0.0.1 and localhost, not to {name!r}")
                 await refusal(scope, receive, send)
                 return
         await self.app(scope, receive, send)

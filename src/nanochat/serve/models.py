@@ -12,7 +12,13 @@ from nanochat.serve.worker import Worker
 
 
 def open_models(
-    ckpts: list[str], *, device: str = "auto", precision: str = "auto", gpus: int = 1, max_rows: int = 32
+    ckpts: list[str],
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    gpus: int = 1,
+    max_rows: int = 32,
+    log_texts: bool = False,
 ) -> list[Model]:
     """A model for each of `ckpts`, each with an engine on every one of `gpus` GPUs. ValueError where one cannot be had."""
     if gpus < 1:
@@ -27,7 +33,11 @@ def open_models(
         opened = [open_checkpoint(ckpt, device=device, precision=precision) for device in devices]
         name = model_name(opened[0], set(models))
         workers = [
-            Worker(Engine(copy.gpt, copy.tokenizer, max_rows=max_rows), name=f"{name} on {copy.device}")
+            Worker(
+                Engine(copy.gpt, copy.tokenizer, max_rows=max_rows),
+                name=f"{name} on {copy.device}",
+                log_texts=log_texts,
+            )
             for copy in opened
         ]
         models[name] = Model(name, opened[0].path, opened[0].phase, opened[0].tokenizer, workers)

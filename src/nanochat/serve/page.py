@@ -11,6 +11,7 @@ file of the store knows them all.
 """
 
 import asyncio
+import hmac
 import os
 import random
 import re
@@ -85,12 +86,20 @@ class Refused(ValueError):
     """What was asked for cannot be done now; the message says why."""
 
 
-def mount_page(app: fastapi.FastAPI, service: Service, store: Store, **options: Any) -> None:
-    """The page at / of `app`, whose own routes come first if they were added before. `options` are those of `build_page`."""
+def mount_page(
+    app: fastapi.FastAPI, service: Service, store: Store, *, password: str | None = None, **options: Any
+) -> None:
+    """The page at / of `app`, whose own routes come first if they were added before. `options` are those of `build_page`.
+
+    With a `password` one has to log in, under any name.
+    """
+    expected = None if password is None else password.encode()
     gr.mount_gradio_app(
         app,
         build_page(service, store, **options),
         path="/",
+        auth=None if expected is None else lambda _, given: hmac.compare_digest(given.encode(), expected),
+        auth_message=None if expected is None else "Any name; the password is the server's api_key.",
         footer_links=[],
         run_history=False,  # it would keep a copy of every call in the browser
         enable_monitoring=False,

@@ -55,6 +55,8 @@ class Service:
     """At most `max_queue` texts wait for a row of their model's engines."""
 
     def __init__(self, models: list[Model], *, max_queue: int = 128) -> None:
+        if max_queue < 0:
+            raise ValueError(f"limits.queue={max_queue} must not be negative; 0 refuses what finds no free row")
         if not models:
             raise ValueError("no checkpoint to serve; add ckpt=PATH")
         self.models = {model.name: model for model in models}

@@ -53,10 +53,13 @@ class Reply:
 
 
 class Worker:
-    """Runs `engine` until `close`; `start` it first. Its methods may be called from any thread."""
+    """Runs `engine` until `close`; `start` it first. Its methods may be called from any thread.
 
-    def __init__(self, engine: Engine, name: str = "engine") -> None:
-        self.engine, self.name = engine, name
+    With `log_texts` prompts and answers go to the log, nothing of them otherwise.
+    """
+
+    def __init__(self, engine: Engine, name: str = "engine", *, log_texts: bool = False) -> None:
+        self.engine, self.name, self.log_texts = engine, name, log_texts
         self._replies: dict[Request, Reply] = {}
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wanted = threading.Event()
@@ -135,6 +138,9 @@ class Worker:
                 loops.setdefault(reply.loop, {}).setdefault(reply, []).append(piece)
         for request in {piece.request for piece in pieces if piece.request.done}:
             self._replies.pop(request, None)
+            if self.log_texts:
+                answers = [completion.text for completion in request.completions]
+                log.info("%s: %r -> %r", self.name, self.engine.tokenizer.decode(request.prompt), answers)
         for loop, arrived in loops.items():
             _tell(loop, functools.partial(_hand_out, arrived))
 
