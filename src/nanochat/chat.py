@@ -14,19 +14,21 @@ def run(cfg: DictConfig) -> None:
     from nanochat.serve.limits import guard
     from nanochat.serve.models import open_models
     from nanochat.serve.page import mount_page
-    from nanochat.serve.server import check_address, is_local, listen, serve
+    from nanochat.serve.server import check_address, check_python, is_local, listen, serve
     from nanochat.serve.service import Service
     from nanochat.serve.store import Store, default_path
 
     logging.basicConfig(level=logging.INFO if cfg.log_conversations else logging.WARNING, format="%(message)s")
-    keys = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    keys = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "python")
     defaults = Sampling(**{key: cfg[key] for key in keys})
     ckpts = [cfg.ckpt] if isinstance(cfg.ckpt, str) else [str(ckpt) for ckpt in cfg.ckpt]
     check_address(cfg.host, api_key=cfg.api_key, open=cfg.open)
+    if cfg.python:
+        check_python(cfg.host)
     with closing(listen(cfg.host, cfg.port)) as socket:
         models = open_models(
             ckpts, device=cfg.device, precision=cfg.precision, gpus=cfg.gpus, max_rows=cfg.max_rows,
-            log_texts=cfg.log_conversations,
+            log_texts=cfg.log_conversations, python=cfg.python,
         )  # fmt: skip
         service = Service(models, max_queue=cfg.limits.queue)
         app = build_api(service, defaults=defaults, api_key=cfg.api_key)

@@ -15,6 +15,7 @@ def run(cfg: DictConfig) -> None:
 
     from nanochat.checkpoint.opened import open_checkpoint
     from nanochat.inference.engine import Engine
+    from nanochat.inference.execution import python_tool
     from nanochat.serve.screen import Screen
     from nanochat.serve.talk import SETTINGS, Talk, checked
     from nanochat.serve.terminal import converse, once
@@ -28,7 +29,7 @@ def run(cfg: DictConfig) -> None:
         raise ValueError(f"{cfg.ckpt} is a base checkpoint, which does not chat; continue a text with {instead}")
     # of one answer, stdout gets nothing else
     screen = Screen(sys.stdout, None if cfg.prompt is None else sys.stderr)
-    engine = Engine(opened.gpt, opened.tokenizer, max_rows=1)
+    engine = Engine(opened.gpt, opened.tokenizer, max_rows=1, run_python=python_tool if cfg.python else None)
     talk = Talk(engine, screen, settings, system=cfg.system, model=str(opened.path))
     converse(talk) if cfg.prompt is None else once(talk, cfg.prompt)
 

@@ -1,6 +1,7 @@
 """Requests that come and go, each with settings of its own; log-probabilities; prompts read in chunks, or not read again."""
 
 import random
+import threading
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from tiny_networks import (
 from nanochat.gpt import GPT
 from nanochat.gpt.cache import KVCache
 from nanochat.inference.engine import Completion, Engine, Request
+from nanochat.inference.execution import python_tool
 from nanochat.inference.pool import PrefixPool
 from nanochat.inference.sampling import Sampling
 
@@ -518,3 +520,95 @@ def test_an_engine_that_makes_no_sense_is_one_clear_line(calm, settings):
     with pytest.raises(ValueError, match=f"{next(iter(settings))}=") as caught:
         Engine(calm, TOKENIZER, **settings)
     assert "\n" not in str(caught.value)
+
+
+# --- programs -----------------------------------------------------------------------------------------------------
+
+PROGRAM = chain("x", "<|python_start|>", "f()", "<|python_end|>") | {
+    SPECIAL["<|output_end|>"]: SPECIAL["<|assistant_end|>"]
+}
+RUNS = Sampling(temperature=0, python=True, max_tokens=30)
+
+
+def test_a_text_waits_for_its_program_without_a_row_and_others_go_on():
+    release, ran = threading.Event(), []
+
+    def run(program: str) -> str | None:
+        ran.append(program)
+        release.wait(10)
+        return "41"
+
+    engine = Engine(scripted(PROGRAM), TOKENIZER, max_rows=1, run_python=run)
+    request = engine.submit([ord("x")], RUNS)
+    other = engine.submit([ord("a")], Sampling(temperature=0, max_tokens=5))
+    (quick,) = finish(engine, other)  # the only row was free
+    assert quick.finish_reason == "length" and not request.done and ran == ["f()"] and engine.busy
+    release.set()
+    (completion,) = finish(engine, request)
+    assert completion.text == "<|python_start|>f()<|python_end|><|output_start|>41<|output_end|>"
+    assert completion.parts == [{"type": "python", "text": "f()"}, {"type": "python_output", "text": "41"}]
+    assert completion.mask == [1] * 5 + [0] * 4 and completion.finish_reason == "stop"
+    assert not engine.busy and engine.cache.nbytes() == 0
+
+
+@pytest.mark.parametrize("arch", ["modern", "classic"])
+def test_after_a_program_the_tokens_are_those_of_the_whole_text(arch):
+    """A network with random weights, but that it opens a call first and closes it at once."""
+    gpt = random_gpt(arch, std=0.15)
+    opens, closes = SPECIAL["<|python_start|>"], SPECIAL["<|python_end|>"]
+
+    class Calls(type(gpt)):
+        steps = 0
+
+        def logits(self, hidden):
+            logits = super().logits(hidden)
+            if self.steps < 2:
+                logits = torch.nn.functional.one_hot(torch.tensor([(opens, closes)[self.steps]]), V).float()
+            self.steps += 1
+            return logits
+
+    gpt.__class__ = Calls
+    prompt = [*range(60, 75)]
+    engine = Engine(gpt, TOKENIZER, run_python=lambda program: "ok")
+    (completion,) = finish(engine, engine.submit(prompt, Sampling(temperature=0, python=True, max_tokens=16)))
+    forced = [opens, closes, SPECIAL["<|output_start|>"], *b"ok", SPECIAL["<|output_end|>"]]
+    assert completion.ids[: len(forced)] == forced and len(completion.ids) > len(forced)
+    assert completion.ids[len(forced) :] == plain_greedy(gpt, [*prompt, *forced], 16 - len(forced))
+
+
+@pytest.mark.parametrize("called", ["1+2", "f()"])
+def test_the_calculator_comes_first_and_a_program_without_output_adds_nothing(called):
+    script = chain("x", "<|python_start|>", called, "<|python_end|>", "<|assistant_end|>")
+    script[SPECIAL["<|output_end|>"]] = SPECIAL["<|assistant_end|>"]
+    engine = Engine(scripted(script), TOKENIZER, run_python=lambda program: None)
+    (completion,) = finish(engine, engine.submit([ord("x")], RUNS))
+    assert [part["text"] for part in completion.parts] == [called] + ["3"] * (called == "1+2")
+
+
+def test_a_cancelled_text_does_not_come_back_from_its_program():
+    release = threading.Event()
+
+    def run(program: str) -> None:
+        release.wait(10)
+
+    engine = Engine(scripted(PROGRAM), TOKENIZER, run_python=run)
+    request = engine.submit([ord("x")], RUNS)
+    while not engine.parked:
+        engine.step()
+    engine.cancel(request)
+    engine.step()
+    release.set()
+    assert request.completions[0].finish_reason == "cancelled" and not engine.busy
+
+
+def test_programs_are_run_only_where_the_engine_was_made_for_it():
+    with pytest.raises(ValueError, match="no Python is run here"):
+        Engine(scripted(PROGRAM), TOKENIZER).submit([ord("x")], RUNS)
+
+
+def test_a_real_program_answers():
+    script = chain("x", "<|python_start|>", "print(2*3)", "<|python_end|>")
+    script[SPECIAL["<|output_end|>"]] = SPECIAL["<|assistant_end|>"]
+    engine = Engine(scripted(script), TOKENIZER, run_python=python_tool)
+    (completion,) = finish(engine, engine.submit([ord("x")], RUNS))
+    assert completion.parts[-1] == {"type": "python_output", "text": "6"}

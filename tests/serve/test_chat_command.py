@@ -54,7 +54,9 @@ def test_it_serves_two_checkpoints_and_ends_with_ctrl_c(places):
         assert httpx.get(f"{url}/health", headers={"host": "localhost:1"}).status_code == 200
         large = httpx.post(f"{url}/v1/completions", json={"prompt": "x" * 300_000})
         assert large.status_code == 413
-        with httpx.stream("POST", f"{url}/v1/chat/completions", json=asked | {"stream": True, "max_tokens": 100}) as answer:
+        with httpx.stream(
+            "POST", f"{url}/v1/chat/completions", json=asked | {"stream": True, "max_tokens": 100}
+        ) as answer:
             next(answer.iter_lines())
             process.send_signal(signal.SIGINT)  # an answer is under way
             begin = time.monotonic()
@@ -69,7 +71,9 @@ def test_it_serves_two_checkpoints_and_ends_with_ctrl_c(places):
 
 
 def test_with_a_key_the_page_wants_a_login_and_the_api_the_key(places):
-    process = start(places, f"ckpt={places}/talks", "port=0", "host=0.0.0.0", "api_key=open, sesame!".replace(", ", "-"))
+    process = start(
+        places, f"ckpt={places}/talks", "port=0", "host=0.0.0.0", "api_key=open, sesame!".replace(", ", "-")
+    )
     try:
         url = url_of(process).replace("0.0.0.0", "127.0.0.1")
         assert httpx.get(f"{url}/v1/models").status_code == 401

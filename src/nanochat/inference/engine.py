@@ -12,7 +12,8 @@ import functools
 import math
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -33,6 +34,8 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 
 MAX_ROWS = 32  # guess: texts side by side; more of them cost memory, 2 * layers * key width * tokens each
 PREFILL_TOKENS = 512  # guess: tokens of prompts read between two tokens of the texts that are being written
+PROGRAMS = 4  # guess: Python programs at once; more wait
+PARK_SECONDS = 0.02  # guess: between two looks at new requests, while all texts wait for their programs
 POOL_BYTES = 2**30  # guess: 10,000 tokens of a d20 in bf16
 
 
@@ -99,6 +102,7 @@ class Text:
         self.stream = TextStream(sampling.stop)
         self.marks = _marks(tokenizer) if sampling.tools else {}
         self.forced: deque[int] = deque()
+        self.program: str | None = None  # Python to be run before it goes on
         self.expression: list[int] | None = None  # what stands between python_start and python_end, while it is open
         self.seen: np.ndarray | None = None  # (V,) which tokens are in it, where they are penalised
         if sampling.penalises:
@@ -159,13 +163,20 @@ class Text:
         if token == specials["<|python_start|>"]:
             self.expression = []
         elif self.expression is not None and token == specials["<|python_end|>"]:
-            result = calculate(self.tokenizer.decode(self.expression))
-            if result is not None:
-                encoded = self.tokenizer.encode(result)
-                self.forced.extend([specials["<|output_start|>"], *encoded, specials["<|output_end|>"]])
+            expression = self.tokenizer.decode(self.expression)
+            result = calculate(expression)
+            if result is None and self.sampling.python:
+                self.program = expression
+            self.tell(result)
             self.expression = None
         elif self.expression is not None:
             self.expression.append(token)
+
+    def tell(self, result: str | None) -> None:
+        """Let the result of a tool come next; None was none."""
+        if result is not None:
+            specials, encoded = self.tokenizer.specials, self.tokenizer.encode(result)
+            self.forced.extend([specials["<|output_start|>"], *encoded, specials["<|output_end|>"]])
 
     def last_two(self) -> tuple[int, int]:
         return (self.ids[-2] if len(self.ids) > 1 else self.prompt[-1]), self.ids[-1]
@@ -237,17 +248,27 @@ class Piece(NamedTuple):
     finish_reason: str | None
 
 
+class Parked(NamedTuple):
+    """A text that waits for its program to end, without a row."""
+
+    request: Request
+    sample: int
+    cache: KVCache
+    result: Future[str | None]
+
+
 class Engine:
     """Decodes with `gpt` as it is; `max_rows` texts at a time.
 
     `prefill_tokens` bounds how much of prompts is read between two tokens (None: whole prompts), `pool_bytes` what is kept of finished texts.
+    `run_python` gives the output of a program, from any thread: for texts whose Sampling asks for it, where the calculator has no result.
     A text ends where the model's `sequence_len` does: with `on_full="length"` its finish reason is that, with "error" a request whose
     max_tokens do not fit is refused.
     """
 
     def __init__(
         self, gpt: GPT, tokenizer: Tokenizer, *, max_rows: int = MAX_ROWS, prefill_tokens: int | None = PREFILL_TOKENS,
-        pool_bytes: int = POOL_BYTES, on_full: str = "length",
+        pool_bytes: int = POOL_BYTES, on_full: str = "length", run_python: Callable[[str], str | None] | None = None,
     ) -> None:  # fmt: skip
         if max_rows < 1:
             raise ValueError(f"max_rows={max_rows} must be at least 1")
@@ -264,6 +285,9 @@ class Engine:
         self.waiting: deque[Request] = deque()  # the first may have some of its texts among the live
         self.joining: list[Request] = []  # short prompts that are being read together
         self.pool = PrefixPool(pool_bytes)
+        self.run_python = run_python
+        self.programs = ThreadPoolExecutor(PROGRAMS, thread_name_prefix="program")
+        self.parked: list[Parked] = []
         self.stats = Stats()
         self._held = False
 
@@ -290,7 +314,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        return bool(self.live or self.waiting)
+        return bool(self.live or self.waiting or self.parked)
 
     @property
     def queued(self) -> int:
@@ -360,6 +384,8 @@ class Engine:
 
     def _request(self, name: str, prompt: list[int], sampling: Sampling, seeds: list[str]) -> Request:
         context, vocab = self.gpt.config.sequence_len, self.gpt.config.vocab_size
+        if sampling.python and self.run_python is None:
+            raise ValueError("python=true, but no Python is run here; start the program itself with python=true")
         if not prompt:
             raise ValueError(f"{name} has no tokens; start with bos")
         if min(prompt) < 0 or max(prompt) >= vocab:
@@ -395,17 +421,20 @@ class Engine:
         try:
             return self._step()
         except BaseException:
-            for request in {*self.waiting, *self.joining, *(request for request, _ in self.live)}:
+            placed = [*self.live, *((text.request, text.sample) for text in self.parked)]
+            for request in {*self.waiting, *self.joining, *(request for request, _ in placed)}:
                 for text in request.texts:
                     text.finish_reason = text.finish_reason or "error"
             self.waiting.clear()
             self.joining.clear()
             self.live.clear()
+            self.parked.clear()
             self.cache.clear()
             raise
 
     def _step(self) -> list[Piece]:
         pieces = self._sweep()
+        self._unpark()
         hidden = [self.cache.step([text.last_two() for text in self._texts()])] if self.live else []
         hidden += self._join()
         if not hidden:
@@ -421,8 +450,31 @@ class Engine:
         for row in reversed(range(len(texts))):
             if texts[row].finish_reason:
                 self._leave(row, keep=self._held)
+            elif texts[row].program is not None:
+                self._park(row)
         self._rest()
         return pieces
+
+    def _park(self, row: int) -> None:
+        """Start the program of a text, which gives up its row until it ends."""
+        request, sample = self.live[row]
+        text = request.texts[sample]
+        program, text.program = text.program, None
+        result = self.programs.submit(self.run_python, program)  # type: ignore[arg-type]
+        self.parked.append(Parked(request, sample, self.cache.copy_of(row, self.cache.lengths[row]), result))
+        self._leave(row, keep=False)
+
+    def _unpark(self) -> None:
+        """Give texts whose program has ended a row again. With nothing else to do, wait for one a little."""
+        if self.parked and not self.live and not self.waiting:
+            wait([text.result for text in self.parked], timeout=PARK_SECONDS, return_when=FIRST_COMPLETED)
+        for text in [text for text in self.parked if text.result.done()]:
+            if len(self.live) == self.max_rows:
+                break
+            self.parked.remove(text)
+            text.request.texts[text.sample].tell(text.result.result())
+            self.cache.adopt(text.cache, 1)
+            self.live.append((text.request, text.sample))
 
     def _texts(self) -> list[Text]:
         return [request.texts[sample] for request, sample in self.live]
@@ -458,6 +510,10 @@ class Engine:
             if self.live[row][0].cancelled:
                 end(*self.live[row])
                 self._leave(row, keep=False)
+        for text in [text for text in self.parked if text.request.cancelled]:
+            text.result.cancel()
+            self.parked.remove(text)
+            end(text.request, text.sample)
         for request in [request for request in list(self.waiting) if request.cancelled]:
             self.waiting.remove(request)
             request.cache = request.hidden = None

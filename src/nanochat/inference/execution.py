@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 START_SECONDS = (
     10.0  # guess: what the launcher may take beside the program's own time; 0.04 measured on an idle machine
 )
+TOLD = 1000  # guess: a few hundred tokens of the context
 LOOK_SECONDS = 0.05  # guess: between two looks at the size of a directory that is not a file system of its own
 START = "import marshal, sys; f = sys.stdin.buffer; exec(marshal.load(f)); main(marshal.load(f))"
 READABLE = """
@@ -127,6 +128,12 @@ def run_python(program: str, limits: Limits | None = None, *, off: Collection[st
     """
     result, had = _run(program, limits or Limits(), off)
     return result if had else replace(result, missing=guards(frozenset(off)).missing)  # ended before it could tell
+
+
+def python_tool(program: str) -> str | None:
+    """What a chat model is told of its program: the end of what it printed, or its error, in TOLD characters; None if there is neither."""
+    result = run_python(program)
+    return (result.stdout.strip() or result.error or "")[-TOLD:] or None
 
 
 @functools.cache

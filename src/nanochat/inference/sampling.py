@@ -35,6 +35,9 @@ class Sampling:
     max_tokens: int | None = None  # None: until the context is full
     seed: int = 0
     tools: bool = True
+    python: bool = (
+        False  # run what the model calls as Python where the calculator has no result; see inference/execution.py
+    )
     top_logprobs: int = 0  # how many of the likeliest tokens to return with each one
 
     def __post_init__(self) -> None:
@@ -68,6 +71,7 @@ class Sampling:
             ),
             "seed": (_number(self.seed) and isinstance(self.seed, int), "must be a whole number"),
             "tools": (isinstance(self.tools, bool), "must be true or false"),
+            "python": (isinstance(self.python, bool), "must be true or false"),
             "top_logprobs": (self.top_logprobs is not None and _count(self.top_logprobs, 0), "must be at least 0"),
         }
         for name, (keeps, rule) in rules.items():

@@ -156,6 +156,7 @@ class Cli(LoadsCheckpoint):
     repetition_penalty: float | None = MISSING
     stop: Any = MISSING  # a text or a list of texts
     tools: bool = MISSING
+    python: bool = MISSING
     seed: Any = MISSING  # a number or null
 
 
@@ -186,6 +187,7 @@ class Chat(Bare):
     top_p: float | None = MISSING
     min_p: float | None = MISSING
     repetition_penalty: float | None = MISSING
+    python: bool = MISSING
     log_conversations: bool = MISSING
     cors: list[str] = MISSING
     limits: Limits = field(default_factory=Limits)

@@ -101,7 +101,7 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
         replies: list[Reply] = []
         if asked.max_tokens != 0:
             sampling = _sampling(asked, defaults, model, asked.max_tokens, logprobs=asked.logprobs or 0)
-            sampling = replace(sampling, tools=False)
+            sampling = replace(sampling, tools=False, python=False)
             try:
                 for prompt in prompts:
                     replies.append(service.complete(model.name, prompt, sampling, num_samples=asked.samples))
@@ -150,7 +150,7 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
         given = {key: value for key, value in asked.model_dump(exclude={"messages"}).items() if value is not None}
         if given.get("top_k") == 0:
             given["top_k"] = None
-        sampling = replace(ORIGINAL, seed=_random_seed(), **given)
+        sampling = replace(ORIGINAL, seed=_random_seed(), python=defaults.python, **given)
         messages = [message.model_dump() for message in asked.messages]
         reply, _ = service.chat(None, messages, sampling)
         return _event_stream(_original_events(service, reply, metrics))

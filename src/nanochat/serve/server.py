@@ -6,6 +6,7 @@ import socket
 import uvicorn
 from fastapi import FastAPI
 
+from nanochat.inference.execution import guards
 from nanochat.serve.service import Service
 
 SHUTDOWN_SECONDS = 3  # guess: answers under way have this long after Ctrl-C
@@ -29,6 +30,16 @@ def check_address(host: str, *, api_key: str | None, open: bool) -> None:
         raise ValueError(
             f"host={host} can be reached by others: give api_key=… (they send it), or open=true to let anybody use it; "
             "host=127.0.0.1 is this machine only"
+        )
+
+
+def check_python(host: str) -> None:
+    """ValueError if what a model writes is to be run for strangers where this machine cannot keep it in; says what it cannot guard."""
+    found = guards()
+    if not is_local(host) and not found.complete:
+        raise ValueError(
+            f"python=true with host={host}: this machine cannot guard {', '.join(found.missing)} from programs, so it runs none for others; "
+            "leave out python=true, or serve on 127.0.0.1"
         )
 
 

@@ -21,7 +21,7 @@ from nanochat.serve.screen import Screen
 from nanochat.tokenizer.conversations import BadConversation, check
 
 SETTINGS = (
-    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_tokens", "seed", "stop", "tools",
+    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_tokens", "seed", "stop", "tools", "python",
 )  # fmt: skip
 COMMANDS = {  # name -> what follows it, what it does
     "help": ("", "this list"),

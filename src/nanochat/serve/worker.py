@@ -83,7 +83,7 @@ class Worker:
     @property
     def load(self) -> int:
         """Texts being written or waiting."""
-        return len(self.engine.live) + self.engine.queued
+        return len(self.engine.live) + len(self.engine.parked) + self.engine.queued
 
     def submit(self, prompt: list[int], sampling: Sampling, num_samples: int = 1) -> Reply:
         """Ask for `num_samples` answers, from a coroutine. ValueError for a prompt that cannot be answered."""
