@@ -28,7 +28,7 @@ async def ask(client: httpx.AsyncClient, drawn: random.Random, leave: bool) -> t
     """What became of one request, and how many tokens of it came."""
     body = {"messages": [{"role": "user", "content": question(drawn)}], "max_tokens": drawn.choice([8, 32, 64, 96]),
             "temperature": 1.0, "stream": True, "stream_options": {"include_usage": True}}  # fmt: skip
-    came, limit = 0, body["max_tokens"] // 2 if leave else None  # events: about a token each
+    came, letters = 0, 3 * body["max_tokens"] // 2  # the half of an answer, with 3 letters to a token
     try:
         async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
             if answer.status_code != 200:
@@ -46,8 +46,10 @@ async def ask(client: httpx.AsyncClient, drawn: random.Random, leave: bool) -> t
                         return "error", came
                     if event.get("usage"):
                         came = event["usage"]["completion_tokens"]
-                    elif limit is not None and (limit := limit - 1) == 0:
-                        return "left", came
+                    elif leave and event["choices"]:
+                        letters -= len(event["choices"][0]["delta"].get("content", ""))
+                        if letters < 0:
+                            return "left", came
             return "cut off", came
     except httpx.HTTPError as error:
         return type(error).__name__, came

@@ -301,6 +301,18 @@ def test_a_stop_string_over_several_tokens_ends_the_text_before_it(stop, text, i
     assert lengths == {len(completion.ids)}
 
 
+def test_a_stop_string_that_cuts_off_several_tokens_leaves_the_others_alone(calm):
+    """Their cache rows may have been written over in layers with a window: then nothing of them is kept."""
+    sampling = Sampling(max_tokens=20, seed=3, tools=False)
+    text = alone(calm, LONG[:25], sampling).text
+    with (engine := Engine(calm, TOKENIZER)).frozen():
+        stopped = engine.submit(LONG[:25], Sampling(max_tokens=20, seed=3, tools=False, stop=[text[-6:]]))
+        other = engine.submit([1, 2, 3], sampling)
+        first, second = finish(engine, stopped, other)
+    assert first.finish_reason == "stop" and first.text == text[: text.index(text[-6:])]
+    assert second == alone(calm, [1, 2, 3], sampling)
+
+
 def test_each_row_has_its_own_stop_strings():
     engine = Engine(scripted(chain("x", "abcdef", "<|assistant_end|>")), TOKENIZER)
     asked = [["c"], [], ["ef", "a b"], ["a"]]
@@ -574,6 +586,17 @@ def test_after_a_program_the_tokens_are_those_of_the_whole_text(arch):
     forced = [opens, closes, SPECIAL["<|output_start|>"], *b"ok", SPECIAL["<|output_end|>"]]
     assert completion.ids[: len(forced)] == forced and len(completion.ids) > len(forced)
     assert completion.ids[len(forced) :] == plain_greedy(gpt, [*prompt, *forced], 16 - len(forced))
+
+
+def test_a_tool_that_raises_has_no_result():
+    script = chain("x", "<|python_start|>", "f()", "<|python_end|>", "<|assistant_end|>")
+
+    def run(program: str) -> str:
+        raise OSError("no processes left")
+
+    engine = Engine(scripted(script), TOKENIZER, run_python=run)
+    (completion,) = finish(engine, engine.submit([ord("x")], RUNS))
+    assert completion.finish_reason == "stop" and completion.parts == [{"type": "python", "text": "f()"}]
 
 
 @pytest.mark.parametrize("called", ["1+2", "f()"])

@@ -3,6 +3,7 @@
 import json
 import math
 import threading
+import time
 
 import httpx
 import pytest
@@ -217,7 +218,7 @@ def test_echoed_logprobs_are_those_of_the_whole_text(client, calm):
     assert [max(top.values()) for top in text.logprobs.top_logprobs] == pytest.approx(
         logp[:-1].amax(-1).tolist(), abs=1e-5
     )
-    assert len(best) == 6 and all(len(top) <= 3 for top in text.logprobs.top_logprobs)
+    assert len(best) == 6 and all(len(top) <= 4 for top in text.logprobs.top_logprobs)  # and its own
 
 
 def test_texts_become_tokens_and_tokens_texts(at):
@@ -230,6 +231,29 @@ def test_texts_become_tokens_and_tokens_texts(at):
     assert post("detokenize", tokens=ids)["prompt"] == "a<|bos|>b<|nothing|>"
     assert "9999" in post("detokenize", tokens=[9999])["error"]["message"]
     assert httpx.get(f"{at[0]}/tokenizer_info").json()["bos_token"] == "<|bos|>"
+
+
+def test_the_token_that_ended_a_text_is_told_with_its_logprob(at):
+    """lm_eval leaves out the last token of what comes back: without it that would be one of the prompt's."""
+    ends = scripted({ord("c"): TOKENIZER.bos_id})
+    with server(served("ends", ends, phase="base")) as (url, _):
+        own = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        ids = [TOKENIZER.bos_id, *b"abc"]
+        got = own.completions.create(model="ends", prompt=ids, max_tokens=1, logprobs=1, temperature=0).choices[0]
+    assert got.text == "" and got.finish_reason == "stop"
+    assert got.logprobs.tokens == ["<|bos|>"] and got.logprobs.token_logprobs[0] < 0
+    assert got.logprobs.top_logprobs == [{"<|bos|>": got.logprobs.token_logprobs[0]}]
+
+
+def test_equal_prompts_of_one_request_get_samples_of_their_own(client):
+    got = client.completions.create(model="base", prompt=["abc"] * 3, max_tokens=12, temperature=1, seed=1)
+    alone = client.completions.create(model="base", prompt="abc", max_tokens=12, temperature=1, seed=1)
+    assert len({choice.text for choice in got.choices}) == 3 and got.choices[0].text == alone.choices[0].text
+
+
+def test_an_empty_answer_may_be_sent_back(client):
+    messages = [*HELLO, {"role": "assistant", "content": ""}, *HELLO]
+    assert client.chat.completions.create(model="calm", messages=messages).usage.completion_tokens
 
 
 # --- what cannot be done -------------------------------------------------------------------------------------------
@@ -345,6 +369,71 @@ def test_a_full_queue_is_429_with_retry_after_and_loses_nobody(at):
         assert "nanochat_refused_total" in httpx.get(f"{url}/metrics").text
 
 
+def test_what_never_fits_is_400_and_starts_nothing(at, calm):
+    with server(served("calm", calm), max_queue=3) as (url, service):
+        asked = {"prompt": ["a"] * 8, "max_tokens": 4}
+        got = httpx.post(f"{url}/v1/completions", json=asked)
+        assert got.status_code == 400 and "8 answers at once are more than this server ever takes (7)" in got.text
+        assert service.default.workers[0].engine.stats.sampled_tokens == 0
+        assert httpx.post(f"{url}/v1/completions", json=asked | {"prompt": ["a"] * 7}).status_code == 200
+
+
+def test_scoring_ends_with_its_client_and_lets_others_write(at):
+    gpt = random_gpt(std=0.15)
+    counted = []
+
+    class Scores(type(gpt)):
+        def hidden(self, idx):
+            counted.append(time.sleep(0.05))
+            return super().hidden(idx)
+
+    gpt.__class__ = Scores
+    with server(served("scores", gpt, phase="base")) as (url, _):
+        body = {"prompt": ["ab"] * 60, "max_tokens": 0, "echo": True, "logprobs": 0}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/completions", json=body, timeout=0.5)
+        done = len(counted)
+        assert httpx.post(f"{url}/v1/completions", json={"prompt": "ab", "max_tokens": 4}, timeout=5).status_code == 200
+        assert len(counted) <= done + 2 < 20
+
+
+def test_nobody_waits_for_ever_on_an_engine_that_fails_now_and_then(calm):
+    class Breaks(type(calm)):
+        steps = 0
+
+        def logits(self, hidden):
+            Breaks.steps += 1
+            if Breaks.steps % 5 == 0:
+                raise RuntimeError("again")
+            return super().logits(hidden)
+
+    gpt = random_gpt(std=0.15)
+    gpt.__class__ = Breaks
+    with server(served("frail", gpt)) as (url, service):
+        codes: list[int] = []
+
+        def ask():
+            for _ in range(12):
+                asked = {"messages": HELLO, "max_tokens": 3}
+                codes.append(httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=20).status_code)
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(codes) == 96 and set(codes) == {200, 500}
+        assert not service.default.workers[0]._replies
+
+
+def test_an_engine_that_ended_is_not_ready(calm):
+    with server(served("calm", calm)) as (url, service):
+        service.default.workers[0].close()
+        assert httpx.get(f"{url}/health").json()["ready"] is False
+        got = httpx.post(f"{url}/v1/chat/completions", json={"messages": HELLO})
+        assert got.status_code == 500 and "start the server anew" in got.json()["error"]["message"]
+
+
 def test_an_engine_that_fails_says_so_and_goes_on(calm):
     class Breaks(type(calm)):
         broken = False
@@ -363,6 +452,8 @@ def test_an_engine_that_fails_says_so_and_goes_on(calm):
             client.chat.completions.create(model="frail", messages=HELLO)
         with pytest.raises(openai.APIError, match="out of luck"):
             list(client.chat.completions.create(model="frail", messages=HELLO, stream=True))
+        with httpx.stream("POST", f"{url}/chat/completions", json={"messages": HELLO}) as got:  # the original's
+            assert "out of luck" in next(iter(got.iter_lines()))
         gpt.broken = False
         assert client.chat.completions.create(model="frail", messages=HELLO).usage.completion_tokens
 
@@ -396,13 +487,14 @@ def test_without_the_key_nothing_but_health_answers(calm):
 
 
 def test_large_bodies_and_too_many_requests_are_refused(calm):
-    from nanochat.serve.limits import BodyLimit, RateLimit
+    from nanochat.serve.limits import guard
 
     def bounded(app, service):
-        app.add_middleware(BodyLimit, max_bytes=2000)
-        app.add_middleware(RateLimit, per_minute=6)
+        guard(app, 2000, 6, [], local=True)
 
     with server(served("calm", calm), wrap=bounded) as (url, _):
+        foreign = httpx.post(f"{url}/v1/completions", json={"prompt": "a"}, headers={"origin": "http://evil.example"})
+        assert foreign.status_code == 403 and "pages of http://evil.example" in foreign.text
         large = json.dumps({"messages": [{"role": "user", "content": "x" * 3000}]}).encode()
         headers = {"content-type": "application/json"}
         assert httpx.post(f"{url}/v1/chat/completions", content=large, headers=headers).status_code == 413

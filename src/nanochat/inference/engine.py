@@ -9,6 +9,7 @@ one uniform number per text, looked up in the distribution of its next token, so
 """
 
 import functools
+import logging
 import math
 import random
 from collections import deque
@@ -31,6 +32,8 @@ from nanochat.inference.sampling import Drawn, Sampling, draw
 from nanochat.inference.stream import TextStream
 from nanochat.tokenizer.conversations import PARTS
 from nanochat.tokenizer.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 MAX_ROWS = 32  # guess: texts side by side; more of them cost memory, 2 * layers * key width * tokens each
 PREFILL_TOKENS = 512  # guess: tokens of prompts read between two tokens of the texts that are being written
@@ -60,6 +63,7 @@ class Completion:
     )  # (id, logprob), likeliest first
     end_id: int | None = None  # the token that ended it, where the model did
     end_logprob: float | None = field(default=None, compare=False)
+    end_top: list[tuple[int, float]] = field(default_factory=list, compare=False)
     parts: list[dict[str, str]] = field(
         default_factory=list
     )  # the text as a message has it: {type, text}, marks left out
@@ -175,7 +179,10 @@ class Text:
     def tell(self, result: str | None) -> None:
         """Let the result of a tool come next; None was none."""
         if result is not None:
-            specials, encoded = self.tokenizer.specials, self.tokenizer.encode(result)
+            try:
+                specials, encoded = self.tokenizer.specials, self.tokenizer.encode(result)
+            except ValueError:  # characters that this tokenizer does not have
+                return
             self.forced.extend([specials["<|output_start|>"], *encoded, specials["<|output_end|>"]])
 
     def last_two(self) -> tuple[int, int]:
@@ -192,6 +199,7 @@ class Text:
             top_logprobs=self.top,
             end_id=self.end.id if self.end else None,
             end_logprob=self.end.logprob if self.end else None,
+            end_top=self.end.top if self.end else [],
             parts=merge_parts(self.fragments),
         )
 
@@ -318,8 +326,9 @@ class Engine:
 
     @property
     def queued(self) -> int:
-        """Texts that wait for a row."""
-        return sum(len(request.texts) - request.seated for request in list(self.waiting))
+        """Texts that wait for a row, or for their program."""
+        unseated = sum(len(request.texts) - request.seated for request in (*self.waiting, *self.joining))
+        return unseated + len(self.parked)
 
     def stream(self, request: Request, sample: int = 0) -> Iterator[Fragment]:
         """The text of one sample, fragment by fragment; `step` is called where none is left.
@@ -472,7 +481,10 @@ class Engine:
             if len(self.live) == self.max_rows:
                 break
             self.parked.remove(text)
-            text.request.texts[text.sample].tell(text.result.result())
+            failed = text.result.exception()
+            if failed is not None:
+                log.warning("a program could not be run: %s", failed)
+            text.request.texts[text.sample].tell(None if failed else text.result.result())
             self.cache.adopt(text.cache, 1)
             self.live.append((text.request, text.sample))
 
@@ -489,8 +501,10 @@ class Engine:
     def _leave(self, row: int, *, keep: bool) -> None:
         """Free `row`, which the last one takes; its cache goes into the pool if it is to be kept."""
         request, sample = self.live[row]
-        if keep and self.pool.max_bytes:
-            ids = [*request.prompt, *request.texts[sample].ids][: self.cache.lengths[row]]
+        ids = [*request.prompt, *request.texts[sample].ids][: self.cache.lengths[row]]
+        if (
+            keep and self.pool.max_bytes and self.cache.can_begin(row, len(ids))
+        ):  # a stop string may have cut off too much
             self.pool.put(ids, self.cache.copy_of(row, len(ids)))
         self.cache.drop(row)
         self.live[row] = self.live[-1]

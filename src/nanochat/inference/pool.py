@@ -3,10 +3,11 @@
 Kept are tokens and rows of the most recent texts, up to a number of bytes. A text that another one goes on from is dropped for it.
 """
 
-from itertools import takewhile
+import numpy as np
 
 from nanochat.gpt.cache import KVCache
 
+MAX_ENTRIES = 256  # guess: looking through more takes longer than a token
 MIN_SHARED = 16  # guess: fewer tokens are read again as cheaply, together with other prompts
 
 
@@ -15,25 +16,26 @@ class PrefixPool:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes, self.bytes = max_bytes, 0
-        self.entries: list[tuple[list[int], KVCache]] = []  # the most recently used last
+        self.entries: list[tuple[np.ndarray, KVCache]] = []  # the most recently used last
 
     def put(self, ids: list[int], cache: KVCache) -> None:
         """Keep `cache`, whose only row holds `ids`."""
         if cache.nbytes() > self.max_bytes:
             return
+        new = np.array(ids, dtype=np.int32)
         for number in reversed(range(len(self.entries))):
-            if ids[: len(self.entries[number][0])] == self.entries[number][0]:
+            if _shared(self.entries[number][0], new) == len(self.entries[number][0]):
                 self._remove(number)
-        self.entries.append((ids, cache))
+        self.entries.append((new, cache))
         self.bytes += cache.nbytes()
-        while self.bytes > self.max_bytes:
+        while self.bytes > self.max_bytes or len(self.entries) > MAX_ENTRIES:
             self._remove(0)
 
     def find(self, prompt: list[int]) -> KVCache | None:
         """A cache of its own with the longest beginning of `prompt` that is here, less its last token; None if there is little."""
-        most, number = 0, -1
+        most, number, wanted = 0, -1, np.array(prompt, dtype=np.int32)
         for i, (ids, cache) in enumerate(self.entries):
-            shared = min(_shared(ids, prompt), len(prompt) - 1)  # what comes next is read off the last token
+            shared = min(_shared(ids, wanted), len(prompt) - 1)  # what comes next is read off the last token
             if shared > most and cache.can_begin(0, shared):
                 most, number = shared, i
         if most < MIN_SHARED:
@@ -49,7 +51,8 @@ class PrefixPool:
         self.bytes -= self.entries.pop(number)[1].nbytes()
 
 
-def _shared(a: list[int], b: list[int]) -> int:
+def _shared(a: np.ndarray, b: np.ndarray) -> int:
     """How many tokens both begin with."""
     n = min(len(a), len(b))
-    return n if a[:n] == b[:n] else sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+    different = a[:n] != b[:n]
+    return int(different.argmax()) if different.any() else n

@@ -12,17 +12,18 @@ import random
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from nanochat.inference.engine import Completion, Piece
-from nanochat.inference.sampling import Drawn, Sampling
+from nanochat.inference.sampling import Sampling
 from nanochat.inference.scoring import token_logprobs
 from nanochat.serve.metrics import Metrics
 from nanochat.serve.schema import ChatRequest, CompletionRequest, DetokenizeRequest, OriginalRequest, TokenizeRequest
@@ -50,7 +51,13 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
     async def health() -> dict[str, Any]:
         workers = _workers(service)
         free = sum(worker.load < worker.engine.max_rows for worker in workers)
-        return {"status": "ok", "ready": True, "num_gpus": len(workers), "available_workers": free}
+        ready = all(worker.alive for worker in workers)
+        return {
+            "status": "ok" if ready else "failed",
+            "ready": ready,
+            "num_gpus": len(workers),
+            "available_workers": free,
+        }
 
     @app.get("/stats")
     async def stats() -> dict[str, Any]:
@@ -73,7 +80,7 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
         model = service.model(asked.model)
         most = asked.max_completion_tokens or asked.max_tokens
         sampling = _sampling(asked, defaults, model, most, logprobs=asked.top_logprobs or 0)
-        sampling = replace(sampling, tools=asked.tool_choice == "auto")
+        sampling = replace(sampling, tools=asked.tool_choice != "none")
         messages = [message.as_project() for message in asked.messages]
         reply, _ = service.chat(model.name, messages, sampling, num_samples=asked.samples)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model.name}
@@ -98,37 +105,49 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
         model = service.model(asked.model)
         prompts = asked.prompts()
         head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model.name}
+        sampling = _sampling(asked, defaults, model, asked.max_tokens or None, logprobs=asked.logprobs or 0)
+        sampling = replace(sampling, tools=False, python=False)
+        service.make_room(model, len(prompts) * asked.samples)
         replies: list[Reply] = []
         if asked.max_tokens != 0:
-            sampling = _sampling(asked, defaults, model, asked.max_tokens, logprobs=asked.logprobs or 0)
-            sampling = replace(sampling, tools=False, python=False)
             try:
-                for prompt in prompts:
-                    replies.append(service.complete(model.name, prompt, sampling, num_samples=asked.samples))
+                for number, prompt in enumerate(prompts):  # equal prompts get answers of their own
+                    own = replace(sampling, seed=sampling.seed + number * 2**64)
+                    replies.append(service.complete(model.name, prompt, own, num_samples=asked.samples))
             except Exception:
                 for reply in replies:
                     reply.cancel()
                 raise
         if asked.stream:
             return _event_stream(_completion_events(asked, model, replies, head, metrics))
-        if not await _gather(replies, request, metrics):
+        echoed: list[Text] = []
+
+        async def echo() -> None:
+            for prompt in prompts if asked.echo else []:
+                echoed.append(await _echoed(asked.logprobs, model, prompt, service.ids(model, prompt)))
+
+        if not await _gather(replies, request, metrics, echo()):
             return Response(status_code=499)
-        choices: list[dict[str, Any]] = []
-        for number, prompt in enumerate(prompts):
-            echoed = await _echoed(asked, model, prompt) if asked.echo else Text("", [], [], [])
-            answers = replies[number].request.completions if replies else [None] * asked.samples
-            for answer in answers:
-                text = echoed + _continuation(answer, model.tokenizer) if answer else echoed
-                choices.append(
-                    {
-                        "text": text.text,
-                        "index": len(choices),
-                        "logprobs": text.logprobs() if asked.logprobs is not None else None,
-                        "finish_reason": answer.finish_reason if answer else "length",
-                    }
-                )
-        usage = _usage(replies) if replies else _usage_of(sum(len(_ids(model, p)) for p in prompts), 0)
-        return JSONResponse(head | {"object": "text_completion", "choices": choices, "usage": usage})
+
+        def body() -> bytes:
+            choices: list[dict[str, Any]] = []
+            for number in range(len(prompts)):
+                before = echoed[number] if echoed else Text("", [], [], [])
+                answers = replies[number].request.completions if replies else [None]
+                for answer in answers:
+                    text = before + _continuation(answer, model.tokenizer) if answer else before
+                    choices.append(
+                        {
+                            "text": text.text,
+                            "index": len(choices),
+                            "logprobs": text.logprobs() if asked.logprobs is not None else None,
+                            "finish_reason": answer.finish_reason if answer else "length",
+                        }
+                    )
+            usage = _usage(replies) if replies else _usage_of(sum(len(text.ids) for text in echoed), 0)
+            return json.dumps(head | {"object": "text_completion", "choices": choices, "usage": usage}).encode()
+
+        return Response(await asyncio.to_thread(body), media_type="application/json")
 
     # the three that lm_eval asks for with tokenizer_backend=remote, as vLLM has them
     @app.get("/tokenizer_info", responses=ERRORS)
@@ -154,6 +173,13 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
         messages = [message.model_dump() for message in asked.messages]
         reply, _ = service.chat(None, messages, sampling)
         return _event_stream(_original_events(service, reply, metrics))
+
+    known = {route.path for route in app.routes if isinstance(route, APIRoute)}
+
+    @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    async def nothing(rest: str, request: Request) -> Response:  # before a page that is mounted there takes it
+        status = 405 if f"/v1/{rest}" in known else 404
+        return error_response(status, f"there is no {request.method} /v1/{rest} here")
 
     return app
 
@@ -183,20 +209,20 @@ def _random_seed() -> int:
     return random.SystemRandom().getrandbits(31)
 
 
-def _ids(model: Model, prompt: str | list[int]) -> list[int]:
-    return [model.tokenizer.bos_id, *model.tokenizer.encode(prompt)] if isinstance(prompt, str) else prompt
-
-
 def with_specials(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of a text in which the names of special tokens stand for those tokens, unlike everywhere else."""
     pieces = re.split(f"({'|'.join(map(re.escape, tokenizer.specials))})", text)
     return [i for p in pieces for i in ([tokenizer.specials[p]] if p in tokenizer.specials else tokenizer.encode(p))]
 
 
-async def _gather(replies: list[Reply], request: Request, metrics: Metrics) -> bool:
-    """Wait until all are there; False, and they are cancelled, if the client leaves before."""
+async def _gather(
+    replies: list[Reply], request: Request, metrics: Metrics, also: Coroutine[Any, Any, None] | None = None
+) -> bool:
+    """Wait until all are there, and `also` is done; False, and they are cancelled, if the client leaves before."""
 
     async def all_of_them() -> None:
+        if also is not None:
+            await also
         for reply in replies:
             async for _ in reply:
                 pass
@@ -256,6 +282,7 @@ class Text:
     tokens: list[str]
     values: list[float | None]
     top: list[dict[str, float] | None]
+    ids: Sequence[int] = ()  # of a prompt
 
     def __add__(self, other: "Text") -> "Text":
         return Text(
@@ -270,33 +297,41 @@ class Text:
         return {"tokens": self.tokens, "token_logprobs": self.values, "top_logprobs": self.top, "text_offset": offsets}
 
 
-def _named(tokenizer: Tokenizer, top: list[tuple[int, float]]) -> dict[str, float]:
+def _named(tokenizer: Tokenizer, top: list[tuple[int, float]], own: tuple[int, float] | None) -> dict[str, float]:
+    """The likeliest tokens by name, and the one that is there."""
     named: dict[str, float] = {}
-    for token, value in top:  # pieces of characters may have one name: the likeliest keeps it
+    for token, value in [*top, own] if own else top:  # pieces of characters may have one name: the likeliest keeps it
         named.setdefault(_token(tokenizer, token)["token"], value)
     return named
 
 
 def _continuation(completion: Completion, tokenizer: Tokenizer) -> Text:
-    tokens = [_token(tokenizer, token)["token"] for token in completion.ids]
-    tops: list[dict[str, float] | None] = [_named(tokenizer, top) for top in completion.top_logprobs]
-    return Text(completion.text, tokens, completion.logprobs, tops)
+    """What was written, with the token that ended it where the model did: it has no text, but a log-probability."""
+    rows = list(zip(completion.ids, completion.logprobs, completion.top_logprobs, strict=True))
+    if completion.end_id is not None:
+        rows.append((completion.end_id, completion.end_logprob, completion.end_top))
+    names = [_token(tokenizer, token)["token"] for token, _, _ in rows]
+    tops: list[dict[str, float] | None] = [
+        _named(tokenizer, top, None if value is None else (token, value)) for token, value, top in rows
+    ]
+    return Text(completion.text, names, [value for _, value, _ in rows], tops)
 
 
-async def _echoed(asked: CompletionRequest, model: Model, prompt: str | list[int]) -> Text:
-    ids = _ids(model, prompt)
+async def _echoed(logprobs: int | None, model: Model, prompt: str | list[int], ids: list[int]) -> Text:
     tokens = [_token(model.tokenizer, token)["token"] for token in ids]
     text = prompt if isinstance(prompt, str) else model.tokenizer.decode(ids)
     values: list[float | None] = [None] * len(ids)
     tops: list[dict[str, float] | None] = [None] * len(ids)
-    if asked.logprobs is not None:
+    if logprobs is not None:
         worker = model.idlest()
-        top = asked.logprobs
-        found = await worker.call(lambda: token_logprobs(worker.engine.gpt, ids, top))
+        found = await worker.call(lambda: token_logprobs(worker.engine.gpt, ids, logprobs))
         values[1:] = [value for value, _ in found]
-        tops[1:] = [_named(model.tokenizer, likeliest) for _, likeliest in found]
+        tops[1:] = [
+            _named(model.tokenizer, likeliest, (token, value))
+            for token, (value, likeliest) in zip(ids[1:], found, strict=True)
+        ]
     first = 1 if isinstance(prompt, str) else 0  # the bos that was put before a text
-    return Text(text, tokens[first:], values[first:], tops[first:])
+    return Text(text, tokens[first:], values[first:], tops[first:], ids)
 
 
 def _usage(replies: list[Reply]) -> dict[str, Any]:
@@ -319,11 +354,12 @@ def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
 
 
-async def _watched(reply: Reply, metrics: Metrics) -> AsyncIterator[Piece]:
-    """The pieces of a reply, counted in the metrics however it ends."""
+async def _watched(reply: Reply, metrics: Metrics) -> AsyncIterator[tuple[int, list[Piece]]]:
+    """(sample, its pieces that have come) of a reply, counted in the metrics however it ends."""
     try:
-        async for piece in reply:
-            yield piece
+        async for batch in reply.batches():
+            for sample in dict.fromkeys(piece.sample for piece in batch):
+                yield sample, [piece for piece in batch if piece.sample == sample]
     finally:
         if reply.request.done and not reply.request.cancelled:
             metrics.finished(reply)
@@ -344,21 +380,19 @@ async def _chat_events(
     try:
         for index in range(asked.samples):
             yield chunk(index, {"role": "assistant", "content": ""})
-        async for piece in _watched(reply, metrics):
+        async for sample, pieces in _watched(reply, metrics):
             delta: dict[str, Any] = {}
-            for kind, text in piece.fragments:
+            for kind, text in (fragment for piece in pieces for fragment in piece.fragments):
                 if kind == "text":
                     delta["content"] = delta.get("content", "") + text
                 elif kind != "mark":
                     delta.setdefault("parts", []).append({"type": kind, "text": text})
-            logprobs = None
-            if asked.logprobs and piece.drawn is not None:
-                drawn: Drawn = piece.drawn
-                logprobs = {"content": [_chat_logprob(model.tokenizer, drawn.id, drawn.logprob, drawn.top)]}
-            if delta or logprobs:
-                yield chunk(piece.sample, delta, logprobs)
-            if piece.finish_reason:
-                yield chunk(piece.sample, {}, None, piece.finish_reason)
+            drawn = [piece.drawn for piece in pieces if piece.drawn is not None] if asked.logprobs else []
+            rows = [_chat_logprob(model.tokenizer, token.id, token.logprob, token.top) for token in drawn]
+            if delta or rows:
+                yield chunk(sample, delta, {"content": rows} if rows else None)
+            if pieces[-1].finish_reason:
+                yield chunk(sample, {}, None, pieces[-1].finish_reason)
         if asked.stream_options and asked.stream_options.include_usage:
             yield _event(head | {"choices": [], "usage": _usage([reply])})
     except EngineFailed as error:
@@ -373,19 +407,28 @@ async def _completion_events(
     try:
         for number, reply in enumerate(replies):
             offsets = [0] * asked.samples
-            async for piece in _watched(reply, metrics):
-                text = "".join(fragment.text for fragment in piece.fragments)
+            async for sample, pieces in _watched(reply, metrics):
+                text = "".join(fragment.text for piece in pieces for fragment in piece.fragments)
                 logprobs = None
-                if asked.logprobs is not None and piece.drawn is not None:
-                    drawn = piece.drawn
-                    name = _token(model.tokenizer, drawn.id)["token"]
-                    top: list[dict[str, float] | None] = [_named(model.tokenizer, drawn.top)]
-                    logprobs = Text(name, [name], [drawn.logprob], top).logprobs()
-                    logprobs["text_offset"] = [offsets[piece.sample]]
-                    offsets[piece.sample] += len(name)
-                if text or logprobs or piece.finish_reason:
-                    index, reason = number * asked.samples + piece.sample, piece.finish_reason
-                    choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+                drawn = (
+                    [piece.drawn for piece in pieces if piece.drawn is not None] if asked.logprobs is not None else []
+                )
+                if drawn:
+                    names = [_token(model.tokenizer, token.id)["token"] for token in drawn]
+                    tops: list[dict[str, float] | None] = [
+                        _named(model.tokenizer, token.top, (token.id, token.logprob)) for token in drawn
+                    ]
+                    logprobs = Text(text, names, [token.logprob for token in drawn], tops).logprobs()
+                    logprobs["text_offset"] = [offsets[sample] + at for at in logprobs["text_offset"]]
+                    offsets[sample] += sum(map(len, names))
+                reason = pieces[-1].finish_reason
+                if text or logprobs or reason:
+                    choice = {
+                        "index": number * asked.samples + sample,
+                        "text": text,
+                        "logprobs": logprobs,
+                        "finish_reason": reason,
+                    }
                     yield _event(head | {"choices": [choice]})
         if asked.stream_options and asked.stream_options.include_usage:
             yield _event(head | {"choices": [], "usage": _usage(replies)})
@@ -400,10 +443,13 @@ async def _completion_events(
 
 async def _original_events(service: Service, reply: Reply, metrics: Metrics) -> AsyncIterator[str]:
     number = service.default.workers.index(reply.worker)
-    async for piece in _watched(reply, metrics):
-        if text := "".join(fragment.text for fragment in piece.fragments):
-            yield _event({"token": text, "gpu": number})
-    yield _event({"done": True})
+    try:
+        async for _, pieces in _watched(reply, metrics):
+            if text := "".join(fragment.text for piece in pieces for fragment in piece.fragments):
+                yield _event({"token": text, "gpu": number})
+        yield _event({"done": True})
+    except EngineFailed as error:
+        yield _event(_error_body(str(error), "server_error"))
 
 
 # --- around them -----------------------------------------------------------------------------------------------
@@ -486,6 +532,10 @@ def _errors(app: FastAPI, metrics: Metrics) -> None:
     @on(EngineFailed)
     async def failed(request: Request, error: EngineFailed) -> Response:
         return error_response(500, str(error), "server_error")
+
+    @on(Exception)
+    async def broken(request: Request, error: Exception) -> Response:
+        return error_response(500, f"{type(error).__name__}; the server's log says more", "server_error")
 
     @on(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:

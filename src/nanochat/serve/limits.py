@@ -3,6 +3,7 @@
 import time
 from collections import OrderedDict
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -10,6 +11,8 @@ from starlette.middleware.cors import CORSMiddleware
 from nanochat.serve.api import error_response, guarded
 from nanochat.serve.server import is_local
 
+PAGE_BYTES = 2**20  # guess: what a page sends at a click; a question of MAX_CHARACTERS is a tenth
+UPLOADS = "/gradio_api/upload"
 CLIENTS = 10_000  # guess: addresses remembered; the one that was quiet for longest is forgotten first
 
 
@@ -25,21 +28,25 @@ def guard(app: FastAPI, request_bytes: int, per_minute: int | None, cors: list[s
     if cors:
         app.add_middleware(CORSMiddleware, allow_origins=cors, allow_methods=["*"], allow_headers=["*"])
     if local:
-        app.add_middleware(LocalNames)
+        app.add_middleware(LocalNames, cors=cors)
 
 
 class BodyLimit:
-    """413 for a request of the API with a body of more than `max_bytes`, before all of it is read."""
+    """413 for a body of more than `max_bytes`, before all of it is read; the page has bounds of its own."""
 
     def __init__(self, app: Any, max_bytes: int) -> None:
         self.app, self.max_bytes = app, max_bytes
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or not guarded(scope["path"]):
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
+            await self.app(scope, receive, send)
+            return
+        limit = self.max_bytes if guarded(scope["path"]) else PAGE_BYTES
+        if scope["path"] == UPLOADS:  # goes to a file as it comes; Gradio bounds each
             await self.app(scope, receive, send)
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        body, more = bytearray(), not (announced.isdigit() and int(announced) > self.max_bytes)
+        body, more = bytearray(), not (announced.isdigit() and int(announced) > limit)
         too_large = not more
         while more:
             message = await receive()
@@ -47,13 +54,11 @@ class BodyLimit:
                 return
             body += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > self.max_bytes:
+            if len(body) > limit:
                 too_large = True
                 break
         if too_large:
-            refusal = error_response(
-                413, f"the request is larger than {self.max_bytes:,} bytes", code="request_too_large"
-            )
+            refusal = error_response(413, f"the request is larger than {limit:,} bytes", code="request_too_large")
             await refusal(scope, receive, send)
             return
         given = False
@@ -76,7 +81,8 @@ class RateLimit:
         self.left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # address -> requests left, when (seconds)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and guarded(scope["path"]):
+        counted = guarded(scope.get("path", "")) or scope.get("path") == "/login"
+        if scope["type"] == "http" and scope["method"] == "POST" and counted:
             client, now = (scope.get("client") or ("",))[0], time.monotonic()
             left, since = self.left.pop(client, (float(self.per_minute), now))
             left = min(self.per_minute, left + (now - since) * self.per_minute / 60)
@@ -96,17 +102,25 @@ class RateLimit:
 
 
 class LocalNames:
-    """403 for a Host that is not a name of this machine: a page elsewhere may give its own name our address (DNS rebinding)."""
+    """403 for what another site's page makes a browser send here: under a name that is not this machine's (DNS rebinding), or from elsewhere.
 
-    def __init__(self, app: Any) -> None:
-        self.app = app
+    `cors` are the origins that may.
+    """
+
+    def __init__(self, app: Any, cors: list[str]) -> None:
+        self.app, self.cors = app, cors
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] in ("http", "websocket"):
-            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            headers = dict(scope["headers"])
+            host, origin = (headers.get(key, b"").decode("latin-1").lower() for key in (b"host", b"origin"))
             name = host.rsplit(":", 1)[0] if host.rpartition(":")[2].isdigit() else host
+            refused = None
             if not is_local(name):
-                refusal = error_response(403, f"this server answers to 127.0.0.1 and localhost, not to {name!r}")
-                await refusal(scope, receive, send)
+                refused = f"this server answers to 127.0.0.1 and localhost, not to {name!r}"
+            elif origin and origin not in self.cors and not is_local(urlsplit(origin).hostname or ""):
+                refused = f"pages of {origin} may not use this server; cors=[{origin}] lets them"
+            if refused:
+                await error_response(403, refused)(scope, receive, send)
                 return
         await self.app(scope, receive, send)

@@ -594,7 +594,8 @@ class Page(Writing):
 
     async def load(self, request: gr.Request, file: str, owner: str) -> Shown:
         try:
-            loaded = self.store.load(Path(file).read_bytes(), owner if self.private else "")
+            read = Path(file).read_bytes
+            loaded = await asyncio.to_thread(lambda: self.store.load(read(), owner if self.private else ""))
         except ValueError as error:
             gr.Warning(str(error))
             yield self.show({})

@@ -50,11 +50,14 @@ class Part(Strict):
     text: str
 
 
+Parts = Annotated[list[Part], Field(max_length=1000, fail_fast=True)]
+
+
 class Message(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
-    parts: list[Part] | None = Field(None, description="what the answer of this server had beside its content")
+    content: str | Parts | None = None
+    parts: Parts | None = Field(None, description="what the answer of this server had beside its content")
 
     @model_validator(mode="after")
     def _nothing_else(self) -> "Message":
@@ -113,12 +116,12 @@ class Request(Strict):
 
 
 class ChatRequest(Request):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tool_choice: Literal["none", "auto"] = Field("auto", description="none: without the calculator")
+    tool_choice: Literal["none", "auto"] | None = Field("auto", description="none: without the calculator")
 
     @model_validator(mode="after")
     def _logprobs(self) -> "ChatRequest":
@@ -130,9 +133,12 @@ class ChatRequest(Request):
 class CompletionRequest(Request):
     prompt: (
         str
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+        | Annotated[
+            list[Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]],
+            Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True),
+        ]
     )
     max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = 16
     echo: bool | None = None
@@ -142,6 +148,8 @@ class CompletionRequest(Request):
     def _fits(self) -> "CompletionRequest":
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens=0 asks for nothing without echo=true")
+        if self.max_tokens == 0 and self.samples > 1:
+            raise ValueError("max_tokens=0 with n above 1 would echo the same several times; leave out n")
         if self.stream and self.echo:
             raise ValueError("echo does not stream; leave out stream or echo")
         return self
@@ -160,7 +168,7 @@ class TokenizeRequest(Strict):
 
 class DetokenizeRequest(Strict):
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True)]
 
 
 class PlainMessage(Strict):

@@ -1,5 +1,6 @@
 """The address and the process that serve an application."""
 
+import gc
 import ipaddress
 import socket
 
@@ -72,12 +73,15 @@ def serve(app: FastAPI, service: Service, bound: socket.socket) -> None:
     """Answer until Ctrl-C or SIGTERM."""
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
     service.start()
+    bound.listen()  # who comes now waits a moment
     for model in service.models.values():
         engine = model.workers[0].engine
         sizes = f"{engine.gpt.config.n_layer} layers, context {model.context:,}"
         device = f"{len(model.workers)} x " * (len(model.workers) > 1) + str(engine.gpt.lm_head.weight.device)
         print(f"model {model.name}: {model.phase or 'unknown phase'}, {sizes}, {device}, {model.path}")
     print(f"page and API: {url_of(bound)} (OpenAI clients: base_url={url_of(bound)}/v1); Ctrl-C ends it", flush=True)
+    gc.collect()
+    gc.freeze()  # what the libraries hold is never garbage, and looking through it stopped everything for 0.2 s at a time
     try:
         uvicorn.Server(config).run(sockets=[bound])
     except KeyboardInterrupt:

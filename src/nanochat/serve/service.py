@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nanochat.inference.dialogue import fit
+from nanochat.inference.dialogue import TooLong, fit
 from nanochat.inference.sampling import Sampling
 from nanochat.serve.worker import Reply, Worker
 from nanochat.tokenizer.tokenizer import Tokenizer
+
+MAX_CHARACTERS = 100_000  # guess: 30,000 tokens of English, read in 0.1 s at most
 
 
 class UnknownModel(ValueError):
@@ -84,25 +86,39 @@ class Service:
         model = self.model(name)
         if not model.chats:
             raise WrongKind(f"{model.name} is a base checkpoint, which continues texts and does not chat")
+        letters = sum(len(str(message.get("content", ""))) for message in messages)
+        if letters > MAX_CHARACTERS:
+            raise TooLong(f"the conversation has {letters:,} characters; at most {MAX_CHARACTERS:,} are read")
+        self.make_room(model, num_samples)
         room = sampling.max_tokens or model.context // 2
         prompt, forgotten = fit(model.tokenizer, messages, context=model.context, room=room, forget=forget)
-        return self._submit(model, prompt, sampling, num_samples), forgotten
+        return model.idlest().submit(prompt, sampling, num_samples), forgotten
 
     def complete(self, name: str | None, prompt: str | list[int], sampling: Sampling, *, num_samples: int = 1) -> Reply:
         """What follows a text (then bos is put before it) or token ids, as they are. Same errors as `chat`."""
         model = self.model(name)
-        ids = [model.tokenizer.bos_id, *model.tokenizer.encode(prompt)] if isinstance(prompt, str) else prompt
-        return self._submit(model, ids, sampling, num_samples)
+        self.make_room(model, num_samples)
+        return model.idlest().submit(self.ids(model, prompt), sampling, num_samples)
 
-    def _submit(self, model: Model, prompt: list[int], sampling: Sampling, num_samples: int) -> Reply:
-        queued = sum(worker.engine.queued for worker in model.workers)
-        if queued + num_samples > self.max_queue + sum(
-            worker.engine.max_rows - len(worker.engine.live) for worker in model.workers
-        ):
+    def ids(self, model: Model, prompt: str | list[int]) -> list[int]:
+        """Ids of a prompt, with bos before a text. TooLong for a text that nobody has to read to know."""
+        if not isinstance(prompt, str):
+            return prompt
+        if len(prompt) > MAX_CHARACTERS:
+            raise TooLong(f"the prompt has {len(prompt):,} characters; at most {MAX_CHARACTERS:,} are read")
+        return [model.tokenizer.bos_id, *model.tokenizer.encode(prompt)]
+
+    def make_room(self, model: Model, texts: int) -> None:
+        """Busy if so many more texts would have to wait; ValueError if they always would."""
+        rows = sum(worker.engine.max_rows for worker in model.workers)
+        if texts > self.max_queue + rows:
+            raise ValueError(f"{texts} answers at once are more than this server ever takes ({self.max_queue + rows})")
+        load = sum(worker.load for worker in model.workers)
+        if load + texts > self.max_queue + rows:
+            waiting = max(0, load - rows)
             raise Busy(
-                f"{queued} answers are waiting already (max_queue={self.max_queue})", retry_after=1 + queued // 16
+                f"{waiting} answers are waiting already (limits.queue={self.max_queue})", retry_after=1 + waiting // 16
             )
-        return model.idlest().submit(prompt, sampling, num_samples)
 
     def start(self) -> None:
         for model in self.models.values():

@@ -5,6 +5,7 @@ clients is woken once per token, not once per client.
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 import queue
@@ -15,6 +16,8 @@ from typing import Any
 
 from nanochat.inference.engine import Engine, Piece, Request
 from nanochat.inference.sampling import Sampling
+
+PIECES_PER_SECOND = 250  # guess: to all clients of an engine; 64 of them get 4 each, one gets every token
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,7 @@ class Reply:
         self.worker, self.request, self.loop = worker, request, loop
         self.asked, self.first = time.monotonic(), 0.0  # seconds; when its first token came
         self.arrived: asyncio.Queue[list[Piece] | EngineFailed] = asyncio.Queue()
+        self.over = asyncio.Event()  # all of it has arrived
 
     def cancel(self) -> None:
         self.worker.engine.cancel(self.request)
@@ -37,16 +41,28 @@ class Reply:
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
         """EngineFailed if the engine fails."""
+        async for pieces in self.batches():
+            for piece in pieces:
+                yield piece
+
+    async def batches(self) -> AsyncIterator[list[Piece]]:
+        """The pieces that have come since the last look, which is later the more clients there are: sending takes time too."""
         ended = 0
         try:
             while ended < len(self.request.texts):
-                pieces = await self.arrived.get()
-                if isinstance(pieces, EngineFailed):
-                    raise pieces
-                self.first = self.first or time.monotonic()
-                for piece in pieces:
-                    ended += piece.finish_reason is not None
-                    yield piece
+                arrived = [await self.arrived.get()]
+                while not self.arrived.empty():
+                    arrived.append(self.arrived.get_nowait())
+                batch: list[Piece] = []
+                for pieces in arrived:
+                    if isinstance(pieces, EngineFailed):
+                        raise pieces
+                    batch += pieces
+                ended += sum(piece.finish_reason is not None for piece in batch)
+                yield batch
+                if ended < len(self.request.texts):
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self.over.wait(), len(self.worker._replies) / PIECES_PER_SECOND)
         finally:
             if ended < len(self.request.texts):
                 self.cancel()
@@ -83,10 +99,16 @@ class Worker:
     @property
     def load(self) -> int:
         """Texts being written or waiting."""
-        return len(self.engine.live) + len(self.engine.parked) + self.engine.queued
+        return len(self.engine.live) + self.engine.queued
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and not self._closing
 
     def submit(self, prompt: list[int], sampling: Sampling, num_samples: int = 1) -> Reply:
-        """Ask for `num_samples` answers, from a coroutine. ValueError for a prompt that cannot be answered."""
+        """Ask for `num_samples` answers, from a coroutine. ValueError for a prompt that cannot be answered, EngineFailed after the end."""
+        if self._closing:
+            raise EngineFailed("the engine has stopped; start the server anew")
         request = self.engine.request(prompt, sampling, num_samples)
         reply = self._replies[request] = Reply(self, request, asyncio.get_running_loop())
         self.engine.waiting.append(request)
@@ -94,15 +116,22 @@ class Worker:
         return reply
 
     async def call(self, do: Callable[[], Any]) -> Any:
-        """What `do` returns, run by the engine's thread between two tokens."""
+        """What `do` returns, run by the engine's thread between two tokens. EngineFailed for what is not a ValueError."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
 
         def run() -> None:
+            if future.cancelled():
+                return
+            result: Any = None
+            error: Exception | None = None
             try:
-                result, error = do(), None
+                result = do()
+            except ValueError as raised:
+                error = raised
             except Exception as raised:
-                result, error = None, raised
+                log.exception("%s failed", self.name)
+                error = _failed(raised)
             _tell(loop, lambda: _settle(future, result, error))
 
         self._calls.put(run)
@@ -110,24 +139,35 @@ class Worker:
         return await future
 
     def _run(self) -> None:
-        with self.engine.frozen():
-            while not self._closing:
-                self._wanted.clear()
-                while not self._calls.empty():
-                    self._calls.get()()
-                if not self.engine.busy:
-                    self._wanted.wait()
-                    continue
-                try:
-                    self._deliver(self.engine.step())
-                except Exception as error:
-                    log.exception("%s failed", self.name)
-                    failed = EngineFailed(f"{type(error).__name__}: {error}")
-                    for reply in list(self._replies.values()):
-                        self._give(reply, failed)
-                    self._replies.clear()
-            for reply in list(self._replies.values()):
-                self._give(reply, EngineFailed("the server is stopping"))
+        why = EngineFailed("the server is stopping")
+        try:
+            with self.engine.frozen():
+                while not self._closing:
+                    self._wanted.clear()
+                    if not self._calls.empty():
+                        self._calls.get()()  # one between two tokens, so that neither waits for all of the other
+                    elif not self.engine.busy:
+                        self._wanted.wait()
+                    if self.engine.busy:
+                        self._step()
+        except Exception as error:
+            log.exception("%s ended", self.name)
+            why = _failed(error)
+        finally:
+            self._closing = True
+            self._fail(why)
+
+    def _step(self) -> None:
+        try:
+            self._deliver(self.engine.step())
+        except Exception as error:
+            log.exception("%s failed", self.name)
+            self._fail(_failed(error))
+
+    def _fail(self, error: EngineFailed) -> None:
+        """Tell all who wait, those too that come meanwhile."""
+        while self._replies:
+            self._give(self._replies.popitem()[1], error)
 
     def _deliver(self, pieces: list[Piece]) -> None:
         """Pieces of one step, each to the event loop that waits for it."""
@@ -145,12 +185,23 @@ class Worker:
             _tell(loop, functools.partial(_hand_out, arrived))
 
     def _give(self, reply: Reply, error: EngineFailed) -> None:
-        _tell(reply.loop, lambda: reply.arrived.put_nowait(error))
+        def tell() -> None:
+            reply.arrived.put_nowait(error)
+            reply.over.set()
+
+        _tell(reply.loop, tell)
 
 
 def _hand_out(arrived: dict[Reply, list[Piece]]) -> None:
     for reply, pieces in arrived.items():
+        reply.first = reply.first or time.monotonic()
         reply.arrived.put_nowait(pieces)
+        if reply.request.done:
+            reply.over.set()
+
+
+def _failed(error: Exception) -> EngineFailed:
+    return EngineFailed(f"{type(error).__name__}: {error}")
 
 
 def _settle(future: asyncio.Future, result: Any, error: Exception | None) -> None:

@@ -24,7 +24,7 @@ class BadConversation(ValueError):
 
 
 def check(conversation: Any, *, answered: bool = True) -> None:
-    """Raise BadConversation if it cannot be rendered. `answered`: it must hold a turn of the assistant."""
+    """Raise BadConversation if it cannot be rendered. `answered`: it must hold a turn of the assistant, and no empty one."""
     messages = conversation.get("messages") if isinstance(conversation, dict) else None
     if not isinstance(messages, list):
         raise BadConversation("it has no list of messages")
@@ -53,7 +53,8 @@ def check(conversation: Any, *, answered: bool = True) -> None:
     if not roles:
         raise BadConversation("it has no turn of the user")
     for number, message in enumerate(messages[offset:], offset):
-        _check_content(number, message["role"], message["content"])
+        if answered or message["role"] != "assistant" or message["content"] not in ("", []):  # a model may end at once
+            _check_content(number, message["role"], message["content"])
 
 
 def _check_content(number: int, role: str, content: Any) -> None:
