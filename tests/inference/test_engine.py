@@ -282,10 +282,11 @@ def test_the_norm_without_gradients_is_the_other(shape, scale):
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize(("rows", "columns"), [(768, 256), (256, 1024), (258, 256), (2, 12)], ids=str)
-def test_one_row_in_strips_is_the_product(rows, columns, threads):
-    """Of both layouts; 258 rows leave a rest for 4 threads, and 2 are too few."""
+@pytest.mark.parametrize("texts", [1, 5, 70])
+def test_few_rows_in_strips_are_the_product(rows, columns, threads, texts):
+    """Of both layouts; 258 rows leave a rest for 4 threads, 2 are too few, and 70 texts too many."""
     before = torch.get_num_threads()
-    x, weight = torch.randn(1, 1, columns), torch.randn(rows, columns)
+    x, weight = torch.randn(texts, 1, 2 * columns)[..., :columns], torch.randn(rows, columns)
     try:
         torch.set_num_threads(threads)
         with torch.no_grad():

@@ -1,0 +1,33 @@
+"""Ours and another's decoding in turn: `python compare.py DEPTH VOCAB PROMPT DECODE THREADS ROUNDS OTHER_PYTHON OTHER_SOURCE`.
+
+Prints the median of each measure and the median of the ratios round by round, with their range.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sizes, rounds, python, source = sys.argv[1:6], int(sys.argv[6]), sys.argv[7], sys.argv[8]
+
+
+def run(command: list[str], **environment: str) -> dict[str, float]:
+    environment = {**os.environ, "OMP_NUM_THREADS": sizes[4], "NANOCHAT_DTYPE": "float32", **environment}
+    done = subprocess.run([*command, *sizes], env=environment, capture_output=True, text=True, check=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {row["what"]: row["tokens_per_second"] for row in rows}
+
+
+ours, other = [], []
+for _ in range(rounds):
+    ours.append(run([sys.executable, str(HERE / "ours.py")]))
+    other.append(run([python, str(HERE / "original.py")], PYTHONPATH=source))
+for what in ours[0]:
+    ratios = [mine[what] / theirs[what] for mine, theirs in zip(ours, other, strict=True)]
+    mine, theirs = (statistics.median(row[what] for row in rows) for rows in (ours, other))
+    print(
+        f"{what}: {mine:,.0f} against {theirs:,.0f} tokens/s, {statistics.median(ratios):.2f} x ({min(ratios):.2f}-{max(ratios):.2f})"
+    )
