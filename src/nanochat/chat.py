@@ -28,7 +28,7 @@ def run(cfg: DictConfig) -> None:
     with closing(listen(cfg.host, cfg.port)) as socket:
         models = open_models(
             ckpts, device=cfg.device, precision=cfg.precision, gpus=cfg.gpus, max_rows=cfg.max_rows,
-            log_texts=cfg.log_conversations, python=cfg.python,
+            log_texts=cfg.log_conversations, python=cfg.python, pool_bytes=cfg.limits.prefix_bytes,
         )  # fmt: skip
         service = Service(models, max_queue=cfg.limits.queue)
         app = build_api(service, defaults=defaults, api_key=cfg.api_key)

@@ -164,6 +164,7 @@ class Cli(LoadsCheckpoint):
 class Limits:
     request_bytes: int = MISSING
     queue: int = MISSING
+    prefix_bytes: int = MISSING
     requests_per_minute: int | None = MISSING
 
 

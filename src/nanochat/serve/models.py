@@ -5,7 +5,7 @@ import re
 import torch
 
 from nanochat.checkpoint.opened import Opened, open_checkpoint
-from nanochat.inference.engine import Engine
+from nanochat.inference.engine import POOL_BYTES, Engine
 from nanochat.inference.execution import python_tool
 from nanochat.runtime import hardware
 from nanochat.serve.service import Model
@@ -21,6 +21,7 @@ def open_models(
     max_rows: int = 32,
     log_texts: bool = False,
     python: bool = False,
+    pool_bytes: int = POOL_BYTES,
 ) -> list[Model]:
     """A model for each of `ckpts`, each with an engine on every one of `gpus` GPUs. ValueError where one cannot be had."""
     if gpus < 1:
@@ -36,7 +37,13 @@ def open_models(
         name = model_name(opened[0], set(models))
         workers = [
             Worker(
-                Engine(copy.gpt, copy.tokenizer, max_rows=max_rows, run_python=python_tool if python else None),
+                Engine(
+                    copy.gpt,
+                    copy.tokenizer,
+                    max_rows=max_rows,
+                    pool_bytes=pool_bytes,
+                    run_python=python_tool if python else None,
+                ),
                 name=f"{name} on {copy.device}",
                 log_texts=log_texts,
             )
