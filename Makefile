@@ -26,6 +26,7 @@ demo: $(READY)  ## from this machine's own text to a chat model: pretraining, mi
 	@$(RUN) -m nanochat.train experiment=demo_mid resume=auto
 	@$(RUN) -m nanochat.train experiment=demo_sft resume=auto
 	@printf '%s\n' "Hello! Who are you?" "What is 34 + 57?" "Spell the word: stone" "What does textwrap.indent do?" | $(RUN) -m nanochat.cli ckpt=demo-sft@latest temperature=0
+	@echo "go on with: $(RUN) -m nanochat.chat ckpt=demo-sft@latest"
 
 check: lint  ## format, lint, types and the quick tests, under 2 minutes on two cores
 	@$(PYTEST) -m "not slow and not gpu and not network"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Speed and memory of pretraining on one GPU: d12 and d20, and the original beside them if PEER is its checkout.
+# Speed and memory of pretraining on one GPU: d12 and d20, and the original beside them if PEER is its checkout; then decoding.
 #   bash experiments/gpu/run.sh            PEER=/path/to/nanochat bash experiments/gpu/run.sh
 # Prints the GPU tests' result and a table; needs no network (text: this Python's own documentation).
 set -uo pipefail
@@ -29,3 +29,7 @@ if [ -n "${PEER:-}" ]; then
       --eval-every=-1 --core-metric-every=-1 --sample-every=-1 | grep -E "tok/sec|Peak memory" | tail -n 4)
   done
 fi
+
+# decoding; for one text of d20 an MBU of 70 % is wanted
+$PYTHON -m nanochat.bench model=d20 vocab_size=65536 precision=bf16 prompt_tokens=1024 decode_tokens=256 "batches=[1,8,64]" || echo "bench d20 failed"
+$PYTHON -m nanochat.bench model=d12 vocab_size=32768 precision=bf16 prompt_tokens=128 decode_tokens=256 "batches=[1,8,64]" || echo "bench d12 failed"
