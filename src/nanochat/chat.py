@@ -10,13 +10,7 @@ def run(cfg: DictConfig) -> None:
     from contextlib import closing
 
     from nanochat.inference.sampling import Sampling
-    from nanochat.serve.api import build_api
-    from nanochat.serve.limits import guard
-    from nanochat.serve.models import open_models
-    from nanochat.serve.page import mount_page
-    from nanochat.serve.server import check_address, check_python, is_local, listen, serve
-    from nanochat.serve.service import Service
-    from nanochat.serve.store import Store, default_path
+    from nanochat.serve.address import check_address, check_python, is_local, listen
 
     logging.basicConfig(level=logging.INFO if cfg.log_conversations else logging.WARNING, format="%(message)s")
     keys = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "python")
@@ -25,22 +19,28 @@ def run(cfg: DictConfig) -> None:
     check_address(cfg.host, api_key=cfg.api_key, open=cfg.open)
     if cfg.python:
         check_python(cfg.host)
-    with closing(listen(cfg.host, cfg.port)) as socket:
+    with closing(listen(cfg.host, cfg.port)) as socket:  # what is known to be wrong by now costs no import of seconds
+        from nanochat.serve.api import build_api
+        from nanochat.serve.limits import guard
+        from nanochat.serve.models import open_models
+        from nanochat.serve.server import serve
+        from nanochat.serve.service import Service
+        from nanochat.serve.store import Store, default_path
+
         models = open_models(
             ckpts, device=cfg.device, precision=cfg.precision, gpus=cfg.gpus, max_rows=cfg.max_rows,
             log_texts=cfg.log_conversations, python=cfg.python, pool_bytes=cfg.limits.prefix_bytes,
         )  # fmt: skip
         service = Service(models, max_queue=cfg.limits.queue)
-        app = build_api(service, defaults=defaults, api_key=cfg.api_key)
+        app, local = build_api(service, defaults=defaults, api_key=cfg.api_key), is_local(cfg.host)
+        guard(app, cfg.limits.request_bytes, cfg.limits.requests_per_minute, list(cfg.cors), local=local)
         with closing(Store(cfg.store or default_path())) as store:
             if cfg.page:
-                private = not is_local(cfg.host)
+                from nanochat.serve.page import mount_page
+
                 mount_page(
-                    app, service, store, compare=cfg.compare, private=private, defaults=defaults, password=cfg.api_key
+                    app, service, store, compare=cfg.compare, private=not local, defaults=defaults, password=cfg.api_key
                 )
-            guard(
-                app, cfg.limits.request_bytes, cfg.limits.requests_per_minute, list(cfg.cors), local=is_local(cfg.host)
-            )
             serve(app, service, socket)
 
 

@@ -13,8 +13,9 @@ from tiny_networks import TOKENIZER
 from nanochat.gpt import GPT
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling import Sampling
+from nanochat.serve.address import listen
 from nanochat.serve.api import build_api
-from nanochat.serve.server import listen, url_of
+from nanochat.serve.server import url_of
 from nanochat.serve.service import Model, Service
 from nanochat.serve.worker import Worker
 

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from nanochat.serve.address import is_local
 from nanochat.serve.api import error_response, guarded
-from nanochat.serve.server import is_local
 
 PAGE_BYTES = 2**20  # guess: what a page sends at a click; a question of MAX_CHARACTERS is a tenth
 UPLOADS = "/gradio_api/upload"
