@@ -15,7 +15,7 @@ from nanochat.serve.screen import Screen
 from nanochat.serve.talk import SETTINGS, Talk, shown
 from nanochat.tokenizer.conversations import render
 
-PLAIN = dict.fromkeys(SETTINGS) | {"temperature": 0.0, "max_tokens": 8, "seed": 1, "tools": True}
+PLAIN = dict.fromkeys(SETTINGS) | {"temperature": 0.0, "max_tokens": 8, "seed": 1, "tools": True, "python": False}
 CALCULATES = chain("<|assistant_start|>", "<|python_start|>", "1+2", "<|python_end|>") | {
     SPECIAL["<|output_end|>"]: ord("Y"), ord("Y"): SPECIAL["<|assistant_end|>"]
 }  # fmt: skip

@@ -204,7 +204,7 @@ def test_ctrl_c_ends_a_pipe(ckpt: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["prompt=x", "top_p=3"], "top_p=3.0 must be above 0"),
+        (["prompt=x", "top_p=3"], "top_p=3.0 must be at least"),
         (["prompt=x", "seed=x"], "seed='x' must be a whole number"),
         (["prompt=x", "stop=[1]"], "stop=[1] must be a list of texts"),
         (["prompt= "], "prompt= is empty; type a question"),

@@ -201,7 +201,7 @@ def isolate(request: dict[str, Any], off: set[str], had: set[str]) -> None:
         except OSError:
             had.discard("mount")
             libc.umount2(request["directory"].encode(), MNT_DETACH)
-    if become != uid and ("mount" in had or readable_by_all(request["stdlib"])):
+    if become != uid and ("mount" in had or reachable(request)):
         try:
             if "mount" not in had:
                 os.chown(request["directory"], become, become)
@@ -220,6 +220,11 @@ def isolate(request: dict[str, Any], off: set[str], had: set[str]) -> None:
 def has_admin() -> bool:
     with open("/proc/self/status") as f:
         return any(line.startswith("CapEff:") and int(line.split()[1], 16) >> 21 & 1 for line in f)
+
+
+def reachable(request: dict[str, Any]) -> bool:
+    """Whether another user could get to the standard library and to the directory."""
+    return readable_by_all(request["stdlib"]) and readable_by_all(os.path.dirname(request["directory"]))
 
 
 def readable_by_all(path: str) -> bool:
