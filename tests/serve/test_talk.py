@@ -153,7 +153,7 @@ def test_there_is_no_setting_of_sampling_that_set_does_not_have() -> None:
     ("line", "message"),
     [
         ("/set temperature=-1", "temperature=-1 must be 0, which"),
-        ("/set top_k=5 top_p=2", "top_p=2 must be above 0"),
+        ("/set top_k=5 top_p=2", "top_p=2 must be at least"),
         ("/set top_k=x", "top_k='x' must be at least 1"),
         ("/set stop=[1]", r"stop=\[1\] must be a list of texts"),
         ("/set tools=1", "tools=1 must be true or false"),
