@@ -1,0 +1,57 @@
+"""Where a server listens, and who may reach it there."""
+
+import ipaddress
+import socket
+
+from nanochat.inference.execution import guards
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_address(host: str, *, api_key: str | None, open: bool) -> None:
+    """ValueError for an address that others reach, unless it was said who may use it."""
+    if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable() and " " not in api_key):
+        raise ValueError("api_key must be printable ASCII without spaces, and not empty; null needs none")
+    if api_key is not None and open:
+        raise ValueError("api_key=… and open=true contradict each other; leave out one")
+    if not is_local(host) and api_key is None and not open:
+        raise ValueError(
+            f"host={host} can be reached by others: give api_key=… (they send it), or open=true to let anybody use it; "
+            "host=127.0.0.1 is this machine only"
+        )
+
+
+def check_python(host: str) -> None:
+    """ValueError if what a model writes is to be run for strangers where this machine cannot keep it in; says what it cannot guard."""
+    found = guards()
+    if not is_local(host) and not found.complete:
+        raise ValueError(
+            f"python=true with host={host}: this machine cannot guard {', '.join(found.missing)} from programs, so it runs none for others; "
+            "leave out python=true, or serve on 127.0.0.1"
+        )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address, so that a port in use is known before a checkpoint is read. ValueError if it cannot be had."""
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port={port} must lie between 0 and 65535; 0 takes any that is free")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise ValueError(f"host={host} is no address of a machine; try host=127.0.0.1") from error
+    bound = socket.socket(family, kind, protocol)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise ValueError(
+            f"port={port} on {host} cannot be had ({error.strerror}); try port=0 for any that is free"
+        ) from error
+    return bound
