@@ -111,7 +111,7 @@ class Service:
     def make_room(self, model: Model, texts: int) -> None:
         """Busy if so many more texts would have to wait; ValueError if they always would."""
         rows = sum(worker.engine.max_rows for worker in model.workers)
-        if texts > self.max_queue + rows:
+        if texts > max(self.max_queue, 0) + rows:
             raise ValueError(f"{texts} answers at once are more than this server ever takes ({self.max_queue + rows})")
         load = sum(worker.load for worker in model.workers)
         if load + texts > self.max_queue + rows:
