@@ -629,11 +629,12 @@ def test_models_are_compared_with_the_same_question_and_seed(visit):
     models = [model("base", "base"), model("sft", "sft"), model("rl", "rl")]
     server = Server(models, None, compare=True)
     page = visit(server)
-    send(page, "tool")
-    rest(page)
     columns = page.locator(".side")
+    send(page, "tool")
+    wait_until(lambda: all("91." in columns.nth(n).inner_text() for n in (1, 2)))
+    rest(page)
     assert columns.count() == 3
-    wait_until(lambda: all("seed" in columns.nth(n).inner_text() for n in range(3)))
+    assert all("seed" in columns.nth(n).inner_text() for n in range(3))
     send(page, "hello")
     wait_until(lambda: "'hello', question 2" in columns.nth(2).inner_text())
     rest(page)

@@ -197,11 +197,11 @@ def test_the_same_seed_talks_the_same_and_retry_samples_another_answer(gpt) -> N
     assert again[:3] == once[:3] and len(again) == 4 and again[3] != once[3]
     assert spoken("hi", "/set seed=5", "/retry") == once[:2]
     it = talk(gpt, temperature=1.0, seed=None)
-    answers = []
-    for _ in range(3):
-        it.take("/retry" if answers else "hi")
-        answers.append(it.messages[-1]["content"])
-    assert answers[0] != answers[1] != answers[2]
+    answers = set()
+    for n in range(6):  # one in a hundred has no token and leaves the one before
+        it.take("/retry" if n else "hi")
+        answers.add(str(it.messages[-1]["content"]))
+    assert len(answers) > 2
 
 
 def test_retry_at_temperature_0_says_that_it_leaves_nothing_to_chance(gpt) -> None:
