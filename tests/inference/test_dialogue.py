@@ -3,7 +3,8 @@
 import pytest
 from tiny_networks import TOKENIZER
 
-from nanochat.inference.dialogue import TooLong, fit
+from nanochat.inference.dialogue import fit
+from nanochat.inference.generate import TooLong
 from nanochat.tokenizer.conversations import render_prompt
 
 

@@ -22,6 +22,7 @@ from nanochat.gpt import GPT
 from nanochat.gpt.cache import KVCache
 from nanochat.inference.engine import Completion, Engine, Request
 from nanochat.inference.execution import python_tool
+from nanochat.inference.generate import TooLong
 from nanochat.inference.pool import PrefixPool
 from nanochat.inference.sampling import Sampling
 
@@ -504,13 +505,8 @@ def test_a_full_context_ends_the_text_or_refuses_the_request():
     gpt = scripted({})
     assert alone(gpt, [65] * 5, Sampling(temperature=0, max_tokens=1000)).text == "?" * (T - 5)
     assert alone(gpt, [65] * 5, Sampling(temperature=0)).finish_reason == "length"
-    strict = Engine(gpt, TOKENIZER, on_full="error")
-    with pytest.raises(ValueError, match=f"sequence_len={T}; ask for at most {T - 5}"):
-        strict.submit([65] * 5, Sampling(temperature=0, max_tokens=T - 4))
-    assert not strict.busy
-    for max_tokens in (None, T - 5):
-        (completion,) = finish(strict, strict.submit([65] * 5, Sampling(temperature=0, max_tokens=max_tokens)))
-        assert len(completion.ids) == T - 5
+    with pytest.raises(TooLong, match=f"the prompt has {T} tokens .* sequence_len={T}"):
+        Engine(gpt, TOKENIZER).submit([65] * T, Sampling(temperature=0))
 
 
 @pytest.mark.parametrize(
@@ -525,9 +521,7 @@ def test_a_prompt_that_makes_no_sense_is_one_clear_line(calm, prompt, samples, n
     assert "\n" not in str(caught.value) and not engine.busy
 
 
-@pytest.mark.parametrize(
-    "settings", [{"max_rows": 0}, {"prefill_tokens": 0}, {"pool_bytes": -1}, {"on_full": "x"}], ids=str
-)
+@pytest.mark.parametrize("settings", [{"max_rows": 0}, {"prefill_tokens": 0}, {"pool_bytes": -1}], ids=str)
 def test_an_engine_that_makes_no_sense_is_one_clear_line(calm, settings):
     with pytest.raises(ValueError, match=f"{next(iter(settings))}=") as caught:
         Engine(calm, TOKENIZER, **settings)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from nanochat.tokenizer import train_bpe
-from nanochat.tokenizer.conversations import BadConversation, check, parse, render, render_prompt
+from nanochat.tokenizer.conversations import BadConversation, check, render, render_prompt
 
 
 @pytest.fixture(scope="module")
@@ -121,20 +121,3 @@ BAD: list[tuple[Any, str]] = [
 def test_what_breaks_the_rules_is_named(talk: Any, reason: str) -> None:
     with pytest.raises(BadConversation, match=re.escape(reason)):
         check(talk)
-
-
-@pytest.mark.parametrize(("turns", "script"), [case for case in CASES if case[0][-1][0] == "assistant"])
-def test_what_an_assistant_wrote_is_parsed_into_the_parts_that_render_as_it(tokenizer, turns, script) -> None:
-    prompt = render_prompt(tokenizer, conversation(turns))
-    whole, _ = render(tokenizer, conversation(turns))
-    parts = parse(tokenizer, whole[len(prompt) : -1])
-    again, _ = render(
-        tokenizer, {"messages": [*conversation(turns)["messages"][:-1], {"role": "assistant", "content": parts}]}
-    )
-    assert again == whole
-
-
-def test_a_call_that_was_never_closed_is_a_part_all_the_same(tokenizer) -> None:
-    ids = [*tokenizer.encode("It"), tokenizer.specials["<|python_start|>"], *tokenizer.encode("2+")]
-    assert parse(tokenizer, ids) == [{"type": "text", "text": "It"}, {"type": "python", "text": "2+"}]
-    assert parse(tokenizer, []) == []

@@ -4,12 +4,9 @@ from bisect import bisect_left
 from functools import cache
 from typing import Any
 
+from nanochat.inference.generate import TooLong
 from nanochat.tokenizer.conversations import render_prompt
 from nanochat.tokenizer.tokenizer import Tokenizer
-
-
-class TooLong(ValueError):
-    """A conversation that does not fit the context of the model."""
 
 
 def fit(

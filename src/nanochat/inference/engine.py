@@ -26,7 +26,7 @@ from torch import Tensor
 from nanochat.gpt import GPT
 from nanochat.gpt.cache import KVCache
 from nanochat.inference.calculator import calculate
-from nanochat.inference.generate import check
+from nanochat.inference.generate import TooLong, check
 from nanochat.inference.pool import PrefixPool
 from nanochat.inference.sampling import Drawn, Sampling, draw
 from nanochat.inference.stream import TextStream
@@ -270,13 +270,12 @@ class Engine:
 
     `prefill_tokens` bounds how much of prompts is read between two tokens (None: whole prompts), `pool_bytes` what is kept of finished texts.
     `run_python` gives the output of a program, from any thread: for texts whose Sampling asks for it, where the calculator has no result.
-    A text ends where the model's `sequence_len` does: with `on_full="length"` its finish reason is that, with "error" a request whose
-    max_tokens do not fit is refused.
+    A text ends where the model's `sequence_len` does, with the finish reason "length".
     """
 
     def __init__(
         self, gpt: GPT, tokenizer: Tokenizer, *, max_rows: int = MAX_ROWS, prefill_tokens: int | None = PREFILL_TOKENS,
-        pool_bytes: int = POOL_BYTES, on_full: str = "length", run_python: Callable[[str], str | None] | None = None,
+        pool_bytes: int = POOL_BYTES, run_python: Callable[[str], str | None] | None = None,
     ) -> None:  # fmt: skip
         if max_rows < 1:
             raise ValueError(f"max_rows={max_rows} must be at least 1")
@@ -284,9 +283,7 @@ class Engine:
             raise ValueError(f"prefill_tokens={prefill_tokens} must be at least 1, or null to read prompts at once")
         if pool_bytes < 0:
             raise ValueError(f"pool_bytes={pool_bytes} must not be negative; 0 keeps nothing of finished texts")
-        if on_full not in ("length", "error"):
-            raise ValueError(f"on_full={on_full!r} must be length (the text ends) or error (the request is refused)")
-        self.gpt, self.tokenizer, self.max_rows, self.on_full = gpt, tokenizer, max_rows, on_full
+        self.gpt, self.tokenizer, self.max_rows = gpt, tokenizer, max_rows
         self.prefill_tokens = prefill_tokens or gpt.config.sequence_len
         self.cache = KVCache(gpt, max_rows)
         self.live: list[tuple[Request, int]] = []  # live[r] is row r of the cache: a request and the number of its text
@@ -402,19 +399,20 @@ class Engine:
             raise ValueError(f"{name} has the id {wrong}; ids go from 0 to {vocab - 1}")
         room = context - len(prompt)
         if room < 1:
-            raise ValueError(
+            raise TooLong(
                 f"{name} has {len(prompt):,} tokens and leaves no room for an answer in the model's "
                 f"sequence_len={context:,}; give it at most {context - 1:,}"
             )
-        wanted = sampling.max_tokens or room
-        if wanted > room and self.on_full == "error":
-            raise ValueError(
-                f"{name} has {len(prompt):,} tokens, which with max_tokens={wanted:,} is more than the model's "
-                f"sequence_len={context:,}; ask for at most {room:,}"
-            )
         prompt = list(prompt)  # the caller's may grow into the next turn
         texts = [
-            Text(prompt, sampling, self.tokenizer, seed=seed, max_tokens=min(wanted, room), vocab=vocab)
+            Text(
+                prompt,
+                sampling,
+                self.tokenizer,
+                seed=seed,
+                max_tokens=min(sampling.max_tokens or room, room),
+                vocab=vocab,
+            )
             for seed in seeds
         ]
         return Request(prompt, sampling, texts)
@@ -501,11 +499,10 @@ class Engine:
     def _leave(self, row: int, *, keep: bool) -> None:
         """Free `row`, which the last one takes; its cache goes into the pool if it is to be kept."""
         request, sample = self.live[row]
-        ids = [*request.prompt, *request.texts[sample].ids][: self.cache.lengths[row]]
-        if (
-            keep and self.pool.max_bytes and self.cache.can_begin(row, len(ids))
-        ):  # a stop string may have cut off too much
-            self.pool.put(ids, self.cache.copy_of(row, len(ids)))
+        if keep and self.pool.max_bytes:
+            ids = [*request.prompt, *request.texts[sample].ids][: self.cache.lengths[row]]
+            if self.cache.can_begin(row, len(ids)):  # a stop string may have cut off too much
+                self.pool.put(ids, self.cache.copy_of(row, len(ids)))
         self.cache.drop(row)
         self.live[row] = self.live[-1]
         self.live.pop()

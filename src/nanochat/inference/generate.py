@@ -9,6 +9,10 @@ from nanochat.gpt import GPT
 from nanochat.inference.sampling import Sampling
 
 
+class TooLong(ValueError):
+    """What does not fit the context of the model."""
+
+
 def sample_next(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
     """One token id per row, (B,). logits (B, V) fp32; temperature 0 is the argmax; `top_k` None keeps all."""
     if temperature == 0:

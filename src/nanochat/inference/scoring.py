@@ -3,6 +3,7 @@
 import torch
 
 from nanochat.gpt import GPT
+from nanochat.inference.generate import TooLong
 
 CHUNK = 128  # guess: positions whose V logits exist at a time
 
@@ -11,11 +12,11 @@ CHUNK = 128  # guess: positions whose V logits exist at a time
 def token_logprobs(gpt: GPT, ids: list[int], top: int = 0) -> list[tuple[float, list[tuple[int, float]]]]:
     """Log-probability of each token of `ids` (T) but the first, at temperature 1, and the `top` likeliest (id, logprob) in its place.
 
-    ValueError for more tokens than the model's `sequence_len`, or ids it does not have.
+    TooLong for more tokens than the model's `sequence_len`, ValueError for ids it does not have.
     """
     context, vocab = gpt.config.sequence_len, gpt.config.vocab_size
     if len(ids) > context:
-        raise ValueError(f"the prompt has {len(ids):,} tokens, more than the model's sequence_len={context:,}")
+        raise TooLong(f"the prompt has {len(ids):,} tokens, more than the model's sequence_len={context:,}")
     if ids and not 0 <= min(ids) <= max(ids) < vocab:
         wrong = next(token for token in ids if not 0 <= token < vocab)
         raise ValueError(f"the prompt has the id {wrong}; ids go from 0 to {vocab - 1}")

@@ -23,16 +23,16 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from nanochat.inference.engine import Completion, Piece
+from nanochat.inference.generate import TooLong
 from nanochat.inference.sampling import Sampling
 from nanochat.inference.scoring import token_logprobs
 from nanochat.serve.metrics import Metrics
-from nanochat.serve.schema import ChatRequest, CompletionRequest, DetokenizeRequest, OriginalRequest, TokenizeRequest
-from nanochat.serve.schema import Request as Asked
-from nanochat.serve.service import Busy, Model, Service, UnknownModel
+from nanochat.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, OriginalRequest, TokenizeRequest
+from nanochat.serve.requests import Request as Asked
+from nanochat.serve.service import WEB_CHAT, Busy, Model, Service, UnknownModel
 from nanochat.serve.worker import EngineFailed, Reply
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-ORIGINAL = Sampling(temperature=0.8, top_k=50, max_tokens=512)  # from: facts sheet 7.5, where a request leaves it out
 # with /v1/…, what needs the key; /health does not
 GUARDED = (
     "/chat/completions", "/stats", "/metrics", "/openapi.json", "/tokenizer_info", "/tokenize", "/detokenize",
@@ -169,7 +169,7 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
         given = {key: value for key, value in asked.model_dump(exclude={"messages"}).items() if value is not None}
         if given.get("top_k") == 0:
             given["top_k"] = None
-        sampling = replace(ORIGINAL, seed=_random_seed(), python=defaults.python, **given)
+        sampling = replace(WEB_CHAT, seed=_random_seed(), python=defaults.python, **given)
         messages = [message.model_dump() for message in asked.messages]
         reply, _ = service.chat(None, messages, sampling)
         return _event_stream(_original_events(service, reply, metrics))
@@ -521,7 +521,7 @@ def _errors(app: FastAPI, metrics: Metrics) -> None:
 
     @on(ValueError)
     async def refused(request: Request, error: ValueError) -> Response:
-        code = "context_length_exceeded" if type(error).__name__ == "TooLong" or "sequence_len" in str(error) else None
+        code = "context_length_exceeded" if isinstance(error, TooLong) else None
         return error_response(400, str(error), code=code)
 
     @on(Busy)

@@ -5,7 +5,7 @@ import re
 import torch
 
 from nanochat.checkpoint.opened import Opened, open_checkpoint
-from nanochat.inference.engine import POOL_BYTES, Engine
+from nanochat.inference.engine import MAX_ROWS, POOL_BYTES, Engine
 from nanochat.inference.execution import python_tool
 from nanochat.runtime import hardware
 from nanochat.serve.service import Model
@@ -18,7 +18,7 @@ def open_models(
     device: str = "auto",
     precision: str = "auto",
     gpus: int = 1,
-    max_rows: int = 32,
+    max_rows: int = MAX_ROWS,
     log_texts: bool = False,
     python: bool = False,
     pool_bytes: int = POOL_BYTES,

@@ -31,11 +31,10 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat.inference.sampling import Sampling
-from nanochat.serve.service import Busy, Model, Service
+from nanochat.serve.service import WEB_CHAT, Busy, Model, Service
 from nanochat.serve.store import TITLE_LENGTH, Changed, Conversation, Store, new_id
 from nanochat.serve.turn import NOTHING, UPDATES_PER_SECOND, Turn, numbers
 
-DEFAULTS = Sampling(temperature=0.8, top_k=50, max_tokens=512)  # from: nanochat's web chat, facts sheet 7.5
 SEEDS = 2**31  # a random seed is below
 MOST_COLUMNS = 4  # guess: more are too narrow to read
 UPLOAD_BYTES = 2**25  # guess: of an import
@@ -120,7 +119,7 @@ def mount_page(
 
 
 def build_page(
-    service: Service, store: Store, *, compare: bool = False, private: bool = True, defaults: Sampling = DEFAULTS
+    service: Service, store: Store, *, compare: bool = False, private: bool = True, defaults: Sampling = WEB_CHAT
 ) -> gr.Blocks:
     """The page for `mount_page`. With `compare`, a column for each of 2 to 4 checkpoints, and nothing is kept.
 

@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nanochat.inference.dialogue import TooLong, fit
+from nanochat.inference.dialogue import fit
+from nanochat.inference.generate import TooLong
 from nanochat.inference.sampling import Sampling
 from nanochat.serve.worker import Reply, Worker
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 MAX_CHARACTERS = 100_000  # guess: 30,000 tokens of English, read in 0.1 s at most
+WEB_CHAT = Sampling(temperature=0.8, top_k=50, max_tokens=512)  # from: nanochat's web chat, facts sheet 7.5
 
 
 class UnknownModel(ValueError):

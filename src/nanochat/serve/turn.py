@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from typing import Any
 
+from nanochat.inference.engine import Fragment, merge_parts
 from nanochat.inference.sampling import Sampling
 from nanochat.serve.service import Model
 from nanochat.serve.worker import EngineFailed, Reply
@@ -23,11 +24,10 @@ class Turn:
     ) -> None:  # fmt: skip
         self.reply, self.model, self.sampling, self.context = reply, model.name, sampling, model.context
         self.forgotten, self.session, self.ended = forgotten, session, ended
-        self.parts: list[dict[str, str]] = []
+        self.fragments: list[Fragment] = []
         self.finish_reason: str | None = None
         self.error: str | None = None
         self.first = self.last = 0.0  # seconds: when its first and its last token came
-        self._open = False  # the last part may grow
         self.task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
@@ -35,23 +35,13 @@ class Turn:
             async for piece in self.reply:
                 self.last = time.monotonic()
                 self.first = self.first or self.last
-                for kind, text in piece.fragments:
-                    self._take(kind, text)
+                self.fragments += piece.fragments
                 self.finish_reason = piece.finish_reason
         except EngineFailed as error:
             self.error, self.finish_reason = str(error), "error"
         finally:  # also where the server stops
             self.finish_reason = self.finish_reason or "cancelled"
             self.ended(self)
-
-    def _take(self, kind: str, text: str) -> None:
-        if kind == "mark":
-            self._open = False
-        elif self._open and self.parts[-1]["type"] == kind:
-            self.parts[-1]["text"] += text
-        else:
-            self.parts.append({"type": kind, "text": text})
-            self._open = True
 
     def stop(self) -> None:
         """No more tokens after the next one; what is there stays."""
@@ -66,8 +56,12 @@ class Turn:
                 yield
 
     @property
+    def parts(self) -> list[dict[str, str]]:
+        return merge_parts(self.fragments)
+
+    @property
     def text(self) -> str:
-        return "".join(part["text"] for part in self.parts)
+        return "".join(text for kind, text in self.fragments if kind != "mark")
 
     def made(self) -> dict[str, Any]:
         """Everything that it takes to make it again, and its numbers."""
@@ -86,7 +80,7 @@ class Turn:
 
     def message(self) -> dict[str, Any]:
         """The assistant's message, whole or as far as it is."""
-        return {"role": "assistant", "content": [dict(part) for part in self.parts] or NOTHING, "made": self.made()}
+        return {"role": "assistant", "content": self.parts or NOTHING, "made": self.made()}
 
 
 DEFAULTS = asdict(Sampling())

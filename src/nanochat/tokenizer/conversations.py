@@ -135,21 +135,3 @@ def render_prompt(tokenizer: Tokenizer, conversation: dict[str, Any]) -> list[in
     check({"messages": messages}, answered=False)
     assert messages is not None
     return [*_layout(tokenizer, messages)[0], tokenizer.specials["<|assistant_start|>"]]
-
-
-def parse(tokenizer: Tokenizer, ids: list[int]) -> list[dict[str, str]]:
-    """The parts of what an assistant wrote: what `render` would make of them is `ids` again, but for text that was cut within a part.
-
-    `ids` are without the token that ended the turn; a call of the tool that was never closed is a part all the same.
-    """
-    opening = {tokenizer.specials[before]: kind for kind, (before, _, _) in PARTS.items() if before}
-    closing = {tokenizer.specials[after] for _, after, _ in PARTS.values() if after}
-    parts: list[tuple[str, list[int]]] = [("text", [])]
-    for token in ids:
-        if token in opening:
-            parts.append((opening[token], []))
-        elif token in closing:
-            parts.append(("text", []))
-        else:
-            parts[-1][1].append(token)
-    return [{"type": kind, "text": tokenizer.decode(inside)} for kind, inside in parts if inside]
