@@ -63,7 +63,7 @@ def absolute_paths(config: dict[str, Any]) -> None:
     """Make the paths of data and tasks independent of where this was typed, for whoever reads the config elsewhere."""
     data = config["data"]
     tasks = [*(data.get("train_tasks") or {}).values(), *(data.get("val_tasks") or {}).values()]
-    tasks += (config["tasks"]["of"] or {}).values()
+    tasks += [*(config["tasks"]["of"] or {}).values(), config["task"], config["val_task"]]
     for settings in (data, *(task for task in tasks if task)):
         for key in ("path", "val_path", "shards_dir", "rendered_dir"):
             # a task's path may be a word with a meaning of its own
@@ -72,11 +72,13 @@ def absolute_paths(config: dict[str, Any]) -> None:
 
 
 def build_job(config: dict[str, Any], tokenizer_folder: Path | None = None) -> Any:
-    """The run that a composed config describes: on conversations or on text."""
+    """The run that a composed config describes: on text, on conversations, or on questions."""
     from nanochat.runs.chat_job import ChatJob, is_chat
+    from nanochat.runs.rl_job import RLJob, is_rl
     from nanochat.runs.text_job import TextJob
 
-    return (ChatJob if is_chat(config) else TextJob)(config, tokenizer_folder)
+    kind = RLJob if is_rl(config) else ChatJob if is_chat(config) else TextJob
+    return kind(config, tokenizer_folder)
 
 
 def rank_main() -> None:

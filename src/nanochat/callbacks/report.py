@@ -39,12 +39,13 @@ def check_progress(show: str) -> None:
 
 
 class Report(StepCallback):
-    """Shows and logs training. `flops_per_token` and `peak_flops` (per device, or None) give the MFU."""
+    """Shows and logs training. `flops_per_token` and `peak_flops` (per device, or None) give the MFU; without `batch_tokens`, where steps are
+    not alike, there is no speed in tokens."""
 
     def __init__(
         self,
         *,
-        batch_tokens: int,
+        batch_tokens: int | None,
         flops_per_token: int,
         peak_flops: float | None,
         log_every: int,
@@ -57,7 +58,7 @@ class Report(StepCallback):
         self.show = ("bar" if sys.stdout.isatty() else "lines") if show == "auto" else show
         self.waiting: list[tuple[int, torch.Tensor, dict[str, float]]] = []
         self.smooth, self.weight = 0.0, 0.0
-        self.speed: float | None = None
+        self.speed: float | None = None  # steps per second
         self.last_seconds, self.epoch = 0.0, 0
         self.progress: Progress | None = None
         self.last_line = 0.0
@@ -89,7 +90,7 @@ class Report(StepCallback):
             (
                 step,
                 module.loss_of_step,
-                {"perf/step_seconds": seconds, "train/lr_multiplier": lr, "train/epoch": self.epoch},
+                {"perf/step_seconds": seconds, "train/lr_multiplier": lr, "train/epoch": self.epoch, **module.numbers},
             )
         )
         if step % self.log_every == 0 or step == module.total_steps:
@@ -118,7 +119,7 @@ class Report(StepCallback):
             if loss != loss or loss in (float("inf"), float("-inf")):
                 self.not_finite(trainer, module, step, loss)
             seconds = numbers["perf/step_seconds"]
-            rate = self.batch_tokens / seconds if seconds > 0 else 0.0
+            rate = 1 / seconds if seconds > 0 else 0.0
             # the first step compiles and warms up: it starts no average
             self.speed = (
                 rate
@@ -127,14 +128,12 @@ class Report(StepCallback):
             )
             self.smooth = SMOOTHING * self.smooth + (1 - SMOOTHING) * loss
             self.weight = SMOOTHING * self.weight + (1 - SMOOTHING)
-            row = {
-                "train/loss": loss,
-                "perf/tokens_per_second": rate,
-                "train/tokens": step * self.batch_tokens,
-                **numbers,
-            }
-            if self.peak_flops:
-                row["perf/mfu"] = rate * self.flops_per_token / (self.peak_flops * trainer.world_size)
+            row = {"train/loss": loss, **numbers}
+            if self.batch_tokens is not None:
+                tokens = rate * self.batch_tokens
+                row |= {"perf/tokens_per_second": tokens, "train/tokens": step * self.batch_tokens}
+                if self.peak_flops:
+                    row["perf/mfu"] = tokens * self.flops_per_token / (self.peak_flops * trainer.world_size)
             if on_gpu:
                 row["perf/peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
             if trainer.is_global_zero:
@@ -145,12 +144,15 @@ class Report(StepCallback):
             self.display(step, row, module)
 
     def display(self, step: int, row: dict[str, float], module: PhaseModule) -> None:
-        left = (module.total_steps - step) * self.batch_tokens / self.speed if self.speed else 0.0
+        left = short_time((module.total_steps - step) / self.speed if self.speed else 0.0)
         mfu = f"  mfu {100 * row['perf/mfu']:.1f}%" if "perf/mfu" in row else ""
+        speed = f"{row['perf/tokens_per_second']:,.0f} tok/s{mfu}  " if self.batch_tokens is not None else ""
         numbers = (
             f"loss {self.smooth / self.weight:.4f}  lr x{row['train/lr_multiplier']:.3f}  {1000 * row['perf/step_seconds']:,.0f} ms  "
-            f"{row['perf/tokens_per_second']:,.0f} tok/s{mfu}  epoch {int(row['train/epoch'])}  {short_time(left)} left"
+            f"{speed}epoch {int(row['train/epoch'])}  {left} left"
         )
+        if headline := module.headline():
+            numbers = f"{headline}  {left} left"
         if self.progress is not None:
             self.progress.update(
                 self.task, completed=step, description=f"step {step:,}/{module.total_steps:,}", numbers=numbers

@@ -357,9 +357,17 @@ class Engine:
         """
         check(max_tokens=max_tokens, temperature=temperature, top_k=top_k, num_samples=num_samples)
         sampling = Sampling(temperature=temperature, top_k=top_k, max_tokens=max_tokens, seed=seed, tools=tools)
+        found = self.sample(prompts, sampling, num_samples, [f"{seed}/{i}" for i in range(len(prompts))])
+        return [completion for completions in found for completion in completions]
+
+    def sample(
+        self, prompts: list[list[int]], sampling: Sampling, num_samples: int, seeds: list[str]
+    ) -> list[list[Completion]]:
+        """`num_samples` completions of each prompt, however many side by side. What is sampled is decided by the prompt's own of `seeds`
+        and the number of the sample. ValueError for prompts that make no sense."""
         requests = [
-            self._request(f"prompt {i}", prompt, sampling, [f"{seed}/{i}/{n}" for n in range(num_samples)])
-            for i, prompt in enumerate(prompts)
+            self._request(f"prompt {i}", prompt, sampling, [f"{seed}/{n}" for n in range(num_samples)])
+            for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
         try:
             with nullcontext() if self._held else self.gpt.frozen():
@@ -372,7 +380,7 @@ class Engine:
                 self.cancel(request)
             with torch.inference_mode():
                 self._sweep()
-        return [completion for request in requests for completion in request.completions]
+        return [request.completions for request in requests]
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

@@ -60,11 +60,14 @@ class ChatJob(Job):
             )
         return self.config["batch_tokens"]
 
+    def _check_parent(self) -> None:
+        if self.parent is None:
+            phase, start = self.config["phase"], f"init_from=base-d{self.config['model']['depth']}@latest"
+            raise ValueError(f"phase {phase} starts from a checkpoint; add init_from=RUN@latest, for example {start}")
+
     def check_data(self) -> None:
         config = self.config
-        if self.parent is None:
-            phase, start = config["phase"], f"init_from=base-d{config['model']['depth']}@latest"
-            raise ValueError(f"phase {phase} starts from a checkpoint; add init_from=RUN@latest, for example {start}")
+        self._check_parent()
         sizes = self.gpt_config
         share_out(self.batch_tokens, sizes.sequence_len, self.world_size, config["data"].get("rows_per_device"))
         with torch.device("meta"):

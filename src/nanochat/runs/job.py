@@ -88,6 +88,7 @@ class Job:
         raise NotImplementedError
 
     chats = False  # whether the model that comes out answers
+    result = "val/bpb"  # what the run is judged by: lower is better
 
     def check(self) -> None:
         """Raise for settings that cannot work before a tokenizer is trained for them: sizes, plan, rates, device, precision."""
@@ -224,9 +225,9 @@ class Job:
         return False
 
     def last_result(self, folder: RunFolder) -> float | None:
-        """val/bpb of the last checkpoint, or None if it was not evaluated."""
+        """What the last checkpoint is judged by (`result`), or None if it was not evaluated."""
         checkpoints = self.checkpoints(folder)
-        return checkpoints.metrics(checkpoints.steps()[-1]).get("val/bpb") if checkpoints.steps() else None
+        return checkpoints.metrics(checkpoints.steps()[-1]).get(self.result) if checkpoints.steps() else None
 
     def build_gpt(self, *, filled: bool) -> GPT:
         """The network; not `filled` if a checkpoint of this run is about to bring every weight."""
@@ -286,37 +287,52 @@ class Job:
         module = get_class(self.config["module"]["_target_"])
         return module(gpt, self.build_optimizer(self.plan, moments), schedule, self.plan.steps)
 
-    def build_callbacks(self, folder: RunFolder, rank: int) -> list[L.Callback]:
-        config, checkpoints = self.config, self.checkpoints(folder)
-        sample = dict(config["sample"])
-        prompts = list(sample.pop("prompts") or [])
+    def evals(self, rank: int) -> dict[str, Eval]:
+        """What is evaluated while training: how often, and how."""
+        config = self.config
 
         def bpb(module: PhaseModule) -> dict[str, float]:
             return bits_per_byte(module.gpt, self.data.val_batches(config["eval_tokens"]), self.tokenizer.token_bytes)
 
-        def write(gpt: GPT, texts: list[str]) -> list[str]:
-            return self.sampled(gpt, texts, sample)
+        return {"bpb": (config["eval_every"], bpb), **self.evals_of_tasks(rank)}
 
+    def evals_of_tasks(self, rank: int) -> dict[str, Eval]:
         def answers(module: PhaseModule) -> dict[str, float]:
-            options = {"limit": config["tasks"]["limit"], "max_tokens": config["tasks"]["max_tokens"],
-                       "rank": rank, "world_size": self.world_size}  # fmt: skip
+            options = {
+                "limit": settings["limit"],
+                "max_tokens": settings["max_tokens"],
+                "rank": rank,
+                "world_size": self.world_size,
+            }
             found = {
                 name: accuracy(module.gpt, self.tokenizer, task, **options) for name, task in self.eval_tasks.items()
             }
             return {f"{name}_accuracy": numbers["accuracy"] for name, numbers in found.items()}
 
-        evals: dict[str, Eval] = {"bpb": (config["eval_every"], bpb)}
-        if self.eval_tasks:
-            evals["tasks"] = (config["tasks"]["every"], answers)
+        settings = self.config["tasks"]
+        return {"tasks": (settings["every"], answers)} if self.eval_tasks else {}
+
+    def batch_of_report(self) -> int | None:
+        """Tokens of a step, where all steps have as many."""
+        return self.plan.batch_tokens
+
+    def build_callbacks(self, folder: RunFolder, rank: int) -> list[L.Callback]:
+        config, checkpoints = self.config, self.checkpoints(folder)
+        sample = dict(config["sample"])
+        prompts = list(sample.pop("prompts") or [])
+
+        def write(gpt: GPT, texts: list[str]) -> list[str]:
+            return self.sampled(gpt, texts, sample)
+
         report = Report(
-            batch_tokens=self.plan.batch_tokens, flops_per_token=counts.flops_per_token(self.gpt_config),
+            batch_tokens=self.batch_of_report(), flops_per_token=counts.flops_per_token(self.gpt_config),
             peak_flops=self.hardware.peak_flops, log_every=config["log_every"], run_folder=folder.path,
             show=config["progress"] if rank == 0 else "none",
         )  # fmt: skip
         return [
             report,
             Save(checkpoints, config["save_every"], before=report.flush),
-            Evaluate(evals, checkpoints, at_start=config["eval_at_start"]),
+            Evaluate(self.evals(rank), checkpoints, at_start=config["eval_at_start"]),
             Sample(write, prompts, config["sample_every"]),
             *[instantiate(c) for c in (config["callbacks"] or {}).values()],
         ]
@@ -367,7 +383,8 @@ class Job:
         trainer = L.Trainer(
             accelerator=settings["accelerator"], devices=settings["devices"], num_nodes=settings["num_nodes"],
             strategy=settings["strategy"] if self.world_size > 1 else "auto", precision="32-true", max_steps=self.plan.steps, max_epochs=-1,
-            accumulate_grad_batches=self.data.accumulate, gradient_clip_val=settings["gradient_clip_val"],
+            accumulate_grad_batches=self.data.accumulate,
+            gradient_clip_val=settings["gradient_clip_val"] if module.automatic_optimization else None,
             limit_val_batches=0, num_sanity_val_steps=0, log_every_n_steps=1, logger=loggers, use_distributed_sampler=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder.path,
             callbacks=callbacks,

@@ -1,7 +1,9 @@
 """What a run prints about itself: its plan, its optimizer, how it ended and what to type next."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -10,7 +12,9 @@ from nanochat import optim
 from nanochat.callbacks.report import short_time
 from nanochat.datamodules.chat import Share
 from nanochat.gpt import counts
+from nanochat.inference.sampling import Sampling
 from nanochat.optim import GroupedOptimizer
+from nanochat.rl.preflight import Finding
 from nanochat.runtime.plan import Plan
 
 GROUPS = ("embedding", "value_embeddings", "head", "matrices", "scalars")
@@ -44,6 +48,55 @@ def plan(name: str, plan: Plan, *, batch: str, text: str, machine: tuple[str, fl
             "time", f"about {short_time(seconds)} of training on {device}" if seconds else f"not known for {device}"
         )
     console().print(table)
+
+
+def rl_plan(job: Any) -> None:
+    """What a run of reinforcement learning will do, from its `RLJob`."""
+    config, plan, algorithm, rollout = job.gpt_config, job.plan, job.algorithm, job.config["rollout"]
+    sizes = counts.parameters(config)
+    table = Table(title=f"{job.config['run_name']}: plan", title_justify="left", show_header=False)
+    table.add_row("model", f"{config.n_layer} layers, width {config.n_embd}, arch {config.arch.name}, context {config.sequence_len:,}, "
+                           f"{sizes['total']:,} parameters; from {job.config['init_from']}")  # fmt: skip
+    table.add_row(
+        "task",
+        f"{len(job.data.task):,} questions of {job.data.task.name}; held out: {job.val_task.name}, {len(job.val_task):,}",
+    )
+    table.add_row(
+        "steps", f"{plan.steps:,} optimizer steps, {algorithm.updates} per rollout, from {plan.horizon_source}"
+    )
+    table.add_row("rollout", f"{rollout['questions']} questions x {rollout['samples']} answers of up to {rollout['max_tokens']} tokens; "
+                             + sampled(job.sampling))  # fmt: skip
+    table.add_row("algorithm", f"{algorithm.name}: " + ", ".join(
+        f"{field.name} {getattr(algorithm, field.name)}" for field in fields(algorithm) if field.name != "name"))  # fmt: skip
+    table.add_row("rewards", " + ".join(f"{reward.weight:g} x {name}" for name, reward in job.rewards.of.items()))
+    console().print(table)
+
+
+def sampled(sampling: Sampling) -> str:
+    """>>> sampled(Sampling(top_k=50))
+    'temperature 1.0, top_k 50'
+    """
+    given = {key: getattr(sampling, key) for key in ("top_k", "top_p", "min_p")}
+    return ", ".join(
+        [
+            f"temperature {sampling.temperature}",
+            *(f"{key} {value}" for key, value in given.items() if value is not None),
+        ]
+    )
+
+
+def preflight(finding: Finding) -> None:
+    """What was found before the start, and whether to go."""
+    table = Table(title="go or no-go", title_justify="left")
+    for column in ("check", "verdict", "found", "advice"):
+        table.add_column(column)
+    for check in finding.checks:
+        table.add_row(
+            check.what, check.verdict.upper() if check.verdict == "stop" else check.verdict, check.found, check.advice
+        )
+    console().print(table)
+    stops = ", ".join(check.what for check in finding.stops)
+    print(f"recommendation: no-go, because of {stops}" if stops else "recommendation: go")
 
 
 def inherited(rows: Sequence[tuple[str, str, str]]) -> None:

@@ -121,6 +121,15 @@ class Train(Command):
     optim: Any = MISSING
     logger: Any = MISSING
     callbacks: Any = None
+    # of phase rl
+    task: Any = None
+    val_task: Any = None
+    algo: Any = None
+    rewards: Any = None
+    rollout: Any = None
+    pass_at_k: Any = None
+    preflight: Any = None
+    force: bool = False
 
 
 @dataclass

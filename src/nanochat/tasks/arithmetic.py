@@ -208,6 +208,9 @@ class Arithmetic(Generated):
         numbers = NUMBER.findall(completion)
         return float(bool(numbers) and Decimal(numbers[-1].replace(",", "")) == Decimal(conversation["answer"]))
 
+    def reference(self, conversation: dict[str, Any]) -> str | None:
+        return str(conversation["answer"])
+
     def settings(self) -> dict[str, Any]:
         own = {"digits": self.digits, "operators": self.operators, "held_out": self.held_out}
         return {**super().settings(), **own}

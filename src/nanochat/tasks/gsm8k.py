@@ -41,6 +41,9 @@ class GSM8K(HubTask):
     def score(self, conversation: dict[str, Any], completion: str) -> float:
         return score_marked(conversation, completion)
 
+    def reference(self, conversation: dict[str, Any]) -> str | None:
+        return marked(last_answer(conversation))
+
 
 def parts(answer: str) -> list[dict[str, str]]:
     """An answer of the data set as parts.

@@ -44,3 +44,6 @@ class MultipleChoice(HubTask):
 
     def score(self, conversation: dict[str, Any], completion: str) -> float:
         return float(completion.strip() == conversation["messages"][-1]["content"])
+
+    def reference(self, conversation: dict[str, Any]) -> str | None:
+        return str(conversation["messages"][-1]["content"])

@@ -15,7 +15,8 @@ from nanochat.runtime.held_out import is_held_out
 from nanochat.runtime.paths import hub_dir
 from nanochat.tasks import stdlib
 from nanochat.tasks.generated import Generated, share
-from nanochat.tasks.gsm8k import score_marked
+from nanochat.tasks.gsm8k import marked, score_marked
+from nanochat.tasks.task import last_answer
 
 LIBRARY = "library"  # as a path: the words of the running Python's own documentation
 WORDS_FILE = "dwyl/english-words/words_alpha.txt"  # in a mirror
@@ -163,6 +164,9 @@ class SimpleSpelling(Words):
     def score(self, conversation: dict[str, Any], completion: str) -> float:
         return float(completion.strip() == conversation["messages"][-1]["content"])
 
+    def reference(self, conversation: dict[str, Any]) -> str | None:
+        return str(conversation["messages"][-1]["content"])
+
 
 class SpellingBee(Words):
     """Count a letter in a word. Graded like GSM8K, by the number after `####`."""
@@ -192,6 +196,9 @@ class SpellingBee(Words):
 
     def score(self, conversation: dict[str, Any], completion: str) -> float:
         return score_marked(conversation, completion)
+
+    def reference(self, conversation: dict[str, Any]) -> str | None:
+        return marked(last_answer(conversation))
 
 
 def spelled(word: str) -> str:

@@ -49,6 +49,10 @@ class Task(ABC):
         """The score of each; a task whose scores take time may work on several at once."""
         return [self.score(*pair) for pair in zip(conversations, completions, strict=True)]
 
+    def reference(self, conversation: dict[str, Any]) -> str | None:
+        """The answer that is right, short and bare, for a grader that compares as a person would; None where only `score` can tell."""
+        return None
+
     @cached_property
     def _indices(self) -> range:
         total = self.total()

@@ -1,0 +1,63 @@
+"""Questions for reinforcement learning: the data are a task, and a batch is the number of the step that asks some of it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from hydra.utils import instantiate
+from torch.utils.data import IterableDataset
+
+from nanochat.datamodules.by_step import ByStep
+from nanochat.datamodules.journal import digest
+from nanochat.tasks.task import Task, whole
+
+
+class QuestionsDataModule(ByStep):
+    """`task` as composed; `num_epochs` over its questions are the length of a run, `micro_tokens` the padded tokens of a forward pass of the update.
+
+    Questions are asked in order, from the first again after the last.
+    """
+
+    def __init__(
+        self, *, task: dict[str, Any], num_epochs: int = 1, micro_tokens: int = 16384, sequence_len: int | None = None
+    ) -> None:
+        super().__init__()
+        self.num_epochs = whole("data.num_epochs", num_epochs, 1)
+        self.micro_tokens = whole("data.micro_tokens", micro_tokens, 1)
+        self.task: Task = instantiate(task)
+        self.num_workers, self.rows_per_device = 0, None
+        self.accumulate = self.micro_rows = 1
+
+    def attach(self, tokenizer: Any, *, batch_tokens: int, world_size: int = 1, rank: int = 0) -> None:
+        self.tokenizer, self.world_size, self.rank = tokenizer, world_size, rank
+
+    def manifest(self) -> dict[str, Any]:
+        """What the questions are a function of: JSON for a run's lineage."""
+        settings = self.task.settings()
+        return {
+            "hash": digest(settings),
+            "task": settings,
+            "tokenizer": self.tokenizer.hash,
+            "num_epochs": self.num_epochs,
+        }
+
+    def prepare_data(self) -> None:
+        """Nothing: questions are rendered as they are asked."""
+
+    def micro_batches(self) -> "Steps":
+        return Steps(self.start_step)
+
+    def ledger(self, k: int) -> dict[str, int]:
+        return {"steps": k}
+
+
+class Steps(IterableDataset):
+    """{"step": k} for k from `start_step` on, without end."""
+
+    def __init__(self, start_step: int) -> None:
+        self.start_step = start_step
+
+    def __iter__(self) -> Iterator[dict[str, int]]:
+        step = self.start_step
+        while True:
+            yield {"step": step, "epoch": 0}
+            step += 1

@@ -1,0 +1,78 @@
+"""How often one of k sampled answers is right, and how often the greedy one is (facts sheet 5.9; Chen et al. 2021, arXiv:2107.03374)."""
+
+from collections.abc import Sequence
+from math import comb
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from nanochat.evals.processes import agreed, distributed
+from nanochat.gpt import GPT
+from nanochat.inference.engine import Engine
+from nanochat.inference.sampling import Sampling
+from nanochat.tasks.task import Task
+from nanochat.tokenizer.conversations import render_prompt
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+RIGHT = 0.5  # a score above it is a right answer
+
+
+def unbiased(n: int, right: int, k: int) -> float:
+    """Probability that one of k answers is right, drawn from n of which `right` are: 1 - C(n - right, k) / C(n, k).
+
+    >>> unbiased(4, 1, 1), unbiased(4, 1, 2), unbiased(4, 4, 3), unbiased(4, 0, 4)
+    (0.25, 0.5, 1.0, 0.0)
+    """
+    return 1 - comb(n - right, k) / comb(n, k)
+
+
+def pass_at_k(
+    gpt: GPT, tokenizer: Tokenizer, task: Task, *, limit: int | None, samples: int, sampling: Sampling, max_rows: int = 64, rank: int = 0,
+    world_size: int = 1,
+) -> dict[str, float]:  # fmt: skip
+    """`pass@k` for k = 1, 2, 4, … and `samples`, and `greedy_accuracy`, over the first `limit` questions of `task`, all processes together.
+
+    A question that leaves no room for an answer counts as wrong. What is drawn for a question follows from the seed and its number. ValueError
+    for a task without a score.
+    """
+    device = gpt.lm_head.weight.device
+    ks = sorted({2**i for i in range(samples.bit_length()) if 2**i <= samples} | {samples})
+
+    def mine() -> list[float]:
+        if task.kind == "chat":
+            raise ValueError(f"{task.name} cannot be scored: nothing in it is right or wrong")
+        total = len(task) if limit is None else min(limit, len(task))
+        numbers = list(range(rank, total, world_size))
+        rights, greedy = _right(gpt, tokenizer, task, numbers, samples, sampling, max_rows)
+        return [float(len(numbers)), float(sum(greedy)), *(sum(unbiased(samples, r, k) for r in rights) for k in ks)]
+
+    sums = torch.tensor(agreed(mine, device), dtype=torch.float32, device=device)
+    if distributed() and world_size > 1:
+        dist.all_reduce(sums)
+    count, greedy, *passes = sums.tolist()
+    found = {f"pass@{k}": value / count for k, value in zip(ks, passes, strict=True)}
+    return {**found, "greedy_accuracy": greedy / count, "error": 1 - greedy / count}
+
+
+def _right(
+    gpt: GPT, tokenizer: Tokenizer, task: Task, numbers: Sequence[int], samples: int, sampling: Sampling, max_rows: int
+) -> tuple[list[int], list[bool]]:
+    """How many of `samples` answers to each question are right, and whether the greedy one is."""
+    asked: list[tuple[dict[str, Any], list[int]]] = [(task[n], render_prompt(tokenizer, task[n])) for n in numbers]
+    fits = [len(prompt) < gpt.config.sequence_len for _, prompt in asked]
+    prompts = [prompt for (_, prompt), ok in zip(asked, fits, strict=True) if ok]
+    conversations = [c for (c, _), ok in zip(asked, fits, strict=True) if ok]
+    seeds = [f"{sampling.seed}/{n}" for n, ok in zip(numbers, fits, strict=True) if ok]
+    engine = Engine(gpt, tokenizer, max_rows=max_rows, prefill_tokens=None, pool_bytes=0)
+    with engine.frozen():
+        sampled = engine.sample(prompts, sampling, samples, seeds)
+        greedy = engine.sample(
+            prompts, Sampling(temperature=0, max_tokens=sampling.max_tokens, tools=sampling.tools), 1, seeds
+        )
+    texts = [completion.text for group in sampled for completion in group]
+    of_each = task.scores([c for c in conversations for _ in range(samples)], texts)
+    rights = [sum(score > RIGHT for score in of_each[i : i + samples]) for i in range(0, len(of_each), samples)]
+    first = task.scores(conversations, [group[0].text for group in greedy])
+    missing = len(numbers) - len(prompts)
+    return rights + [0] * missing, [score > RIGHT for score in first] + [False] * missing

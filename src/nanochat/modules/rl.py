@@ -1,0 +1,182 @@
+"""Reinforcement learning: the model answers, rewards judge, and what earned more than its group is made likelier.
+
+An optimizer step is one `training_step`. The first of the `algo.updates` steps on the same answers collects them; micro-batches and processes
+only split a sum whose weights were fixed before (rl/algorithms.py), so gradients are added up here, not by Lightning.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nanochat.evals.processes import distributed
+from nanochat.gpt import GPT
+from nanochat.inference.sampling import Sampling
+from nanochat.modules.phase import PhaseModule
+from nanochat.optim import GroupedOptimizer, Schedule
+from nanochat.rl.algorithms import objective
+from nanochat.rl.collect import Collector, Experience, Row, drawn_logprobs, micro_batches, padded, per_token
+from nanochat.rl.policy import logprobs, policy_loss
+from nanochat.runtime import hardware
+
+
+class RLModule(PhaseModule):
+    """`collector` gives the experience of a step; `micro_tokens` bounds the padded tokens of a forward pass; `start`, where there is a KL term,
+    is the start model, which does not learn."""
+
+    def __init__(
+        self, gpt: GPT, optim: Callable[[GPT], GroupedOptimizer], schedule: Schedule, total_steps: int, *, collector: Collector,
+        micro_tokens: int, clip_norm: float | None = None, start: GPT | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(gpt, optim, schedule, total_steps)
+        self.automatic_optimization = False
+        self.collector, self.micro_tokens, self.clip_norm = collector, micro_tokens, clip_norm
+        self._start = (start,)  # in a tuple: no part of what is trained or saved
+        self.asked = 0
+        self.experience: Experience | None = None
+        self.collected_at = -1  # the step before which the experience was collected
+        algorithm = collector.algorithm
+        self.sampling = collector.sampling if algorithm.distribution == "sampled" else Sampling()
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:  # type: ignore[override]
+        algorithm, step = self.collector.algorithm, self.global_step
+        number, update = divmod(step, algorithm.updates)
+        if update == 0:
+            self._collect(number)
+        assert self.experience is not None, "the answers of this step were not restored"
+        started = time.perf_counter()
+        hardware.reset_peak(self.device)
+        self._update(self.experience.of_update(update, algorithm.minibatches))
+        self.numbers["seconds/update"] = time.perf_counter() - started
+        self.numbers["memory/update_gib"] = hardware.peak_gib(self.device)
+
+    def _collect(self, number: int) -> None:
+        hardware.reset_peak(self.device)
+        self.experience = self.collector.collect(self.gpt, number, self.asked)
+        self.asked, self.collected_at = self.experience.asked, self.global_step
+        self.numbers = {**self.experience.numbers, "memory/rollout_gib": hardware.peak_gib(self.device)}
+        started = time.perf_counter()
+        algorithm, start = self.collector.algorithm, self._start[0]
+        for rows in micro_batches(self.experience.rows, self.micro_tokens):
+            if algorithm.updates > 1:
+                _keep(rows, "old", logprobs(self.gpt, *padded(rows, self.device), self.sampling))
+            if start is not None and algorithm.kl:
+                _keep(rows, "start", logprobs(start, *padded(rows, self.device), self.sampling))
+        self.numbers["seconds/rescore"] = time.perf_counter() - started
+
+    def _update(self, rows: list[Row]) -> None:
+        algorithm, optimizer = self.collector.algorithm, self.optimizers()
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        # loss, tokens, clipped, entropy, k3, gap to the engine; and the largest gap
+        sums, widest = torch.zeros(6, device=self.device), torch.zeros(1, device=self.device)
+        for part in micro_batches(rows, self.micro_tokens):
+            idx, mask = padded(part, self.device)
+            advantage = per_token(part, [row.advantage for row in part], self.device)
+            weight = per_token(part, [row.weight for row in part], self.device)
+            old = _joined(part, "old", self.device)
+            start = _joined(part, "start", self.device)
+            seen = torch.zeros(2, device=self.device)
+
+            def loss_of(
+                logp: Tensor, at: slice, old=old, start=start, advantage=advantage, weight=weight, seen=seen
+            ) -> Tensor:
+                loss, clipped, k3 = objective(
+                    algorithm, logp, None if old is None else old[at], None if start is None else start[at], advantage[at], weight[at]
+                )  # fmt: skip
+                seen += torch.stack((clipped.sum(), k3.sum()))
+                return loss
+
+            loss, logp, entropy = policy_loss(self.gpt, idx, mask, self.sampling, loss_of)
+            loss.backward()  # no hook of DDP: gradients of all processes are added up below
+            gap = torch.zeros_like(logp)
+            if algorithm.distribution == "sampled" and old is None:
+                gap = (logp - drawn_logprobs(part, self.device)).abs()
+            sums += torch.stack(
+                (loss.detach(), loss.new_tensor(logp.numel()), seen[0], entropy.sum(), seen[1], gap.sum())
+            )
+            widest = torch.maximum(widest, gap.max())
+        self._running = sums[0].clone()
+        norm = self._add_up()
+        if self.clip_norm is not None:
+            self.clip_gradients(optimizer, gradient_clip_val=self.clip_norm, gradient_clip_algorithm="norm")  # type: ignore[arg-type]
+        if distributed():
+            dist.all_reduce(sums)
+            dist.all_reduce(widest, op=dist.ReduceOp.MAX)
+        optimizer.step()  # type: ignore[union-attr]
+        self._tell(sums.tolist(), float(widest), norm)
+
+    def _add_up(self) -> float:
+        """Gradients over all processes; their norm."""
+        grads = []
+        for p in self.gpt.parameters():
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            if distributed():
+                dist.all_reduce(p.grad)
+            grads.append(p.grad)
+        return float(torch.nn.utils.get_total_norm(grads))
+
+    def _tell(self, sums: list[float], widest: float, norm: float) -> None:
+        _, tokens, clipped, entropy, k3, gap = sums
+        tokens = max(tokens, 1.0)
+        self.numbers = {
+            **self.numbers, "rl/trained_tokens": sums[1], "rl/entropy": entropy / tokens, "rl/clipped": clipped / tokens,
+            "rl/gradient_norm": norm,
+        }  # fmt: skip
+        algorithm = self.collector.algorithm
+        if algorithm.kl:
+            self.numbers["rl/kl"] = k3 / tokens
+        if algorithm.distribution == "sampled" and algorithm.updates == 1:
+            self.numbers |= {"rl/logprob_gap": gap / tokens, "rl/logprob_gap_max": widest}
+
+    def headline(self) -> str:
+        n = self.numbers
+        seconds = n.get("seconds/rollout", 0) + n.get("seconds/reward", 0)
+        return (
+            f"reward {n['rl/reward']:.3f}  pass@1 {n['rl/pass@1']:.1%}  dead {n['rl/dead_groups']:.0%}  cut {n['rl/truncated']:.0%}  "
+            f"length {n['rl/length']:.0f}  entropy {n['rl/entropy']:.2f}  rollout {seconds:.1f} s  update {n['seconds/update']:.1f} s"
+        )
+
+    # --- to go on exactly ---------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        rows: list[Row] = []
+        if self.experience is not None and self.global_step % self.collector.algorithm.updates:
+            rows = _of_all(self.experience.rows)
+        checkpoint["rl"] = {
+            "asked": self.asked, "rows": [asdict(row) for row in rows], "numbers": self.numbers, "collected_at": self.collected_at,
+        }  # fmt: skip
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        saved, collector = checkpoint["rl"], self.collector
+        self.asked, self.numbers, self.collected_at = saved["asked"], saved["numbers"], saved["collected_at"]
+        if saved["rows"]:
+            rows = [Row(**row) for row in saved["rows"]][collector.rank :: collector.world_size]
+            self.experience = Experience([], rows, self.asked)
+
+
+def _keep(rows: list[Row], name: str, values: Tensor) -> None:
+    counts = [sum(row.mask) for row in rows]
+    for row, own in zip(rows, values.split(counts), strict=True):
+        setattr(row, name, own.tolist())
+
+
+def _joined(rows: list[Row], name: str, device: torch.device) -> Tensor | None:
+    values = [getattr(row, name) for row in rows]
+    if any(value is None for value in values):
+        return None
+    return torch.tensor([x for value in values for x in value], device=device)
+
+
+def _of_all(rows: list[Row]) -> list[Row]:
+    if not distributed():
+        return rows
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, rows)
+    return [row for part in everywhere for row in part]

@@ -1,0 +1,1 @@
+"""Reinforcement learning apart from Lightning: what is asked, what it earns, and what each token of it weighs in the loss."""

@@ -1,0 +1,168 @@
+"""What each sampled token weighs: advantages within a group, normalisation over the step, and the clipped objective.
+
+Every algorithm here is one formula: minimise the sum over sampled tokens t of  w_t * (-clip(ratio_t) * A_t + kl * k3_t).  They differ in A, w
+and the clip, so that each is a file in `conf/algo`. Weights are computed over the whole step, before it is split into micro-batches
+and ranks, which therefore change nothing.
+
+    nanochat   facts sheet 5.9: A = r - mean; each pass of 8 samples of a question is averaged over its tokens
+    reinforce  A = r - mean; mean over all tokens of the step (Williams 1992; the baseline is the group's mean, Kool et al. 2019)
+    grpo       Shao et al. 2024, arXiv:2402.03300: A = (r - mean) / std; mean over the tokens of an answer, then over answers
+    dr_grpo    Liu et al. 2025, arXiv:2503.20783: A = r - mean; sum over the tokens of an answer / max_tokens, mean over answers
+    dapo       Yu et al. 2025, arXiv:2503.14476: A = (r - mean) / std; mean over all tokens; clip-higher; groups without signal left out
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ADVANTAGES = ("mean", "std")
+NORMALISATIONS = ("pass", "tokens", "answer", "constant")
+DISTRIBUTIONS = ("sampled", "full")
+STD_EPS = 1e-6  # from: verl, where the paper gives none; all rewards of a group equal: advantage 0
+SIGNAL = 1e-8  # guess: rewards that differ by less are equal
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Settings of `conf/algo`. ValueError for one that makes no sense."""
+
+    name: str
+    advantage: str = "mean"  # r - mean of the group | std: that over the group's standard deviation (n - 1)
+    normalise: str = "tokens"  # pass | tokens (of the step) | answer (its tokens, then answers) | constant (max_tokens, then answers)
+    pass_rows: int = 8  # answers averaged together by `pass`: nanochat's device batch
+    train_stop: bool = True  # the token that ends the turn is trained like the others
+    distribution: str = (
+        "sampled"  # log-probabilities of the truncated, tempered distribution | full: of the model's own
+    )
+    epochs: int = 1  # passes over the rollouts of a step
+    minibatches: int = 1  # optimizer steps of a pass
+    clip_low: float | None = 0.2  # ratio is clipped to 1 - clip_low …
+    clip_high: float | None = 0.2  # … and 1 + clip_high; null: not at all
+    kl: float = 0.0  # weight of the divergence from the start model, by Schulman's estimator k3
+    skip_dead: bool = False  # leave out groups whose rewards are all equal …
+    refill: int = 0  # … and ask so many further rounds of questions for those
+
+    def __post_init__(self) -> None:
+        def whole(value: Any, low: int) -> bool:
+            return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+        def number(value: Any, low: float, high: float = math.inf) -> bool:
+            return isinstance(value, int | float) and not isinstance(value, bool) and low <= value < high
+
+        rules = {
+            "advantage": (self.advantage in ADVANTAGES, f"choose from {', '.join(ADVANTAGES)}"),
+            "normalise": (self.normalise in NORMALISATIONS, f"choose from {', '.join(NORMALISATIONS)}"),
+            "distribution": (self.distribution in DISTRIBUTIONS, f"choose from {', '.join(DISTRIBUTIONS)}"),
+            "pass_rows": (whole(self.pass_rows, 1), "it must be a whole number from 1 up"),
+            "epochs": (whole(self.epochs, 1), "it must be a whole number from 1 up"),
+            "minibatches": (whole(self.minibatches, 1), "it must be a whole number from 1 up"),
+            "refill": (whole(self.refill, 0), "it must be a whole number from 0 up"),
+            "train_stop": (isinstance(self.train_stop, bool), "it must be true or false"),
+            "skip_dead": (isinstance(self.skip_dead, bool), "it must be true or false"),
+            "clip_low": (
+                self.clip_low is None or number(self.clip_low, 0, 1),
+                "it must lie between 0 and 1, or be null",
+            ),
+            "clip_high": (self.clip_high is None or number(self.clip_high, 0), "it must be at least 0, or null"),
+            "kl": (number(self.kl, 0), "it must be a number from 0 up"),
+        }
+        for name, (keeps, rule) in rules.items():
+            if not keeps:
+                raise ValueError(f"algo.{name}={getattr(self, name)!r}: {rule}")
+        if self.refill and not self.skip_dead:
+            raise ValueError(
+                "algo.refill asks for more where groups are left out; set algo.skip_dead=true, or refill=0"
+            )
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps per rollout."""
+        return self.epochs * self.minibatches
+
+    def advantages(self, rewards: Sequence[float]) -> list[float]:
+        """Of the answers to one question.
+
+        >>> Algorithm("x").advantages([1, 0, 0, 1]), Algorithm("x", advantage="std").advantages([1.0, 1.0])
+        ([0.5, -0.5, -0.5, 0.5], [0.0, 0.0])
+        """
+        mean = sum(rewards) / len(rewards)
+        centred = [reward - mean for reward in rewards]
+        if self.advantage == "mean" or len(rewards) == 1:
+            return centred
+        if not has_signal(rewards):
+            return [0.0] * len(rewards)
+        std = math.sqrt(sum(x * x for x in centred) / (len(rewards) - 1))
+        return [x / (std + STD_EPS) for x in centred]
+
+    def token_weights(self, counts: Sequence[Sequence[int]], total: "Totals", max_tokens: int) -> list[list[float]]:
+        """Weight of every token of each answer, for groups of answers with so many sampled tokens; `total` is over all processes.
+
+        An answer without a sampled token has nothing to weigh. Hand-computed in tests/rl/test_algorithms.py.
+        """
+        weights = []
+        for group in counts:
+            rows: list[float] = []
+            for n, count in enumerate(group):
+                if self.normalise == "tokens":
+                    rows.append(1 / max(total.tokens, 1))
+                elif self.normalise == "answer":
+                    rows.append(1 / (max(count, 1) * total.answers))
+                elif self.normalise == "constant":
+                    rows.append(1 / (max_tokens * total.answers))
+                else:  # a pass is averaged over its tokens, a question over its passes, the step over its questions
+                    first = n // self.pass_rows * self.pass_rows
+                    in_pass = sum(group[first : first + self.pass_rows])
+                    passes = -(-len(group) // self.pass_rows)
+                    rows.append(1 / (max(in_pass, 1) * passes * total.questions))
+            weights.append(rows)
+        return weights
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Of what one optimizer step trains on, over all processes."""
+
+    questions: int
+    answers: int
+    tokens: int  # sampled
+
+
+def has_signal(rewards: Sequence[float]) -> bool:
+    """Whether the answers to a question differ in what they earn; without, the group teaches nothing."""
+    return max(rewards) - min(rewards) > SIGNAL
+
+
+def build_algorithm(settings: dict[str, Any]) -> Algorithm:
+    known = [field.name for field in fields(Algorithm)]
+    if unknown := sorted(set(settings) - set(known)):
+        raise ValueError(f"algo.{unknown[0]} is not a setting of an algorithm; there are: {', '.join(known)}")
+    return Algorithm(**settings)
+
+
+def objective(
+    algorithm: Algorithm, logp: Tensor, old: Tensor | None, start: Tensor | None, advantage: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss to be minimised, summed over tokens; which tokens the clip holds; k3 against the start model. All (N,), but the loss, 0-d.
+
+    `old` is the log-probability when the answer was sampled; None: the answers are of this very policy, and ratio is 1.
+    """
+    ratio = (logp - (logp.detach() if old is None else old)).exp()
+    gain = ratio * advantage
+    clipped = torch.zeros_like(gain, dtype=torch.bool)
+    if algorithm.clip_low is not None or algorithm.clip_high is not None:
+        low = 0.0 if algorithm.clip_low is None else 1 - algorithm.clip_low
+        high = math.inf if algorithm.clip_high is None else 1 + algorithm.clip_high
+        held = ratio.clamp(low, high) * advantage
+        clipped = held < gain
+        gain = torch.minimum(gain, held)
+    loss = -(weight * gain)
+    k3 = torch.zeros_like(gain)
+    if start is not None:
+        gap = start - logp
+        k3 = gap.exp() - gap - 1  # Schulman 2020, "Approximating KL divergence"
+        loss = loss + algorithm.kl * weight * k3
+    return loss.sum(), clipped, k3.detach()

@@ -1,0 +1,220 @@
+"""A step's worth of experience: questions asked, answers sampled and rewarded, and the rows that its updates train on.
+
+Which questions a step asks and what is drawn for them follows from the seed, the number of the rollout and how many questions were asked
+before: so a step is the same on any number of processes, and after a resume.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nanochat.evals.processes import agreed, distributed
+from nanochat.gpt import GPT
+from nanochat.inference.engine import Engine
+from nanochat.inference.sampling import Sampling
+from nanochat.rl.algorithms import Algorithm, Totals, has_signal
+from nanochat.rl.rewards import Rewards
+from nanochat.rl.rollout import Rollout, groups, roll_out
+from nanochat.tasks.task import Task
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass
+class Row:
+    """An answer as an update needs it; lists are as long as `ids`, and count where `mask` is 1."""
+
+    ids: list[int]
+    mask: list[int]
+    drawn: list[float]  # log-probability when it was drawn, by the engine
+    advantage: float
+    weight: float  # of each of its tokens in the loss
+    update: int  # which minibatch it is in
+    old: list[float] | None = (
+        None  # log-probabilities before the first update, by the trainer, of the tokens with mask 1
+    )
+    start: list[float] | None = None  # by the start model
+
+
+class GroupFacts(NamedTuple):
+    """What every process has to know of a group."""
+
+    position: int  # in the order in which questions were asked
+    rewards: list[float]
+    parts: dict[str, float]  # mean of each reward
+    sampled: list[int]  # trained tokens of each answer
+    lengths: list[int]  # tokens of each answer
+    truncated: int
+    answer: list[float]  # of the reward called answer, for pass@k; else of the sum
+
+
+@dataclass
+class Experience:
+    """Of one process, but for `numbers`, which are of all."""
+
+    rollouts: list[Rollout]
+    rows: list[Row]
+    asked: int  # questions asked so far in the run
+    numbers: dict[str, float] = field(default_factory=dict)
+
+    def of_update(self, update: int, minibatches: int) -> list[Row]:
+        return [row for row in self.rows if row.update == update % minibatches]
+
+
+class Collector:
+    """`questions` a step, `samples` answers each; process `rank` of `world_size` asks its share of them."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, task: Task, rewards: Rewards, algorithm: Algorithm, sampling: Sampling, *, questions: int, samples: int,
+        seed: int, max_rows: int, rank: int = 0, world_size: int = 1,
+    ) -> None:  # fmt: skip
+        self.tokenizer, self.task, self.rewards, self.algorithm, self.sampling = (
+            tokenizer,
+            task,
+            rewards,
+            algorithm,
+            sampling,
+        )
+        self.questions, self.samples, self.seed, self.max_rows = questions, samples, seed, max_rows
+        self.rank, self.world_size = rank, world_size
+
+    def collect(self, gpt: GPT, number: int, asked: int) -> Experience:
+        """The experience of rollout `number`, after `asked` questions. What raises on one process raises on all."""
+        engine = Engine(gpt, self.tokenizer, max_rows=self.max_rows, prefill_tokens=None, pool_bytes=0)
+        mine: dict[int, list[Rollout]] = {}  # by position
+        facts: list[GroupFacts] = []
+        seconds = {"rollout": 0.0, "reward": 0.0}
+        wanted = self.questions
+        for _ in range(1 + self.algorithm.refill):
+            positions = range(asked, asked + wanted)
+            asked += wanted
+            device = gpt.lm_head.weight.device
+            new = agreed(partial(self._ask, engine, number, positions, seconds), device)
+            mine.update(new)
+            facts += gathered([self._facts(position, group) for position, group in new.items()])
+            live = sum(has_signal(group.rewards) for group in facts)
+            wanted = self.questions - live
+            if not self.algorithm.skip_dead or wanted <= 0:
+                break
+        facts.sort()
+        rows = self._rows(mine, facts)
+        rollouts = [rollout for position in sorted(mine) for rollout in mine[position]]
+        return Experience(
+            rollouts, rows, asked, {**step_numbers(facts), **{f"seconds/{k}": v for k, v in seconds.items()}}
+        )
+
+    def _ask(
+        self, engine: Engine, number: int, positions: range, seconds: dict[str, float]
+    ) -> dict[int, list[Rollout]]:
+        """This process's share of the questions at `positions`, answered and rewarded."""
+        own = [position for position in positions if position % self.world_size == self.rank]
+        start = time.perf_counter()
+        rollouts = roll_out(
+            engine, self.tokenizer, self.task, [position % len(self.task) for position in own], samples=self.samples,
+            sampling=self.sampling, seed=f"{self.seed}/{number}",
+        )  # fmt: skip
+        rolled = time.perf_counter()
+        if rollouts:
+            self.rewards.give(rollouts, self.task)
+        seconds["rollout"] += rolled - start
+        seconds["reward"] += time.perf_counter() - rolled
+        found = dict(zip(own, groups(rollouts, self.samples), strict=True))
+        for group in found.values():
+            for rollout, advantage in zip(group, self.algorithm.advantages([r.reward for r in group]), strict=True):
+                rollout.advantage = advantage
+        return found
+
+    def _facts(self, position: int, group: list[Rollout]) -> GroupFacts:
+        stop = self.algorithm.train_stop
+        return GroupFacts(
+            position,
+            [r.reward for r in group],
+            {name: sum(r.rewards[name] for r in group) / len(group) for name in group[0].rewards},
+            [sum(r.tokens(train_stop=stop)[1]) for r in group],
+            [len(r.completion.ids) for r in group],
+            sum(r.truncated for r in group),
+            [r.rewards.get("answer", r.reward) for r in group],
+        )
+
+    def _rows(self, mine: dict[int, list[Rollout]], facts: list[GroupFacts]) -> list[Row]:
+        """The rows of this process's groups, weighed among those of all."""
+        algorithm = self.algorithm
+        kept = [group for group in facts if not algorithm.skip_dead or has_signal(group.rewards)]
+        rows = []
+        for minibatch in range(algorithm.minibatches):
+            part = kept[minibatch :: algorithm.minibatches]
+            total = Totals(
+                len(part), sum(len(group.sampled) for group in part), sum(sum(group.sampled) for group in part)
+            )
+            weights = algorithm.token_weights([group.sampled for group in part], total, self.sampling.max_tokens or 1)
+            for group, of_group in zip(part, weights, strict=True):
+                for rollout, weight in zip(mine.get(group.position, []), of_group, strict=False):
+                    if rollout.advantage == 0 and not algorithm.kl:
+                        continue  # no gradient comes from it
+                    ids, mask, drawn = rollout.tokens(train_stop=algorithm.train_stop)
+                    if any(mask):
+                        rows.append(Row(ids, mask, drawn, rollout.advantage, weight, minibatch))
+        return rows
+
+
+def gathered(facts: list[GroupFacts]) -> list[GroupFacts]:
+    """Those of all processes."""
+    if not distributed():
+        return facts
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, facts)
+    return [group for part in everywhere for group in part]
+
+
+def step_numbers(facts: Sequence[GroupFacts]) -> dict[str, float]:
+    """What a step's answers say about the policy, over all processes."""
+    answers = sum(len(group.rewards) for group in facts)
+    n = len(facts[0].rewards)
+    numbers = {
+        "rl/reward": sum(sum(group.rewards) for group in facts) / answers,
+        "rl/dead_groups": sum(not has_signal(group.rewards) for group in facts) / len(facts),
+        "rl/truncated": sum(group.truncated for group in facts) / answers,
+        "rl/length": sum(sum(group.lengths) for group in facts) / answers,
+        "rl/questions": float(len(facts)),
+        "rl/pass@1": sum(right > 0.5 for group in facts for right in group.answer) / answers,
+        f"rl/pass@{n}": sum(any(right > 0.5 for right in group.answer) for group in facts) / len(facts),
+    }
+    return numbers | {
+        f"rl/reward_{name}": sum(group.parts[name] for group in facts) / len(facts) for name in facts[0].parts
+    }
+
+
+def micro_batches(rows: Sequence[Row], micro_tokens: int) -> list[list[Row]]:
+    """Rows of about equal length together, at most `micro_tokens` padded tokens (or a single row)."""
+    batches: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: -len(row.ids)):
+        if batches and len(batches[-1][0].ids) * (len(batches[-1]) + 1) <= micro_tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def padded(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor]:
+    """idx and mask (B, T) int64, 0 on the right of what is shorter."""
+    longest = max(len(row.ids) for row in rows)
+    idx = torch.tensor([row.ids + [0] * (longest - len(row.ids)) for row in rows], device=device)
+    mask = torch.tensor([row.mask + [0] * (longest - len(row.mask)) for row in rows], device=device)
+    return idx, mask
+
+
+def per_token(rows: Sequence[Row], values: Sequence[float], device: torch.device) -> Tensor:
+    """A value of each row, repeated for its sampled tokens, (N,)."""
+    counts = torch.tensor([sum(row.mask) for row in rows], device=device)
+    return torch.tensor(values, dtype=torch.float32, device=device).repeat_interleave(counts)
+
+
+def drawn_logprobs(rows: Sequence[Row], device: torch.device) -> Tensor:
+    """Log-probabilities of the sampled tokens as the engine drew them, (N,)."""
+    found = [p for row in rows for p, sampled in zip(row.drawn, row.mask, strict=True) if sampled]
+    return torch.tensor(found, dtype=torch.float32, device=device)

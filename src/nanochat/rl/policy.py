@@ -1,0 +1,132 @@
+"""Log-probabilities of sampled tokens under the distribution they were sampled from, and the loss over them, a chunk at a time.
+
+As in `gpt/loss.py` the logits of a chunk of tokens exist at a time, and the gradients with respect to hidden states and head
+are made in the forward pass. Only positions whose next token was sampled get logits at all.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanochat.gpt import GPT
+from nanochat.gpt.loss import capped, chunk_rows
+from nanochat.inference.sampling import Sampling
+
+# logp (N,), numbers of the tokens -> loss 0-d
+Objective = Callable[[Tensor, slice], Tensor]
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """ValueError for settings whose distribution the loss cannot follow."""
+    if sampling.temperature == 0:
+        raise ValueError("rollout.temperature=0 gives the same answer each time, which teaches nothing; try 1.0")
+    if sampling.penalises:
+        raise ValueError(
+            "rollout.repetition_penalty is not supported in training: its distribution depends on the text before"
+        )
+
+
+def sampled_logprobs(x: Tensor, targets: Tensor, sampling: Sampling) -> Tensor:
+    """Log-probability (N,) of targets (N,) for logits x (N, V), in what temperature, top_k, top_p and min_p leave.
+
+    The cut is that of these logits, with the target in it: where the last bits of the logits, or an update since, would have cut it away, it
+    stays. Gradients flow through what is left.
+    """
+    if sampling.temperature != 1:
+        x = x / sampling.temperature
+    own = x.gather(-1, targets[:, None])  # (N, 1)
+    if sampling.top_k is None and sampling.top_p in (None, 1) and not sampling.min_p:
+        return (own - x.logsumexp(-1, keepdim=True))[:, 0]
+    if sampling.top_k is not None:
+        kept, index = x.topk(min(sampling.top_k, x.size(-1)), dim=-1)  # (N, k)
+    else:
+        kept, index = x.sort(dim=-1, descending=True, stable=True)
+    cut = torch.zeros_like(kept, dtype=torch.bool)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        p = kept.detach().softmax(-1)
+        cut |= p.cumsum(-1) - p >= sampling.top_p
+    if sampling.min_p:
+        cut |= kept.detach() < kept.detach().amax(-1, keepdim=True) + math.log(sampling.min_p)
+    is_own = index == targets[:, None]
+    kept = kept.masked_fill(cut & ~is_own, -torch.inf)
+    total = kept.logsumexp(-1, keepdim=True)
+    absent = ~is_own.any(-1, keepdim=True)
+    total = torch.where(absent, torch.logaddexp(total, own), total)
+    return (own - total)[:, 0]
+
+
+class PolicyLoss(torch.autograd.Function):
+    """objective(log-probabilities) over tokens; x (N, C) hidden states, weight (Vp, C), targets (N,). Also the log-probabilities and
+    the entropies of the model's whole distribution, (N,) each, without gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+        sampling, softcap, vocab, objective = settings
+        w = weight.to(x.dtype)[:vocab]
+        grad_x, grad_w = torch.empty_like(x), torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        loss = torch.zeros((), dtype=torch.float32, device=x.device)
+        found, entropies = [], []
+        rows = chunk_rows(vocab, x.device)
+        for start in range(0, x.size(0), rows):
+            chunk = slice(start, min(start + rows, x.size(0)))
+            z = (x[chunk] @ w.T).requires_grad_()
+            with torch.enable_grad():
+                logits = capped(z, softcap)
+                logp = sampled_logprobs(logits, targets[chunk], sampling)
+                part = objective(logp, chunk)
+            (dz,) = torch.autograd.grad(part, z)
+            dz = dz.to(x.dtype)
+            loss += part.detach()
+            found.append(logp.detach())
+            entropies.append(_entropy(logits.detach()))
+            torch.mm(dz, w, out=grad_x[chunk])
+            grad_w[:vocab] += dz.T @ x[chunk]
+        ctx.save_for_backward(grad_x, grad_w.to(weight.dtype))
+        logps, entropy = torch.cat(found), torch.cat(entropies)
+        ctx.mark_non_differentiable(logps, entropy)
+        return loss, logps, entropy
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor, None, None]:
+        grad_x, grad_w = ctx.saved_tensors
+        return grad_x * grad, grad_w * grad, None, None
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    logp = logits.log_softmax(-1)
+    return -(logp.exp() * logp).sum(-1)
+
+
+def hidden_of(gpt: GPT, idx: Tensor, mask: Tensor) -> Tensor:
+    """Hidden states (N, C) that predict the tokens of idx (B, T) whose mask is 1, row by row."""
+    return gpt.hidden(idx[:, :-1])[mask[:, 1:].bool()]
+
+
+def policy_loss(
+    gpt: GPT, idx: Tensor, mask: Tensor, sampling: Sampling, objective: Objective
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The objective over the sampled tokens of texts idx (B, T), mask 1 where a token was sampled; with their log-probabilities and entropies.
+
+    Texts are padded on the right with anything whose mask is 0.
+    """
+    x = hidden_of(gpt, idx, mask)
+    targets = idx[mask.bool()]  # position 0 is bos, never sampled
+    settings = (sampling, gpt.config.arch.softcap, gpt.config.vocab_size, objective)
+    loss, logps, entropy = PolicyLoss.apply(x, gpt.lm_head.weight, targets, settings)
+    return loss, logps, entropy
+
+
+@torch.no_grad()
+def logprobs(gpt: GPT, idx: Tensor, mask: Tensor, sampling: Sampling) -> Tensor:
+    """Log-probabilities (N,) of the sampled tokens, without gradients."""
+    x, targets = hidden_of(gpt, idx, mask), idx[mask.bool()]
+    w = gpt.lm_head.weight.to(x.dtype)[: gpt.config.vocab_size]
+    rows = chunk_rows(gpt.config.vocab_size, x.device)
+    found = [
+        sampled_logprobs(capped(x[i : i + rows] @ w.T, gpt.config.arch.softcap), targets[i : i + rows], sampling)
+        for i in range(0, x.size(0), rows)
+    ]
+    return torch.cat(found) if found else x.new_zeros(0)

@@ -1,0 +1,268 @@
+"""Go or no-go before a run is paid for: can the start policy learn this task, with these rewards, this template, these limits?
+
+A run that trains nothing gives no error: all groups dead, every answer cut off, a reward that cannot tell right from wrong, a template
+that the model has never seen. Each is looked for by itself, and named.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+
+from nanochat.evals.pass_at_k import RIGHT, unbiased
+from nanochat.gpt import GPT
+from nanochat.inference.engine import Completion, Engine
+from nanochat.rl.algorithms import has_signal
+from nanochat.rl.collect import Collector, Row, drawn_logprobs, micro_batches, padded
+from nanochat.rl.policy import logprobs
+from nanochat.rl.rollout import Rollout, groups, roll_out
+from nanochat.tasks.task import Task
+from nanochat.tokenizer.conversations import render, render_prompt
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+GO, CARE, STOP = "go", "care", "stop"
+KNOWN = 16  # guess: conversations whose answers the rewards and the template are checked on
+TEMPLATE = ("<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>")
+MARGIN = 0.02  # guess: nats per token by which another template must be better to be believed
+TOLD_APART = 0.9  # guess: share of known answers whose right one must earn more than a wrong one
+CUT_STOP, CUT_CARE = 0.9, 0.3  # guess: share of truncated answers
+FEW_LIVE = 0.1  # guess: share of groups with signal below which most of a run is wasted
+GAP = {torch.float32: 1e-4, torch.bfloat16: 0.05}  # guess: mean difference of log-probabilities, engine and trainer
+SIZES = (4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Check:
+    what: str
+    verdict: str  # go | care | stop
+    found: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`checks` in order; `numbers` of the sample, to be compared with the run."""
+
+    checks: list[Check]
+    numbers: dict[str, float]
+
+    @property
+    def stops(self) -> list[Check]:
+        return [check for check in self.checks if check.verdict == STOP]
+
+
+class Preflight:
+    """Asks `questions` of the training task with the collector's own settings."""
+
+    def __init__(self, collector: Collector, *, questions: int, micro_tokens: int) -> None:
+        self.collector, self.questions, self.micro_tokens = collector, questions, micro_tokens
+
+    def run(self, gpt: GPT) -> Finding:
+        c = self.collector
+        known = _spread(c.task, KNOWN)
+        checks = [check_template(gpt, c.tokenizer, c.task, known), self.check_rewards(known)]
+        engine = Engine(gpt, c.tokenizer, max_rows=c.max_rows, prefill_tokens=None, pool_bytes=0)
+        rollouts = roll_out(
+            engine, c.tokenizer, c.task, _spread(c.task, self.questions), samples=c.samples, sampling=c.sampling, seed=f"{c.seed}/preflight"
+        )  # fmt: skip
+        c.rewards.give(rollouts, c.task)
+        found, numbers = self.check_rollouts(groups(rollouts, c.samples))
+        agreement, gap = self.check_agreement(gpt, rollouts)
+        return Finding([*checks, *found, agreement], {**numbers, "logprob_gap": gap})
+
+    def check_rewards(self, known: Sequence[int]) -> Check:
+        """Answers known to be right must earn more than those of other questions."""
+        c = self.collector
+        rights, wrongs = [], []
+        for number in known:
+            other = next((n for n in known if _answer(c.task[n]) != _answer(c.task[number])), None)
+            if other is not None:
+                rights.append(known_answer(c.tokenizer, c.task, number, number))
+                wrongs.append(known_answer(c.tokenizer, c.task, number, other))
+        if not rights:
+            return Check(
+                "rewards", CARE, "all sampled questions have one answer: nothing known to be wrong to try them on"
+            )
+        c.rewards.give(rights + wrongs, c.task)
+        better = sum(right.reward > wrong.reward for right, wrong in zip(rights, wrongs, strict=True))
+        found = (
+            f"right answers earn {_mean([r.reward for r in rights]):.2f}, wrong ones {_mean([w.reward for w in wrongs]):.2f}; "
+            f"told apart in {better} of {len(rights)}"
+        )
+        if better >= TOLD_APART * len(rights):
+            return Check("rewards", GO, found)
+        same = all(right.reward == wrong.reward for right, wrong in zip(rights, wrongs, strict=True))
+        why = (
+            "the reward is the same for right and wrong answers"
+            if same
+            else "the reward does not tell right from wrong"
+        )
+        return Check(
+            "rewards",
+            STOP,
+            found,
+            f"{why}: look at rewards.{', rewards.'.join(c.rewards.of)} before anything is trained",
+        )
+
+    def check_rollouts(self, asked: Sequence[Sequence[Rollout]]) -> tuple[list[Check], dict[str, float]]:
+        """What the start policy gets right, how many groups have a signal, how many answers are cut off."""
+        c, n = self.collector, self.collector.samples
+        rights = [sum(r.rewards.get("answer", r.reward) > RIGHT for r in group) for group in asked]
+        live = _mean([float(has_signal([r.reward for r in group])) for group in asked])
+        cut = _mean([float(r.truncated) for group in asked for r in group])
+        length = _mean([float(len(r.completion.ids)) for group in asked for r in group])
+        first, any_of = _mean([r / n for r in rights]), _mean([unbiased(n, r, n) for r in rights])
+        numbers = {"pass@1": first, f"pass@{n}": any_of, "live_groups": live, "truncated": cut, "length": length}
+        error = 1.96 * math.sqrt(max(live * (1 - live), 0.25 / len(asked)) / len(asked))
+        others = ", ".join(f"{live_share(rights, n, size):.0%} of {size}" for size in SIZES if size != n)
+        if live == 0 and first > RIGHT:
+            signal = Check(
+                "signal",
+                STOP,
+                f"pass@1 {first:.1%}: every group is right",
+                "there is nothing left to learn: take a harder task",
+            )
+        elif live == 0:
+            signal = Check(
+                "signal", STOP, f"pass@{n} {any_of:.1%}, no group of {len(asked)} has two rewards",
+                f"nothing can be learned: train on the task first (+phase=sft), take an easier one, or more than rollout.samples={n}",
+            )  # fmt: skip
+        else:
+            found = f"pass@1 {first:.1%}, pass@{n} {any_of:.1%}; {live:.0%} ± {error:.0%} of groups have a signal (would be: {others})"
+            few = live < FEW_LIVE
+            advice = (
+                "most of the run would be wasted: raise rollout.samples, or try algo=dapo, which asks again"
+                if few
+                else ""
+            )
+            signal = Check("signal", CARE if few else GO, found, advice)
+        most = c.sampling.max_tokens
+        found = f"{cut:.0%} of answers cut off at rollout.max_tokens={most}, {length:.0f} tokens on average"
+        advice = f"answers do not end: raise rollout.max_tokens (now {most}), or train the model to end its turn (+phase=sft)"
+        verdict = STOP if cut >= CUT_STOP else CARE if cut >= CUT_CARE else GO
+        return [signal, Check("truncation", verdict, found, "" if verdict == GO else advice)], numbers
+
+    def check_agreement(self, gpt: GPT, rollouts: Sequence[Rollout]) -> tuple[Check, float]:
+        """The trainer must give the engine's tokens the log-probability that they were drawn with."""
+        c, device = self.collector, gpt.lm_head.weight.device
+        rows = []
+        for rollout in rollouts[:: max(1, len(rollouts) // 128)]:
+            ids, mask, drawn = rollout.tokens(train_stop=c.algorithm.train_stop)
+            if any(mask):
+                rows.append(Row(ids, mask, drawn, 0.0, 0.0, 0))
+        if not rows:
+            return Check("agreement", CARE, "no token was sampled"), 0.0
+        gaps = [
+            (logprobs(gpt, *padded(part, device), c.sampling) - drawn_logprobs(part, device)).abs()
+            for part in micro_batches(rows, self.micro_tokens)
+        ]
+        gap = torch.cat(gaps)
+        allowed = GAP.get(gpt.compute_dtype, GAP[torch.bfloat16])
+        mean, widest = float(gap.mean()), float(gap.max())
+        found = f"log-probabilities of engine and trainer differ by {mean:.1e} on average, {widest:.1e} at most"
+        advice = "the gradient would be of another policy than the one that answered; report this with the settings"
+        return Check("agreement", GO if mean <= allowed else STOP, found, "" if mean <= allowed else advice), mean
+
+
+def check_template(gpt: GPT, tokenizer: Tokenizer, task: Task, known: Sequence[int]) -> Check:
+    """The chat template must be the one that the model knows: any exchange of its marks, or none of them, makes known answers less likely."""
+    conversations = [task[n] for n in known]
+    for number, conversation in zip(known, conversations, strict=True):
+        prompt, whole = render_prompt(tokenizer, conversation), render(tokenizer, conversation)[0]
+        if (
+            whole[: len(prompt)] != prompt
+            or prompt[0] != tokenizer.bos_id
+            or prompt[-1] != tokenizer.specials["<|assistant_start|>"]
+        ):
+            return Check(
+                "template",
+                STOP,
+                f"the prompt of question {number} is not how its conversation begins",
+                "the chat template is broken",
+            )
+    ids = [tokenizer.specials[name] for name in TEMPLATE]
+    losses = {
+        "as it is": _loss(gpt, tokenizer, conversations, {}),
+        "without its marks": _loss(gpt, tokenizer, conversations, None),
+    }
+    for a, b in combinations(range(len(ids)), 2):
+        swapped = {ids[a]: ids[b], ids[b]: ids[a]}
+        losses[f"with {TEMPLATE[a]} and {TEMPLATE[b]} exchanged"] = _loss(gpt, tokenizer, conversations, swapped)
+    own, best = losses["as it is"], min(losses, key=lambda name: losses[name])
+    found = f"known answers cost {own:.2f} nats per token with the chat template, {losses['without its marks']:.2f} without its marks"
+    if own <= losses[best] + MARGIN:
+        return Check("template", GO, found)
+    if best == "without its marks":
+        advice = "the model does not know the chat template: it may be a base checkpoint; run +phase=sft first"
+    else:
+        advice = f"{losses[best]:.2f} {best}: it was trained with another template, or the tokenizer is not its own"
+    return Check("template", STOP, found, advice)
+
+
+@torch.no_grad()
+def _loss(
+    gpt: GPT, tokenizer: Tokenizer, conversations: Sequence[dict[str, Any]], marks: dict[int, int] | None
+) -> float:
+    """Mean loss of the text of the answers, with marks exchanged by `marks`, or, None, left out."""
+    total, count = 0.0, 0
+    outer = {tokenizer.specials[name] for name in TEMPLATE}
+    for conversation in conversations:
+        ids, mask = render(tokenizer, conversation)
+        answer = len(render_prompt(tokenizer, conversation))
+        counted = [
+            int(i >= answer and bool(m) and token not in tokenizer.specials.values())
+            for i, (token, m) in enumerate(zip(ids, mask, strict=True))
+        ]
+        if marks is None:
+            kept = [i for i, token in enumerate(ids) if token not in outer]
+            ids, counted = [ids[i] for i in kept], [counted[i] for i in kept]
+        else:
+            ids = [marks.get(token, token) for token in ids]
+        ids, counted = ids[: gpt.config.sequence_len + 1], counted[: gpt.config.sequence_len + 1]
+        device = gpt.lm_head.weight.device
+        idx = torch.tensor([ids[:-1]], device=device)
+        targets = torch.tensor(
+            [[token if c else -1 for token, c in zip(ids[1:], counted[1:], strict=True)]], device=device
+        )
+        total += float(gpt.losses(idx, targets).sum())
+        count += sum(counted[1:])
+    return total / max(count, 1)
+
+
+def known_answer(tokenizer: Tokenizer, task: Task, number: int, other: int) -> Rollout:
+    """The task's own answer to question `other`, as if it had been given to question `number`."""
+    conversation, answered = task[number], task[other]
+    prompt = render_prompt(tokenizer, answered)
+    ids, mask = render(tokenizer, answered)
+    said = ids[len(prompt) : -1]
+    completion = Completion(said, mask[len(prompt) : -1], tokenizer.decode(said), "stop")
+    return Rollout(number, 0, conversation, render_prompt(tokenizer, conversation), completion)
+
+
+def live_share(rights: Sequence[int], n: int, size: int) -> float:
+    """Share of groups of `size` with both right and wrong answers, where each question was answered n times, `rights` of them right.
+
+    A question's rate is taken as (right + 1/2) / (n + 1), Jeffreys' estimate, but for those all right or all wrong, which stay so.
+    """
+    share = 0.0
+    for right in rights:
+        p = (right + 0.5) / (n + 1) if 0 < right < n else right / n
+        share += 1 - p**size - (1 - p) ** size
+    return share / max(len(rights), 1)
+
+
+def _answer(conversation: dict[str, Any]) -> Any:
+    return conversation["messages"][-1]["content"]
+
+
+def _spread(task: Task, count: int) -> list[int]:
+    """That many numbers of questions, evenly over the task."""
+    count = min(count, len(task))
+    return [i * len(task) // count for i in range(count)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(len(values), 1)

@@ -1,0 +1,181 @@
+"""What an answer earns: plug-in functions over all rollouts of a step at once, and their weighted sum.
+
+A reward is a class with `__call__(rollouts, task)`, or a function of the same, that gives a number for each rollout. A file in
+`conf/reward` names it with its settings; `weight` and `timeout` (seconds for a step) are the same for all.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.utils import instantiate
+
+from nanochat.rl.grading import same_number, same_text
+from nanochat.rl.rollout import Rollout
+from nanochat.tasks.task import Task
+
+GRADERS = ("lenient", "strict")
+TIMEOUT = 60.0  # guess: seconds, where a reward's file does not say
+
+RewardFunction = Callable[[Sequence[Rollout], Task], Sequence[float]]
+
+
+class Answer:
+    """1 for a right answer, else 0. `grader` strict is the task's own score, which published numbers were taken with; lenient takes
+    "42", "42.", "$42", "42.0" and "1,000" for what they are."""
+
+    def __init__(self, grader: str = "lenient") -> None:
+        if grader not in GRADERS:
+            raise ValueError(f"grader={grader!r} is not known; choose from {', '.join(GRADERS)}")
+        self.grader = grader
+
+    def __call__(self, rollouts: Sequence[Rollout], task: Task) -> list[float]:
+        references = [task.reference(rollout.conversation) for rollout in rollouts]
+        if self.grader == "strict" or any(reference is None for reference in references):
+            return task.scores([rollout.conversation for rollout in rollouts], [rollout.text for rollout in rollouts])
+        return [float(_same(reference, rollout.text)) for reference, rollout in zip(references, rollouts, strict=True)]
+
+
+def _same(reference: str | None, text: str) -> bool:
+    assert reference is not None
+    try:
+        return same_number(reference, text)
+    except ValueError:
+        return same_text(reference, text)
+
+
+class Format:
+    """1 for an answer that the model ended itself and, where the task's own answers say `mark`, that says it once."""
+
+    def __init__(self, mark: str | None = "####") -> None:
+        self.mark = mark
+
+    def __call__(self, rollouts: Sequence[Rollout], task: Task) -> list[float]:
+        return [float(not rollout.truncated and self._marked(rollout)) for rollout in rollouts]
+
+    def _marked(self, rollout: Rollout) -> bool:
+        content = rollout.conversation["messages"][-1]["content"]
+        said = content if isinstance(content, str) else "".join(part["text"] for part in content)
+        return not self.mark or self.mark not in said or rollout.text.count(self.mark) == 1
+
+
+class Length:
+    """0 up to `free` tokens, from there down to -1 at `longest`: DAPO's soft punishment of overlong answers (arXiv:2503.14476, 3.4)."""
+
+    def __init__(self, free: int, longest: int) -> None:
+        if not 0 <= free < longest:
+            raise ValueError(
+                f"free={free} and longest={longest}: an answer of `free` tokens must be shorter than one of `longest`"
+            )
+        self.free, self.longest = free, longest
+
+    def __call__(self, rollouts: Sequence[Rollout], task: Task) -> list[float]:
+        over = [(len(r.completion.ids) - self.free) / (self.longest - self.free) for r in rollouts]
+        return [-min(max(x, 0.0), 1.0) for x in over]
+
+
+@dataclass
+class Weighted:
+    function: RewardFunction
+    weight: float
+    timeout: float
+
+
+class Rewards:
+    """Several rewards by name; `settings` as composed: `_target_`, its own settings, `weight` and `timeout`."""
+
+    def __init__(self, settings: dict[str, dict[str, Any]]) -> None:
+        self.of: dict[str, Weighted] = {}
+        for name, given in settings.items():
+            own = dict(given)
+            weight, timeout = own.pop("weight", 1.0), own.pop("timeout", TIMEOUT)
+            for key, value, low in (("weight", weight, -math.inf), ("timeout", timeout, 0.0)):
+                if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < math.inf:
+                    raise ValueError(
+                        f"rewards.{name}.{key}={value} must be a number" + (" above 0" if low == 0 else "")
+                    )
+            function = instantiate(own)
+            if not callable(function):
+                raise ValueError(
+                    f"rewards.{name} names {own.get('_target_')}, which cannot be called with rollouts and a task"
+                )
+            self.of[name] = Weighted(function, float(weight), float(timeout))
+        if not any(reward.weight for reward in self.of.values()):
+            raise ValueError("no reward has a weight; add one, for example +reward@rewards.answer=answer")
+
+    def give(self, rollouts: Sequence[Rollout], task: Task) -> None:
+        """Fill in `rewards` and `reward` of each. ValueError, naming function and item, for what is no number or came too late."""
+        for name, reward in self.of.items():
+            for rollout, value in zip(rollouts, self._values(name, reward, rollouts, task), strict=True):
+                rollout.rewards[name] = value
+        for rollout in rollouts:
+            rollout.reward = sum(self.of[name].weight * value for name, value in rollout.rewards.items())
+
+    def _values(self, name: str, reward: Weighted, rollouts: Sequence[Rollout], task: Task) -> list[float]:
+        def call() -> Sequence[float]:
+            try:
+                return reward.function(rollouts, task)
+            except Exception:
+                for rollout in rollouts:  # which one is it
+                    try:
+                        reward.function([rollout], task)
+                    except Exception as error:
+                        raise ValueError(
+                            f"rewards.{name} failed for {_named(rollout, task)}: {_said(error)}"
+                        ) from error
+                raise
+
+        values = _within(reward.timeout, call, name, len(rollouts))
+        try:
+            given = list(values)
+        except TypeError:
+            raise ValueError(
+                f"rewards.{name} gave {values!r}, not a number for each of {len(rollouts)} rollouts"
+            ) from None
+        if len(given) != len(rollouts):
+            raise ValueError(f"rewards.{name} gave {len(given)} numbers for {len(rollouts)} rollouts")
+        for value, rollout in zip(given, rollouts, strict=True):
+            try:
+                ok = value is not None and math.isfinite(value)
+            except TypeError:
+                ok = False
+            if not ok:
+                raise ValueError(
+                    f"rewards.{name} gave {value!r} for {_named(rollout, task)}; a reward must be a number"
+                )
+        return [float(value) for value in given]
+
+
+def _named(rollout: Rollout, task: Task) -> str:
+    return f"question {rollout.question} of {task.name}, sample {rollout.sample} ({rollout.text[:60]!r})"
+
+
+def _said(error: BaseException) -> str:
+    return f"there is no field {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+
+
+def _within(seconds: float, call: Callable[[], Any], name: str, count: int) -> Any:
+    """`call()`, or ValueError after `seconds` or for what it raises. One that is too late goes on in its thread until the process ends."""
+    result: list[Any] = []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            result.append(call())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=work, daemon=True, name=f"reward {name}")
+    thread.start()
+    thread.join(seconds)
+    if failure:
+        if isinstance(failure[0], ValueError):
+            raise failure[0]
+        raise ValueError(f"rewards.{name} failed on {count} rollouts: {_said(failure[0])}") from failure[0]
+    if not result:
+        raise ValueError(
+            f"rewards.{name} took more than {seconds:g} s for {count} rollouts; raise rewards.{name}.timeout, or make it faster"
+        )
+    return result[0]

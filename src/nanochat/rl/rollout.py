@@ -1,0 +1,79 @@
+"""Rollouts: answers of the model to questions of a task, sampled by the engine, many at once, with what the loss needs of each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nanochat.inference.engine import Completion, Engine
+from nanochat.inference.sampling import Sampling
+from nanochat.tasks.task import Task
+from nanochat.tokenizer.conversations import render_prompt
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass
+class Rollout:
+    """One answer to one question, and what it earned. Answers to the same question are a group."""
+
+    question: int  # number of the conversation in its task
+    sample: int  # number within its group
+    conversation: dict[str, Any]
+    prompt: list[int]
+    completion: Completion
+    rewards: dict[str, float] = field(default_factory=dict)  # by name, before they are weighted
+    reward: float = 0.0
+    advantage: float = 0.0
+
+    @property
+    def text(self) -> str:
+        return self.completion.text
+
+    @property
+    def truncated(self) -> bool:
+        """Whether it was cut off before the model ended it."""
+        return self.completion.finish_reason == "length"
+
+    def tokens(self, *, train_stop: bool) -> tuple[list[int], list[int], list[float]]:
+        """ids of prompt and answer, a mask of what was sampled, and the log-probability of each of those as the engine drew it (else 0).
+
+        Prompt and what a tool forced have mask 0 (facts sheet 5.9); the token that ended the turn is there, and sampled, with `train_stop`.
+        """
+        c = self.completion
+        ids, mask = [*self.prompt, *c.ids], [0] * len(self.prompt) + c.mask
+        logprobs = [0.0] * len(self.prompt) + [p or 0.0 for p in c.logprobs]
+        if train_stop and c.end_id is not None:
+            ids, mask, logprobs = [*ids, c.end_id], [*mask, 1], [*logprobs, c.end_logprob or 0.0]
+        return ids, mask, logprobs
+
+
+def roll_out(
+    engine: Engine, tokenizer: Tokenizer, task: Task, questions: Sequence[int], *, samples: int, sampling: Sampling, seed: str
+) -> list[Rollout]:  # fmt: skip
+    """`samples` answers to each of `questions`, those of one question side by side.
+
+    What is drawn for a question is decided by `seed` and its number, not by the others asked with it. ValueError for a prompt that leaves no
+    room for an answer in the model's context.
+    """
+    asked = []
+    for number in questions:
+        conversation = task[number]
+        prompt = render_prompt(tokenizer, conversation)
+        if len(prompt) >= engine.gpt.config.sequence_len:
+            raise ValueError(
+                f"question {number} of {task.name} has {len(prompt):,} tokens and leaves no room for an answer in the model's "
+                f"sequence_len={engine.gpt.config.sequence_len:,}; train on others (task.start, task.stop), or a model with a longer context"
+            )
+        asked.append((number, conversation, prompt))
+    completions = engine.sample(
+        [prompt for _, _, prompt in asked], sampling, samples, [f"{seed}/{number}" for number in questions]
+    )
+    return [
+        Rollout(number, n, conversation, prompt, answers[n])
+        for (number, conversation, prompt), answers in zip(asked, completions, strict=True)
+        for n in range(samples)
+    ]
+
+
+def groups(rollouts: Sequence[Rollout], samples: int) -> list[list[Rollout]]:
+    """The rollouts of each question, in order."""
+    return [list(rollouts[first : first + samples]) for first in range(0, len(rollouts), samples)]

@@ -1,0 +1,200 @@
+"""A run of reinforcement learning: questions of one task, answered by the checkpoint it starts from and rewarded."""
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import get_class, instantiate
+
+from nanochat import optim
+from nanochat.callbacks.evaluate import Eval
+from nanochat.callbacks.go_no_go import GoNoGo
+from nanochat.callbacks.rollouts import Rollouts, check_table
+from nanochat.checkpoint import folder as checkpoint_folder
+from nanochat.evals.pass_at_k import pass_at_k
+from nanochat.gpt import GPT
+from nanochat.inference.sampling import Sampling
+from nanochat.modules.phase import PhaseModule
+from nanochat.modules.rl import RLModule
+from nanochat.rl.algorithms import Algorithm, build_algorithm
+from nanochat.rl.collect import Collector
+from nanochat.rl.policy import check_sampling
+from nanochat.rl.preflight import Preflight
+from nanochat.rl.rewards import Rewards
+from nanochat.runs import show
+from nanochat.runs.chat_job import ChatJob
+from nanochat.runs.run_folder import RunFolder
+from nanochat.runtime.plan import Plan
+from nanochat.tasks.task import Task, whole
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "tools", "python")
+
+
+class RLJob(ChatJob):
+    result = "val/error"
+
+    @cached_property
+    def data(self) -> Any:
+        return instantiate(self.config["data"], _recursive_=False)
+
+    @cached_property
+    def algorithm(self) -> Algorithm:
+        return build_algorithm(self.config["algo"])
+
+    @cached_property
+    def rewards(self) -> Rewards:
+        return Rewards(self.config["rewards"] or {})
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        """How answers are sampled for training."""
+        rollout = self.config["rollout"]
+        return Sampling(**{key: rollout[key] for key in SAMPLING}, max_tokens=rollout["max_tokens"])
+
+    @cached_property
+    def val_task(self) -> Task:
+        """The held-out questions: `val_task`, or the test split of the task."""
+        if self.config["val_task"]:
+            return instantiate(self.config["val_task"])
+        split, task = self.config["pass_at_k"]["split"], self.config["task"]
+        if "split" not in task:
+            raise ValueError(
+                "this task has no test split: name held-out questions with +task@val_task=NAME val_task.path=…, for example another file"
+            )
+        return instantiate({**task, "split": split})
+
+    @cached_property
+    def plan(self) -> Plan:
+        """A step is an optimizer step; answers are as long as they turn out, so tokens are a bound."""
+        config, rollout = self.config, self.config["rollout"]
+        rollouts = len(self.data.task) // rollout["questions"] * self.data.num_epochs
+        steps = config["max_steps"] or rollouts * self.algorithm.updates
+        source = (
+            f"max_steps={steps:,}"
+            if config["max_steps"]
+            else f"{self.data.num_epochs} x {len(self.data.task):,} questions of {self.data.task.name}"
+        )
+        if steps < 1:
+            raise ValueError(
+                f"{source} are less than one step of rollout.questions={rollout['questions']}: zero steps; lower rollout.questions"
+            )
+        tokens = rollout["questions"] * rollout["samples"] * rollout["max_tokens"]
+        return Plan(self.gpt_config, steps * tokens, tokens, steps, 1.0, 0.0, source)
+
+    def check_data(self) -> None:
+        config, rollout = self.config, self.config["rollout"]
+        self._check_parent()
+        for key, low in (("questions", 1), ("samples", 1), ("max_tokens", 1), ("max_rows", 1)):
+            whole(f"rollout.{key}", rollout[key], low)
+        for key, low in (("limit", 1), ("samples", 1), ("max_tokens", 1)):
+            if config["pass_at_k"][key] is not None or key == "samples":
+                whole(f"pass_at_k.{key}", config["pass_at_k"][key], low)
+        whole("preflight.questions", config["preflight"]["questions"], 1)
+        check_sampling(self.sampling)
+        check_table(config["rollout"]["table_every"])
+        algorithm = self.algorithm
+        if rollout["samples"] == 1:
+            raise ValueError("rollout.samples=1 gives no group to compare an answer with; try rollout.samples=16")
+        if algorithm.normalise == "pass" and rollout["samples"] % algorithm.pass_rows:
+            raise ValueError(
+                f"rollout.samples={rollout['samples']} is not a multiple of algo.pass_rows={algorithm.pass_rows}; change one of the two"
+            )
+        if rollout["questions"] % self.world_size:
+            raise ValueError(
+                f"rollout.questions={rollout['questions']} cannot be shared out over {self.world_size} processes; make it a multiple"
+            )
+        if algorithm.minibatches > rollout["questions"]:
+            raise ValueError(
+                f"algo.minibatches={algorithm.minibatches} is more than rollout.questions={rollout['questions']}; lower it"
+            )
+        if rollout["max_tokens"] >= self.gpt_config.sequence_len:
+            raise ValueError(
+                f"rollout.max_tokens={rollout['max_tokens']} leaves no room for a question in the model's context of "
+                f"{self.gpt_config.sequence_len:,}; try rollout.max_tokens={self.gpt_config.sequence_len // 2}"
+            )
+        for task in (self.data.task, self.val_task):
+            if task.kind == "chat":
+                raise ValueError(
+                    f"{task.name} cannot be rewarded: nothing in it is right or wrong; choose a task with a score"
+                )
+            len(task)  # is its data there?
+        _ = self.rewards, self.plan
+        with torch.device("meta"):
+            self.build_optimizer(self.plan)(GPT(self.gpt_config))
+
+    def no_effect(self) -> dict[str, str]:
+        length = "data.num_epochs or max_steps set the length of a run on questions"
+        batch = "rollout.questions and rollout.samples are the batch of a run on questions"
+        return {
+            "plan": length, "batch_tokens": batch, "eval_tokens": "answers are evaluated here, not text; see pass_at_k",
+            "trainer.compile": "shapes change with every answer, so nothing is compiled in phase rl",
+        }  # fmt: skip
+
+    def print_plan(self, inherited: Sequence[tuple[str, str, str]] = ()) -> None:
+        if inherited:
+            show.inherited(inherited)
+        show.rl_plan(self)
+
+    def describe(self) -> str:
+        return f"{len(self.data.task):,} questions of {self.data.task.name}"
+
+    def wants_compile(self) -> bool:
+        return False
+
+    def batch_of_report(self) -> int | None:
+        return None
+
+    def collector(self) -> Collector:
+        rollout = self.config["rollout"]
+        return Collector(
+            self.tokenizer, self.data.task, self.rewards, self.algorithm, self.sampling, questions=rollout["questions"],
+            samples=rollout["samples"], seed=self.config["seed"], max_rows=rollout["max_rows"], rank=int(os.environ.get("RANK", 0)),
+            world_size=self.world_size,
+        )  # fmt: skip
+
+    def build_module(self, gpt: GPT, moments: dict[str, Any] | None = None) -> PhaseModule:
+        start = None
+        if self.algorithm.kl:
+            assert self.parent is not None
+            start = checkpoint_folder.load_to_run(self.parent, device=self.device, compute_dtype=self.dtype[0])
+        module: type[RLModule] = get_class(self.config["module"]["_target_"])
+        return module(
+            gpt, self.build_optimizer(self.plan, moments), optim.build_schedule(self.config["optim"]["schedule"]), self.plan.steps,
+            collector=self.collector(), micro_tokens=self.data.micro_tokens, clip_norm=self.config["trainer"]["gradient_clip_val"],
+            start=start,
+        )  # fmt: skip
+
+    def evals(self, rank: int) -> dict[str, Eval]:
+        settings, config = self.config["pass_at_k"], self.config
+
+        def passes(module: PhaseModule) -> dict[str, float]:
+            sampling = Sampling(
+                temperature=settings["temperature"], top_k=settings["top_k"], seed=settings["seed"], tools=config["rollout"]["tools"],
+                max_tokens=settings["max_tokens"] or config["rollout"]["max_tokens"],
+            )  # fmt: skip
+            return pass_at_k(
+                module.gpt, self.tokenizer, self.val_task, limit=settings["limit"], samples=settings["samples"], sampling=sampling,
+                max_rows=config["rollout"]["max_rows"], rank=rank, world_size=self.world_size,
+            )  # fmt: skip
+
+        return {"pass": (config["eval_every"], passes), **self.evals_of_tasks(rank)}
+
+    def build_callbacks(self, folder: RunFolder, rank: int) -> list[L.Callback]:
+        settings = self.config["preflight"]
+        preflight = GoNoGo(
+            Preflight(self.collector(), questions=settings["questions"], micro_tokens=self.data.micro_tokens), folder.path,
+            tell=show.preflight, force=self.config["force"],
+        )  # fmt: skip
+        first: list[L.Callback] = [preflight] if settings["run"] else []
+        return [
+            *first, Rollouts(folder.path, self.tokenizer, self.data.task, table_every=self.config["rollout"]["table_every"]),
+            *super().build_callbacks(folder, rank),
+        ]  # fmt: skip
+
+
+def is_rl(config: dict[str, Any]) -> bool:
+    """Whether a composed config's data are questions to be answered."""
+    return "task" in config["data"]
