@@ -1,7 +1,12 @@
 """What holds for every test: one thread, so that a busy machine slows nothing down more than it must."""
 
+import signal
+
 import pytest
 import torch
+
+# a shell that starts the tests in the background has them ignore Ctrl-C, and every process they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

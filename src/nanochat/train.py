@@ -63,7 +63,7 @@ def absolute_paths(config: dict[str, Any]) -> None:
     """Make the paths of data and tasks independent of where this was typed, for whoever reads the config elsewhere."""
     data = config["data"]
     tasks = [*(data.get("train_tasks") or {}).values(), *(data.get("val_tasks") or {}).values()]
-    tasks += [*(config["tasks"]["of"] or {}).values(), config["task"], config["val_task"]]
+    tasks += [*(config["tasks"]["of"] or {}).values(), config.get("task"), config.get("val_task")]
     for settings in (data, *(task for task in tasks if task)):
         for key in ("path", "val_path", "shards_dir", "rendered_dir"):
             # a task's path may be a word with a meaning of its own

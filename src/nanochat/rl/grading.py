@@ -8,6 +8,7 @@ NUMBER = re.compile(
     r"(?<![\w.,/])(?P<sign>[-+\u2212]?)\s?[$€£¥]?(?P<sign2>[-\u2212]?)"
     r"(?P<whole>\d{1,3}(?:,\d{3})+|\d+)?(?P<decimals>\.\d+)?(?:/(?P<below>\d+))?(?![\d/]|[.,]\d|[eE]\d)"
 )
+LONGEST = 100  # guess: characters; a longer run of digits is no answer
 MARK = "####"  # from: facts sheet 4.4, what GSM8K's answers put before the number
 
 
@@ -20,7 +21,7 @@ def numbers(text: str) -> list[Fraction]:
     found = []
     for match in NUMBER.finditer(text):
         whole, decimals, below = match["whole"], match["decimals"], match["below"]
-        if whole is None and decimals is None:
+        if (whole is None and decimals is None) or len(match[0]) > LONGEST:
             continue
         value = Fraction((whole or "0").replace(",", "") + (decimals or ""))
         if below is not None:
