@@ -213,7 +213,10 @@ def test_auto_follows_the_compute_dtype_where_the_hardware_has_bf16(monkeypatch,
 # --- compiled ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(" " in sys.prefix, reason="torch's compiler cannot be in a path with a space (torch 2.13); updates then run uncompiled")
+@pytest.mark.skipif(
+    " " in sys.prefix,
+    reason="torch's compiler cannot be in a path with a space (torch 2.13); updates then run uncompiled",
+)
 @pytest.mark.slow  # half a minute of compiling
 @pytest.mark.parametrize("variant", ["modern", "classic"])
 def test_compiled_and_eager_give_the_same_update(variant, caplog):

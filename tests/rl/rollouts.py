@@ -36,7 +36,9 @@ class Sums(Task):
         return conversation["answer"]
 
 
-def rollout(text: str, question: int = 0, sample: int = 0, *, reason: str = "stop", task: Task | None = None) -> Rollout:
+def rollout(
+    text: str, question: int = 0, sample: int = 0, *, reason: str = "stop", task: Task | None = None
+) -> Rollout:
     conversation = (task or Sums())[question]
     ids = TOKENIZER.encode(text)
     completion = Completion(ids, [1] * len(ids), text, reason, logprobs=[-1.0] * len(ids))

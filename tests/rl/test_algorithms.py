@@ -41,7 +41,11 @@ def test_nanochats_passes() -> None:
     ]  # fmt: skip
     uneven = algorithm.token_weights([[2, 4, 1, 0], [3, 3, 3, 3]], TOTAL, 256)
     assert uneven[0] == [1 / 24, 1 / 24, 1 / 4, 1 / 4]
-    assert named("nanochat").pass_rows == 8 and not named("nanochat").train_stop and named("nanochat").distribution == "full"
+    assert (
+        named("nanochat").pass_rows == 8
+        and not named("nanochat").train_stop
+        and named("nanochat").distribution == "full"
+    )
 
 
 def test_tokens_answers_and_a_constant() -> None:
@@ -90,7 +94,9 @@ def test_the_divergence_is_k3() -> None:
     algorithm = Algorithm("x", kl=0.5, clip_low=None, clip_high=None)
     loss, _, k3, grad = values(algorithm, [1.0, 1.0], [0.0, 0.0], start=[math.log(2), 0.0])
     assert k3 == pytest.approx([2 - math.log(2) - 1, 0.0], abs=1e-6)
-    assert loss == pytest.approx(0.5 * (1 - math.log(2)), abs=1e-6) and grad == pytest.approx([0.5 * (1 - 2), 0.0], abs=1e-6)
+    assert loss == pytest.approx(0.5 * (1 - math.log(2)), abs=1e-6) and grad == pytest.approx(
+        [0.5 * (1 - 2), 0.0], abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,13 @@ def test_a_token_that_the_cut_would_leave_out_stays_in() -> None:
 def test_the_trainer_agrees_with_the_engine(any_gpt, sampling: Sampling) -> None:
     """1e-5 in fp32, for every architecture and cut, with prompts of different lengths side by side."""
     engine = Engine(any_gpt, TOKENIZER, max_rows=8)
-    wanted = Sampling(temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p, max_tokens=12)
+    wanted = Sampling(
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        max_tokens=12,
+    )
     rollouts = roll_out(engine, TOKENIZER, Sums(size=12), range(12), samples=3, sampling=wanted, seed="a")
     rows = []
     for rollout in rollouts:
@@ -72,7 +78,10 @@ def plain_loss(gpt, rows: list[Row], sampling: Sampling, coefficients: list[floa
 def test_loss_and_gradients_are_those_of_plain_autograd(monkeypatch, sampling: Sampling, chunk: int) -> None:
     monkeypatch.setattr(policy, "chunk_rows", lambda vocab, device: chunk)
     gpt = random_gpt(std=0.2)
-    rows = [Row([5, 1, 2, 3, 9, 9], [0, 0, 1, 1, 0, 1], [0.0] * 6, 0, 0, 0), Row([5, 7, 8], [0, 0, 1], [0.0] * 3, 0, 0, 0)]
+    rows = [
+        Row([5, 1, 2, 3, 9, 9], [0, 0, 1, 1, 0, 1], [0.0] * 6, 0, 0, 0),
+        Row([5, 7, 8], [0, 0, 1], [0.0] * 3, 0, 0, 0),
+    ]
     coefficients = [0.7, -1.3]
     idx, mask = padded(rows, torch.device("cpu"))
     per_token = torch.tensor([0.7, 0.7, 0.7, -1.3])
@@ -124,7 +133,10 @@ def test_what_is_drawn_for_a_question_does_not_depend_on_the_others(any_gpt) -> 
     assert [r.question for r in halves[0]] == [4] * 4 + [6] * 4
     together = sorted([*halves[0], *halves[1]], key=lambda r: (r.question, r.sample))
     assert [r.completion for r in together] == [r.completion for r in wide.rollouts]
-    assert wide.asked == 8 and [r.question for r in collector(algorithm).collect(any_gpt, 4, asked=8).rollouts][:4] == [0] * 4
+    assert (
+        wide.asked == 8
+        and [r.question for r in collector(algorithm).collect(any_gpt, 4, asked=8).rollouts][:4] == [0] * 4
+    )
 
 
 def test_groups_without_signal_are_left_out_and_asked_again() -> None:
@@ -143,7 +155,9 @@ def test_groups_without_signal_are_left_out_and_asked_again() -> None:
     kept = collector(Algorithm("x"))
     kept.rewards.of["e"].function = only_seven
     found = kept.collect(gpt, 0, asked=4)
-    assert len(found.rows) == 4 and found.rows[0].weight < 1 / sum(sum(r.mask) for r in found.rows), "the dead count too"
+    assert len(found.rows) == 4 and found.rows[0].weight < 1 / sum(sum(r.mask) for r in found.rows), (
+        "the dead count too"
+    )
 
 
 def test_sampling_that_the_loss_cannot_follow_is_refused() -> None:
@@ -155,6 +169,8 @@ def test_sampling_that_the_loss_cannot_follow_is_refused() -> None:
 
 def test_a_question_without_room_is_one_clear_line(gpt) -> None:
     task = Sums()
-    task.conversation = lambda i: {"messages": [{"role": "user", "content": "x" * 60}, {"role": "assistant", "content": "1"}]}  # type: ignore[method-assign]
+    task.conversation = lambda i: {
+        "messages": [{"role": "user", "content": "x" * 60}, {"role": "assistant", "content": "1"}]
+    }  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=r"question 0 of sums has 64 tokens and leaves no room .* sequence_len=48"):
         roll_out(Engine(gpt, TOKENIZER), TOKENIZER, task, [0], samples=2, sampling=Sampling(), seed="a")

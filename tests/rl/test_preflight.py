@@ -100,7 +100,9 @@ def test_nothing_right_at_all_is_named(learnt: GPT) -> None:
     task = Sums(size=8)
     task.reference = lambda conversation: "77"  # type: ignore[method-assign]
     stops = {check.what: check for check in preflight(task=task).run(learnt).stops}
-    assert "no group of 8 has two rewards" in stops["signal"].found and "nothing can be learned" in stops["signal"].advice
+    assert (
+        "no group of 8 has two rewards" in stops["signal"].found and "nothing can be learned" in stops["signal"].advice
+    )
 
 
 def test_the_predicted_share_of_live_groups() -> None:

@@ -70,7 +70,9 @@ def test_a_missing_field_and_whatever_is_raised_name_function_and_item() -> None
 
     rollouts = [rollout("a", 0), rollout("b", 3)]
     rollouts[0].conversation["level"] = 1
-    with pytest.raises(ValueError, match=r"rewards.mine failed for question 3 of sums, sample 0 \('b'\): there is no field 'level'"):
+    with pytest.raises(
+        ValueError, match=r"rewards.mine failed for question 3 of sums, sample 0 \('b'\): there is no field 'level'"
+    ):
         rewards(needs).give(rollouts, TASK)
     with pytest.raises(ValueError, match=r"question 0 of sums.*ZeroDivisionError"):
         rewards(lambda rollouts, task: [1 / 0]).give(rollouts, TASK)
@@ -83,7 +85,9 @@ def test_a_number_for_each_rollout(values) -> None:
 
 
 def test_a_reward_that_takes_too_long_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"rewards.mine took more than 0.05 s for 1 rollouts; raise rewards.mine.timeout"):
+    with pytest.raises(
+        ValueError, match=r"rewards.mine took more than 0.05 s for 1 rollouts; raise rewards.mine.timeout"
+    ):
         rewards(lambda rollouts, task: time.sleep(5), timeout=0.05).give([rollout("a")], TASK)
 
 
@@ -93,7 +97,10 @@ def test_a_reward_that_takes_too_long_is_an_error() -> None:
         ({}, "no reward has a weight"),
         ({"a": {"_target_": "nanochat.rl.rewards.Answer", "weight": 0}}, "no reward has a weight"),
         ({"a": {"_target_": "nanochat.rl.rewards.Answer", "weight": "much"}}, "rewards.a.weight=much must be a number"),
-        ({"a": {"_target_": "nanochat.rl.rewards.Answer", "timeout": 0}}, "rewards.a.timeout=0 must be a number above 0"),
+        (
+            {"a": {"_target_": "nanochat.rl.rewards.Answer", "timeout": 0}},
+            "rewards.a.timeout=0 must be a number above 0",
+        ),
         ({"a": {"_target_": "builtins.int"}}, "rewards.a names builtins.int, which cannot be called"),
     ],
 )
