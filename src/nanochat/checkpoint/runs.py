@@ -10,6 +10,7 @@ from typing import Any
 from nanochat.checkpoint import folder
 
 BEST = "best.json"
+START = "start.json"  # what an evaluation before the first step gave
 BEGAN_HERE = "began-here.txt"  # in a checkpoint: the runs that began from it, and need it to be resumed
 
 
@@ -49,12 +50,15 @@ class RunCheckpoints:
         return int(data["step"]), float(data["value"])
 
     def metrics(self, step: int) -> dict[str, Any]:
-        """What evaluations of the checkpoint at `step` gave so far."""
-        file = self.path(step) / "metrics.json"
+        """What evaluations of the checkpoint at `step` gave so far; step 0 is the start, of which there is no checkpoint."""
+        file = self.path(step) / "metrics.json" if step else self.root / START
         return json.loads(file.read_text()) if file.is_file() else {}
 
     def record(self, step: int, metrics: dict[str, Any]) -> None:
         """Note what an evaluation of the checkpoint at `step` gave; move the pointer to the best if it is better (lower)."""
+        if step == 0:
+            self.root.mkdir(parents=True, exist_ok=True)
+            folder.write_json(self.root / START, metrics)
         if not self.path(step).is_dir():
             return
         folder.write_json(self.path(step) / "metrics.json", {**self.metrics(step), **metrics})

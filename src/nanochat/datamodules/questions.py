@@ -12,17 +12,23 @@ from nanochat.tasks.task import Task, whole
 
 
 class QuestionsDataModule(ByStep):
-    """`task` as composed; `num_epochs` over its questions are the length of a run, `micro_tokens` the padded tokens of a forward pass of the update.
+    """`task` as composed; `num_epochs` over its questions are the length of a run, `micro_tokens` the padded tokens of a forward pass of the update
+    (None: what suits the device).
 
     Questions are asked in order, from the first again after the last.
     """
 
     def __init__(
-        self, *, task: dict[str, Any], num_epochs: int = 1, micro_tokens: int = 16384, sequence_len: int | None = None
+        self,
+        *,
+        task: dict[str, Any],
+        num_epochs: int = 1,
+        micro_tokens: int | None = None,
+        sequence_len: int | None = None,
     ) -> None:
         super().__init__()
         self.num_epochs = whole("data.num_epochs", num_epochs, 1)
-        self.micro_tokens = whole("data.micro_tokens", micro_tokens, 1)
+        self.micro_tokens = None if micro_tokens is None else whole("data.micro_tokens", micro_tokens, 1)
         self.task: Task = instantiate(task)
         self.num_workers, self.rows_per_device = 0, None
         self.accumulate = self.micro_rows = 1

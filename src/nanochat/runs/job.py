@@ -312,6 +312,9 @@ class Job:
         settings = self.config["tasks"]
         return {"tasks": (settings["every"], answers)} if self.eval_tasks else {}
 
+    def print_result(self, before: dict[str, float], after: dict[str, float]) -> None:
+        """What came of it, from the evaluations before the first step (if there was one) and after the last."""
+
     def batch_of_report(self) -> int | None:
         """Tokens of a step, where all steps have as many."""
         return self.plan.batch_tokens
@@ -413,6 +416,7 @@ class Job:
                     place,
                     chats=self.chats,
                 )
+                self.print_result(checkpoints.metrics(0), checkpoints.metrics(step))
         return self.last_result(folder)
 
 

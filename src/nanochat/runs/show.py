@@ -154,12 +154,27 @@ def stopped(step: int, steps: int, place: Path) -> None:
     print(f"stopped after step {step:,} of {steps:,}, saved in {place}; the same command with resume=auto goes on")
 
 
+def gain(before: dict[str, float], after: dict[str, float], title: str) -> None:
+    """Answers to held-out questions before and after a run."""
+    table = Table(title=title, title_justify="left")
+    for column in ("right", "before", "after"):
+        table.add_column(column, justify="left" if column == "right" else "right")
+    for key, value in after.items():
+        name = key.removeprefix("val/")
+        if name.startswith("pass@") or name == "greedy_accuracy":
+            what = (
+                "the likeliest answer" if name == "greedy_accuracy" else f"one of {name.removeprefix('pass@')} sampled"
+            )
+            table.add_row(what, f"{before[key]:.1%}" if key in before else "not asked", f"{value:.1%}")
+    console().print(table)
+
+
 def accuracies(metrics: dict[str, float]) -> None:
     """How many of the answers to each task were right, if tasks were asked."""
     asked = {
         key.removeprefix("val/").removesuffix("_accuracy"): value
         for key, value in metrics.items()
-        if key.endswith("_accuracy")
+        if key.endswith("_accuracy") and key != "val/greedy_accuracy"
     }
     if not asked:
         return
