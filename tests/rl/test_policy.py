@@ -161,7 +161,7 @@ def test_groups_without_signal_are_left_out_and_asked_again() -> None:
 
 
 def test_sampling_that_the_loss_cannot_follow_is_refused() -> None:
-    with pytest.raises(ValueError, match="rollout.temperature=0 gives the same answer each time"):
+    with pytest.raises(ValueError, match=r"rollout.temperature=0 gives the same answer each time"):
         check_sampling(Sampling(temperature=0))
     with pytest.raises(ValueError, match="repetition_penalty"):
         check_sampling(Sampling(repetition_penalty=1.2))
