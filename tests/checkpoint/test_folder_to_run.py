@@ -17,10 +17,13 @@ CLASSIC = build_arch(OmegaConf.to_container(OmegaConf.load(conf_dir() / "arch" /
 def saved(request, tmp_path):
     tokenizer = BPETokenizer([])
     arch = Arch() if request.param == "modern" else CLASSIC
-    gpt = GPT.build(GPTConfig(64, tokenizer.vocab_size, 2, 4, 2, 64, arch=arch))
+    gpt, drawn = (
+        GPT.build(GPTConfig(64, tokenizer.vocab_size, 2, 4, 2, 64, arch=arch)),
+        torch.Generator().manual_seed(0),
+    )
     with torch.no_grad():
         for p in gpt.parameters():
-            p.normal_(0, 0.2)
+            p.normal_(0, 0.2, generator=drawn)
     folder.save(tmp_path / "c", gpt.state_dict(), gpt.config, tokenizer, lineage={})
     return tmp_path / "c"
 
@@ -33,7 +36,7 @@ def test_a_checkpoint_read_to_be_run_gives_the_same_logits(saved, dtype):
         assert torch.equal(trained(idx), runs(idx))
     with runs.frozen():  # a second freezing changes nothing
         torch.testing.assert_close(
-            runs(idx), trained(idx).detach(), rtol=0, atol=1e-5 if dtype == torch.float32 else 0.2
+            runs(idx), trained(idx).detach(), rtol=0, atol=1e-4 if dtype == torch.float32 else 0.2
         )
     assert {name: p.shape for name, p in runs.named_parameters()} == {n: p.shape for n, p in trained.named_parameters()}
     for name, p in runs.named_parameters():

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from nanochat import optim
 from nanochat.gpt import GPT, build_arch, from_depth
 from nanochat.optim.groups import rules
+from nanochat.rl.rewards import Rewards
 from nanochat.runtime.app import known_keys, register
 from nanochat.runtime.paths import conf_dir
 
@@ -33,8 +34,9 @@ def composed(*words: str, name: str = "train") -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("model", choices("model"))
-@pytest.mark.parametrize("arch", choices("arch"))
+@pytest.mark.parametrize(
+    ("model", "arch"), [*((m, "modern") for m in choices("model")), *(("d12", a) for a in choices("arch"))]
+)
 def test_every_model_builds_with_every_arch(model: str, arch: str) -> None:
     config = composed("+phase=base", f"model={model}", f"arch={arch}")
     depth = int(model.removeprefix("d"))
@@ -67,9 +69,10 @@ def test_every_optimizer_builds_and_steps(name: str, arch: str) -> None:
     assert loss.item() < first - 0.1, "ten steps on one batch lower its loss"
 
 
-@pytest.mark.parametrize("phase", choices("phase"))
-@pytest.mark.parametrize("trainer", choices("trainer"))
-def test_every_phase_composes_with_every_trainer(phase: str, trainer: str) -> None:
+@pytest.mark.parametrize(
+    ("phase", "trainer"), [*((p, "cpu") for p in choices("phase")), *(("base", t) for t in choices("trainer"))]
+)
+def test_every_phase_and_every_trainer_compose(phase: str, trainer: str) -> None:
     config = composed(f"+phase={phase}", f"trainer={trainer}", "model=d4")
     assert config["phase"] == phase.partition("_")[0] and get_class(config["module"]["_target_"])
     assert config["trainer"]["devices"] >= 1 and config["trainer"]["accelerator"] in ("cpu", "gpu", "mps")
@@ -80,9 +83,21 @@ def test_every_data_composes(data: str) -> None:
     register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", ["+phase=base", f"data={data}"])
+        cfg = compose("train", ["+phase=rl" if data == "questions" else "+phase=base", f"data={data}"])
     assert callable(get_class_or_function(cfg.data._target_))
-    assert {"sequence_len", "seed", "rows_per_device", "packing"} <= set(cfg.data)
+    common = {"task", "micro_tokens"} if data == "questions" else {"seed", "rows_per_device", "packing"}
+    assert {"sequence_len"} | common <= set(cfg.data)
+
+
+@pytest.mark.parametrize("task", [name for name in choices("task") if name not in ("jsonl", "messages")])
+def test_every_task_can_be_the_one_of_rl(task: str) -> None:
+    assert composed("+phase=rl", f"task={task}")["data"]["task"]["_target_"].startswith("nanochat.tasks.")
+
+
+@pytest.mark.parametrize("reward", choices("reward"))
+def test_every_reward_gives_a_number_for_each_rollout(reward: str) -> None:
+    config = composed("+phase=rl", *([] if reward == "answer" else [f"+reward@rewards.{reward}={reward}"]))
+    assert set(Rewards(config["rewards"]).of) == {"answer", reward}
 
 
 def get_class_or_function(path: str) -> Any:

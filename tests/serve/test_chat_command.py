@@ -70,6 +70,7 @@ def test_it_serves_two_checkpoints_and_ends_with_ctrl_c(places):
         process.wait()
 
 
+@pytest.mark.slow
 def test_with_a_key_the_page_wants_a_login_and_the_api_the_key(places):
     process = start(
         places, f"ckpt={places}/talks", "port=0", "host=0.0.0.0", "api_key=open, sesame!".replace(", ", "-")

@@ -254,6 +254,7 @@ def open_section(page, name: str) -> None:
         page.locator("#sidebar").get_by_role("button", name=re.compile(f"^{name}")).click()
 
 
+@pytest.mark.slow
 def test_an_answer_is_streamed_and_stop_ends_the_engine_and_keeps_what_was_written(server, page):
     server.engine("first").pause = 0.02
     send(page, "long")
