@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,6 +40,23 @@ def test_the_worked_update_rule_of_contributing_trains() -> None:
         rule["check"]({**group, "momentum": 1.5})
 
 
+def test_the_worked_reward_of_contributing_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two files of CONTRIBUTING, the first put beside the others of its folder."""
+    import nanochat.rl
+    from nanochat.inference.engine import Completion
+    from nanochat.rl.rewards import Rewards
+    from nanochat.rl.rollout import Rollout
+    from nanochat.tasks.arithmetic import Arithmetic
+
+    (tmp_path / "brevity.py").write_text(next(b for b in blocks("CONTRIBUTING.md", "python") if "class Brevity" in b))
+    monkeypatch.setattr(nanochat.rl, "__path__", [*nanochat.rl.__path__, str(tmp_path)])
+    yaml = next(text for text in blocks("CONTRIBUTING.md", "yaml") if "Brevity" in text)
+    rewards = Rewards({"brevity": OmegaConf.to_container(OmegaConf.create(yaml))})
+    rollouts = [Rollout(0, 0, {}, [], Completion([], [], "word " * n, "stop")) for n in (20, 30, 50)]
+    rewards.give(rollouts, Arithmetic(size=1))
+    assert [one.reward for one in rollouts] == pytest.approx([0.2, 0.1, 0.0])
+
+
 @pytest.mark.slow
 def test_the_worked_task_of_contributing_is_trained_on(tmp_path: Path) -> None:
     """The files of CONTRIBUTING, put where it says into a copy of the code: its test passes, it is found, mixed in and shown."""
@@ -48,7 +66,7 @@ def test_the_worked_task_of_contributing_is_trained_on(tmp_path: Path) -> None:
         next(b for b in blocks("CONTRIBUTING.md", "python") if mark in b)
         for mark in ("class Reversing", "Reversing(size=9)[3]")
     )
-    (yaml,) = blocks("CONTRIBUTING.md", "yaml")
+    yaml = next(text for text in blocks("CONTRIBUTING.md", "yaml") if "reversing" in text)
     (tmp_path / "src/nanochat/tasks/reversing.py").write_text(code)
     (tmp_path / "conf/task/reversing.yaml").write_text(yaml)
     (tmp_path / "test_reversing.py").write_text(test)

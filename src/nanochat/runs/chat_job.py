@@ -67,6 +67,8 @@ class ChatJob(Job):
 
     def check_data(self) -> None:
         config = self.config
+        if config["algo"] is not None:
+            raise ValueError(f"phase {config['phase']} asks the questions of a task; drop data=…, and choose task=NAME")
         self._check_parent()
         sizes = self.gpt_config
         share_out(self.batch_tokens, sizes.sequence_len, self.world_size, config["data"].get("rows_per_device"))
@@ -81,7 +83,13 @@ class ChatJob(Job):
     def no_effect(self) -> dict[str, str]:
         length = "data.num_epochs or max_steps set the length of a run on conversations"
         decay = "Muon decays nothing in a run on conversations; set optim.groups.matrix.weight_decay=…"
-        return {"plan.tokens": length, "plan.flops": length, "plan.ratio": length, "plan.weight_decay": decay}
+        return {
+            **super().no_effect(),
+            "plan.tokens": length,
+            "plan.flops": length,
+            "plan.ratio": length,
+            "plan.weight_decay": decay,
+        }
 
     def print_plan(self, inherited: Sequence[tuple[str, str, str]] = ()) -> None:
         """What is inherited and what the mixture is made of, then the plan."""

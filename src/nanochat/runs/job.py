@@ -43,6 +43,9 @@ COMPILE_PAYS_SECONDS = (
 )
 
 
+ONLY_RL = ("task", "val_task", "algo", "rewards", "rollout", "pass_at_k", "preflight", "force")  # settings
+
+
 class Job:
     """One training run, from its composed config as plain values. Nothing heavy is built before it is asked for."""
 
@@ -77,7 +80,7 @@ class Job:
 
     def no_effect(self) -> dict[str, str]:
         """Settings that this kind of run has no use for, and why."""
-        return {}
+        return dict.fromkeys(ONLY_RL, f"phase {self.config['phase']} asks no questions; add +phase=rl, or drop it")
 
     def describe(self) -> str:
         """What the run reads, for the plan."""

@@ -89,6 +89,10 @@ class RLJob(ChatJob):
 
     def check_data(self) -> None:
         config, rollout = self.config, self.config["rollout"]
+        if config["algo"] is None:
+            raise ValueError(
+                f"data=questions is the data of phase rl, and this is phase {config['phase']}; add +phase=rl, or choose other data"
+            )
         self._check_parent()
         for key, low in (("questions", 1), ("samples", 1), ("max_tokens", 1), ("max_rows", 1)):
             whole(f"rollout.{key}", rollout[key], low)

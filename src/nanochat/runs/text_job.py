@@ -66,9 +66,9 @@ class TextJob(Job):
 
     def no_effect(self) -> dict[str, str]:
         if optim.uses_planned_decay(self.config["optim"]["groups"]):
-            return {}
+            return super().no_effect()
         instead = "set optim.groups.matrix.weight_decay=…"
-        return {"plan.weight_decay": f"no group of optim has weight_decay: auto; {instead}"}
+        return {**super().no_effect(), "plan.weight_decay": f"no group of optim has weight_decay: auto; {instead}"}
 
     def describe(self) -> str:
         """Which text, and how many of its shards the plan needs and takes."""

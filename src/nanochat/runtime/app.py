@@ -170,6 +170,11 @@ def one_line(error: BaseException, config_name: str = "train") -> str:
 
 def unknown_key(key: str, config_name: str) -> str:
     known = known_keys(config_name)
+    if key in known:  # a group that this run has no choice of
+        phases = [
+            path.stem for path in sorted((conf_dir() / "phase").glob("*.yaml")) if f"- /{key}: " in path.read_text()
+        ]
+        return f"{key} is not a setting of this run" + (f"; add +phase={phases[0]}" if phases else "")
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}=…?" if near else f"; see `python -m nanochat.{config_name} --help`"
     return f"{key} is not a setting{hint}"

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Reinforcement learning on a d4 chain (base -> mid -> sft are `make demo`'s): spelling with three seeds, then GSM8K from the mirror.
+# bash experiments/rl/run.sh [DEMO_SFT] [CHAT_SFT]; the second is what experiments/open_chat/run.sh trains.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+demo=${1:-demo-sft@latest} chat=${2:-open-chat-sft@latest} python=${PYTHON:-.venv/bin/python}
+for seed in 1 2 3; do
+    $python -m nanochat.train experiment=demo_rl init_from="$demo" seed=$seed run_name=rl-spelling-$seed progress=lines
+done
+if [ -n "${NANOCHAT_HUB_DIR:-}" ]; then
+    $python -m nanochat.train +phase=rl init_from="$chat" task=gsm8k trainer=cpu run_name=rl-gsm8k force=true \
+        rollout.questions=8 rollout.max_tokens=96 pass_at_k.limit=100 pass_at_k.samples=4 preflight.questions=16 max_steps=12 eval_every=null
+fi
