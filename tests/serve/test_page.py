@@ -436,7 +436,7 @@ def test_two_windows_of_one_conversation_do_not_overwrite_each_other(server, vis
 
 @pytest.mark.slow
 def test_another_conversation_can_be_looked_at_while_one_is_written_and_answers_never_mix(server, visit):
-    server.engine("first").pause = 0.02
+    server.engine("first").pause = 0.05
     page, stranger = visit(server), visit(server, elsewhere=True)
     send(page, "long")
     sync_api.expect(page.get_by_test_id("bot").last).to_contain_text("word3")
