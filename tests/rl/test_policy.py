@@ -50,7 +50,9 @@ def test_the_trainer_agrees_with_the_engine(any_gpt, sampling: Sampling) -> None
         min_p=sampling.min_p,
         max_tokens=12,
     )
-    rollouts = roll_out(engine, TOKENIZER, Sums(size=12), range(12), samples=3, sampling=wanted, seed="a")
+    rollouts = roll_out(
+        engine, TOKENIZER, Sums(size=12), range(12), samples=3, sampling=wanted, seeds=[f"a/{n}" for n in range(12)]
+    )
     rows = []
     for rollout in rollouts:
         ids, mask, drawn = rollout.tokens(train_stop=True)
@@ -106,7 +108,7 @@ CALCULATES = chain("<|assistant_start|>", "<|python_start|>", "3+4", "<|python_e
 
 def test_what_a_tool_forced_is_masked_and_the_end_is_trained() -> None:
     engine = Engine(scripted(CALCULATES), TOKENIZER)
-    (one,) = roll_out(engine, TOKENIZER, Sums(), [2], samples=1, sampling=Sampling(top_k=1, max_tokens=40), seed="a")
+    (one,) = roll_out(engine, TOKENIZER, Sums(), [2], samples=1, sampling=Sampling(top_k=1, max_tokens=40), seeds=["a"])
     ids, mask, drawn = one.tokens(train_stop=True)
     n = len(one.prompt)
     sampled = [SPECIAL["<|python_start|>"], *b"3+4", SPECIAL["<|python_end|>"]]
@@ -126,17 +128,22 @@ def collector(algorithm: Algorithm, **more) -> Collector:
 
 def test_what_is_drawn_for_a_question_does_not_depend_on_the_others(any_gpt) -> None:
     algorithm = Algorithm("x")
-    wide = collector(algorithm).collect(any_gpt, 3, asked=4)
-    narrow = collector(algorithm, max_rows=3).collect(any_gpt, 3, asked=4)
+    wide = collector(algorithm).collect(any_gpt, asked=4)
+    narrow = collector(algorithm, max_rows=3).collect(any_gpt, asked=4)
     assert [r.completion for r in wide.rollouts] == [r.completion for r in narrow.rollouts]
-    halves = [collector(algorithm, rank=rank, world_size=2).collect(any_gpt, 3, asked=4).rollouts for rank in (0, 1)]
+    halves = [collector(algorithm, rank=rank, world_size=2).collect(any_gpt, asked=4).rollouts for rank in (0, 1)]
     assert [r.question for r in halves[0]] == [4] * 4 + [6] * 4
     together = sorted([*halves[0], *halves[1]], key=lambda r: (r.question, r.sample))
     assert [r.completion for r in together] == [r.completion for r in wide.rollouts]
     assert (
-        wide.asked == 8
-        and [r.question for r in collector(algorithm).collect(any_gpt, 4, asked=8).rollouts][:4] == [0] * 4
+        wide.asked == 8 and [r.question for r in collector(algorithm).collect(any_gpt, asked=8).rollouts][:4] == [0] * 4
     )
+
+
+def test_a_question_that_comes_again_gets_other_answers(gpt) -> None:
+    found = collector(Algorithm("x"), questions=12).collect(gpt, asked=0)
+    answers = [r.completion.ids for r in found.rollouts if r.question == 1]
+    assert len(answers) == 8 and answers[:4] != answers[4:]
 
 
 def test_groups_without_signal_are_left_out_and_asked_again() -> None:
@@ -147,14 +154,14 @@ def test_groups_without_signal_are_left_out_and_asked_again() -> None:
 
     made = collector(Algorithm("x", skip_dead=True, refill=2))
     made.rewards.of["e"].function = only_seven
-    found = made.collect(gpt, 0, asked=0)
+    found = made.collect(gpt, asked=0)
     # four asked and dead, four more with question 7 live, then three for the rest
     assert found.asked == 4 + 4 + 3 and found.numbers["rl/questions"] == 11
     assert found.numbers["rl/dead_groups"] == pytest.approx(10 / 11)
     assert len(found.rows) == 4 and {row.weight for row in found.rows} == {1 / sum(sum(r.mask) for r in found.rows)}
     kept = collector(Algorithm("x"))
     kept.rewards.of["e"].function = only_seven
-    found = kept.collect(gpt, 0, asked=4)
+    found = kept.collect(gpt, asked=4)
     assert len(found.rows) == 4 and found.rows[0].weight < 1 / sum(sum(r.mask) for r in found.rows), (
         "the dead count too"
     )
@@ -173,4 +180,4 @@ def test_a_question_without_room_is_one_clear_line(gpt) -> None:
         "messages": [{"role": "user", "content": "x" * 60}, {"role": "assistant", "content": "1"}]
     }  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=r"question 0 of sums has 64 tokens and leaves no room .* sequence_len=48"):
-        roll_out(Engine(gpt, TOKENIZER), TOKENIZER, task, [0], samples=2, sampling=Sampling(), seed="a")
+        roll_out(Engine(gpt, TOKENIZER), TOKENIZER, task, [0], samples=2, sampling=Sampling(), seeds=["a"])

@@ -44,9 +44,9 @@ class RLModule(PhaseModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:  # type: ignore[override]
         algorithm, step = self.collector.algorithm, self.global_step
-        number, update = divmod(step, algorithm.updates)
+        update = step % algorithm.updates
         if update == 0:
-            self._collect(number)
+            self._collect()
         assert self.experience is not None, "the answers of this step were not restored"
         started = time.perf_counter()
         hardware.reset_peak(self.device)
@@ -54,9 +54,9 @@ class RLModule(PhaseModule):
         self.numbers["seconds/update"] = time.perf_counter() - started
         self.numbers["memory/update_gib"] = hardware.peak_gib(self.device)
 
-    def _collect(self, number: int) -> None:
+    def _collect(self) -> None:
         hardware.reset_peak(self.device)
-        self.experience = self.collector.collect(self.gpt, number, self.asked)
+        self.experience = self.collector.collect(self.gpt, self.asked)
         self.asked, self.collected_at = self.experience.asked, self.global_step
         self.numbers = {**self.experience.numbers, "memory/rollout_gib": hardware.peak_gib(self.device)}
         started = time.perf_counter()

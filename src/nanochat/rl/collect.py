@@ -1,7 +1,7 @@
 """A step's worth of experience: questions asked, answers sampled and rewarded, and the rows that its updates train on.
 
-Which questions a step asks and what is drawn for them follows from the seed, the number of the rollout and how many questions were asked
-before: so a step is the same on any number of processes, and after a resume.
+Which questions a step asks and what is drawn for them follows from the seed and from how many questions were asked before: so a step is the
+same on any number of processes, and after a resume.
 """
 
 import time
@@ -83,8 +83,8 @@ class Collector:
         self.questions, self.samples, self.seed, self.max_rows = questions, samples, seed, max_rows
         self.rank, self.world_size = rank, world_size
 
-    def collect(self, gpt: GPT, number: int, asked: int) -> Experience:
-        """The experience of rollout `number`, after `asked` questions. What raises on one process raises on all."""
+    def collect(self, gpt: GPT, asked: int) -> Experience:
+        """The experience of a step, after `asked` questions in the run. What raises on one process raises on all."""
         engine = Engine(gpt, self.tokenizer, max_rows=self.max_rows, prefill_tokens=None, pool_bytes=0)
         mine: dict[int, list[Rollout]] = {}  # by position
         facts: list[GroupFacts] = []
@@ -94,7 +94,7 @@ class Collector:
             positions = range(asked, asked + wanted)
             asked += wanted
             device = gpt.lm_head.weight.device
-            new = agreed(partial(self._ask, engine, number, positions, seconds), device)
+            new = agreed(partial(self._ask, engine, positions, seconds), device)
             mine.update(new)
             facts += gathered([self._facts(position, group) for position, group in new.items()])
             live = sum(has_signal(group.rewards) for group in facts)
@@ -108,15 +108,13 @@ class Collector:
             rollouts, rows, asked, {**step_numbers(facts), **{f"seconds/{k}": v for k, v in seconds.items()}}
         )
 
-    def _ask(
-        self, engine: Engine, number: int, positions: range, seconds: dict[str, float]
-    ) -> dict[int, list[Rollout]]:
+    def _ask(self, engine: Engine, positions: range, seconds: dict[str, float]) -> dict[int, list[Rollout]]:
         """This process's share of the questions at `positions`, answered and rewarded."""
         own = [position for position in positions if position % self.world_size == self.rank]
         start = time.perf_counter()
         rollouts = roll_out(
             engine, self.tokenizer, self.task, [position % len(self.task) for position in own], samples=self.samples,
-            sampling=self.sampling, seed=f"{self.seed}/{number}",
+            sampling=self.sampling, seeds=[f"{self.seed}/{position}" for position in own],
         )  # fmt: skip
         rolled = time.perf_counter()
         if rollouts:

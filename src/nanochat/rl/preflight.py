@@ -68,13 +68,14 @@ class Preflight:
         known = _spread(c.task, KNOWN)
         checks = [check_template(gpt, c.tokenizer, c.task, known), self.check_rewards(known)]
         engine = Engine(gpt, c.tokenizer, max_rows=c.max_rows, prefill_tokens=None, pool_bytes=0)
+        numbers = _spread(c.task, self.questions)
         rollouts = roll_out(
-            engine, c.tokenizer, c.task, _spread(c.task, self.questions), samples=c.samples, sampling=c.sampling, seed=f"{c.seed}/preflight"
+            engine, c.tokenizer, c.task, numbers, samples=c.samples, sampling=c.sampling, seeds=[f"{c.seed}/preflight/{n}" for n in numbers]
         )  # fmt: skip
         c.rewards.give(rollouts, c.task)
-        found, numbers = self.check_rollouts(groups(rollouts, c.samples))
+        found, measured = self.check_rollouts(groups(rollouts, c.samples))
         agreement, gap = self.check_agreement(gpt, rollouts)
-        return Finding([*checks, *found, agreement], {**numbers, "logprob_gap": gap})
+        return Finding([*checks, *found, agreement], {**measured, "logprob_gap": gap})
 
     def check_rewards(self, known: Sequence[int]) -> Check:
         """Answers known to be right must earn more than those of other questions."""

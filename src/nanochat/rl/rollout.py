@@ -47,11 +47,11 @@ class Rollout:
 
 
 def roll_out(
-    engine: Engine, tokenizer: Tokenizer, task: Task, questions: Sequence[int], *, samples: int, sampling: Sampling, seed: str
+    engine: Engine, tokenizer: Tokenizer, task: Task, questions: Sequence[int], *, samples: int, sampling: Sampling, seeds: Sequence[str]
 ) -> list[Rollout]:  # fmt: skip
     """`samples` answers to each of `questions`, those of one question side by side.
 
-    What is drawn for a question is decided by `seed` and its number, not by the others asked with it. ValueError for a prompt that leaves no
+    What is drawn for a question is decided by its own of `seeds`, not by the others asked with it. ValueError for a prompt that leaves no
     room for an answer in the model's context.
     """
     asked = []
@@ -64,9 +64,7 @@ def roll_out(
                 f"sequence_len={engine.gpt.config.sequence_len:,}; train on others (task.start, task.stop), or a model with a longer context"
             )
         asked.append((number, conversation, prompt))
-    completions = engine.sample(
-        [prompt for _, _, prompt in asked], sampling, samples, [f"{seed}/{number}" for number in questions]
-    )
+    completions = engine.sample([prompt for _, _, prompt in asked], sampling, samples, list(seeds))
     return [
         Rollout(number, n, conversation, prompt, answers[n])
         for (number, conversation, prompt), answers in zip(asked, completions, strict=True)
