@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from nanochat import optim
 from nanochat.gpt import GPT, build_arch, from_depth
 from nanochat.optim.groups import rules
+from nanochat.rl.algorithms import build_algorithm
 from nanochat.rl.rewards import Rewards
 from nanochat.runtime.app import known_keys, register
 from nanochat.runtime.paths import conf_dir
@@ -92,6 +93,13 @@ def test_every_data_composes(data: str) -> None:
 @pytest.mark.parametrize("task", [name for name in choices("task") if name not in ("jsonl", "messages")])
 def test_every_task_can_be_the_one_of_rl(task: str) -> None:
     assert composed("+phase=rl", f"task={task}")["data"]["task"]["_target_"].startswith("nanochat.tasks.")
+
+
+@pytest.mark.parametrize("algo", choices("algo"))
+def test_every_algorithm_is_one(algo: str) -> None:
+    config = composed("+phase=rl", f"algo={algo}")
+    assert build_algorithm(config["algo"]).name == algo
+    assert config["rewards"]["answer"]["grader"] == ("strict" if algo == "nanochat" else "lenient")
 
 
 @pytest.mark.parametrize("reward", choices("reward"))

@@ -19,6 +19,7 @@ def named(name: str) -> Algorithm:
     base = OmegaConf.load(conf_dir() / "algo/_algo.yaml")
     own = OmegaConf.load(conf_dir() / f"algo/{name}.yaml")
     own.pop("defaults")
+    own = own.get("algo", own)  # nanochat's sets more than the algorithm
     return build_algorithm(OmegaConf.to_container(OmegaConf.merge(base, own)))
 
 

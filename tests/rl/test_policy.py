@@ -167,6 +167,22 @@ def test_groups_without_signal_are_left_out_and_asked_again() -> None:
     )
 
 
+def test_a_question_without_room_is_left_out_and_counted() -> None:
+    made = collector(Algorithm("x"))
+    task, plain = made.task, made.task.conversation
+    long = {"messages": [{"role": "user", "content": "x" * 60}, {"role": "assistant", "content": "1"}]}
+    task.conversation = lambda i: long if i == 2 else plain(i)  # type: ignore[method-assign]
+    found = made.collect(random_gpt(std=0.3), asked=0)
+    assert (
+        sorted({r.question for r in found.rollouts}) == [0, 1, 3]
+        and found.numbers["rl/no_room"] == 1
+        and found.asked == 4
+    )
+    task.conversation = lambda i: long  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="none of 4 questions of sums leaves room"):
+        made.collect(random_gpt(std=0.3), asked=0)
+
+
 def test_sampling_that_the_loss_cannot_follow_is_refused() -> None:
     with pytest.raises(ValueError, match=r"rollout.temperature=0 gives the same answer each time"):
         check_sampling(Sampling(temperature=0))

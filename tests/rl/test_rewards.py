@@ -86,7 +86,8 @@ def test_a_number_for_each_rollout(values) -> None:
 
 def test_a_reward_that_takes_too_long_is_an_error() -> None:
     with pytest.raises(
-        ValueError, match=r"rewards.mine took more than 0.05 s for 1 rollouts; raise rewards.mine.timeout"
+        ValueError,
+        match=r"rewards.mine took more than 0.05 s for 1 rollouts, the first for question 0 .*; raise rewards.mine.timeout",
     ):
         rewards(lambda rollouts, task: time.sleep(5), timeout=0.05).give([rollout("a")], TASK)
 

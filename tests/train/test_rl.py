@@ -169,6 +169,32 @@ def test_how_a_step_is_split_changes_nothing(more: list[str], rl, base: Path) ->
         )
 
 
+def test_steps_without_a_signal_move_nothing_where_dead_groups_are_left_out(rl, base: Path, ckpt: Path) -> None:
+    words = [
+        "algo=dapo",
+        "algo.refill=1",
+        "+reward@rewards.length=length",
+        "rewards.length.free=100",
+        "rewards.length.longest=200",
+    ]
+    done = rl("dead", *words, "rewards.answer.weight=0", "max_steps=3")
+    run = the_run(base, "dead")
+    before, after = folder.read_weights(ckpt), folder.read_weights(last(run))
+    assert all(torch.equal(before[key], after[key]) for key in before) and len(metrics(run)) == 3
+    assert "entropy not known: no signal" in done.stdout and len(rollouts(run)) == 3 * 2 * 4 * 8
+
+
+def test_lines_after_the_step_resumed_from_go_and_strange_characters_stay(tmp_path: Path) -> None:
+    from nanochat.callbacks.rollouts import forget_after
+
+    rows = [{"step": step, "completion": f"a\u2028b\x85{step}"} for step in (1, 2, 3)]
+    file = tmp_path / "rollouts.jsonl"
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    file.write_text(text + '{"step": 1, "half', encoding="utf-8")
+    forget_after(file, 2)
+    assert [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]] == rows[:2]
+
+
 def test_what_cannot_work_is_one_line(rl) -> None:
     for words, reason in (
         (["init_from=null"], "phase rl starts from a checkpoint; add init_from=RUN@latest"),

@@ -48,12 +48,12 @@ class Rollouts(StepCallback):
             rows = [row for part in everywhere for row in part]
         if not trainer.is_global_zero:
             return
-        with self.file.open("a") as file:
+        with self.file.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if is_due(step, self.table_every, module.total_steps) or step == 1:
             table = chosen(rows)
             self.tables.mkdir(exist_ok=True)
-            (self.tables / f"step_{step:06d}.md").write_text(markdown(table))
+            (self.tables / f"step_{step:06d}.md").write_text(markdown(table), encoding="utf-8")
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_table(
@@ -74,14 +74,14 @@ class Rollouts(StepCallback):
 def forget_after(file: Path, step: int) -> None:
     """Keep the lines up to `step`; one that a killed writer left half is none."""
     kept = []
-    for line in file.read_text().splitlines(keepends=True):
+    for line in file.read_text(encoding="utf-8").split("\n")[:-1]:  # not splitlines: a model may write U+2028
         try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
-                kept.append(line)
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
         except ValueError:
             continue
     temporary = file.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
+    temporary.write_text("".join(kept), encoding="utf-8")
     temporary.replace(file)
 
 

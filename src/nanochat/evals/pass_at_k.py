@@ -1,6 +1,7 @@
 """How often one of k sampled answers is right, and how often the greedy one is (facts sheet 5.9; Chen et al. 2021, arXiv:2107.03374)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import comb
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from nanochat.evals.processes import agreed, distributed
 from nanochat.gpt import GPT
 from nanochat.inference.engine import Engine
+from nanochat.inference.execution import python_tool
 from nanochat.inference.sampling import Sampling
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.conversations import render_prompt
@@ -64,12 +66,12 @@ def _right(
     prompts = [prompt for (_, prompt), ok in zip(asked, fits, strict=True) if ok]
     conversations = [c for (c, _), ok in zip(asked, fits, strict=True) if ok]
     seeds = [f"{sampling.seed}/{n}" for n, ok in zip(numbers, fits, strict=True) if ok]
-    engine = Engine(gpt, tokenizer, max_rows=max_rows, prefill_tokens=None, pool_bytes=0)
+    engine = Engine(
+        gpt, tokenizer, max_rows=max_rows, prefill_tokens=None, pool_bytes=0, run_python=python_tool if sampling.python else None
+    )  # fmt: skip
     with engine.frozen():
         sampled = engine.sample(prompts, sampling, samples, seeds)
-        greedy = engine.sample(
-            prompts, Sampling(temperature=0, max_tokens=sampling.max_tokens, tools=sampling.tools), 1, seeds
-        )
+        greedy = engine.sample(prompts, replace(sampling, temperature=0), 1, seeds)
     texts = [completion.text for group in sampled for completion in group]
     of_each = task.scores([c for c in conversations for _ in range(samples)], texts)
     rights = [sum(score > RIGHT for score in of_each[i : i + samples]) for i in range(0, len(of_each), samples)]

@@ -37,6 +37,7 @@ class RLModule(PhaseModule):
         self.collector, self.micro_tokens, self.clip_norm = collector, micro_tokens, clip_norm
         self._start = (start,)  # in a tuple: no part of what is trained or saved
         self.asked = 0
+        self._at_rest = False
         self.experience: Experience | None = None
         self.collected_at = -1  # the step before which the experience was collected
         algorithm = collector.algorithm
@@ -46,6 +47,7 @@ class RLModule(PhaseModule):
         algorithm, step = self.collector.algorithm, self.global_step
         update = step % algorithm.updates
         if update == 0:
+            self.optimizers().zero_grad()  # type: ignore[union-attr]  # no memory for gradients while answers are written
             self._collect()
         assert self.experience is not None, "the answers of this step were not restored"
         started = time.perf_counter()
@@ -106,8 +108,16 @@ class RLModule(PhaseModule):
         if distributed():
             dist.all_reduce(sums)
             dist.all_reduce(widest, op=dist.ReduceOp.MAX)
+        # a step without a signal is counted; where dead groups are left out it moves nothing, as if it had not been
+        self._at_rest = algorithm.skip_dead and float(sums[1]) == 0
         optimizer.step()  # type: ignore[union-attr]
         self._tell(sums.tolist(), float(widest), norm)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        super().on_before_optimizer_step(optimizer)
+        if self._at_rest:
+            for group in self.optimizer_of_run.param_groups:
+                group["lr"] = 0.0
 
     def _add_up(self) -> float:
         """Gradients over all processes; their norm."""
@@ -122,7 +132,13 @@ class RLModule(PhaseModule):
 
     def _tell(self, sums: list[float], widest: float, norm: float) -> None:
         _, tokens, clipped, entropy, k3, gap = sums
-        tokens = max(tokens, 1.0)
+        if tokens == 0:
+            stale = ("rl/entropy", "rl/clipped", "rl/kl", "rl/logprob_gap", "rl/logprob_gap_max")
+            self.numbers = {k: v for k, v in self.numbers.items() if k not in stale} | {
+                "rl/trained_tokens": 0.0,
+                "rl/gradient_norm": norm,
+            }
+            return
         self.numbers = {
             **self.numbers, "rl/trained_tokens": sums[1], "rl/entropy": entropy / tokens, "rl/clipped": clipped / tokens,
             "rl/gradient_norm": norm,
@@ -136,20 +152,22 @@ class RLModule(PhaseModule):
     def headline(self) -> str:
         n = self.numbers
         seconds = n.get("seconds/rollout", 0) + n.get("seconds/reward", 0)
+        entropy = f"{n['rl/entropy']:.2f}" if "rl/entropy" in n else "not known: no signal"
         return (
             f"reward {n['rl/reward']:.3f}  pass@1 {n['rl/pass@1']:.1%}  dead {n['rl/dead_groups']:.0%}  cut {n['rl/truncated']:.0%}  "
-            f"length {n['rl/length']:.0f}  entropy {n['rl/entropy']:.2f}  rollout {seconds:.1f} s  update {n['seconds/update']:.1f} s"
+            f"length {n['rl/length']:.0f}  entropy {entropy}  rollout {seconds:.1f} s  update {n['seconds/update']:.1f} s"
         )
 
     # --- to go on exactly ---------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        rows: list[Row] = []
+        rows: list[list[Row]] = []
         if self.experience is not None and self.global_step % self.collector.algorithm.updates:
             rows = _of_all(self.experience.rows)
         checkpoint["rl"] = {
-            "asked": self.asked, "rows": [asdict(row) for row in rows], "numbers": self.numbers, "collected_at": self.collected_at,
+            "asked": self.asked, "rows": [[asdict(row) for row in of_rank] for of_rank in rows],
+            "numbers": self.numbers, "collected_at": self.collected_at,
         }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -157,7 +175,11 @@ class RLModule(PhaseModule):
         saved, collector = checkpoint["rl"], self.collector
         self.asked, self.numbers, self.collected_at = saved["asked"], saved["numbers"], saved["collected_at"]
         if saved["rows"]:
-            rows = [Row(**row) for row in saved["rows"]][collector.rank :: collector.world_size]
+            of_ranks = [[Row(**row) for row in of_rank] for of_rank in saved["rows"]]
+            if len(of_ranks) == collector.world_size:
+                rows = of_ranks[collector.rank]
+            else:  # on another number of processes
+                rows = [row for of_rank in of_ranks for row in of_rank][collector.rank :: collector.world_size]
             self.experience = Experience([], rows, self.asked)
 
 
@@ -174,9 +196,10 @@ def _joined(rows: list[Row], name: str, device: torch.device) -> Tensor | None:
     return torch.tensor([x for value in values for x in value], device=device)
 
 
-def _of_all(rows: list[Row]) -> list[Row]:
+def _of_all(rows: list[Row]) -> list[list[Row]]:
+    """Those of every process."""
     if not distributed():
-        return rows
+        return [rows]
     everywhere: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everywhere, rows)
-    return [row for part in everywhere for row in part]
+    return everywhere

@@ -20,7 +20,7 @@ from nanochat.inference.engine import Engine
 from nanochat.inference.sampling import Sampling
 from nanochat.rl.algorithms import Algorithm, Totals, has_signal
 from nanochat.rl.rewards import Rewards
-from nanochat.rl.rollout import Rollout, groups, roll_out
+from nanochat.rl.rollout import Rollout, engine_for, groups, has_room, roll_out
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.tokenizer import Tokenizer
 
@@ -85,11 +85,11 @@ class Collector:
 
     def collect(self, gpt: GPT, asked: int) -> Experience:
         """The experience of a step, after `asked` questions in the run. What raises on one process raises on all."""
-        engine = Engine(gpt, self.tokenizer, max_rows=self.max_rows, prefill_tokens=None, pool_bytes=0)
+        engine = engine_for(gpt, self.tokenizer, self.sampling, self.max_rows)
         mine: dict[int, list[Rollout]] = {}  # by position
         facts: list[GroupFacts] = []
         seconds = {"rollout": 0.0, "reward": 0.0}
-        wanted = self.questions
+        first, wanted = asked, self.questions
         for _ in range(1 + self.algorithm.refill):
             positions = range(asked, asked + wanted)
             asked += wanted
@@ -101,16 +101,33 @@ class Collector:
             wanted = self.questions - live
             if not self.algorithm.skip_dead or wanted <= 0:
                 break
+        if not facts:
+            raise ValueError(
+                f"none of {asked - first} questions of {self.task.name} leaves room for an answer in the model's context; take a task with shorter "
+                "ones, or a model with a longer context"
+            )
         facts.sort()
         rows = self._rows(mine, facts)
         rollouts = [rollout for position in sorted(mine) for rollout in mine[position]]
         return Experience(
-            rollouts, rows, asked, {**step_numbers(facts), **{f"seconds/{k}": v for k, v in seconds.items()}}
+            rollouts,
+            rows,
+            asked,
+            {
+                **step_numbers(facts),
+                "rl/no_room": float(asked - first - len(facts)),
+                **{f"seconds/{k}": v for k, v in seconds.items()},
+            },
         )
 
     def _ask(self, engine: Engine, positions: range, seconds: dict[str, float]) -> dict[int, list[Rollout]]:
-        """This process's share of the questions at `positions`, answered and rewarded."""
-        own = [position for position in positions if position % self.world_size == self.rank]
+        """This process's share of the questions at `positions`, answered and rewarded; one without room for an answer is left out."""
+        own = [
+            position
+            for position in positions
+            if position % self.world_size == self.rank
+            and has_room(engine.gpt, self.tokenizer, self.task[position % len(self.task)])
+        ]
         start = time.perf_counter()
         rollouts = roll_out(
             engine, self.tokenizer, self.task, [position % len(self.task) for position in own], samples=self.samples,

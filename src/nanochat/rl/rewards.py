@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 
 from nanochat.rl.grading import same_number, same_text
@@ -32,14 +33,17 @@ class Answer:
         self.grader = grader
 
     def __call__(self, rollouts: Sequence[Rollout], task: Task) -> list[float]:
-        references = [task.reference(rollout.conversation) for rollout in rollouts]
-        if self.grader == "strict" or any(reference is None for reference in references):
-            return task.scores([rollout.conversation for rollout in rollouts], [rollout.text for rollout in rollouts])
-        return [float(_same(reference, rollout.text)) for reference, rollout in zip(references, rollouts, strict=True)]
+        lenient = self.grader == "lenient"
+        references = [task.reference(rollout.conversation) if lenient else None for rollout in rollouts]
+        strict = [rollout for rollout, reference in zip(rollouts, references, strict=True) if reference is None]
+        scores = iter(task.scores([rollout.conversation for rollout in strict], [rollout.text for rollout in strict]))
+        return [
+            next(scores) if reference is None else float(_same(reference, rollout.text))
+            for reference, rollout in zip(references, rollouts, strict=True)
+        ]
 
 
-def _same(reference: str | None, text: str) -> bool:
-    assert reference is not None
+def _same(reference: str, text: str) -> bool:
     try:
         return same_number(reference, text)
     except ValueError:
@@ -117,7 +121,8 @@ class Rewards:
         def call() -> Sequence[float]:
             try:
                 return reward.function(rollouts, task)
-            except Exception:
+            except Exception as first:
+                failed.append(first)
                 for rollout in rollouts:  # which one is it
                     try:
                         reward.function([rollout], task)
@@ -127,7 +132,14 @@ class Rewards:
                         ) from error
                 raise
 
-        values = _within(reward.timeout, call, name, len(rollouts))
+        failed: list[Exception] = []
+        where = f"{len(rollouts)} rollouts, the first for {_named(rollouts[0], task)}"
+        try:
+            values = _within(reward.timeout, call, name, where)
+        except TooSlow:
+            if failed:
+                raise ValueError(f"rewards.{name} failed on {where}: {_said(failed[0])}") from failed[0]
+            raise
         try:
             given = list(values)
         except TypeError:
@@ -156,13 +168,23 @@ def _said(error: BaseException) -> str:
     return f"there is no field {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
 
 
-def _within(seconds: float, call: Callable[[], Any], name: str, count: int) -> Any:
-    """`call()`, or ValueError after `seconds` or for what it raises. One that is too late goes on in its thread until the process ends."""
+class TooSlow(ValueError):
+    """A reward that took more than its time."""
+
+
+def _within(seconds: float, call: Callable[[], Any], name: str, where: str) -> Any:
+    """`call()`, or TooSlow after `seconds`, ValueError for what it raises. One that is too late goes on in its thread until the process ends.
+
+    One that never gives Python's lock back (a regular expression that explodes) cannot be stopped: such a reward belongs into a process of its own.
+    """
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
     result: list[Any] = []
     failure: list[BaseException] = []
 
     def work() -> None:
         try:
+            if device is not None:
+                torch.cuda.set_device(device)  # of this rank
             result.append(call())
         except BaseException as error:
             failure.append(error)
@@ -173,9 +195,9 @@ def _within(seconds: float, call: Callable[[], Any], name: str, count: int) -> A
     if failure:
         if isinstance(failure[0], ValueError):
             raise failure[0]
-        raise ValueError(f"rewards.{name} failed on {count} rollouts: {_said(failure[0])}") from failure[0]
+        raise ValueError(f"rewards.{name} failed on {where}: {_said(failure[0])}") from failure[0]
     if not result:
-        raise ValueError(
-            f"rewards.{name} took more than {seconds:g} s for {count} rollouts; raise rewards.{name}.timeout, or make it faster"
+        raise TooSlow(
+            f"rewards.{name} took more than {seconds:g} s for {where}; raise rewards.{name}.timeout, or make it faster"
         )
     return result[0]

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nanochat.gpt import GPT
 from nanochat.inference.engine import Completion, Engine
+from nanochat.inference.execution import python_tool
 from nanochat.inference.sampling import Sampling
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.conversations import render_prompt
@@ -44,6 +46,17 @@ class Rollout:
         if train_stop and c.end_id is not None:
             ids, mask, logprobs = [*ids, c.end_id], [*mask, 1], [*logprobs, c.end_logprob or 0.0]
         return ids, mask, logprobs
+
+
+def engine_for(gpt: GPT, tokenizer: Tokenizer, sampling: Sampling, max_rows: int) -> Engine:
+    """An engine that reads all prompts at once and keeps nothing of finished texts."""
+    run_python = python_tool if sampling.python else None
+    return Engine(gpt, tokenizer, max_rows=max_rows, prefill_tokens=None, pool_bytes=0, run_python=run_python)
+
+
+def has_room(gpt: GPT, tokenizer: Tokenizer, conversation: dict[str, Any]) -> bool:
+    """Whether the question leaves room for an answer in the model's context."""
+    return len(render_prompt(tokenizer, conversation)) < gpt.config.sequence_len
 
 
 def roll_out(

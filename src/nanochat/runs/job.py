@@ -249,6 +249,9 @@ class Job:
             return (self.expected_seconds or 0) > COMPILE_PAYS_SECONDS and hardware.has_compiler()
         return self.device.type == "cuda"
 
+    def attention(self) -> str:
+        return str(self.config["trainer"]["attention"])
+
     def build_optimizer(
         self, plan: Plan, moments: dict[str, Any] | None = None
     ) -> Callable[[GPT], optim.GroupedOptimizer]:
@@ -363,7 +366,7 @@ class Job:
         shape = (self.data.micro_rows, self.gpt_config.sequence_len)
         chosen = gpt.prepare(
             compute_dtype=self.dtype[0],
-            attention_backend=settings["attention"],
+            attention_backend=self.attention(),
             compile_for=shape if self.wants_compile() else None,
         )
         moments = self.moments() if start is None else None

@@ -151,6 +151,11 @@ class RLJob(ChatJob):
     def wants_compile(self) -> bool:
         return False
 
+    def attention(self) -> str:
+        """FlexAttention is compiled for each shape, and here every micro-batch has another."""
+        asked = self.config["trainer"]["attention"]
+        return "sdpa" if asked == "auto" else str(asked)
+
     def batch_of_report(self) -> int | None:
         return None
 
@@ -184,6 +189,7 @@ class RLJob(ChatJob):
         def passes(module: PhaseModule) -> dict[str, float]:
             sampling = Sampling(
                 temperature=settings["temperature"], top_k=settings["top_k"], seed=settings["seed"], tools=config["rollout"]["tools"],
+                python=config["rollout"]["python"],
                 max_tokens=settings["max_tokens"] or config["rollout"]["max_tokens"],
             )  # fmt: skip
             return pass_at_k(
