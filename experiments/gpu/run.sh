@@ -33,3 +33,16 @@ fi
 # decoding; for one text of d20 an MBU of 70 % is wanted
 $PYTHON -m nanochat.bench model=d20 vocab_size=65536 precision=bf16 prompt_tokens=1024 decode_tokens=256 "batches=[1,8,64]" || echo "bench d20 failed"
 $PYTHON -m nanochat.bench model=d12 vocab_size=32768 precision=bf16 prompt_tokens=128 decode_tokens=256 "batches=[1,8,64]" || echo "bench d12 failed"
+
+# RL from a model just trained (it has learned nothing; what counts is seconds, memory and how far engine and trainer are apart in bf16)
+for depth in ${DEPTHS:-12 20}; do
+  $PYTHON -m nanochat.train +phase=rl trainer=1xh100 init_from=d$depth-sdpa@latest task=arithmetic force=true max_steps=3 run_name=rl-d$depth rollout.max_tokens=128 \
+    save_every=null eval_every=null eval_at_start=false pass_at_k.limit=16 preflight.questions=16 "sample.prompts=[]" progress=none || echo "rl d$depth failed"
+done
+$PYTHON - <<'P'
+import csv, os, pathlib
+keys = ("seconds/rollout", "seconds/update", "memory/rollout_gib", "memory/update_gib", "rl/length", "rl/logprob_gap", "rl/logprob_gap_max")
+for file in sorted(pathlib.Path(os.environ["NANOCHAT_BASE_DIR"], "runs").glob("rl-*/*/metrics.csv")):
+    last = [row for row in csv.DictReader(file.open()) if row["train/loss"]][-1]
+    print(file.parts[-3], *(f"{key} {float(last[key]):.3g}" for key in keys if last.get(key)), sep="  ")
+P
