@@ -18,7 +18,7 @@ from nanochat.datamodules.questions import Steps
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference.sampling import Sampling
 from nanochat.modules.rl import RLModule
-from nanochat.rl.algorithms import Totals, build_algorithm
+from nanochat.rl.algorithms import build_algorithm
 from nanochat.rl.collect import Collector, Experience, Row
 from nanochat.runtime.app import register
 from nanochat.runtime.paths import conf_dir
@@ -41,9 +41,8 @@ class Fed(Collector):
     def collect(self, gpt, asked):
         number = asked // len(told[0])
         counts = [[sum(mask) for mask in group["masks"]] for group in told[number]]
-        total = Totals(len(counts), sum(map(len, counts)), sum(map(sum, counts)))
         rows = []
-        for group, weights in zip(told[number], algorithm.token_weights(counts, total, 24), strict=True):
+        for group, weights in zip(told[number], algorithm.token_weights(counts, 24), strict=True):
             advantages = algorithm.advantages(group["rewards"])
             for ids, mask, advantage, weight in zip(group["rows"], group["masks"], advantages, weights, strict=True):
                 rows.append(Row(ids, mask, [0.0] * len(ids), advantage, weight, 0))

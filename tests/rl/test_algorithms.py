@@ -6,13 +6,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from nanochat.rl.algorithms import Algorithm, Totals, build_algorithm, has_signal, objective
+from nanochat.rl.algorithms import Algorithm, build_algorithm, has_signal, objective
 from nanochat.runtime.paths import conf_dir
 
 # two questions of four answers: how many tokens were sampled, what they earned
 COUNTS = [[2, 4, 0, 6], [3, 3, 3, 3]]
 REWARDS = [[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 0.0]]
-TOTAL = Totals(questions=2, answers=8, tokens=24)
 
 
 def named(name: str) -> Algorithm:
@@ -37,10 +36,10 @@ def test_advantages() -> None:
 def test_nanochats_passes() -> None:
     """Per pass: sum over its tokens / (tokens of the pass * passes of the question * questions of the step)."""
     algorithm = Algorithm("x", normalise="pass", pass_rows=2)
-    assert algorithm.token_weights(COUNTS, TOTAL, 256) == [
+    assert algorithm.token_weights(COUNTS, 256) == [
         [1 / (6 * 2 * 2), 1 / (6 * 2 * 2), 1 / (6 * 2 * 2), 1 / (6 * 2 * 2)], [1 / (6 * 2 * 2)] * 4,
     ]  # fmt: skip
-    uneven = algorithm.token_weights([[2, 4, 1, 0], [3, 3, 3, 3]], TOTAL, 256)
+    uneven = algorithm.token_weights([[2, 4, 1, 0], [3, 3, 3, 3]], 256)
     assert uneven[0] == [1 / 24, 1 / 24, 1 / 4, 1 / 4]
     assert (
         named("nanochat").pass_rows == 8
@@ -50,10 +49,10 @@ def test_nanochats_passes() -> None:
 
 
 def test_tokens_answers_and_a_constant() -> None:
-    assert named("dapo").token_weights(COUNTS, TOTAL, 256) == [[1 / 24] * 4] * 2
-    assert named("reinforce").token_weights(COUNTS, TOTAL, 256) == [[1 / 24] * 4] * 2
-    assert named("grpo").token_weights(COUNTS, TOTAL, 256) == [[1 / 16, 1 / 32, 1 / 8, 1 / 48], [1 / 24] * 4]
-    assert named("dr_grpo").token_weights(COUNTS, TOTAL, 256) == [[1 / 2048] * 4] * 2
+    assert named("dapo").token_weights(COUNTS, 256) == [[1 / 24] * 4] * 2
+    assert named("reinforce").token_weights(COUNTS, 256) == [[1 / 24] * 4] * 2
+    assert named("grpo").token_weights(COUNTS, 256) == [[1 / 16, 1 / 32, 1 / 8, 1 / 48], [1 / 24] * 4]
+    assert named("dr_grpo").token_weights(COUNTS, 256) == [[1 / 2048] * 4] * 2
 
 
 def values(algorithm: Algorithm, ratios: list[float], advantages: list[float], start: list[float] | None = None):

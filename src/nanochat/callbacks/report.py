@@ -163,11 +163,6 @@ class Report(StepCallback):
             self.last_line = time.monotonic()  # a line at most every 5 seconds, so that a log file stays readable
             print(f"step {step:>6,}/{module.total_steps:,}  {numbers}", flush=True)
 
-    def where_the_batch_is(self, step: int) -> str:
-        if self.batch_tokens is None:
-            return f"the lines of step {step} in rollouts.jsonl are the answers"
-        return f"`python -m nanochat.data show=batch step={step - 1} …` prints the batch"
-
     def not_finite(self, trainer: L.Trainer, module: PhaseModule, step: int, loss: float) -> None:
         """Save batch number, norms and recent losses beside the checkpoints, then stop with one line."""
         place = self.run_folder / f"not_finite_step_{step:06d}"
@@ -185,6 +180,6 @@ class Report(StepCallback):
             )
         raise ValueError(
             f"loss is {loss} at step {step}; {place}/report.json holds the norms of every parameter and the recent losses, "
-            f"{self.where_the_batch_is(step)}; the checkpoints before it are sound: start a new run from "
+            f"{module.where_the_batch_is(step)}; the checkpoints before it are sound: start a new run from "
             "one with init_from=RUN@latest and a lower rate (optim.groups.matrix.lr=…), or this one again with another seed"
         )

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch.distributed as dist
 from lightning.pytorch.loggers import WandbLogger
 
-from nanochat.callbacks.every import StepCallback, check_every, is_due
-from nanochat.evals.processes import distributed
+from nanochat.callbacks.every import StepCallback, is_due
+from nanochat.evals.processes import gathered
 from nanochat.modules.phase import PhaseModule
 from nanochat.modules.rl import RLModule
 from nanochat.rl.rollout import Rollout
@@ -19,10 +18,6 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 
 TABLE_ROWS = 8  # guess: what fits a screen
 COLUMNS = ("step", "question", "prompt", "completion", "reward", "advantage", "tokens", "finish_reason")
-
-
-def check_table(every: int | None) -> None:
-    check_every("rollout.table_every", every)
 
 
 class Rollouts(StepCallback):
@@ -42,10 +37,7 @@ class Rollouts(StepCallback):
         if module.collected_at != step - 1 or module.experience is None:
             return  # a further update on the same answers
         rows = [self.row(step, rollout) for rollout in module.experience.rollouts]
-        if distributed():
-            everywhere: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(everywhere, rows)
-            rows = [row for part in everywhere for row in part]
+        rows = [row for of_process in gathered(rows) for row in of_process]
         if not trainer.is_global_zero:
             return
         with self.file.open("a", encoding="utf-8") as file:

@@ -13,6 +13,15 @@ def distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def gathered(value: T) -> list[T]:
+    """`value` of every process, in their order. A collective: every process calls it as often as the others."""
+    if not distributed():
+        return [value]
+    everywhere: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, value)
+    return everywhere  # type: ignore[return-value]
+
+
 def agreed(call: Callable[[], T], device: torch.device) -> T:
     """What `call()` returns here; if it raised on any process, this raises on every one.
 

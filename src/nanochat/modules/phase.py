@@ -68,6 +68,10 @@ class PhaseModule(L.LightningModule):
         """The last finished step in a few words, for a phase that has more to tell than loss and speed."""
         return None
 
+    def where_the_batch_is(self, step: int) -> str:
+        """How to look at what step `step` was trained on."""
+        return f"`python -m nanochat.data show=batch step={step - 1} …` prints the batch"
+
     def configure_optimizers(self) -> GroupedOptimizer:
         return self.optim(self.gpt)
 

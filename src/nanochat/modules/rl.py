@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nanochat.evals.processes import distributed
+from nanochat.evals.processes import distributed, gathered
 from nanochat.gpt import GPT
 from nanochat.inference.sampling import Sampling
 from nanochat.modules.phase import PhaseModule
@@ -158,13 +158,16 @@ class RLModule(PhaseModule):
             f"length {n['rl/length']:.0f}  entropy {entropy}  rollout {seconds:.1f} s  update {n['seconds/update']:.1f} s"
         )
 
+    def where_the_batch_is(self, step: int) -> str:
+        return f"the lines of step {step} in rollouts.jsonl are its answers"
+
     # --- to go on exactly ---------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         rows: list[list[Row]] = []
         if self.experience is not None and self.global_step % self.collector.algorithm.updates:
-            rows = _of_all(self.experience.rows)
+            rows = gathered(self.experience.rows)
         checkpoint["rl"] = {
             "asked": self.asked, "rows": [[asdict(row) for row in of_rank] for of_rank in rows],
             "numbers": self.numbers, "collected_at": self.collected_at,
@@ -194,12 +197,3 @@ def _joined(rows: list[Row], name: str, device: torch.device) -> Tensor | None:
     if any(value is None for value in values):
         return None
     return torch.tensor([x for value in values for x in value], device=device)
-
-
-def _of_all(rows: list[Row]) -> list[list[Row]]:
-    """Those of every process."""
-    if not distributed():
-        return [rows]
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, rows)
-    return everywhere

@@ -98,37 +98,29 @@ class Algorithm:
         std = math.sqrt(sum(x * x for x in centred) / (len(rewards) - 1))
         return [x / (std + STD_EPS) for x in centred]
 
-    def token_weights(self, counts: Sequence[Sequence[int]], total: "Totals", max_tokens: int) -> list[list[float]]:
-        """Weight of every token of each answer, for groups of answers with so many sampled tokens; `total` is over all processes.
+    def token_weights(self, counts: Sequence[Sequence[int]], max_tokens: int) -> list[list[float]]:
+        """Weight of every token of each answer, for all groups that an optimizer step trains on: how many tokens of each were sampled.
 
         An answer without a sampled token has nothing to weigh. Hand-computed in tests/rl/test_algorithms.py.
         """
+        answers, tokens = sum(map(len, counts)), sum(map(sum, counts))
         weights = []
         for group in counts:
             rows: list[float] = []
             for n, count in enumerate(group):
                 if self.normalise == "tokens":
-                    rows.append(1 / max(total.tokens, 1))
+                    rows.append(1 / max(tokens, 1))
                 elif self.normalise == "answer":
-                    rows.append(1 / (max(count, 1) * total.answers))
+                    rows.append(1 / (max(count, 1) * answers))
                 elif self.normalise == "constant":
-                    rows.append(1 / (max_tokens * total.answers))
+                    rows.append(1 / (max_tokens * answers))
                 else:  # a pass is averaged over its tokens, a question over its passes, the step over its questions
                     first = n // self.pass_rows * self.pass_rows
                     in_pass = sum(group[first : first + self.pass_rows])
                     passes = -(-len(group) // self.pass_rows)
-                    rows.append(1 / (max(in_pass, 1) * passes * total.questions))
+                    rows.append(1 / (max(in_pass, 1) * passes * len(counts)))
             weights.append(rows)
         return weights
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Of what one optimizer step trains on, over all processes."""
-
-    questions: int
-    answers: int
-    tokens: int  # sampled
 
 
 def has_signal(rewards: Sequence[float]) -> bool:

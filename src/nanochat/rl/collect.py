@@ -8,17 +8,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from nanochat.evals.processes import agreed, distributed
+from nanochat.evals.processes import agreed, gathered
 from nanochat.gpt import GPT
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling import Sampling
-from nanochat.rl.algorithms import Algorithm, Totals, has_signal
+from nanochat.rl.algorithms import Algorithm, has_signal
 from nanochat.rl.rewards import Rewards
 from nanochat.rl.rollout import Rollout, engine_for, groups, has_room, roll_out
 from nanochat.tasks.task import Task
@@ -96,7 +95,8 @@ class Collector:
             device = gpt.lm_head.weight.device
             new = agreed(partial(self._ask, engine, positions, seconds), device)
             mine.update(new)
-            facts += gathered([self._facts(position, group) for position, group in new.items()])
+            for of_process in gathered([self._facts(position, group) for position, group in new.items()]):
+                facts += of_process
             live = sum(has_signal(group.rewards) for group in facts)
             wanted = self.questions - live
             if not self.algorithm.skip_dead or wanted <= 0:
@@ -163,10 +163,7 @@ class Collector:
         rows = []
         for minibatch in range(algorithm.minibatches):
             part = kept[minibatch :: algorithm.minibatches]
-            total = Totals(
-                len(part), sum(len(group.sampled) for group in part), sum(sum(group.sampled) for group in part)
-            )
-            weights = algorithm.token_weights([group.sampled for group in part], total, self.sampling.max_tokens or 1)
+            weights = algorithm.token_weights([group.sampled for group in part], self.sampling.max_tokens or 1)
             for group, of_group in zip(part, weights, strict=True):
                 for rollout, weight in zip(mine.get(group.position, []), of_group, strict=False):
                     if rollout.advantage == 0 and not algorithm.kl:
@@ -175,15 +172,6 @@ class Collector:
                     if any(mask):
                         rows.append(Row(ids, mask, drawn, rollout.advantage, weight, minibatch))
         return rows
-
-
-def gathered(facts: list[GroupFacts]) -> list[GroupFacts]:
-    """Those of all processes."""
-    if not distributed():
-        return facts
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, facts)
-    return [group for part in everywhere for group in part]
 
 
 def step_numbers(facts: Sequence[GroupFacts]) -> dict[str, float]:

@@ -11,8 +11,9 @@ from hydra.utils import get_class, instantiate
 
 from nanochat import optim
 from nanochat.callbacks.evaluate import Eval
+from nanochat.callbacks.every import check_every
 from nanochat.callbacks.go_no_go import GoNoGo
-from nanochat.callbacks.rollouts import Rollouts, check_table
+from nanochat.callbacks.rollouts import Rollouts
 from nanochat.checkpoint import folder as checkpoint_folder
 from nanochat.evals.pass_at_k import pass_at_k
 from nanochat.gpt import GPT
@@ -94,14 +95,15 @@ class RLJob(ChatJob):
                 f"data=questions is the data of phase rl, and this is phase {config['phase']}; add +phase=rl, or choose other data"
             )
         self._check_parent()
-        for key, low in (("questions", 1), ("samples", 1), ("max_tokens", 1), ("max_rows", 1)):
-            whole(f"rollout.{key}", rollout[key], low)
-        for key, low in (("limit", 1), ("samples", 1), ("max_tokens", 1)):
-            if config["pass_at_k"][key] is not None or key == "samples":
-                whole(f"pass_at_k.{key}", config["pass_at_k"][key], low)
+        for key in ("questions", "samples", "max_tokens", "max_rows"):
+            whole(f"rollout.{key}", rollout[key], 1)
+        whole("pass_at_k.samples", config["pass_at_k"]["samples"], 1)
+        for key in ("limit", "max_tokens"):
+            if config["pass_at_k"][key] is not None:
+                whole(f"pass_at_k.{key}", config["pass_at_k"][key], 1)
         whole("preflight.questions", config["preflight"]["questions"], 1)
         check_sampling(self.sampling)
-        check_table(config["rollout"]["table_every"])
+        check_every("rollout.table_every", rollout["table_every"])
         algorithm = self.algorithm
         if rollout["samples"] == 1:
             raise ValueError("rollout.samples=1 gives no group to compare an answer with; try rollout.samples=16")
