@@ -24,6 +24,8 @@ from nanochat.serve.store import Store  # noqa: E402
 from nanochat.serve.worker import Worker  # noqa: E402
 from nanochat.tokenizer.tokenizer import BPETokenizer  # noqa: E402
 
+sync_api.expect.set_options(timeout=20_000)  # a machine may be slow; what is wrong stays wrong
+
 TOKENIZER = BPETokenizer([])  # 256 bytes and the specials
 SPECIAL = re.compile(r"(<\|\w+\|>)")
 FENCE = "`" * 3
@@ -213,7 +215,7 @@ def send(page, text: str) -> None:
     page.press("#box textarea", "Enter")
 
 
-def wait_until(true, seconds: float = 10.0) -> None:
+def wait_until(true, seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not happen in time"
@@ -221,7 +223,8 @@ def wait_until(true, seconds: float = 10.0) -> None:
 
 
 def ask(page, text: str, answer: str) -> None:
-    """Send, and wait for the end of what contains `answer`."""
+    """When the answer before has ended, send, and wait for the end of what contains `answer`."""
+    rest(page)
     send(page, text)
     sync_api.expect(page.get_by_test_id("bot").last).to_contain_text(answer)
     rest(page)
