@@ -103,7 +103,8 @@ def test_it_learns_and_tells_what_it_does(rl, base: Path) -> None:
     assert float(rows[-1]["rl/entropy"]) < float(rows[0]["rl/entropy"])
     assert max(float(row["rl/logprob_gap_max"]) for row in rows) < 1e-5
     for key in ("rl/pass@1", "rl/pass@8", "rl/dead_groups", "rl/truncated", "rl/gradient_norm", "rl/clipped", "seconds/rollout",
-                "seconds/update", "memory/rollout_gib", "memory/update_gib", "rl/reward_answer", "rl/length"):  # fmt: skip
+                "seconds/reward", "seconds/update", "memory/rollout_gib", "memory/reward_gib", "memory/update_gib", "rl/reward_answer",
+                "rl/length"):  # fmt: skip
         assert all(row[key] for row in rows), key
     told = rollouts(run)
     assert len(told) == 25 * 4 * 8 and {row["step"] for row in told} == set(range(1, 26))

@@ -4,7 +4,6 @@ An optimizer step is one `training_step`. The first of the `algo.updates` steps 
 only split a sum whose weights were fixed before (rl/algorithms.py), so gradients are added up here, not by Lightning.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -50,25 +49,22 @@ class RLModule(PhaseModule):
             self.optimizers().zero_grad()  # type: ignore[union-attr]  # no memory for gradients while answers are written
             self._collect()
         assert self.experience is not None, "the answers of this step were not restored"
-        started = time.perf_counter()
-        hardware.reset_peak(self.device)
-        self._update(self.experience.of_update(update, algorithm.minibatches))
-        self.numbers["seconds/update"] = time.perf_counter() - started
-        self.numbers["memory/update_gib"] = hardware.peak_gib(self.device)
+        spent: dict[str, float] = {}
+        with hardware.measured(spent, "update", self.device):
+            self._update(self.experience.of_update(update, algorithm.minibatches))
+        self.numbers |= spent
 
     def _collect(self) -> None:
-        hardware.reset_peak(self.device)
         self.experience = self.collector.collect(self.gpt, self.asked)
         self.asked, self.collected_at = self.experience.asked, self.global_step
-        self.numbers = {**self.experience.numbers, "memory/rollout_gib": hardware.peak_gib(self.device)}
-        started = time.perf_counter()
+        self.numbers = dict(self.experience.numbers)
         algorithm, start = self.collector.algorithm, self._start[0]
-        for rows in micro_batches(self.experience.rows, self.micro_tokens):
-            if algorithm.updates > 1:
-                _keep(rows, "old", logprobs(self.gpt, *padded(rows, self.device), self.sampling))
-            if start is not None and algorithm.kl:
-                _keep(rows, "start", logprobs(start, *padded(rows, self.device), self.sampling))
-        self.numbers["seconds/rescore"] = time.perf_counter() - started
+        with hardware.measured(self.numbers, "rescore", self.device):
+            for rows in micro_batches(self.experience.rows, self.micro_tokens):
+                if algorithm.updates > 1:
+                    _keep(rows, "old", logprobs(self.gpt, *padded(rows, self.device), self.sampling))
+                if start is not None and algorithm.kl:
+                    _keep(rows, "start", logprobs(start, *padded(rows, self.device), self.sampling))
 
     def _update(self, rows: list[Row]) -> None:
         algorithm, optimizer = self.collector.algorithm, self.optimizers()

@@ -4,7 +4,6 @@ Which questions a step asks and what is drawn for them follows from the seed and
 same on any number of processes, and after a resume.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +19,7 @@ from nanochat.inference.sampling import Sampling
 from nanochat.rl.algorithms import Algorithm, has_signal
 from nanochat.rl.rewards import Rewards
 from nanochat.rl.rollout import Rollout, engine_for, groups, has_room, roll_out
+from nanochat.runtime import hardware
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.tokenizer import Tokenizer
 
@@ -87,13 +87,13 @@ class Collector:
         engine = engine_for(gpt, self.tokenizer, self.sampling, self.max_rows)
         mine: dict[int, list[Rollout]] = {}  # by position
         facts: list[GroupFacts] = []
-        seconds = {"rollout": 0.0, "reward": 0.0}
+        spent: dict[str, float] = {}
         first, wanted = asked, self.questions
         for _ in range(1 + self.algorithm.refill):
             positions = range(asked, asked + wanted)
             asked += wanted
             device = gpt.lm_head.weight.device
-            new = agreed(partial(self._ask, engine, positions, seconds), device)
+            new = agreed(partial(self._ask, engine, positions, spent), device)
             mine.update(new)
             for of_process in gathered([self._facts(position, group) for position, group in new.items()]):
                 facts += of_process
@@ -113,14 +113,10 @@ class Collector:
             rollouts,
             rows,
             asked,
-            {
-                **step_numbers(facts),
-                "rl/no_room": float(asked - first - len(facts)),
-                **{f"seconds/{k}": v for k, v in seconds.items()},
-            },
+            {**step_numbers(facts), "rl/no_room": float(asked - first - len(facts)), **spent},
         )
 
-    def _ask(self, engine: Engine, positions: range, seconds: dict[str, float]) -> dict[int, list[Rollout]]:
+    def _ask(self, engine: Engine, positions: range, spent: dict[str, float]) -> dict[int, list[Rollout]]:
         """This process's share of the questions at `positions`, answered and rewarded; one without room for an answer is left out."""
         own = [
             position
@@ -128,16 +124,15 @@ class Collector:
             if position % self.world_size == self.rank
             and has_room(engine.gpt, self.tokenizer, self.task[position % len(self.task)])
         ]
-        start = time.perf_counter()
-        rollouts = roll_out(
-            engine, self.tokenizer, self.task, [position % len(self.task) for position in own], samples=self.samples,
-            sampling=self.sampling, seeds=[f"{self.seed}/{position}" for position in own],
-        )  # fmt: skip
-        rolled = time.perf_counter()
-        if rollouts:
-            self.rewards.give(rollouts, self.task)
-        seconds["rollout"] += rolled - start
-        seconds["reward"] += time.perf_counter() - rolled
+        device = engine.gpt.lm_head.weight.device
+        with hardware.measured(spent, "rollout", device):
+            rollouts = roll_out(
+                engine, self.tokenizer, self.task, [position % len(self.task) for position in own], samples=self.samples,
+                sampling=self.sampling, seeds=[f"{self.seed}/{position}" for position in own],
+            )  # fmt: skip
+        with hardware.measured(spent, "reward", device):
+            if rollouts:
+                self.rewards.give(rollouts, self.task)
         found = dict(zip(own, groups(rollouts, self.samples), strict=True))
         for group in found.values():
             for rollout, advantage in zip(group, self.algorithm.advantages([r.reward for r in group]), strict=True):

@@ -5,7 +5,8 @@ import platform
 import re
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -144,6 +145,17 @@ def peak_gib(device: torch.device) -> float:
         return 0.0
     match = re.search(r"VmHWM:\s+(\d+) kB", status)
     return int(match[1]) / 2**20 if match else 0.0
+
+
+@contextmanager
+def measured(numbers: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
+    """Add the seconds of what is done inside to `seconds/{name}`, and keep the most memory of all times in `memory/{name}_gib`."""
+    reset_peak(device)
+    start = time.perf_counter()
+    yield
+    seconds, memory = f"seconds/{name}", f"memory/{name}_gib"
+    numbers[seconds] = numbers.get(seconds, 0.0) + time.perf_counter() - start
+    numbers[memory] = max(numbers.get(memory, 0.0), peak_gib(device))
 
 
 def has_compiler() -> bool:
