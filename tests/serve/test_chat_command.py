@@ -10,6 +10,7 @@ import time
 
 import httpx
 import pytest
+from tests import processes
 from tiny_networks import TOKENIZER, random_gpt
 
 from nanochat.checkpoint import folder
@@ -112,10 +113,10 @@ def test_with_a_key_the_page_wants_a_login_and_the_api_the_key(places):
 )
 @pytest.mark.slow
 def test_what_cannot_work_is_one_line_and_exit_code_2(places, words, message):
-    process = start(places, f"ckpt={places}/talks", *words)
-    out, errors = process.communicate(timeout=120)
-    assert process.returncode == 2, out + errors
-    assert message in errors and errors.startswith("error: ") and errors.count("\n") == 1
+    environment = {**os.environ, "NANOCHAT_BASE_DIR": str(places), "OMP_NUM_THREADS": "1"}
+    done = processes.run(["nanochat.chat", "device=cpu", f"ckpt={places}/talks", *words], env=environment)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
 def test_a_port_in_use_is_told_before_a_checkpoint_is_read(places):

@@ -5,11 +5,12 @@ import json
 import os
 import random
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests import processes
 
 WORDS = """
 the a of and to in river stone house light night small great old green walks sings turns finds holds under over near
@@ -62,10 +63,7 @@ def train(shared_base: Path, tiny: list[str]) -> Callable[..., subprocess.Comple
     """Run `python -m nanochat.train` on the small corpus with more words; the process must end with `code`."""
 
     def call(*words: str, code: int = 0, base: Path = shared_base, **more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "nanochat.train", *tiny, *words]
-        done = subprocess.run(
-            command, env=environment(base, **more), capture_output=True, text=True, timeout=300, cwd=base
-        )
+        done = processes.run(["nanochat.train", *tiny, *words], env=environment(base, **more), cwd=base)
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.checkpoint.runs import RunCheckpoints
+from tests import processes
 from tests.train.conftest import environment, losses, the_run
 
 pytestmark = pytest.mark.slow
@@ -40,8 +41,8 @@ def chat(talks: Path, shared_base: Path) -> Run:
     """Run a chat phase on the small file; the process must end with `code`."""
 
     def call(*words: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "nanochat.train", *QUICK, "data=jsonl", f"data.path={talks}", *words]
-        done = subprocess.run(command, env=environment(shared_base), capture_output=True, text=True, timeout=300)
+        command = ["nanochat.train", *QUICK, "data=jsonl", f"data.path={talks}", *words]
+        done = processes.run(command, env=environment(shared_base))
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done
 

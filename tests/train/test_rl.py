@@ -4,6 +4,7 @@ import csv
 import filecmp
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from nanochat.checkpoint import folder
 from nanochat.checkpoint.runs import RunCheckpoints
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer.tokenizer import BPETokenizer
+from tests import processes
 from tests.train.conftest import environment, the_run
 
 pytestmark = pytest.mark.slow
@@ -46,7 +48,7 @@ def ckpt(base: Path) -> Path:
 
 
 def words_of(ckpt: Path, name: str, *words: str) -> list[str]:
-    return [sys.executable, "-m", "nanochat.train", *QUICK, f"init_from={ckpt}", f"run_name={name}", *words]
+    return ["nanochat.train", *QUICK, f"init_from={ckpt}", f"run_name={name}", *words]
 
 
 def where(base: Path) -> dict[str, str]:
@@ -57,9 +59,7 @@ def where(base: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def rl(base: Path, ckpt: Path):
     def call(name: str, *words: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
-        done = subprocess.run(
-            words_of(ckpt, name, *words), env=where(base), capture_output=True, text=True, timeout=300
-        )
+        done = processes.run(words_of(ckpt, name, *words), env=where(base))
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done
 
@@ -126,9 +126,8 @@ def test_it_learns_and_tells_what_it_does(rl, base: Path) -> None:
 def test_killed_it_ends_as_one_that_was_not(after: int, whole: Path, rl, base: Path, ckpt: Path) -> None:
     """Also where a checkpoint lies between two updates on the same answers (3)."""
     name = f"killed-{after}"
-    process = subprocess.Popen(
-        words_of(ckpt, name, *TWICE), env=where(base), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    command = [sys.executable, "-m", *words_of(ckpt, name, *TWICE)]
+    process = subprocess.Popen(command, env=where(base), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 90
     while process.poll() is None and time.monotonic() < deadline:
         if list((base / "runs" / name).glob(f"*/checkpoints/step_{after:06d}")):
@@ -152,7 +151,7 @@ def test_killed_it_ends_as_one_that_was_not(after: int, whole: Path, rl, base: P
 def test_how_a_step_is_split_changes_nothing(more: list[str], rl, base: Path) -> None:
     """Two processes, or micro-batches of a few answers: the same answers, and two updates on them but for sums in another order."""
     name = more[0].replace(".", "-").replace("=", "-")
-    rl(name, *TWICE, *more, "max_steps=2")
+    rl(name, *TWICE, *more, "max_steps=2", "save_every=1")
     rl(f"{name}-plain", *TWICE, "max_steps=2")
     other, mine = the_run(base, f"{name}-plain"), the_run(base, name)
     one, two = folder.read_weights(last(other)), folder.read_weights(last(mine))
@@ -168,6 +167,14 @@ def test_how_a_step_is_split_changes_nothing(more: list[str], rl, base: Path) ->
         assert [float(row[key]) for row in metrics(mine)] == pytest.approx(
             [float(row[key]) for row in metrics(other)], rel=1e-3, abs=1e-5
         )
+    # as if killed before the second update on the same answers: every process goes on with its own share of them
+    shutil.rmtree(last(mine))
+    done = rl(name, *TWICE, *more, "max_steps=2", "save_every=1", "resume=auto")
+    assert "resuming" in done.stdout
+    resumed = folder.read_weights(last(mine))
+    assert RunCheckpoints(mine / "checkpoints").steps()[-1] == 2 and all(
+        torch.equal(two[key], resumed[key]) for key in two
+    )
 
 
 def test_steps_without_a_signal_move_nothing_where_dead_groups_are_left_out(rl, base: Path, ckpt: Path) -> None:

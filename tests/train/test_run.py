@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from nanochat.checkpoint import folder
 from nanochat.checkpoint.runs import RunCheckpoints, resolve
 from nanochat.gpt import counts
+from tests import processes
 from tests.train.conftest import environment, losses, make_corpus, the_run
 
 Train = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -102,14 +103,7 @@ def test_sample_and_evaluate_work_from_another_folder(
     finished: tuple[Path, str], shared_base: Path, tmp_path: Path
 ) -> None:
     def call(*words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", *words],
-            env=environment(shared_base),
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            timeout=120,
-        )
+        done = processes.run(list(words), env=environment(shared_base), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -157,13 +151,13 @@ def test_init_from_starts_a_new_run_from_the_weights(
     words = ["run_name=second", "max_steps=2", "init_from=finished@latest", "seed=7"]
     refused = train(*words, code=2).stderr
     assert "tokenizer.vocab_size=320 cannot take effect" in refused and "brings its own" in refused
-    done = subprocess.run(
+    done = processes.run(
         [
-            sys.executable, "-m", "nanochat.train", "+phase=base", "trainer=cpu", "data=local", f"data.path={_path(finished[0])}",
+            "nanochat.train", "+phase=base", "trainer=cpu", "data=local", f"data.path={_path(finished[0])}",
             "model=d2", "model.head_dim=32", "model.aspect_ratio=32", "data.num_workers=0", "trainer.compile=false", "sample.prompts=[]",
             "batch_tokens=1024", "eval_tokens=2048", *words,
         ],
-        env=environment(shared_base), capture_output=True, text=True, timeout=120,
+        env=environment(shared_base),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "16 rows x 64 tokens x 1 processes" in " ".join(done.stdout.split()), "context and data are the parent's"
@@ -231,9 +225,9 @@ def test_two_processes_train_as_one(train: Train, shared_base: Path) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_gives_each_trial_its_folder_and_outlives_a_failure(shared_base: Path, tiny: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "nanochat.train", "-m", *tiny, "run_name=sweep", "max_steps=2", "model.n_head=2,3", "seed=1,2"],
-        env=environment(shared_base), capture_output=True, text=True, timeout=300,
+    done = processes.run(
+        ["nanochat.train", "-m", *tiny, "run_name=sweep", "max_steps=2", "model.n_head=2,3", "seed=1,2"],
+        env=environment(shared_base),
     )  # fmt: skip
     assert done.returncode == 2 and "n_head=3" in done.stderr, done.stderr
     trials = sorted((shared_base / "runs" / "sweep").glob("sweep-*/*/metrics.csv"))
@@ -243,11 +237,11 @@ def test_a_sweep_gives_each_trial_its_folder_and_outlives_a_failure(shared_base:
 @pytest.mark.slow
 def test_optuna_minimises_val_bpb(shared_base: Path, tiny: list[str]) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'nanochat[sweep]'")
-    done = subprocess.run(
-        [sys.executable, "-m", "nanochat.train", "-m", *tiny, "run_name=optuna", "max_steps=3", "hydra/sweeper=optuna",
+    done = processes.run(
+        ["nanochat.train", "-m", *tiny, "run_name=optuna", "max_steps=3", "hydra/sweeper=optuna",
          "hydra.sweeper.n_trials=4", "model.n_head=choice(2,3)", "hydra.sweeper.sampler.seed=1",
          "optim.groups.matrix.lr=tag(log,interval(0.001,0.1))"],
-        env=environment(shared_base), capture_output=True, text=True, timeout=300,
+        env=environment(shared_base),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "does not divide into n_head=3 heads" in done.stderr, "a trial that cannot work, and the sweep goes on"
