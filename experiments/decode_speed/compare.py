@@ -1,4 +1,4 @@
-"""Ours and another's decoding in turn: `python compare.py DEPTH VOCAB PROMPT DECODE THREADS ROUNDS OTHER_PYTHON OTHER_SOURCE`.
+"""Ours, plain and compiled, and another's decoding in turn: `python compare.py DEPTH VOCAB PROMPT DECODE THREADS ROUNDS OTHER_PYTHON OTHER_SOURCE`.
 
 Prints the median of each measure and the median of the ratios round by round, with their range.
 """
@@ -21,13 +21,20 @@ def run(command: list[str], **environment: str) -> dict[str, float]:
     return {row["what"]: row["tokens_per_second"] for row in rows}
 
 
-ours, other = [], []
+runs: dict[str, list[dict[str, float]]] = {"ours": [], "ours, compiled": [], "original": []}
 for _ in range(rounds):
-    ours.append(run([sys.executable, str(HERE / "ours.py")]))
-    other.append(run([python, str(HERE / "original.py")], PYTHONPATH=source))
-for what in ours[0]:
-    ratios = [mine[what] / theirs[what] for mine, theirs in zip(ours, other, strict=True)]
-    mine, theirs = (statistics.median(row[what] for row in rows) for rows in (ours, other))
-    print(
-        f"{what}: {mine:,.0f} against {theirs:,.0f} tokens/s, {statistics.median(ratios):.2f} x ({min(ratios):.2f}-{max(ratios):.2f})"
-    )
+    runs["ours"].append(run([sys.executable, str(HERE / "ours.py")], COMPILE="0"))
+    runs["ours, compiled"].append(run([sys.executable, str(HERE / "ours.py")], COMPILE="1"))
+    runs["original"].append(run([python, str(HERE / "original.py")], PYTHONPATH=source))
+for name, rows in list(runs.items())[:2]:
+    for what in rows[0]:
+        mine = statistics.median(row[what] for row in rows)
+        if what not in runs["original"][0]:
+            print(f"{name}, {what}: {mine:.3f}")
+            continue
+        theirs = statistics.median(row[what] for row in runs["original"])
+        ratios = [a[what] / b[what] for a, b in zip(rows, runs["original"], strict=True)]
+        print(
+            f"{name}, {what}: {mine:,.0f} against {theirs:,.0f} tokens/s, "
+            f"{statistics.median(ratios):.2f} x ({min(ratios):.2f}-{max(ratios):.2f})"
+        )

@@ -1,6 +1,7 @@
-"""Our engine, the same measures as original.py: `python ours.py DEPTH VOCAB PROMPT DECODE THREADS`."""
+"""Our engine, the same measures as original.py: `python ours.py DEPTH VOCAB PROMPT DECODE THREADS`; with COMPILE=1 in compiled steps."""
 
 import json
+import os
 import random
 import statistics
 import sys
@@ -25,7 +26,8 @@ def ids() -> list[int]:
 
 def run(prompts: list[list[int]], samples: int) -> tuple[float, list[float]]:
     """Seconds to the first token of all, and of each step after it."""
-    engine = Engine(gpt, tokenizer, max_rows=len(prompts) * samples, prefill_tokens=None)
+    rows = len(prompts) * samples
+    engine = Engine(gpt, tokenizer, max_rows=rows, prefill_tokens=None, compile=os.environ.get("COMPILE") == "1")
     for tokens in prompts:
         engine.submit(tokens, Sampling(temperature=0, max_tokens=decode, tools=False), samples)
     times = []
@@ -36,7 +38,10 @@ def run(prompts: list[list[int]], samples: int) -> tuple[float, list[float]]:
     return times[0], times[1:]
 
 
+start = time.perf_counter()
 run([ids()], 1)
+run([ids()], 16)  # so that nothing is compiled for the first time below
+print(json.dumps({"what": "warm-up, 1 / seconds", "tokens_per_second": 1 / (time.perf_counter() - start)}))
 for samples, label in ((1, "one text"), (16, "16 samples of one prompt")):
     first, steps = run([ids()], samples)
     found = {"what": label, "tokens_per_second": samples / statistics.median(steps), "first_token_seconds": first}

@@ -31,8 +31,10 @@ if [ -n "${PEER:-}" ]; then
 fi
 
 # decoding; for one text of d20 an MBU of 70 % is wanted
-$PYTHON -m nanochat.bench model=d20 vocab_size=65536 precision=bf16 prompt_tokens=1024 decode_tokens=256 "batches=[1,8,64]" || echo "bench d20 failed"
-$PYTHON -m nanochat.bench model=d12 vocab_size=32768 precision=bf16 prompt_tokens=128 decode_tokens=256 "batches=[1,8,64]" || echo "bench d12 failed"
+for compile in false true; do
+  $PYTHON -m nanochat.bench model=d20 vocab_size=65536 precision=bf16 prompt_tokens=1024 decode_tokens=256 "batches=[1,8,64]" compile=$compile || echo "bench d20 failed"
+  $PYTHON -m nanochat.bench model=d12 vocab_size=32768 precision=bf16 prompt_tokens=128 decode_tokens=256 "batches=[1,8,64]" compile=$compile || echo "bench d12 failed"
+done
 
 # RL from a model just trained (it has learned nothing; what counts is seconds, memory and how far engine and trainer are apart in bf16)
 for depth in ${DEPTHS:-12 20}; do

@@ -31,7 +31,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         what = f"fresh weights, depth {gpt_config.n_layer}, vocabulary {cfg.vocab_size:,}"
     found = measure(
         gpt, tokenizer, prompt_tokens=cfg.prompt_tokens, decode_tokens=cfg.decode_tokens, batches=list(cfg.batches),
-        temperature=cfg.temperature, repeats=cfg.repeats,
+        temperature=cfg.temperature, repeats=cfg.repeats, compile=cfg.compile,
     )  # fmt: skip
     prefill = found["prefill"]
     print(f"{what}, {found['num_params']:,} parameters, {found['dtype']} on {found['device']}")

@@ -29,7 +29,7 @@ def run(cfg: DictConfig) -> None:
 
         models = open_models(
             ckpts, device=cfg.device, precision=cfg.precision, gpus=cfg.gpus, max_rows=cfg.max_rows,
-            log_texts=cfg.log_conversations, python=cfg.python, pool_bytes=cfg.limits.prefix_bytes,
+            log_texts=cfg.log_conversations, python=cfg.python, pool_bytes=cfg.limits.prefix_bytes, compile=cfg.compile,
         )  # fmt: skip
         service = Service(models, max_queue=cfg.limits.queue)
         app, local = build_api(service, defaults=defaults, api_key=cfg.api_key), is_local(cfg.host)

@@ -29,7 +29,9 @@ def run(cfg: DictConfig) -> None:
         raise ValueError(f"{cfg.ckpt} is a base checkpoint, which does not chat; continue a text with {instead}")
     # of one answer, stdout gets nothing else
     screen = Screen(sys.stdout, None if cfg.prompt is None else sys.stderr)
-    engine = Engine(opened.gpt, opened.tokenizer, max_rows=1, run_python=python_tool if cfg.python else None)
+    engine = Engine(
+        opened.gpt, opened.tokenizer, max_rows=1, run_python=python_tool if cfg.python else None, compile=cfg.compile
+    )
     talk = Talk(engine, screen, settings, system=cfg.system, model=str(opened.path))
     converse(talk) if cfg.prompt is None else once(talk, cfg.prompt)
 

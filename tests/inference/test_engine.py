@@ -1,5 +1,8 @@
 """Batched decoding with a cache against the full forward pass, the tool, and what must not depend on neighbours."""
 
+from copy import deepcopy
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,24 +16,25 @@ from nanochat.inference.sampling import Drawn, Sampling, draw
 
 
 @torch.no_grad()
-def test_cached_logits_equal_the_full_forward_pass_while_rows_come_and_go(any_gpt, monkeypatch):
+def come_and_go(gpt, cache: KVCache) -> None:
     """Rows of 1 to 31 tokens step together; three leave, three join (one text twice), and all go on; the cache grows."""
-    monkeypatch.setattr("nanochat.gpt.cache.FIRST_CAPACITY", 4)  # 32 tokens at first, 48 in the end
+    device = gpt.lm_head.weight.device
     rest = torch.randint(V, (8, T), generator=torch.Generator().manual_seed(1)).tolist()
-    cache, texts = KVCache(any_gpt, 6), [list(p) for p in PROMPTS]
+    texts = [list(p) for p in PROMPTS]
 
-    def compare(hidden):
-        assert hidden.shape[0] == len(texts) == len(cache.lengths)
-        for row, text in zip(any_gpt.logits(hidden), texts, strict=True):
-            torch.testing.assert_close(row, any_gpt(torch.tensor([text]))[0, -1], rtol=0, atol=1e-4)  # fp32 sums
+    def compare(logits, texts):
+        assert logits.shape == (len(texts), V)
+        for row, text in zip(logits, texts, strict=True):
+            full = gpt(torch.tensor([text], device=device))[0, -1]
+            torch.testing.assert_close(row, full, rtol=0, atol=1e-4)  # fp32 sums
 
     def go_on(steps):
         for _ in range(steps):
             for row, text in enumerate(texts):
                 text.append(rest[row][len(text)])
-            compare(cache.step([(text[-2], text[-1]) for text in texts]))
+            compare(cache.step([(text[-2], text[-1]) for text in texts]), texts)
 
-    compare(cache.add(texts, [1] * 5))
+    compare(gpt.logits(cache.add(texts, [1] * 5)), texts)
     go_on(6)
     for row in (1, 3):  # from the middle: the last one moves there
         cache.drop(row)
@@ -40,15 +44,58 @@ def test_cached_logits_equal_the_full_forward_pass_while_rows_come_and_go(any_gp
     texts.pop()
     go_on(2)
     new = list(range(40, 45))
-    hidden = cache.add([new, [3, 3]], [2, 1])
-    old, texts = texts, [list(new), list(new), [3, 3]]
-    for row, text in zip(any_gpt.logits(hidden), texts, strict=True):
-        torch.testing.assert_close(row, any_gpt(torch.tensor([text]))[0, -1], rtol=0, atol=1e-4)
-    texts = old + texts
+    joined = [list(new), list(new), [3, 3]]
+    compare(gpt.logits(cache.add([new, [3, 3]], [2, 1])), joined)
+    texts += joined
     go_on(T - max(map(len, texts)))
     assert max(cache.lengths) == cache.capacity == T
-    kept = [min(T, T if window is None else window + 1) for window in any_gpt.config.windows]
+    kept = [min(T, T if window is None else window + 1) for window in gpt.config.windows]
     assert [keys.size(2) for keys in cache.keys] == [values.size(2) for values in cache.values] == kept
+
+
+def test_cached_logits_equal_the_full_forward_pass_while_rows_come_and_go(any_gpt, monkeypatch):
+    monkeypatch.setattr("nanochat.gpt.cache.FIRST_CAPACITY", 4)  # 32 tokens at first, 48 in the end
+    come_and_go(any_gpt, KVCache(any_gpt, 6))
+
+
+def test_so_do_steps_of_fixed_shapes(any_gpt, monkeypatch):
+    """Room for 1 text, for 4, then for 6: rows without a text take part and change nothing."""
+    any_gpt = deepcopy(any_gpt)  # it only runs from here on
+    monkeypatch.setattr("nanochat.gpt.cache.FIRST_FIXED", 8)
+    monkeypatch.setattr("nanochat.gpt.cache.FIXED_ROWS", (1, 4))
+    monkeypatch.setattr(torch, "compile", lambda step, **options: step)
+    cache = KVCache(any_gpt, 6, compile=True)
+    come_and_go(any_gpt, cache)
+    room = cache.keys[0].data_ptr()
+    cache.clear()
+    come_and_go(any_gpt, cache)
+    assert cache.keys[0].data_ptr() == room and cache.keys[0].size(0) == 6  # a recorded step finds it where it was
+
+
+def test_compiled_steps_write_the_same_text(monkeypatch):
+    """By the compiler's front, which takes the step apart; its back end takes half a minute and is run by nanochat.bench."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    counted = torch._dynamo.utils.counters["stats"]
+    before = counted["unique_graphs"]
+    plain = [Engine(random_gpt(n_layer=2, seed=seed), TOKENIZER, max_rows=4) for seed in (0, 1)]
+    compiled = [Engine(random_gpt(n_layer=2, seed=seed), TOKENIZER, max_rows=4, compile=True) for seed in (0, 1)]
+    graphs = 0
+    for prompts in (PROMPTS[2:3], PROMPTS):  # room for 1, then for 4
+        for one, other in zip(plain, compiled, strict=True):  # networks of one shape do not take each other's numbers
+            true = one.generate(prompts, max_tokens=12, tools=False)
+            assert max(len(completion.ids) for completion in true) > 1
+            assert other.generate(prompts, max_tokens=12, tools=False) == true
+            graphs += 1
+            assert counted["unique_graphs"] == before + graphs
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("arch", ["modern", "classic", "bigram"])
+def test_recorded_steps_equal_the_full_forward_pass(arch):
+    gpt = random_gpt(arch).to("cuda")
+    gpt.grow_rope(T)
+    come_and_go(gpt, KVCache(gpt, 6, compile=True))
 
 
 def test_greedy_tokens_equal_the_full_forward_pass_together_and_alone(any_gpt):

@@ -340,8 +340,8 @@ def test_a_prompt_read_in_chunks_is_one_read_at_once(any_gpt, chunk):
     for token in ([1, 2, 3], [4, 5, 6]):
         for text, new in zip(texts, token, strict=True):
             text.append(new)
-        hidden = rows.step([(text[-2], text[-1]) for text in texts])
-        for row, text in zip(any_gpt.logits(hidden), texts, strict=True):
+        logits = rows.step([(text[-2], text[-1]) for text in texts])
+        for row, text in zip(logits, texts, strict=True):
             torch.testing.assert_close(row, any_gpt(torch.tensor([text]))[0, -1], rtol=0, atol=1e-4)
 
 

@@ -16,9 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.gpt.attention import Attend, sdpa
+from nanochat.gpt.fixed_step import CompiledStep
 from nanochat.gpt.model import GPT
 
 FIRST_CAPACITY = 64  # guess: tokens; doubled whenever a text gets longer
+FIRST_FIXED, FIXED_GROWTH = 128, 4  # guess: the same where each size is compiled anew
+FIXED_ROWS = (1, 8, 64)  # guess: rows that such a size has room for, then multiples of the last
 
 
 def last_hidden(gpt: GPT, texts: list[list[int]], attends: list[Attend] | None = None) -> Tensor:
@@ -36,11 +39,14 @@ class KVCache:
 
     A layer with a window of W keeps the last W + 1 tokens: token p stands in slot p mod (W + 1), so the order of its slots is not that of
     the text. Keys carry their position, and attention does not ask for more.
+
+    With `compile`, steps run compiled (see fixed_step.py), room grows in few sizes, each of them compiled when it is first met, and is kept.
     """
 
-    def __init__(self, gpt: GPT, rows: int) -> None:
+    def __init__(self, gpt: GPT, rows: int, *, compile: bool = False) -> None:
         config = gpt.config
         self.gpt, self.rows, self.capacity = gpt, rows, 0
+        self.compiled = CompiledStep(gpt) if compile else None
         self.lengths: list[int] = []
         self.slots = [config.sequence_len if window is None else window + 1 for window in config.windows]  # at most
         self._empty = torch.empty(
@@ -50,8 +56,11 @@ class KVCache:
         self.keys, self.values = [self._empty] * config.n_layer, [self._empty] * config.n_layer
 
     def clear(self) -> None:
-        """Forget every row and give the memory back."""
-        self.lengths, self.capacity = [], 0
+        """Forget every row and give the memory back, but for that of compiled steps."""
+        self.lengths = []
+        if self.compiled is not None:
+            return
+        self.capacity = 0
         self.keys, self.values = [self._empty] * len(self.keys), [self._empty] * len(self.values)
 
     def nbytes(self) -> int:
@@ -62,13 +71,14 @@ class KVCache:
         room = self.keys[0].size(0)
         if tokens <= self.capacity and rows <= room:
             return
+        fixed = self.compiled is not None
         if tokens > self.capacity:
-            capacity = max(self.capacity, FIRST_CAPACITY)
+            capacity = max(self.capacity, FIRST_FIXED if fixed else FIRST_CAPACITY)
             while capacity < tokens:
-                capacity *= 2
+                capacity *= FIXED_GROWTH if fixed else 2
             self.capacity = max(tokens, min(capacity, self.gpt.config.sequence_len))
         if rows > room:
-            room = max(rows, min(2 * room, self.rows))
+            room = min(fixed_rows(rows), self.rows) if fixed else max(rows, min(2 * room, self.rows))
         B = len(self.lengths)
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
@@ -78,6 +88,8 @@ class KVCache:
                 new = old.new_zeros(room, old.size(1), slots, old.size(3))
                 new[:B, :, : old.size(2)] = old[:B]  # a layer that grows has not begun to write over its first slots
                 tensors[layer] = new
+        if self.compiled is not None:
+            self.compiled.forget()
 
     def add(self, texts: list[list[int]], copies: list[int]) -> Tensor:
         """Read `texts` into `copies[i]` new rows each; the hidden state after the last token of each new row, (new rows, C)."""
@@ -162,11 +174,18 @@ class KVCache:
         return other
 
     def step(self, tokens: list[tuple[int, int]]) -> Tensor:
-        """Add to every row r the second token of `tokens[r]`, the first being the one before it; hidden states (B, C)."""
+        """Add to every row r the second token of `tokens[r]`, the first being the one before it; logits (B, V) of what follows."""
         B, S = len(self.lengths), max(self.lengths) + 1
         self.reserve(S, B)
         device = self.gpt.lm_head.weight.device
         numbers = torch.tensor([(*pair, n) for pair, n in zip(tokens, self.lengths, strict=True)], device=device)
+        if self.compiled is not None:
+            numbers = F.pad(
+                numbers, (0, 0, 0, self.keys[0].size(0) - B)
+            )  # what rows without a text do is never looked at
+            logits = self.compiled(numbers, self.keys, self.values)
+            self.lengths = [n + 1 for n in self.lengths]
+            return logits[:B]
         idx, at = numbers[:, :2], numbers[:, 2:]  # (B, 2), (B, 1)
         # where the new keys go; with one position for all rows a slice does, which is cheaper
         aligned = min(self.lengths) == S - 1
@@ -190,7 +209,7 @@ class KVCache:
 
         hidden = self.gpt.hidden_cached(idx, at, [look_up(layer) for layer in range(len(self.keys))], known=1)
         self.lengths = [n + 1 for n in self.lengths]
-        return hidden[:, 0]
+        return self.gpt.logits(hidden[:, 0])
 
     def _visible(self, slots: int, at: Tensor, S: int) -> Tensor | None:
         """What to add to the scores of a layer's slots, (B, 1, 1, min(S, slots)), if not 0: a row sees those it has written."""
@@ -209,6 +228,11 @@ class KVCache:
         if row != last:
             for kept in (*self.keys, *self.values):
                 kept[row, :, :n] = kept[last, :, :n]
+
+
+def fixed_rows(rows: int) -> int:
+    """Room for `rows` rows, in few sizes."""
+    return next((size for size in FIXED_ROWS if rows <= size), -(-rows // FIXED_ROWS[-1]) * FIXED_ROWS[-1])
 
 
 def _held(lengths: Tensor, slots: int) -> Tensor:

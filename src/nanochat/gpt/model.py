@@ -26,7 +26,8 @@ NORM_EPS = torch.finfo(torch.float32).eps  # from: facts sheet 1.3, what rms_nor
 
 def norm(x: Tensor, scale: float = 1.0) -> Tensor:
     """RMSNorm over the last axis without a gain, times `scale`."""
-    if x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled():
+    plain = x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled()
+    if plain and not torch.compiler.is_compiling():
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # the same by half as many kernels
         squared = torch.addcmul(_constant(NORM_EPS / scale**2), length, length, value=1 / (x.size(-1) * scale**2))
         return x * squared.rsqrt_()
@@ -79,6 +80,9 @@ class Frozen(NamedTuple):
     def times(self, x: Tensor) -> Tensor:
         """x (…, C) -> (…, O), as F.linear."""
         rows = x.numel() // x.size(-1)
+        if rows == 1 and x.is_cpu and torch.compiler.is_compiling():
+            # inductor makes a loop of its own of it, as fast as memory is read where the weight lies by rows (see `only_run`)
+            return (self.weight * x.reshape(1, -1)).sum(-1).view(*x.shape[:-1], self.weight.size(0))
         if self.strips is None or rows > STRIPS_ROWS:
             return F.linear(x, self.weight)
         strips = self.strips
@@ -86,13 +90,13 @@ class Frozen(NamedTuple):
         return y.transpose(0, 1).reshape(*x.shape[:-1], self.weight.size(0))
 
 
-def frozen_room(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Room for a weight to multiply with often, (rows, columns): on a CPU a wide one is laid out by its columns.
+def frozen_room(rows: int, columns: int, dtype: torch.dtype, device: torch.device, by_rows: bool = False) -> Tensor:
+    """Room for a weight to multiply with often, (rows, columns): on a CPU a wide one is laid out by its columns, unless `by_rows`.
 
     Products with few rows read it once and are bound by that; by columns they took about half the time for
     one or two rows and the same for 32 (measured: MKL with AVX2, one thread, 1024 x 256 and 4096 x 256).
     """
-    if device.type == "cpu" and rows > columns:
+    if device.type == "cpu" and rows > columns and not by_rows:
         return torch.empty(columns, rows, dtype=dtype, device=device).t()
     return torch.empty(rows, columns, dtype=dtype, device=device)
 
@@ -114,9 +118,11 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype)) if self.frozen is None else self.frozen.times(x)
 
-    def frozen_parts(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+    def frozen_parts(
+        self, dtype: torch.dtype, device: torch.device, by_rows: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Room for what is frozen, and which part of it holds which parameter."""
-        room = frozen_room(self.out_features, self.in_features, dtype, device)
+        room = frozen_room(self.out_features, self.in_features, dtype, device, by_rows)
         return room, {"weight": room}
 
 
@@ -169,10 +175,12 @@ class Attention(nn.Module):
     def qkv_weight(self, dtype: torch.dtype) -> Tensor:
         return torch.cat((self.c_q.weight, self.c_k.weight, self.c_v.weight)).to(dtype)  # (C + 2 G D, C)
 
-    def frozen_parts(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+    def frozen_parts(
+        self, dtype: torch.dtype, device: torch.device, by_rows: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Room for what is frozen, and which part of it holds which parameter."""
         rows = (self.H * self.D, self.G * self.D, self.G * self.D)
-        room = frozen_room(sum(rows), self.c_q.in_features, dtype, device)
+        room = frozen_room(sum(rows), self.c_q.in_features, dtype, device, by_rows)
         return room, dict(zip(("c_q.weight", "c_k.weight", "c_v.weight"), room.split(rows), strict=True))
 
 
@@ -380,10 +388,11 @@ class GPT(nn.Module):
                 layer.frozen = None
 
     @torch.no_grad()
-    def only_run(self, read: Callable[[str], Tensor] | None = None) -> "GPT":
+    def only_run(self, read: Callable[[str], Tensor] | None = None, *, by_rows: bool = False) -> "GPT":
         """Freeze it for good, in no more memory than its weights take in the compute dtype; it cannot be trained any more.
 
-        `read(name)` gives the weights of one that has none yet, on their device.
+        `read(name)` gives the weights of one that has none yet, on their device. `by_rows` lays all of them out by their rows, which compiled
+        steps want and others do not; it may be asked for later, and takes room for one weight meanwhile.
         """
 
         def weight(name: str) -> Tensor:
@@ -400,7 +409,7 @@ class GPT(nn.Module):
         left = dict.fromkeys(name for name, _ in self.named_parameters())
         device = weight("lm_head.weight").device
         for prefix, layer in self._freezing():
-            room, parts = layer.frozen_parts(self.compute_dtype, device)
+            room, parts = layer.frozen_parts(self.compute_dtype, device, by_rows)
             layer.frozen = Frozen.of(room)
             for name, part in parts.items():  # one after another: no more than one weight exists twice
                 part.copy_(weight(f"{prefix}.{name}"))

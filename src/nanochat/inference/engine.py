@@ -30,6 +30,7 @@ from nanochat.inference.generate import TooLong, check
 from nanochat.inference.pool import PrefixPool
 from nanochat.inference.sampling import Drawn, Sampling, draw
 from nanochat.inference.stream import TextStream
+from nanochat.runtime import hardware
 from nanochat.tokenizer.conversations import PARTS
 from nanochat.tokenizer.tokenizer import Tokenizer
 
@@ -270,13 +271,16 @@ class Engine:
 
     `prefill_tokens` bounds how much of prompts is read between two tokens (None: whole prompts), `pool_bytes` what is kept of finished texts.
     `run_python` gives the output of a program, from any thread: for texts whose Sampling asks for it, where the calculator has no result.
-    A text ends where the model's `sequence_len` does, with the finish reason "length".
+    A text ends where the model's `sequence_len` does, with the finish reason "length". `compile` makes steps faster after half a minute of
+    compiling, again whenever the texts outgrow their room (gpt/fixed_step.py); `gpt` cannot be trained any more then.
     """
 
     def __init__(
         self, gpt: GPT, tokenizer: Tokenizer, *, max_rows: int = MAX_ROWS, prefill_tokens: int | None = PREFILL_TOKENS,
-        pool_bytes: int = POOL_BYTES, run_python: Callable[[str], str | None] | None = None,
+        pool_bytes: int = POOL_BYTES, run_python: Callable[[str], str | None] | None = None, compile: bool = False,
     ) -> None:  # fmt: skip
+        if compile:
+            hardware.check_compiler("compile", gpt.lm_head.weight.device)
         if max_rows < 1:
             raise ValueError(f"max_rows={max_rows} must be at least 1")
         if prefill_tokens is not None and prefill_tokens < 1:
@@ -285,7 +289,7 @@ class Engine:
             raise ValueError(f"pool_bytes={pool_bytes} must not be negative; 0 keeps nothing of finished texts")
         self.gpt, self.tokenizer, self.max_rows = gpt, tokenizer, max_rows
         self.prefill_tokens = prefill_tokens or gpt.config.sequence_len
-        self.cache = KVCache(gpt, max_rows)
+        self.cache = KVCache(gpt, max_rows, compile=compile)
         self.live: list[tuple[Request, int]] = []  # live[r] is row r of the cache: a request and the number of its text
         self.waiting: deque[Request] = deque()  # the first may have some of its texts among the live
         self.joining: list[Request] = []  # short prompts that are being read together
@@ -450,11 +454,13 @@ class Engine:
     def _step(self) -> list[Piece]:
         pieces = self._sweep()
         self._unpark()
-        hidden = [self.cache.step([text.last_two() for text in self._texts()])] if self.live else []
-        hidden += self._join()
-        if not hidden:
+        found = [self.cache.step([text.last_two() for text in self._texts()])] if self.live else []
+        hidden = self._join()
+        if hidden:
+            found.append(self.gpt.logits(torch.cat(hidden)))
+        if not found:
             return pieces
-        logits = self.gpt.logits(torch.cat(hidden) if len(hidden) > 1 else hidden[0])  # (B, V)
+        logits = torch.cat(found) if len(found) > 1 else found[0]  # (B, V)
         texts = self._texts()
         drawn = draw(
             logits, [text.sampling for text in texts], [text.uniform() for text in texts], [text.seen for text in texts]

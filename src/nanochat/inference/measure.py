@@ -38,7 +38,8 @@ def any_tokenizer(vocab_size: int) -> Tokenizer:
 
 
 def measure(
-    gpt: GPT, tokenizer: Tokenizer, *, prompt_tokens: int, decode_tokens: int, batches: list[int], temperature: float, repeats: int
+    gpt: GPT, tokenizer: Tokenizer, *, prompt_tokens: int, decode_tokens: int, batches: list[int], temperature: float, repeats: int,
+    compile: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Rates of reading one prompt and of decoding `batches` different prompts; the best of `repeats` for the prompt, all for the steps.
 
@@ -68,7 +69,7 @@ def measure(
 
     def run(batch: int) -> tuple[float, list[float]]:
         """Seconds to the first token of all, and of each step after it."""
-        engine = Engine(gpt, tokenizer, max_rows=batch, prefill_tokens=None)
+        engine = Engine(gpt, tokenizer, max_rows=batch, prefill_tokens=None, compile=compile)
         ids = range(config.vocab_size - len(tokenizer.specials))
         for n in range(batch):
             sampling = Sampling(temperature=temperature, max_tokens=decode_tokens, seed=n, tools=False)
@@ -89,6 +90,8 @@ def measure(
         )
         sweep = []
         for batch in batches:
+            if compile:
+                run(batch)  # each size is compiled when it is first met
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             runs = [run(batch) for _ in range(repeats)]
@@ -106,6 +109,7 @@ def measure(
         "num_params": counts.parameters(config)["total"], "weight_bytes": weight_bytes,
         "kv_bytes_per_token": counts.kv_bytes_per_token(config, value_bytes), "kv_read_bytes_per_step": kv_read,
         "decode_flops_per_token": flops, "prompt_tokens": prompt_tokens, "decode_tokens": decode_tokens, "temperature": temperature,
+        "compile": compile,
         "ceiling_bs1_tok_per_sec": None if bandwidth is None else bandwidth / (weight_bytes + kv_read),
         "prefill": {
             "tok_per_sec": prompt_tokens / prefill, "time_sec": prefill,

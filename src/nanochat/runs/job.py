@@ -244,6 +244,8 @@ class Job:
         """trainer.compile is true, false or auto: on a GPU always, on a CPU where the run is long enough to earn it back."""
         wanted = self.config["trainer"]["compile"]
         if wanted != "auto":
+            if wanted:
+                hardware.check_compiler("trainer.compile", self.device)
             return bool(wanted)
         if self.device.type == "cpu":
             return (self.expected_seconds or 0) > COMPILE_PAYS_SECONDS and hardware.has_compiler()

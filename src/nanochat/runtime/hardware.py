@@ -163,6 +163,14 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
+def check_compiler(key: str, device: torch.device) -> None:
+    """ValueError where `key`=true asks for compiling on `device` and nothing there can."""
+    if device.type == "cpu" and not has_compiler():
+        raise ValueError(
+            f"{key}=true needs a C++ compiler on a CPU, and there is none here; on Debian or Ubuntu: apt-get install g++, or {key}=false"
+        )
+
+
 def pick_device(name: str) -> torch.device:
     """`auto` is the GPU if there is one, else Metal, else the CPU; otherwise a name torch knows."""
     if name == "auto":

@@ -167,6 +167,7 @@ class Cli(LoadsCheckpoint):
     tools: bool = MISSING
     python: bool = MISSING
     seed: Any = MISSING  # a number or null
+    compile: bool = MISSING
 
 
 @dataclass
@@ -191,6 +192,7 @@ class Chat(Bare):
     store: str | None = MISSING
     gpus: int = MISSING
     max_rows: int = MISSING
+    compile: bool = MISSING
     max_tokens: int = MISSING
     temperature: float = MISSING
     top_k: int | None = MISSING
@@ -214,6 +216,7 @@ class Bench(Command):
     batches: list[int] = MISSING
     temperature: float = MISSING
     repeats: int = MISSING
+    compile: bool = MISSING
     model: Model = field(default_factory=Model)
     arch: Any = MISSING
 

@@ -22,6 +22,7 @@ def open_models(
     log_texts: bool = False,
     python: bool = False,
     pool_bytes: int = POOL_BYTES,
+    compile: bool = False,
 ) -> list[Model]:
     """A model for each of `ckpts`, each with an engine on every one of `gpus` GPUs. ValueError where one cannot be had."""
     if gpus < 1:
@@ -43,6 +44,7 @@ def open_models(
                     max_rows=max_rows,
                     pool_bytes=pool_bytes,
                     run_python=python_tool if python else None,
+                    compile=compile,
                 ),
                 name=f"{name} on {copy.device}",
                 log_texts=log_texts,

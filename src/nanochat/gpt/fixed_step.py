@@ -1,0 +1,124 @@
+"""A step of decoding whose shapes stay the same from token to token, so that it can be compiled and, on CUDA, recorded.
+
+`KVCache.step` looks no further than what is written and takes only the rows in use, so its shapes change with every token. Here every row
+there is room for takes part, over all slots there is room for; what is not written is masked. That is more arithmetic in far fewer
+kernels. Recording (a CUDA graph) then leaves a single launch per token.
+"""
+
+import itertools
+import math
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanochat.gpt.attention import Attend
+from nanochat.gpt.model import GPT
+
+RECOMPILATIONS = 64  # guess: more than there are sizes of a cache, 7 of rows times 3 of tokens
+NUMBERS = itertools.count(1)
+WARM_UPS = 2  # from: PyTorch's notes on CUDA graphs, which ask for a few runs beside the capture
+
+
+def fixed_step(gpt: GPT, numbers: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+    """Logits (R, V) after the second token of each row of numbers (R, 3): the token before it, it, and how many tokens come before it.
+
+    Its key and value are written into those of every layer, (R, G, slots, D).
+    """
+    idx, at = numbers[:, :2], numbers[:, 2:]  # (R, 2), (R, 1)
+    rows = torch.arange(numbers.size(0), device=numbers.device)
+    gqa = gpt.config.n_head != gpt.config.n_kv_head
+    visible = {
+        slots: torch.arange(slots, device=numbers.device) <= at  # (R, slots)
+        for slots in {kept.size(2) for kept in keys}
+    }
+
+    def look_up(layer: int) -> Attend:
+        slots = keys[layer].size(2)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+            slot = at[:, 0] % slots
+            keys[layer][rows, :, slot], values[layer][rows, :, slot] = k[:, 0], v[:, 0]  # (R, G, D)
+            if q.is_cpu:
+                return one_query(q[:, 0], keys[layer], values[layer], visible[slots])[:, None]
+            y = F.scaled_dot_product_attention(
+                q.transpose(1, 2), keys[layer], values[layer], attn_mask=visible[slots][:, None, None], enable_gqa=gqa
+            )
+            return y.transpose(1, 2)
+
+        return attend
+
+    hidden = gpt.hidden_cached(idx, at, [look_up(layer) for layer in range(len(keys))], known=1)
+    return gpt.logits(hidden[:, 0])
+
+
+def one_query(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+    """Attention (R, H, D) of one query per row and head, q (R, H, D), over the visible of k and v (R, G, S, D), visible (R, S).
+
+    Written out, inductor makes two loops of it that read keys and values once; the kernel of PyTorch is made for many queries
+    (measured on two cores, d12 and 512 slots: a step of 28 ms became one of 22).
+    """
+    R, H, D = q.shape
+    G = k.size(1)
+    q = q.view(R, G, H // G, 1, D)
+    scores = (q * k[:, :, None]).sum(-1) / math.sqrt(D)  # (R, G, H / G, S)
+    weights = scores.masked_fill(~visible[:, None, None], -math.inf).softmax(-1)
+    return (weights[..., None] * v[:, :, None]).sum(3).view(R, H, D)
+
+
+COMPILED: weakref.WeakKeyDictionary[GPT, Callable[..., Tensor]] = weakref.WeakKeyDictionary()
+
+
+def compiled(gpt: GPT) -> Callable[..., Tensor]:
+    """`fixed_step` for this network, compiled for each size of a cache when it is first met; the network only runs from here on.
+
+    To look before each step whether a module has changed took a fifth of it (d4), and these cannot change: so nobody looks. But numbers of
+    the network become constants, and compiled forms are kept by code: each network gets code of its own, lest it take another's for its own.
+    """
+    if gpt not in COMPILED:
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILATIONS)
+        code = fixed_step.__code__.replace(co_name=f"fixed_step_{next(NUMBERS)}")
+        unchanging: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+        step = types.FunctionType(code, fixed_step.__globals__)
+        COMPILED[gpt.only_run(by_rows=True)] = torch.compile(step, dynamic=False, fullgraph=True, options=unchanging)
+    return COMPILED[gpt]
+
+
+class CompiledStep:
+    """`fixed_step` of one network over one cache, compiled; on CUDA recorded as well."""
+
+    def __init__(self, gpt: GPT) -> None:
+        self.gpt, self._step = gpt, compiled(gpt)
+        self.forget()
+
+    def forget(self) -> None:
+        """The cache lies elsewhere from now on: what was recorded of it is void."""
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, numbers: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+        """As `fixed_step`. On CUDA the logits are overwritten by the next step."""
+        if not numbers.is_cuda:
+            return self._step(self.gpt, numbers, keys, values)
+        if self._graph is None:
+            self._record(numbers, keys, values)
+        self._numbers.copy_(numbers)
+        assert self._graph is not None
+        self._graph.replay()
+        return self._logits
+
+    def _record(self, numbers: Tensor, keys: list[Tensor], values: list[Tensor]) -> None:
+        # with this step's numbers: doing a step again writes the same into the same place
+        self._numbers, stream = numbers.clone(), torch.cuda.Stream(numbers.device)
+        stream.wait_stream(torch.cuda.current_stream(numbers.device))
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                self._step(self.gpt, self._numbers, keys, values)
+        torch.cuda.current_stream(numbers.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other engines go on in their threads
+            self._logits = self._step(self.gpt, self._numbers, keys, values)
+        self._graph = graph
