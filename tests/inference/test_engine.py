@@ -63,6 +63,7 @@ def test_so_do_steps_of_fixed_shapes(any_gpt, monkeypatch):
     any_gpt = deepcopy(any_gpt)  # it only runs from here on
     monkeypatch.setattr("nanochat.gpt.cache.FIRST_FIXED", 8)
     monkeypatch.setattr("nanochat.gpt.cache.FIXED_ROWS", (1, 4))
+    monkeypatch.setattr("nanochat.gpt.cache.COMPILED_ROWS", 6)  # on a CPU, as on a GPU
     monkeypatch.setattr(torch, "compile", lambda step, **options: step)
     cache = KVCache(any_gpt, 6, compile=True)
     come_and_go(any_gpt, cache)
@@ -74,6 +75,7 @@ def test_so_do_steps_of_fixed_shapes(any_gpt, monkeypatch):
 
 def test_compiled_steps_write_the_same_text(monkeypatch):
     """By the compiler's front, which takes the step apart; its back end takes half a minute and is run by nanochat.bench."""
+    monkeypatch.setattr("nanochat.gpt.cache.COMPILED_ROWS", 4)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     counted = torch._dynamo.utils.counters["stats"]
     before = counted["unique_graphs"]
@@ -87,6 +89,23 @@ def test_compiled_steps_write_the_same_text(monkeypatch):
             assert other.generate(prompts, max_tokens=12, tools=False) == true
             graphs += 1
             assert counted["unique_graphs"] == before + graphs
+
+
+def test_where_compiling_fails_one_line_says_so_and_it_goes_on(monkeypatch, caplog):
+    def broken(step, **how):
+        def call(*inputs):
+            raise RuntimeError("no such instruction\nand so on")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    plain, compiled = Engine(random_gpt(), TOKENIZER), Engine(random_gpt(), TOKENIZER, compile=True)
+    for _ in range(2):
+        true = plain.generate(PROMPTS[2:3], max_tokens=6, tools=False)
+        assert compiled.generate(PROMPTS[2:3], max_tokens=6, tools=False) == true
+    assert [r.getMessage() for r in caplog.records] == [
+        "steps run uncompiled, compiling failed: RuntimeError: no such instruction"
+    ]
 
 
 @pytest.mark.gpu

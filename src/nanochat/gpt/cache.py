@@ -21,6 +21,7 @@ from nanochat.gpt.model import GPT
 
 FIRST_CAPACITY = 64  # guess: tokens; doubled whenever a text gets longer
 FIRST_FIXED, FIXED_GROWTH = 128, 4  # guess: the same where each size is compiled anew
+COMPILED_ROWS = 1  # of a CPU; measured: 16 gained nothing, d4 and d12 (experiments/decode_speed)
 FIXED_ROWS = (1, 8, 64)  # guess: rows that such a size has room for, then multiples of the last
 
 
@@ -40,7 +41,8 @@ class KVCache:
     A layer with a window of W keeps the last W + 1 tokens: token p stands in slot p mod (W + 1), so the order of its slots is not that of
     the text. Keys carry their position, and attention does not ask for more.
 
-    With `compile`, steps run compiled (see fixed_step.py), room grows in few sizes, each of them compiled when it is first met, and is kept.
+    With `compile`, steps run compiled (see fixed_step.py): room grows in few sizes, each of them compiled when it is first met, and is kept.
+    On a CPU those of one text alone do.
     """
 
     def __init__(self, gpt: GPT, rows: int, *, compile: bool = False) -> None:
@@ -179,11 +181,10 @@ class KVCache:
         self.reserve(S, B)
         device = self.gpt.lm_head.weight.device
         numbers = torch.tensor([(*pair, n) for pair, n in zip(tokens, self.lengths, strict=True)], device=device)
-        if self.compiled is not None:
-            numbers = F.pad(
-                numbers, (0, 0, 0, self.keys[0].size(0) - B)
-            )  # what rows without a text do is never looked at
-            logits = self.compiled(numbers, self.keys, self.values)
+        if self.compiled is not None and (numbers.is_cuda or B <= COMPILED_ROWS):
+            rows = 1 if B == 1 and not numbers.is_cuda else self.keys[0].size(0)
+            numbers = F.pad(numbers, (0, 0, 0, rows - B))  # rows without a text: nobody looks at what they do
+            logits = self.compiled(numbers, [kept[:rows] for kept in self.keys], [kept[:rows] for kept in self.values])
             self.lengths = [n + 1 for n in self.lengths]
             return logits[:B]
         idx, at = numbers[:, :2], numbers[:, 2:]  # (B, 2), (B, 1)

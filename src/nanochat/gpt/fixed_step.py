@@ -6,6 +6,7 @@ kernels. Recording (a CUDA graph) then leaves a single launch per token.
 """
 
 import itertools
+import logging
 import math
 import types
 import weakref
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from nanochat.gpt.attention import Attend
 from nanochat.gpt.model import GPT
+
+log = logging.getLogger(__name__)
 
 RECOMPILATIONS = 64  # guess: more than there are sizes of a cache, 7 of rows times 3 of tokens
 NUMBERS = itertools.count(1)
@@ -102,7 +105,7 @@ class CompiledStep:
     def __call__(self, numbers: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
         """As `fixed_step`. On CUDA the logits are overwritten by the next step."""
         if not numbers.is_cuda:
-            return self._step(self.gpt, numbers, keys, values)
+            return self._run(numbers, keys, values)
         if self._graph is None:
             self._record(numbers, keys, values)
         self._numbers.copy_(numbers)
@@ -110,15 +113,26 @@ class CompiledStep:
         self._graph.replay()
         return self._logits
 
+    def _run(self, numbers: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+        try:
+            return self._step(self.gpt, numbers, keys, values)
+        except Exception as error:  # whatever a compiler raises; an error of the step itself comes again below
+            if self._step is fixed_step:
+                raise
+            what = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            log.warning("steps run uncompiled, compiling failed: %s: %s", type(error).__name__, what)
+            self._step = COMPILED[self.gpt] = fixed_step
+            return fixed_step(self.gpt, numbers, keys, values)  # writes the same into the same place
+
     def _record(self, numbers: Tensor, keys: list[Tensor], values: list[Tensor]) -> None:
         # with this step's numbers: doing a step again writes the same into the same place
         self._numbers, stream = numbers.clone(), torch.cuda.Stream(numbers.device)
         stream.wait_stream(torch.cuda.current_stream(numbers.device))
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
-                self._step(self.gpt, self._numbers, keys, values)
+                self._run(self._numbers, keys, values)
         torch.cuda.current_stream(numbers.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other engines go on in their threads
-            self._logits = self._step(self.gpt, self._numbers, keys, values)
+            self._logits = self._run(self._numbers, keys, values)
         self._graph = graph
