@@ -18,7 +18,7 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
         "torch._dynamo", "lightning.pytorch", "lightning.pytorch.loggers", "hydra.main", "torchmetrics", "pyarrow.parquet", "fastapi",
-        "nanochat.evaluate", "nanochat.sample", "nanochat.train", "nanochat.callbacks.evaluate", "nanochat.callbacks.report",
+        "nanochat.callbacks.evaluate", "nanochat.callbacks.report",
         "nanochat.callbacks.rollouts", "nanochat.callbacks.save", "nanochat.evals.chat", "nanochat.inference.engine", "nanochat.modules.mid",
         "nanochat.modules.pretrain", "nanochat.modules.rl", "nanochat.modules.sft", "nanochat.runs.chat_job", "nanochat.runs.rl_job",
         "nanochat.runs.text_job",
