@@ -31,6 +31,10 @@ def run(cfg: DictConfig) -> None:
             ckpts, device=cfg.device, precision=cfg.precision, gpus=cfg.gpus, max_rows=cfg.max_rows,
             log_texts=cfg.log_conversations, python=cfg.python, pool_bytes=cfg.limits.prefix_bytes, compile=cfg.compile,
         )  # fmt: skip
+        if cfg.compile:
+            print(
+                "compile=true: the first answer takes about half a minute longer, and so does the first that outgrows its room"
+            )
         service = Service(models, max_queue=cfg.limits.queue)
         app, local = build_api(service, defaults=defaults, api_key=cfg.api_key), is_local(cfg.host)
         guard(app, cfg.limits.request_bytes, cfg.limits.requests_per_minute, list(cfg.cors), local=local)

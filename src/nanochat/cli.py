@@ -32,6 +32,10 @@ def run(cfg: DictConfig) -> None:
     engine = Engine(
         opened.gpt, opened.tokenizer, max_rows=1, run_python=python_tool if cfg.python else None, compile=cfg.compile
     )
+    if cfg.compile:
+        screen.note(
+            "compile=true: the first answer takes about half a minute longer, and so does the first that outgrows its room"
+        )
     talk = Talk(engine, screen, settings, system=cfg.system, model=str(opened.path))
     converse(talk) if cfg.prompt is None else once(talk, cfg.prompt)
 
