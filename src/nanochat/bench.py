@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from nanochat.runtime.app import command
+from nanochat.runtime.app import command, overridden
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -19,6 +19,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     from nanochat.runtime import hardware
 
     if cfg.ckpt is not None:
+        for key in ("model", "arch", "vocab_size", "seed"):
+            if words := overridden(key):
+                raise ValueError(f"{words[0]} cannot take effect: ckpt={cfg.ckpt} brings its own; drop one of the two")
         opened = open_checkpoint(cfg.ckpt, device=cfg.device, precision=cfg.precision)
         gpt, tokenizer, what = opened.gpt, opened.tokenizer, str(opened.path)
     else:
@@ -29,9 +32,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         gpt_config = from_depth(**config["model"], vocab_size=cfg.vocab_size, arch=build_arch(config["arch"]))
         gpt = GPT.build(gpt_config, seed=cfg.seed, device=device, compute_dtype=dtype).only_run()
         what = f"fresh weights, depth {gpt_config.n_layer}, vocabulary {cfg.vocab_size:,}"
+    batches = [cfg.batches] if isinstance(cfg.batches, int) else list(cfg.batches)
     found = measure(
-        gpt, tokenizer, prompt_tokens=cfg.prompt_tokens, decode_tokens=cfg.decode_tokens, batches=list(cfg.batches),
-        temperature=cfg.temperature, repeats=cfg.repeats, compile=cfg.compile,
+        gpt, tokenizer, prompt_tokens=cfg.prompt_tokens, decode_tokens=cfg.decode_tokens, batches=batches, temperature=cfg.temperature,
+        repeats=cfg.repeats, compile=cfg.compile,
     )  # fmt: skip
     prefill = found["prefill"]
     print(f"{what}, {found['num_params']:,} parameters, {found['dtype']} on {found['device']}")

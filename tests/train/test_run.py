@@ -94,8 +94,12 @@ def test_a_checkpoint_is_found_by_folder_run_and_name(finished: tuple[Path, str]
         assert resolve(words, runs) == twenty, words
     with pytest.raises(ValueError, match="one of the steps"):
         resolve("finished@7", runs)
-    with pytest.raises(ValueError, match="no run called finish "):
+    with pytest.raises(ValueError, match=r"no run called finish .*; did you mean finished@latest\?"):
         resolve("finish@latest", runs)
+    with pytest.raises(ValueError, match=r"neither a folder nor .*; did you mean finished@latest\?"):
+        resolve("finished", runs)
+    with pytest.raises(ValueError, match=r"runs here: .*finished@latest"):
+        resolve("quite another", runs)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The checkpoints of a run, and finding a checkpoint by what a user types: a folder, or RUN@latest|best|step."""
 
 import contextlib
+import difflib
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from nanochat.checkpoint import folder
 
 BEST = "best.json"
 START = "start.json"  # what an evaluation before the first step gave
+NAMED = 8  # guess: runs that an error names
 BEGAN_HERE = "began-here.txt"  # in a checkpoint: the runs that began from it, and need it to be resumed
 
 
@@ -106,14 +108,11 @@ def resolve(text: str | Path, runs: Path) -> Path:
         raise ValueError(f"{path} is a file; a nanochat checkpoint is a folder with model.safetensors and config.json")
     name, at, which = words.rpartition("@")
     if not at:
-        names = sorted(p.name for p in runs.iterdir() if p.is_dir()) if runs.is_dir() else []
-        known = f"; runs here: {', '.join(n + '@latest' for n in names)}" if names else ""
-        raise ValueError(f"{words} is neither a folder nor RUN@latest, RUN@best or RUN@STEP{known}")
+        raise ValueError(f"{words} is neither a folder nor RUN@latest, RUN@best or RUN@STEP{_meant(words, runs)}")
     candidates = [runs / name] if (runs / name / "record.json").is_file() else run_folders(runs, name)
     candidates = [c for c in candidates if RunCheckpoints(c / "checkpoints").steps()]
     if not candidates:
-        names = sorted(p.name for p in runs.iterdir() if p.is_dir()) if runs.is_dir() else []
-        raise ValueError(f"no run called {name} with a checkpoint in {runs}; there are: {', '.join(names) or 'none'}")
+        raise ValueError(f"no run called {name} with a checkpoint in {runs}{_meant(name, runs)}")
     if which == "latest":
         return _pick(RunCheckpoints(candidates[-1] / "checkpoints"), "latest", words)
     if len(candidates) > 1:
@@ -139,6 +138,18 @@ def lasting_name(checkpoint: Path, runs: Path) -> str:
     ):
         return f"{run.relative_to(runs)}@{int(number[1])}"
     return str(checkpoint.absolute())
+
+
+def _meant(name: str, runs: Path) -> str:
+    """What may have been meant by `name`, for the end of an error: the run most like it, or the newest ones."""
+    folders = (
+        sorted((p for p in runs.iterdir() if p.is_dir()), key=lambda p: -p.stat().st_mtime) if runs.is_dir() else []
+    )
+    names = [f"{p.name}@latest" for p in folders]
+    if near := difflib.get_close_matches(f"{name}@latest", names, n=1, cutoff=0.8):
+        return f"; did you mean {near[0]}?"
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"; runs here: {', '.join(names[:NAMED])}{more}" if names else "; there are no runs here yet"
 
 
 def _pick(checkpoints: RunCheckpoints, which: str, words: str) -> Path:

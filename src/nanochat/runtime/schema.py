@@ -213,7 +213,7 @@ class Bench(Command):
     vocab_size: int = MISSING
     prompt_tokens: int = MISSING
     decode_tokens: int = MISSING
-    batches: list[int] = MISSING
+    batches: Any = MISSING  # a number or a list of them
     temperature: float = MISSING
     repeats: int = MISSING
     compile: bool = MISSING
