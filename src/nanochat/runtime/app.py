@@ -174,6 +174,8 @@ def unknown_key(key: str, config_name: str) -> str:
         phases = [
             path.stem for path in sorted((conf_dir() / "phase").glob("*.yaml")) if f"- /{key}: " in path.read_text()
         ]
+        if not phases and (conf_dir() / key).is_dir():
+            return missing_key(key)
         return f"{key} is not a setting of this run" + (f"; add +phase={phases[0]}" if phases else "")
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}=…?" if near else f"; see `python -m nanochat.{config_name} --help`"
