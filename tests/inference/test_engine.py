@@ -73,6 +73,7 @@ def test_so_do_steps_of_fixed_shapes(any_gpt, monkeypatch):
     assert cache.keys[0].data_ptr() == room and cache.keys[0].size(0) == 6  # a recorded step finds it where it was
 
 
+@pytest.mark.slow
 def test_compiled_steps_write_the_same_text(monkeypatch):
     """By the compiler's front, which takes the step apart; its back end takes half a minute and is run by nanochat.bench."""
     monkeypatch.setattr("nanochat.gpt.cache.COMPILED_ROWS", 4)

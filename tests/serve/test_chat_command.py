@@ -42,6 +42,7 @@ def url_of(process) -> str:
     raise AssertionError(said + process.stderr.read())
 
 
+@pytest.mark.slow
 def test_it_serves_two_checkpoints_and_ends_with_ctrl_c(places):
     process = start(places, f"ckpt={places}/talks", f"ckpt={places}/writes", "port=0", "log_conversations=true")
     try:
@@ -119,6 +120,7 @@ def test_what_cannot_work_is_one_line_and_exit_code_2(places, words, message):
     assert message in done.stderr and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_told_before_a_checkpoint_is_read(places):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

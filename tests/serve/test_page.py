@@ -279,6 +279,7 @@ def test_an_answer_is_streamed_and_stop_ends_the_engine_and_keeps_what_was_writt
     assert bot(page)[0].strip() == text
 
 
+@pytest.mark.slow
 def test_a_call_of_the_calculator_is_one_item_that_opens(server, page):
     ask(page, "tool", "91.")
     item = page.get_by_role("button", name="calculator: 34+57 → 91")

@@ -114,6 +114,7 @@ def person():
         os.close(one.screen)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_answer_keys_edit_the_line_and_ctrl_c_twice_quits(person, ckpt: Path, tmp_path: Path) -> None:
     one = person(f"ckpt={ckpt}", "max_tokens=null", "system=be kind")
     assert "Ctrl-C stops an answer" in one.sees("you: ")
@@ -148,6 +149,7 @@ def test_ctrl_c_stops_the_answer_keys_edit_the_line_and_ctrl_c_twice_quits(perso
     assert answer["content"][0]["text"] and last["content"]
 
 
+@pytest.mark.slow
 def test_piped_lines_are_turns_and_commands_and_bytes_that_are_no_text_do_no_harm(ckpt: Path, tmp_path: Path) -> None:
     lines = [
         "hello", "", "caf\xe9", "/st", "/set top_k=0", "/set max_tokens=4", "/retry", f"/save {tmp_path}/t.json", "/quit", "never",

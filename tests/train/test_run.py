@@ -30,6 +30,7 @@ def finished(train: Train, shared_base: Path) -> tuple[Path, str]:
     return the_run(shared_base, "finished"), done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_says_what_it_did(finished: tuple[Path, str]) -> None:
     run, out = finished
     curve = {step: float(loss) for step, loss in losses(run).items()}
@@ -40,6 +41,7 @@ def test_a_run_learns_and_says_what_it_did(finished: tuple[Path, str]) -> None:
         assert part in out, part
 
 
+@pytest.mark.slow
 def test_the_run_folder_holds_the_record(finished: tuple[Path, str]) -> None:
     run, _ = finished
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -51,6 +53,7 @@ def test_the_run_folder_holds_the_record(finished: tuple[Path, str]) -> None:
     assert {"commit", "dirty"} <= set(record["code"]) and record["seed"] == 42 and record["hardware"]["processes"] == 1
 
 
+@pytest.mark.slow
 def test_every_logged_row_is_whole(finished: tuple[Path, str]) -> None:
     with (finished[0] / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -62,6 +65,7 @@ def test_every_logged_row_is_whole(finished: tuple[Path, str]) -> None:
     assert [int(r["step"]) for r in rows if r["val/bpb"]] == [10, 20]
 
 
+@pytest.mark.slow
 def test_the_checkpoint_loads_without_lightning_hydra_or_pickle(finished: tuple[Path, str]) -> None:
     path = RunCheckpoints(finished[0] / "checkpoints").path(20)
     assert {p.name for p in path.iterdir()} == {
@@ -80,6 +84,7 @@ def test_the_checkpoint_loads_without_lightning_hydra_or_pickle(finished: tuple[
     )
 
 
+@pytest.mark.slow
 def test_the_saved_model_has_the_counted_parameters_and_plain_names(finished: tuple[Path, str]) -> None:
     path = RunCheckpoints(finished[0] / "checkpoints").path(20)
     weights = load_file(path / "model.safetensors")
@@ -87,6 +92,7 @@ def test_the_saved_model_has_the_counted_parameters_and_plain_names(finished: tu
     assert not [name for name in weights if "_orig_mod" in name or name.startswith("gpt.")]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_found_by_folder_run_and_name(finished: tuple[Path, str], shared_base: Path) -> None:
     run, runs = finished[0], shared_base / "runs"
     twenty = run / "checkpoints" / "step_000020"
@@ -137,6 +143,7 @@ def test_sample_and_evaluate_work_from_another_folder(
     assert not list(tmp_path.iterdir()), "a command that only reads leaves nothing behind"
 
 
+@pytest.mark.slow
 def test_another_tokenizer_of_equal_size_is_refused(finished: tuple[Path, str], tmp_path: Path) -> None:
     from nanochat.tokenizer import train_bpe
 
