@@ -29,7 +29,7 @@ demo: $(READY)  ## from this machine's own text to a chat model: pretraining, mi
 	@printf '%s\n' "Hello! Who are you?" "What is 34 + 57?" "Spell the word: stone" "What does textwrap.indent do?" | $(RUN) -m nanochat.cli ckpt=demo-rl@latest temperature=0
 	@echo "go on with: $(RUN) -m nanochat.chat ckpt=demo-rl@latest, or side by side: $(RUN) -m nanochat.chat ckpt=demo-sft@latest ckpt=demo-rl@latest compare=true"
 
-check: lint  ## format, lint, types and the quick tests, 2 to 3 minutes on two cores
+check: lint  ## format, lint, types and the quick tests, 2 minutes on two cores
 	@$(PYTEST) -m "not slow and not gpu and not network"
 
 test: lint  ## the same and every test that this machine can run, 8 to 12 minutes on two cores

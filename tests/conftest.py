@@ -1,6 +1,7 @@
 """What holds for every test: one thread, so that a busy machine slows nothing down more than it must."""
 
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,13 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files whose tests are all slow are not even imported for `make check`: gradio alone takes five seconds of every process."""
+    if "not slow" in config.option.markexpr and collection_path.suffix == ".py":
+        return "\npytestmark = pytest.mark.slow" in collection_path.read_text() or None
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,6 +20,7 @@ def run(cfg: DictConfig) -> None:
     if cfg.python:
         check_python(cfg.host)
     with closing(listen(cfg.host, cfg.port)) as socket:  # what is known to be wrong by now costs no import of seconds
+        from nanochat.inference.engine import COMPILES
         from nanochat.serve.api import build_api
         from nanochat.serve.limits import guard
         from nanochat.serve.models import open_models
@@ -32,9 +33,7 @@ def run(cfg: DictConfig) -> None:
             log_texts=cfg.log_conversations, python=cfg.python, pool_bytes=cfg.limits.prefix_bytes, compile=cfg.compile,
         )  # fmt: skip
         if cfg.compile:
-            print(
-                "compile=true: the first answer takes about half a minute longer, and so does the first that outgrows its room"
-            )
+            print(COMPILES)
         service = Service(models, max_queue=cfg.limits.queue)
         app, local = build_api(service, defaults=defaults, api_key=cfg.api_key), is_local(cfg.host)
         guard(app, cfg.limits.request_bytes, cfg.limits.requests_per_minute, list(cfg.cors), local=local)

@@ -14,7 +14,7 @@ def run(cfg: DictConfig) -> None:
     from omegaconf import OmegaConf
 
     from nanochat.checkpoint.opened import open_checkpoint
-    from nanochat.inference.engine import Engine
+    from nanochat.inference.engine import COMPILES, Engine
     from nanochat.inference.execution import python_tool
     from nanochat.serve.screen import Screen
     from nanochat.serve.talk import SETTINGS, Talk, checked
@@ -33,9 +33,7 @@ def run(cfg: DictConfig) -> None:
         opened.gpt, opened.tokenizer, max_rows=1, run_python=python_tool if cfg.python else None, compile=cfg.compile
     )
     if cfg.compile:
-        screen.note(
-            "compile=true: the first answer takes about half a minute longer, and so does the first that outgrows its room"
-        )
+        screen.note(COMPILES)
     talk = Talk(engine, screen, settings, system=cfg.system, model=str(opened.path))
     converse(talk) if cfg.prompt is None else once(talk, cfg.prompt)
 

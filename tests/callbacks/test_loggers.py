@@ -7,6 +7,7 @@ import pytest
 from nanochat.callbacks import loggers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resume_step", [0, 3, 5])
 def test_tensorboard_keeps_the_points_up_to_the_step_it_resumes_from(tmp_path: Path, resume_step: int) -> None:
     pytest.importorskip("tensorboard", reason="pip install 'nanochat[tensorboard]'")

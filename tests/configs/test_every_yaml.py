@@ -90,6 +90,7 @@ def test_every_data_composes(data: str) -> None:
     assert {"sequence_len"} | common <= set(cfg.data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [name for name in choices("task") if name not in ("jsonl", "messages")])
 def test_every_task_can_be_the_one_of_rl(task: str) -> None:
     assert composed("+phase=rl", f"task={task}")["data"]["task"]["_target_"].startswith("nanochat.tasks.")

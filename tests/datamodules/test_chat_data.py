@@ -72,6 +72,7 @@ def micro_batches(data: ChatDataModule, count: int, *, workers: int = 0, start: 
     return [next(loader) for _ in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", ["best_fit", "single", "stream"])
 def test_batch_k_is_the_same_on_two_processes_with_workers_and_after_a_resume(make, packing) -> None:
     def build(**options: Any) -> ChatDataModule:

@@ -29,12 +29,14 @@ def test_the_default_corpus_is_prose_and_code_and_of_a_useful_size(source):
     assert not set(train) & set(val)
 
 
+@pytest.mark.slow
 def test_it_is_the_same_in_another_process(source):
     environment = {**os.environ, "PYTHONHASHSEED": "5"}
     done = subprocess.run([sys.executable, "-c", SAY], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == source.manifest_hash
 
 
+@pytest.mark.slow
 def test_packages_are_read_in_place():
     source = PyDocs(["yaml"])
     parts = [part for part in source.parts("train") if part.name.startswith("yaml")]

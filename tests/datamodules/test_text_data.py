@@ -278,6 +278,7 @@ def test_a_journal_lost_or_torn_costs_only_time(make):
         assert torch.equal(make().batch(50).idx, expected)
 
 
+@pytest.mark.slow
 def test_training_starts_before_all_shards_are_there(make, monkeypatch):
     from byte_tokenizer import SlowTokenizer
 

@@ -130,6 +130,7 @@ def wait_for(condition, seconds=15.0):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed_builders_continue_to_the_same_bytes(make, tmp_path):
     folder = make(tokenizer=SlowTokenizer())
     for kept in (2, 5, 9):
@@ -146,6 +147,7 @@ def test_killed_builders_continue_to_the_same_bytes(make, tmp_path):
     assert content(folder) == content(clean)
 
 
+@pytest.mark.slow
 def test_two_builders_at_once_make_each_shard_once(make, tmp_path):
     folder = make(tokenizer=SlowTokenizer())
     both = [script(tmp_path, "shards") for _ in range(2)]
@@ -166,6 +168,7 @@ def test_builders_end_with_the_process_that_started_them(make, tmp_path):
     assert folder.missing()
 
 
+@pytest.mark.slow
 def test_a_loader_waits_for_the_shard_it_needs(make, caplog, monkeypatch):
     monkeypatch.setattr(shards, "MESSAGE_SECONDS", 0.0)
     folder = make(tokenizer=SlowTokenizer())
@@ -181,6 +184,7 @@ def test_a_loader_waits_for_the_shard_it_needs(make, caplog, monkeypatch):
 HOLD = "b = folder.start_builders(2); print(len(b.processes), flush=True); import time; time.sleep(60)"
 
 
+@pytest.mark.slow
 def test_builders_are_started_once_for_the_same_shards_and_replaced_when_they_were_killed(make, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "STAND_BY_SECONDS", 0.05)
     folder = make(tokenizer=SlowTokenizer())
@@ -202,6 +206,7 @@ def test_builders_are_started_once_for_the_same_shards_and_replaced_when_they_we
     assert content(folder) == content(clean)  # the claim is gone too
 
 
+@pytest.mark.slow
 def test_a_live_owner_of_dead_builders_keeps_nobody_from_building(make):
     folder = make(tokenizer=SlowTokenizer())
     first = folder.start_builders(2)
@@ -213,6 +218,7 @@ def test_a_live_owner_of_dead_builders_keeps_nobody_from_building(make):
     again.wait(folder.order)
 
 
+@pytest.mark.slow
 def test_builders_of_other_shards_are_not_waited_for(make, tmp_path):
     few = make(tokenizer=SlowTokenizer())
     assert few.start_builders(1).processes

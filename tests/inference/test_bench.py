@@ -50,7 +50,7 @@ def test_what_a_step_reads_is_counted_by_hand():
 
 
 @pytest.mark.slow
-def test_the_command(tmp_path: Path):
+def test_the_command_measures_a_checkpoint_or_fresh_weights_and_tells_what_is_wrong(tmp_path: Path):
     gpt = random_gpt(sequence_len=128)
     folder.save(tmp_path / "talks", gpt.state_dict(), gpt.config, TOKENIZER, lineage={"config": {"phase": "sft"}})
 
@@ -63,6 +63,7 @@ def test_the_command(tmp_path: Path):
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["source"] == f"{tmp_path}/talks" and [row["batch"] for row in found["sweep"]] == [2]
     fresh = bench("model=d2", "batches=[1,2]", *quick)
+    assert fresh.returncode == 0, fresh.stderr
     assert "fresh weights, depth 2, vocabulary 8,192" in fresh.stdout
     for words, reason in (
         ([f"ckpt={tmp_path}/talks", "model=d12"], "model=d12 cannot take effect: ckpt="),

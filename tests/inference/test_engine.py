@@ -58,6 +58,7 @@ def test_cached_logits_equal_the_full_forward_pass_while_rows_come_and_go(any_gp
     come_and_go(any_gpt, KVCache(any_gpt, 6))
 
 
+@pytest.mark.slow
 def test_so_do_steps_of_fixed_shapes(any_gpt, monkeypatch):
     """Room for 1 text, for 4, then for 6: rows without a text take part and change nothing."""
     any_gpt = deepcopy(any_gpt)  # it only runs from here on

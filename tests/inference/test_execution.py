@@ -21,6 +21,7 @@ import pytest
 from nanochat.inference import execution
 from nanochat.inference.execution import Limits, guards, run_python
 
+pytestmark = pytest.mark.slow
 LINUX = sys.platform == "linux"
 MECHANISMS = ("user", "uid", "mount", "pid", "net", "ipc", "landlock", "seccomp")
 SECRET = "the-canary-that-must-not-sing"

@@ -347,6 +347,7 @@ def test_a_client_that_leaves_frees_its_row_within_a_second(stream):
         assert engine.stats.sampled_tokens < 30
 
 
+@pytest.mark.slow
 def test_a_full_queue_is_429_with_retry_after_and_loses_nobody(at):
     with server(served("slow", endless(), max_rows=1), max_queue=2, defaults=Sampling(temperature=0.0)) as (
         url,
@@ -397,6 +398,7 @@ def test_scoring_ends_with_its_client_and_lets_others_write(at):
         assert len(counted) <= done + 2 < 20
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_ever_on_an_engine_that_fails_now_and_then(calm):
     class Breaks(type(calm)):
         steps = 0
@@ -458,6 +460,7 @@ def test_an_engine_that_fails_says_so_and_goes_on(calm):
         assert client.chat.completions.create(model="frail", messages=HELLO).usage.completion_tokens
 
 
+@pytest.mark.slow
 def test_requests_go_to_the_least_busy_engine():
     with server(served("slow", endless(), engines=2, max_rows=8), defaults=Sampling(temperature=0.0)) as (url, service):
         threads = [

@@ -24,6 +24,7 @@ from nanochat.serve.store import Store  # noqa: E402
 from nanochat.serve.worker import Worker  # noqa: E402
 from nanochat.tokenizer.tokenizer import BPETokenizer  # noqa: E402
 
+pytestmark = pytest.mark.slow
 sync_api.expect.set_options(timeout=20_000)  # a machine may be slow; what is wrong stays wrong
 
 TOKENIZER = BPETokenizer([])  # 256 bytes and the specials
@@ -257,7 +258,6 @@ def open_section(page, name: str) -> None:
         page.locator("#sidebar").get_by_role("button", name=re.compile(f"^{name}")).click()
 
 
-@pytest.mark.slow
 def test_an_answer_is_streamed_and_stop_ends_the_engine_and_keeps_what_was_written(server, page):
     server.engine("first").pause = 0.02
     send(page, "long")
@@ -279,7 +279,6 @@ def test_an_answer_is_streamed_and_stop_ends_the_engine_and_keeps_what_was_writt
     assert bot(page)[0].strip() == text
 
 
-@pytest.mark.slow
 def test_a_call_of_the_calculator_is_one_item_that_opens(server, page):
     ask(page, "tool", "91.")
     item = page.get_by_role("button", name="calculator: 34+57 → 91")
@@ -291,7 +290,6 @@ def test_a_call_of_the_calculator_is_one_item_that_opens(server, page):
     assert [part["type"] for part in server.store.get(id).messages[1]["content"]] == ["text", "python", "python_output", "text"]  # fmt: skip
 
 
-@pytest.mark.slow
 def test_what_the_model_writes_cannot_run_or_fetch_anything(server, page):
     ask(page, "markup", "end of it")
     ask(page, "evil tool", "done")
@@ -309,7 +307,6 @@ def test_what_the_model_writes_cannot_run_or_fetch_anything(server, page):
     # and `visit` finds no request to example.com that the policy did not stop in the browser
 
 
-@pytest.mark.slow
 def test_code_and_formulas_are_rendered(server, page):
     ask(page, "code", "This is it")
     assert page.locator("#chat pre code .token.keyword, #chat pre code .hljs-keyword").first.inner_text() == "def"
@@ -318,7 +315,6 @@ def test_code_and_formulas_are_rendered(server, page):
     assert "for $5." in bot(page)[-1]
 
 
-@pytest.mark.slow
 def test_a_message_is_edited_and_answered_anew_and_the_old_way_is_kept(server, page):
     ask(page, "one", "question 1")
     ask(page, "two", "question 2")
@@ -334,7 +330,6 @@ def test_a_message_is_edited_and_answered_anew_and_the_old_way_is_kept(server, p
     sync_api.expect(page.get_by_test_id("bot").last).to_contain_text("'three', question 3")
 
 
-@pytest.mark.slow
 def test_an_answer_is_made_again_and_taken_back_and_all_is_cleared(server, page):
     ask(page, "one", "question 1")
     ask(page, "two", "question 2")
@@ -351,7 +346,6 @@ def test_an_answer_is_made_again_and_taken_back_and_all_is_cleared(server, page)
     wait_until(lambda: server.store.get(page.url.split("conversation=")[1]).messages == [])
 
 
-@pytest.mark.slow
 def test_a_seed_that_is_set_gives_the_same_answer_and_settings_reach_the_engine(server, visit):
     page = visit(server)
     open_section(page, "Settings")
@@ -373,7 +367,6 @@ def test_a_seed_that_is_set_gives_the_same_answer_and_settings_reach_the_engine(
     assert page.input_value("#system textarea") == "Be kind." and page.input_value("#seed input") == "77"
 
 
-@pytest.mark.slow
 def test_conversations_are_found_again_after_a_reload_and_after_a_restart_of_the_server(visit, tmp_path):
     server = Server([model("first", "sft")], tmp_path / "c.sqlite")
     page = visit(server)
@@ -405,7 +398,6 @@ def test_conversations_are_found_again_after_a_reload_and_after_a_restart_of_the
     server.close()
 
 
-@pytest.mark.slow
 def test_conversations_are_renamed_and_deleted(server, page):
     ask(page, "one", "question 1")
     open_section(page, "This conversation")
@@ -422,7 +414,6 @@ def test_conversations_are_renamed_and_deleted(server, page):
     assert "conversation=" not in page.url
 
 
-@pytest.mark.slow
 def test_two_windows_of_one_conversation_do_not_overwrite_each_other(server, visit):
     page = visit(server)
     ask(page, "one", "question 1")
@@ -438,7 +429,6 @@ def test_two_windows_of_one_conversation_do_not_overwrite_each_other(server, vis
     assert [m["content"] for m in c.messages if m["role"] == "user"] == ["one", "two", "mine"]
 
 
-@pytest.mark.slow
 def test_another_conversation_can_be_looked_at_while_one_is_written_and_answers_never_mix(server, visit):
     server.engine("first").pause = 0.05
     page, stranger = visit(server), visit(server, elsewhere=True)
@@ -461,7 +451,6 @@ def test_another_conversation_can_be_looked_at_while_one_is_written_and_answers_
     assert mine["long"].owner == mine["two"].owner != mine["three"].owner
 
 
-@pytest.mark.slow
 def test_a_closed_window_ends_the_answer_and_keeps_it_as_far_as_it_came(server, visit):
     server.engine("first").pause = 0.02
     page = visit(server)
@@ -475,7 +464,6 @@ def test_a_closed_window_ends_the_answer_and_keeps_it_as_far_as_it_came(server, 
     assert ANSWERS["long"].startswith(part["text"]) and len(part["text"]) > 5
 
 
-@pytest.mark.slow
 def test_errors_are_a_line_and_lose_nothing_that_was_typed(server, page):
     server.service.max_queue, before = -99, server.service.max_queue
     send(page, "one")
@@ -500,7 +488,6 @@ def test_errors_are_a_line_and_lose_nothing_that_was_typed(server, page):
     rest(page)
 
 
-@pytest.mark.slow
 def test_the_model_is_changed_in_the_middle_and_the_oldest_turns_are_forgotten(server, visit):
     page = visit(server)
     for text in ("one " * 8, "two " * 8):
@@ -526,7 +513,6 @@ def pick(page, name: str) -> None:
     page.get_by_role("option", name=name).click()
 
 
-@pytest.mark.slow
 def test_a_base_checkpoint_continues_a_text(server, visit):
     page = visit(server)
     pick(page, "base (base)")
@@ -554,7 +540,6 @@ def test_a_base_checkpoint_continues_a_text(server, visit):
     assert "goes on" not in page.input_value("#passage textarea")
 
 
-@pytest.mark.slow
 def test_export_and_import(server, page, visit, tmp_path):
     ask(page, "tool", "91.")
     open_section(page, "This conversation")
@@ -586,7 +571,6 @@ def replace_times(c: dict) -> dict:
     return {key: value for key, value in c.items() if key not in ("created", "updated")}
 
 
-@pytest.mark.slow
 def test_it_is_used_on_a_phone(server, visit):
     page = visit(server, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     page.locator("#box textarea").tap()
@@ -604,7 +588,6 @@ def test_it_is_used_on_a_phone(server, visit):
     page.locator("#box textarea").tap()  # the list went away
 
 
-@pytest.mark.slow
 def test_everything_can_be_done_by_keyboard(server, visit):
     server.engine("first").pause = 0.02
     page = visit(server)
@@ -629,7 +612,6 @@ def test_everything_can_be_done_by_keyboard(server, visit):
 # --- side by side -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_models_are_compared_with_the_same_question_and_seed(visit):
     models = [model("base", "base"), model("sft", "sft"), model("rl", "rl")]
     server = Server(models, None, compare=True)

@@ -138,6 +138,7 @@ def writer(store: Store, name: str, turns: int) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_of_two_processes_that_write_one_is_killed_and_nothing_that_was_put_is_lost(store):
     killed, other = writer(store, "killed", 100_000), writer(store, "other", 50)
     for line in killed.stdout:

@@ -167,6 +167,7 @@ def test_piped_lines_are_turns_and_commands_and_bytes_that_are_no_text_do_no_har
     assert found["model"] == str(ckpt) and found["settings"]["max_tokens"] == 4
 
 
+@pytest.mark.slow
 def test_prompt_prints_the_answer_and_nothing_else(ckpt: Path) -> None:
     """It is what the engine gives, and a slash makes no command of it."""
     opened = open_checkpoint(str(ckpt), device="cpu")

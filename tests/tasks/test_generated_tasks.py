@@ -65,6 +65,7 @@ def test_a_conversation_is_a_function_of_settings_and_index(kind, words):
     assert made(kind, words, split="test").settings() != made(kind, words).settings()
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same(words, tmp_path):
     """With another hash seed, too: nothing depends on the order of a set."""
     tasks = [made(kind, words, size=20) for kind in KINDS]

@@ -118,6 +118,7 @@ def test_surrogates_join_or_become_the_replacement_character(bpe, tiktoken_twin,
     ).encode(meant)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["ab", "e", "漢字", "1", "!?", "😀👍🏽", "\n", "\t ", "qwertyuiop"])
 def test_a_megabyte_without_a_space_takes_seconds_at_most(bpe, tiktoken_twin, unit):
     text = unit * (1_000_000 // len(unit.encode()))

@@ -9,11 +9,14 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.train.conftest import losses, the_run
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "base_d2_cpu.csv"
 
 
+@pytest.mark.slow
 def test_twenty_losses_of_d2_are_those_on_record(
     train: Callable[..., "subprocess.CompletedProcess[str]"], shared_base: Path
 ) -> None:

@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 
 from nanochat.runtime.app import as_typed
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def error(

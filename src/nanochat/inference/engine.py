@@ -41,6 +41,10 @@ PREFILL_TOKENS = 512  # guess: tokens of prompts read between two tokens of the 
 PROGRAMS = 4  # guess: Python programs at once; more wait
 PARK_SECONDS = 0.02  # guess: between two looks at new requests, while all texts wait for their programs
 POOL_BYTES = 2**30  # guess: 10,000 tokens of a d20 in bf16
+# what a command says that starts an engine with compile=true
+COMPILES = (
+    "compile=true: the first answer takes about half a minute longer, and so does the first that outgrows its room"
+)
 
 
 @dataclass
