@@ -7,7 +7,7 @@ import numpy as np
 
 from nanochat.gpt.cache import KVCache
 
-MAX_ENTRIES = 256  # guess: looking through more takes longer than a token
+MAX_ENTRIES = 256  # guess: what is looked through in 0.1 ms (measured)
 MIN_SHARED = 16  # guess: fewer tokens are read again as cheaply, together with other prompts
 
 
@@ -16,15 +16,16 @@ class PrefixPool:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes, self.bytes = max_bytes, 0
-        self.entries: list[tuple[np.ndarray, KVCache]] = []  # the most recently used last
+        # tokens as the bytes of int32, which compare much faster than lists; the most recently used last
+        self.entries: list[tuple[bytes, KVCache]] = []
 
     def put(self, ids: list[int], cache: KVCache) -> None:
         """Keep `cache`, whose only row holds `ids`."""
         if cache.nbytes() > self.max_bytes:
             return
-        new = np.array(ids, dtype=np.int32)
+        new = _bytes(ids)
         for number in reversed(range(len(self.entries))):
-            if _shared(self.entries[number][0], new) == len(self.entries[number][0]):
+            if new.startswith(self.entries[number][0]):
                 self._remove(number)
         self.entries.append((new, cache))
         self.bytes += cache.nbytes()
@@ -33,12 +34,16 @@ class PrefixPool:
 
     def find(self, prompt: list[int]) -> KVCache | None:
         """A cache of its own with the longest beginning of `prompt` that is here, less its last token; None if there is little."""
-        most, number, wanted = 0, -1, np.array(prompt, dtype=np.int32)
+        wanted = _bytes(prompt[:-1])  # what comes next is read off the last token
+        most, number = MIN_SHARED - 1, -1
         for i, (ids, cache) in enumerate(self.entries):
-            shared = min(_shared(ids, wanted), len(prompt) - 1)  # what comes next is read off the last token
-            if shared > most and cache.can_begin(0, shared):
+            longer = 4 * (most + 1)
+            if len(ids) < longer or not wanted.startswith(ids[:longer]):
+                continue
+            shared = _shared(ids, wanted)
+            if cache.can_begin(0, shared):
                 most, number = shared, i
-        if most < MIN_SHARED:
+        if number < 0:
             return None
         entry = self.entries.pop(number)
         self.entries.append(entry)
@@ -51,8 +56,12 @@ class PrefixPool:
         self.bytes -= self.entries.pop(number)[1].nbytes()
 
 
-def _shared(a: np.ndarray, b: np.ndarray) -> int:
+def _bytes(ids: list[int]) -> bytes:
+    return np.array(ids, dtype=np.int32).tobytes()
+
+
+def _shared(a: bytes, b: bytes) -> int:
     """How many tokens both begin with."""
-    n = min(len(a), len(b))
-    different = a[:n] != b[:n]
+    n = min(len(a), len(b)) // 4
+    different = np.frombuffer(a, np.int32, n) != np.frombuffer(b, np.int32, n)
     return int(different.argmax()) if different.any() else n

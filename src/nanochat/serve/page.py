@@ -38,6 +38,7 @@ from nanochat.serve.turn import NOTHING, UPDATES_PER_SECOND, Turn, numbers
 SEEDS = 2**31  # a random seed is below
 MOST_COLUMNS = 4  # guess: more are too narrow to read
 UPLOAD_BYTES = 2**25  # guess: of an import
+QUEUE_SECONDS = 0.02  # guess: between two looks for a click; gradio's 0.001 takes 4 % of a core for nothing (measured)
 # single dollars are prices more often than formulas: GSM8K is full of them
 LATEX: list[dict[str, str | bool]] = [
     {"left": "$$", "right": "$$", "display": True},
@@ -137,6 +138,7 @@ def build_page(
         page.lay_out()
         blocks.unload(page.left)
     blocks.queue(default_concurrency_limit=None, api_open=False)
+    blocks._queue.sleep_when_free = QUEUE_SECONDS
     return blocks
 
 
