@@ -55,7 +55,7 @@ class Chat(Letters):
 class Parrot(GPT):
     """Answers with the letter that the question ended in; before it, <|user_end|> is likelier than any letter."""
 
-    def hidden_cached(self, idx, positions, attends, known=0):
+    def hidden_cached(self, idx, positions, attends, known=0, first=None):
         return idx.roll(2, 1)[..., None]
 
     def logits(self, hidden):
@@ -70,7 +70,7 @@ CALL = [SPECIAL["<|assistant_start|>"], SPECIAL["<|python_start|>"], *b"12*3", S
 class Calculates(GPT):
     """Calls the calculator for 12*3 and stops after its result: what comes next is decided by the last token alone."""
 
-    def hidden_cached(self, idx, positions, attends, known=0):
+    def hidden_cached(self, idx, positions, attends, known=0, first=None):
         script = dict(pairwise(CALL))
         script[SPECIAL["<|output_end|>"]] = SPECIAL["<|assistant_end|>"]
         return torch.tensor([[script.get(t, 0) for t in row] for row in idx[:, known:].tolist()])[..., None]

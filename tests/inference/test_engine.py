@@ -28,13 +28,15 @@ def come_and_go(gpt, cache: KVCache) -> None:
             full = gpt(torch.tensor([text], device=device))[0, -1]
             torch.testing.assert_close(row, full, rtol=0, atol=1e-4)  # fp32 sums
 
-    def go_on(steps):
+    def go_on(steps, joining=(), copies=()):
         for _ in range(steps):
             for row, text in enumerate(texts):
                 text.append(rest[row][len(text)])
-            compare(cache.step([(text[-2], text[-1]) for text in texts]), texts)
+            logits = cache.step([(text[-2], text[-1]) for text in texts], joining, copies)
+            texts.extend(list(text) for text, n in zip(joining, copies, strict=True) for _ in range(n))
+            compare(logits, texts)
 
-    compare(gpt.logits(cache.add(texts, [1] * 5)), texts)
+    compare(cache.step([], texts, [1] * 5), texts)
     go_on(6)
     for row in (1, 3):  # from the middle: the last one moves there
         cache.drop(row)
@@ -43,10 +45,8 @@ def come_and_go(gpt, cache: KVCache) -> None:
     cache.drop(2)  # the last itself
     texts.pop()
     go_on(2)
-    new = list(range(40, 45))
-    joined = [list(new), list(new), [3, 3]]
-    compare(gpt.logits(cache.add([new, [3, 3]], [2, 1])), joined)
-    texts += joined
+    go_on(1, [list(range(40, 45)), [3]], [2, 1])
+    go_on(1, [[9, 8, 7]], [1])
     go_on(T - max(map(len, texts)))
     assert max(cache.lengths) == cache.capacity == T
     kept = [min(T, T if window is None else window + 1) for window in gpt.config.windows]

@@ -166,7 +166,7 @@ def test_cancelling_while_the_prompt_is_read_and_after_the_end(calm):
     assert other.completions[0].finish_reason == "length"
 
 
-@pytest.mark.parametrize(("method", "before"), [("step", 1), ("add", 0), ("read", 0)])
+@pytest.mark.parametrize(("method", "before"), [("step", 1), ("step", 0), ("read", 0)])
 def test_what_raises_ends_the_requests_and_not_the_engine(calm, monkeypatch, method, before):
     engine = Engine(calm, TOKENIZER, max_rows=1, prefill_tokens=2 if method == "read" else None)
     requests = [engine.submit([1, 2, 3], GREEDY) for _ in range(2)]
@@ -334,7 +334,7 @@ def test_a_prompt_read_in_chunks_is_one_read_at_once(any_gpt, chunk):
         full = any_gpt(torch.tensor([LONG[: start + chunk]]))[0, -1:]
         torch.testing.assert_close(any_gpt.logits(hidden), full, rtol=0, atol=1e-4)  # fp32 sums in another order
     rows = KVCache(any_gpt, 4)
-    rows.add([[7, 8]], [1])
+    rows.step([], [[7, 8]], [1])
     rows.adopt(cache, 2)
     texts = [[7, 8], list(LONG), list(LONG)]
     for token in ([1, 2, 3], [4, 5, 6]):

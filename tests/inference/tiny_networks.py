@@ -67,7 +67,7 @@ class Scripted(GPT):
 
     script: dict[int, int]
 
-    def hidden_cached(self, idx, positions, attends, known=0):
+    def hidden_cached(self, idx, positions, attends, known=0, first=None):
         return torch.tensor([[self.script.get(t, ord("?")) for t in row] for row in idx[:, known:].tolist()])[..., None]
 
     def logits(self, hidden):

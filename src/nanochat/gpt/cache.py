@@ -3,13 +3,16 @@
 A row of the cache is a text; where a position of it lies does not depend on the other rows, so a text can join or leave between any two
 tokens. The rows in use are always the first ones: a row that leaves is filled with the last, so every product is over live rows
 only. Keys are kept as attention reads them (turned, normalised, scaled), values with their embedding added. A step is one masked
-SDPA per layer, over what the furthest row has; a layer with a window keeps no more than that window.
+SDPA per layer, over what the furthest row has; a layer with a window keeps no more than that window. Texts that join are read in the
+same forward pass, their tokens beside those of the rows (selective batching; Yu et al. 2022, "Orca", OSDI).
 
 A cache of one row can also be read into a chunk at a time, and its row be copied into another cache: so a long prompt is read beside
 the texts that are being written, and a text goes on from one that is finished.
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +28,12 @@ COMPILED_ROWS = 1  # of a CPU; measured: 16 gained nothing, d4 and d12 (experime
 FIXED_ROWS = (1, 8, 64)  # guess: rows that such a size has room for, then multiples of the last
 
 
-def last_hidden(gpt: GPT, texts: list[list[int]], attends: list[Attend] | None = None) -> Tensor:
+def last_hidden(gpt: GPT, texts: list[list[int]]) -> Tensor:
     """Hidden state after the last token of each text, (N, C): texts of any lengths in one forward pass, padded on the right."""
     device, longest = gpt.lm_head.weight.device, max(map(len, texts))
     idx = torch.tensor([text + [0] * (longest - len(text)) for text in texts], device=device)  # (N, T)
     positions = torch.arange(longest, device=device)[None]
-    hidden = gpt.hidden_cached(idx, positions, attends or [sdpa] * gpt.config.n_layer)
+    hidden = gpt.hidden_cached(idx, positions, [sdpa] * gpt.config.n_layer)
     ends = torch.tensor([len(text) - 1 for text in texts], device=device)
     return hidden[torch.arange(len(texts), device=device), ends]
 
@@ -93,34 +96,6 @@ class KVCache:
         if self.compiled is not None:
             self.compiled.forget()
 
-    def add(self, texts: list[list[int]], copies: list[int]) -> Tensor:
-        """Read `texts` into `copies[i]` new rows each; the hidden state after the last token of each new row, (new rows, C)."""
-        first, longest = len(self.lengths), max(map(len, texts))
-        which = [i for i, n in enumerate(copies) for _ in range(n)]
-        assert first + len(which) <= self.rows, "more texts than rows"
-        self.reserve(longest, first + len(which))
-        device = self.gpt.lm_head.weight.device
-        source = torch.tensor(which, device=device)
-        lengths = torch.tensor([len(text) for text in texts], device=device)[:, None]  # (N, 1)
-        # for layers that cannot keep the longest text: what stands in each slot, (N, slots)
-        held = {slots: _held(lengths, slots) for slots in set(self.slots) if slots < longest}
-
-        def keep(layer: int) -> Attend:
-            slots = self.slots[layer]
-
-            def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-                for kept, new in ((self.keys[layer], k), (self.values[layer], v)):  # new (N, T, G, D)
-                    if slots in held:
-                        new = torch.stack([row[at] for row, at in zip(new, held[slots], strict=True)])
-                    kept[first : first + len(which), :, : new.size(1)] = new.transpose(1, 2)[source]
-                return sdpa(q, k, v, window)
-
-            return attend
-
-        hidden = last_hidden(self.gpt, texts, [keep(layer) for layer in range(len(self.keys))])
-        self.lengths += [len(texts[i]) for i in which]
-        return hidden[source]
-
     def read(self, tokens: list[int], before: int | None = None) -> Tensor:
         """Go on with the only row by `tokens`, `before` being the last one in it; the hidden state after the last, (1, C)."""
         assert self.rows == 1, "a prompt is read in chunks into a cache of its own"
@@ -175,22 +150,70 @@ class KVCache:
         other.values = [kept[row : row + 1, :, :tokens].clone() for kept in self.values]
         return other
 
-    def step(self, tokens: list[tuple[int, int]]) -> Tensor:
-        """Add to every row r the second token of `tokens[r]`, the first being the one before it; logits (B, V) of what follows."""
-        B, S = len(self.lengths), max(self.lengths) + 1
-        self.reserve(S, B)
-        device = self.gpt.lm_head.weight.device
-        numbers = torch.tensor([(*pair, n) for pair, n in zip(tokens, self.lengths, strict=True)], device=device)
-        if self.compiled is not None and (numbers.is_cuda or B <= COMPILED_ROWS):
-            rows = 1 if B == 1 and not numbers.is_cuda else self.keys[0].size(0)
-            numbers = F.pad(numbers, (0, 0, 0, rows - B))  # rows without a text: nobody looks at what they do
-            logits = self.compiled(numbers, [kept[:rows] for kept in self.keys], [kept[:rows] for kept in self.values])
+    def step(
+        self, tokens: list[tuple[int, int]], texts: Sequence[list[int]] = (), copies: Sequence[int] = ()
+    ) -> Tensor:
+        """Add to every row r the second token of `tokens[r]`, the first being the one before it, and read `texts` into `copies[i]` new rows each.
+
+        Logits (all rows, V) of what follows. It is one forward pass over all these tokens, none of them padding.
+        """
+        B, S = len(self.lengths), max(self.lengths, default=-1) + 1
+        assert len(tokens) == B, "a token for every row"
+        which = [i for i, n in enumerate(copies) for _ in range(n)]
+        assert B + len(which) <= self.rows, "more texts than rows"
+        self.reserve(max([S, *map(len, texts)]), B + len(which))
+        rows = [(*pair, n) for pair, n in zip(tokens, self.lengths, strict=True)]
+        if rows and self.compiled is not None and (self._empty.is_cuda or B <= COMPILED_ROWS):
+            logits = self._compiled_step(rows)
+            return torch.cat((logits, self._eager_step([], texts, which))) if texts else logits
+        return self._eager_step(rows, texts, which)
+
+    def _compiled_step(self, tokens: list[tuple[int, int, int]]) -> Tensor:
+        """`step` for the rows that are there already."""
+        assert self.compiled is not None
+        B, device = len(tokens), self._empty.device
+        rows = 1 if B == 1 and device.type != "cuda" else self.keys[0].size(0)
+        # rows without a text: nobody looks at what they do, and what they write is written over by the text that comes
+        numbers = F.pad(torch.tensor(tokens, device=device), (0, 0, 0, rows - B))
+        logits = self.compiled(numbers, [kept[:rows] for kept in self.keys], [kept[:rows] for kept in self.values])
+        self.lengths = [n + 1 for n in self.lengths]
+        return logits[:B]
+
+    def _eager_step(self, tokens: list[tuple[int, int, int]], texts: Sequence[list[int]], which: list[int]) -> Tensor:
+        """`step` for tokens (the one before, it, its position), each of its own row, and texts, of which the i-th new row holds the which[i]-th."""
+        B, device = len(tokens), self._empty.device
+        read = [(text[p - 1] if p else 0, text[p], p) for text in texts for p in range(len(text))]
+        numbers = torch.tensor(tokens + read, device=device)  # (M, 3)
+        idx, at = numbers[:, :2], numbers[:, 2:]  # (M, 2), (M, 1)
+        old = self._attend_rows(at[:B]) if tokens else []
+        new = self._attend_texts([len(text) for text in texts], at[B:, 0], which) if texts else []
+
+        def look_up(layer: int) -> Attend:
+            if not new or not old:
+                return (old or new)[layer]
+
+            def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+                parts = (old[layer], slice(B)), (new[layer], slice(B, None))
+                return torch.cat([part(q[these], k[these], v[these], window) for part, these in parts])
+
+            return attend
+
+        attends, first = [look_up(layer) for layer in range(len(self.keys))], at[:, 0] == 0 if texts else None
+        hidden = self.gpt.hidden_cached(idx, at, attends, known=1, first=first)[:, 0]  # (M, C)
+        if tokens:
             self.lengths = [n + 1 for n in self.lengths]
-            return logits[:B]
-        idx, at = numbers[:, :2], numbers[:, 2:]  # (B, 2), (B, 1)
+        if texts:
+            ends = list(itertools.accumulate((len(text) for text in texts), initial=B - 1))[1:]
+            hidden = torch.cat((hidden[:B], hidden[torch.tensor([ends[i] for i in which], device=device)]))
+            self.lengths += [len(texts[i]) for i in which]
+        return self.gpt.logits(hidden)
+
+    def _attend_rows(self, at: Tensor) -> list[Attend]:
+        """What attends, per layer, for a token of each row, at (B, 1) being the positions; keys and values are kept."""
+        B, S = len(self.lengths), max(self.lengths) + 1
         # where the new keys go; with one position for all rows a slice does, which is cheaper
         aligned = min(self.lengths) == S - 1
-        every = slice(B) if aligned else torch.arange(B, device=device)
+        every = slice(B) if aligned else torch.arange(B, device=at.device)
         visible = {slots: self._visible(slots, at, S) for slots in set(self.slots)}
         gqa = self.gpt.config.n_head != self.gpt.config.n_kv_head
 
@@ -208,9 +231,41 @@ class KVCache:
 
             return attend
 
-        hidden = self.gpt.hidden_cached(idx, at, [look_up(layer) for layer in range(len(self.keys))], known=1)
-        self.lengths = [n + 1 for n in self.lengths]
-        return self.gpt.logits(hidden[:, 0])
+        return [look_up(layer) for layer in range(len(self.keys))]
+
+    def _attend_texts(self, sizes: list[int], at: Tensor, which: list[int]) -> list[Attend]:
+        """What attends, per layer, for the tokens of texts of these sizes, one after the other, at (P) being the positions; keys and values
+        of text which[i] are kept in the i-th new row. For attention alone the texts are padded: it is little of the work."""
+        first, N, longest, device = len(self.lengths), len(sizes), max(sizes), at.device
+        even = min(sizes) == longest
+        source = torch.tensor(which, device=device)
+        lengths = torch.tensor(sizes, device=device)
+        row = torch.arange(N, device=device).repeat_interleave(lengths)  # (P)
+        # for layers that cannot keep the longest text: what stands in each slot, (N, slots)
+        held = {slots: _held(lengths[:, None], slots) for slots in set(self.slots) if slots < longest}
+
+        def padded(x: Tensor) -> Tensor:  # (P, 1, heads, D) -> (N, longest, heads, D)
+            if even:
+                return x.view(N, longest, *x.shape[2:])
+            room = x.new_zeros(N, longest, *x.shape[2:])
+            room[row, at] = x[:, 0]
+            return room
+
+        def look_up(layer: int) -> Attend:
+            slots = self.slots[layer]
+
+            def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+                q, k, v = padded(q), padded(k), padded(v)
+                for kept, new in ((self.keys[layer], k), (self.values[layer], v)):
+                    if slots in held:
+                        new = torch.stack([text[at] for text, at in zip(new, held[slots], strict=True)])
+                    kept[first : first + len(which), :, : new.size(1)] = new.transpose(1, 2)[source]
+                y = sdpa(q, k, v, window)
+                return y.flatten(0, 1)[:, None] if even else y[row, at][:, None]
+
+            return attend
+
+        return [look_up(layer) for layer in range(len(self.keys))]
 
     def _visible(self, slots: int, at: Tensor, S: int) -> Tensor | None:
         """What to add to the scores of a layer's slots, (B, 1, 1, min(S, slots)), if not 0: a row sees those it has written."""

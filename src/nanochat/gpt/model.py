@@ -447,25 +447,29 @@ class GPT(nn.Module):
         return trunk(idx, self.cos[:, :T], self.sin[:, :T])
 
     def hidden_cached(
-        self, idx: Tensor, positions: Tensor, attends: Sequence[attention.Attend], known: int = 0
-    ) -> Tensor:
+        self, idx: Tensor, positions: Tensor, attends: Sequence[attention.Attend], known: int = 0, first: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Hidden states (B, T - known, C) of tokens at `positions` (1 or B, T - known); layer i attends by `attends[i]`.
 
         The first `known` columns of idx (B, T) were seen before: they are there for what their successor takes from its predecessor.
+        Rows that `first` (B,) marks have none: there the token after them begins a text.
         """
         cos, sin = self.cos[0, positions], self.sin[0, positions]  # (1 or B, T - known, 1, D/2)
         if self.compute_dtype == torch.float32:
             cos, sin = whole_turn(cos, sin)
-        return self._forward_trunk(idx, cos, sin, attends, known)
+        return self._forward_trunk(idx, cos, sin, attends, known, first)
 
     def _forward_trunk(
-        self, idx: Tensor, cos: Tensor, sin: Tensor, attends: Sequence[attention.Attend] | None = None, known: int = 0
-    ) -> Tensor:
+        self, idx: Tensor, cos: Tensor, sin: Tensor, attends: Sequence[attention.Attend] | None = None, known: int = 0,
+        first: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         arch, dtype, n = self.config.arch, self.compute_dtype, self.config.n_layer
         x = norm(self.transformer.wte(idx).to(dtype))  # (B, T, C)
+        if first is not None:
+            x[:, :known] = x[:, :known].masked_fill(first[:, None, None], 0)
         if arch.smear:
             x = self._smear(x)
-        bigram = self._bigram_rows(idx, dtype) if arch.bigram else None
+        bigram = self._bigram_rows(idx, dtype, first) if arch.bigram else None
         if known:
             idx, x, bigram = idx[:, known:], x[:, known:], None if bigram is None else bigram[:, known:]
         x0, halfway = x, x
@@ -491,12 +495,14 @@ class GPT(nn.Module):
         )
         return torch.cat((e[:, :1], e[:, 1:] + gate * e[:, :-1]), dim=1)
 
-    def _bigram_rows(self, idx: Tensor, dtype: torch.dtype) -> Tensor:
+    def _bigram_rows(self, idx: Tensor, dtype: torch.dtype, first: Tensor | None) -> Tensor:
         rows = BIGRAM_ROWS * self.config.vocab_size
         index = torch.full_like(idx, rows - 1)
         index[:, 1:] = torch.bitwise_xor(36313 * idx[:, 1:], 27191 * idx[:, :-1]) % (
             rows - 1
         )  # from: facts sheet 0, E3 detail
+        if first is not None:
+            index[first] = rows - 1
         return self.bigram_embed["embed"](index).to(dtype)
 
     def forward(self, idx: Tensor) -> Tensor:

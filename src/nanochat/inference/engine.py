@@ -296,7 +296,7 @@ class Engine:
         self.cache = KVCache(gpt, max_rows, compile=compile)
         self.live: list[tuple[Request, int]] = []  # live[r] is row r of the cache: a request and the number of its text
         self.waiting: deque[Request] = deque()  # the first may have some of its texts among the live
-        self.joining: list[Request] = []  # short prompts that are being read together
+        self.joining: list[Request] = []  # taken from `waiting` in this step
         self.pool = PrefixPool(pool_bytes)
         self.run_python = run_python
         self.programs = ThreadPoolExecutor(PROGRAMS, thread_name_prefix="program")
@@ -458,10 +458,24 @@ class Engine:
     def _step(self) -> list[Piece]:
         pieces = self._sweep()
         self._unpark()
-        found = [self.cache.step([text.last_two() for text in self._texts()])] if self.live else []
-        hidden = self._join()
-        if hidden:
-            found.append(self.gpt.logits(torch.cat(hidden)))
+        tokens = [text.last_two() for text in self._texts()]
+        together, adopted = self._join()
+        copies = [len(request.texts) for request in together]
+        found = []
+        if tokens or together:
+            prompts = [request.prompt for request in together]
+            found.append(self.cache.step(tokens, prompts, copies))  # (rows before and new, V)
+            self.stats.read_tokens += sum(map(len, prompts))
+        for request, count in zip(together, copies, strict=True):
+            self._seat(request, count)
+        for request, count in adopted:
+            assert request.cache is not None and request.hidden is not None
+            self.cache.adopt(request.cache, count)
+            found.append(self.gpt.logits(request.hidden).expand(count, -1))
+            self._seat(request, count)
+            if request.seated == len(request.texts):
+                request.cache = request.hidden = None
+        self.joining.clear()
         if not found:
             return pieces
         logits = torch.cat(found) if len(found) > 1 else found[0]  # (B, V)
@@ -556,17 +570,18 @@ class Engine:
         if not self.busy and self.cache.capacity:
             self.cache.clear()
 
-    def _join(self) -> list[Tensor]:
-        """Read prompts while there are rows for them, first come first served; hidden states (new rows, C), in the order of `live`.
+    def _join(self) -> tuple[list[Request], list[tuple[Request, int]]]:
+        """Who joins now that there are rows, first come first served: requests whose prompts are to be read together, and those whose own
+        cache holds their prompt, with how many of their texts there is room for.
 
-        Short prompts are read together, padded. One that is long, or begun already, or has more samples than there are rows, is read by
-        itself, a chunk per step. Beside live texts it is no more than `prefill_tokens` per step altogether.
+        Short prompts are read together. One that is long, or begun already, or has more samples than there are rows, is read by itself
+        here, a chunk per step. Beside live texts it is no more than `prefill_tokens` per step altogether.
         """
-        hidden: list[Tensor] = []
-        together = self.joining
+        together: list[Request] = []
+        adopted: list[tuple[Request, int]] = []
         room = self.max_rows - len(self.live)
         limit = self.prefill_tokens if self.live else math.inf
-        spent = 0  # tokens read by themselves
+        spent = 0  # tokens of prompts
         while self.waiting and room:
             request = self.waiting[0]
             left = len(request.texts) - request.seated
@@ -574,39 +589,25 @@ class Engine:
                 request.cache = self.pool.find(request.prompt)
                 self.stats.reused_tokens += request.cache.lengths[0] if request.cache else 0
             rest = len(request.prompt) - (request.cache.lengths[0] if request.cache else 0)
-            alone = request.cache is not None or rest > self.prefill_tokens or left > room
-            longest = max((len(other.prompt) for other in together), default=0)
-            padded = len(together) * longest + min(rest, self.prefill_tokens)
-            cost = spent + (padded if alone else (len(together) + 1) * max(longest, rest))
-            if (spent or together) and rest and cost > limit:
+            cost = min(rest, self.prefill_tokens)
+            if spent and rest and spent + cost > limit:
                 break
-            if not alone:
+            spent += cost
+            if request.cache is None and rest <= self.prefill_tokens and left <= room:
+                self.joining.append(self.waiting.popleft())
                 together.append(request)
-                self.waiting.popleft()
                 room -= left
                 continue
             if rest:
-                spent += min(rest, self.prefill_tokens)
                 self._read_on(request)
             if request.hidden is None:
                 break  # the prompt has more
-            assert request.cache is not None
             count = min(room, left)
-            self.cache.adopt(request.cache, count)
-            hidden.append(request.hidden.expand(count, -1))
-            self._seat(request, count)
+            adopted.append((request, count))
             room -= count
-            if request.seated == len(request.texts):
-                self.waiting.popleft()
-                request.cache = request.hidden = None
-        if together:
-            prompts = [request.prompt for request in together]
-            hidden.append(self.cache.add(prompts, [len(request.texts) for request in together]))
-            self.stats.read_tokens += sum(map(len, prompts))
-            for request in together:
-                self._seat(request, len(request.texts))
-            together.clear()
-        return hidden
+            if count == left:
+                self.joining.append(self.waiting.popleft())
+        return together, adopted
 
     def _read_on(self, request: Request) -> None:
         """Read the next chunk of a prompt into its own cache; its last brings the hidden state."""
