@@ -122,6 +122,17 @@ def test_it_learns_and_tells_what_it_does(rl, base: Path) -> None:
     assert {"val/pass@1", "val/pass@2", "val/greedy_accuracy", "val/error"} <= held_out.keys()
 
 
+def test_wandb_gets_the_table_of_samples_that_the_run_folder_has(rl, base: Path) -> None:
+    rl("tracked", "logger=wandb", "logger.wandb.offline=true", "max_steps=1", "save_every=1", "eval_every=1")
+    run = the_run(base, "tracked")
+    (file,) = (run / "wandb").glob("offline-run-*/files/media/table/samples_*.table.json")
+    table = json.loads(file.read_text())
+    told = [[row[column] for column in table["columns"]] for row in rollouts(run)]
+    assert table["columns"][:4] == ["step", "question", "prompt", "completion"]
+    assert table["data"] and all(row in told for row in table["data"])
+    assert len(table["data"]) == len((run / "samples/step_000001.md").read_text().splitlines()) - 2
+
+
 @pytest.mark.parametrize("after", [3, 6])
 def test_killed_it_ends_as_one_that_was_not(after: int, whole: Path, rl, base: Path, ckpt: Path) -> None:
     """Also where a checkpoint lies between two updates on the same answers (3)."""

@@ -94,7 +94,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
     def cell(value: Any) -> str:
         text = f"{value:.3g}" if isinstance(value, float) else str(value)
-        return text.replace("|", "\\|").replace("\n", "⏎").replace("<", "&lt;")
+        return "⏎".join(text.splitlines()).replace("|", "\\|").replace("<", "&lt;")
 
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     return "\n".join([*lines, *("| " + " | ".join(cell(row[key]) for key in COLUMNS) + " |" for row in rows)]) + "\n"
