@@ -212,7 +212,7 @@ def check_template(gpt: GPT, tokenizer: Tokenizer, task: Task, known: Sequence[i
         advice = f"{losses[best]:.2f} {best}: it was trained with another template, or the tokenizer is not its own"
         return Check("template", STOP, found, advice)
     if own > bare - MARKS_HELP:
-        advice = "the model does not know the chat template: it may be a base checkpoint; run +phase=sft first"
+        advice = "its marks are nothing to the model: a base checkpoint, or one that knows nothing like this; +phase=sft first"
         return Check("template", STOP, found, advice)
     if own > bare - MARKS_HELP_LITTLE:
         return Check(
