@@ -82,7 +82,10 @@ def test_a_base_checkpoint_is_named() -> None:
         optimizer.step()
         optimizer.zero_grad()
     stops = preflight().run(gpt).stops
-    assert stops[0].what == "template" and "a base checkpoint, or one that knows nothing like this; +phase=sft first" in stops[0].advice
+    assert (
+        stops[0].what == "template"
+        and "a base checkpoint, or one that knows nothing like this; +phase=sft first" in stops[0].advice
+    )
 
 
 def test_a_reward_that_is_always_1_is_named(learnt: GPT) -> None:

@@ -305,7 +305,15 @@ def test_bodies_that_are_no_request_are_400(at, body):
     got = httpx.post(f"{at[0]}/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     assert got.status_code == 400 and got.json()["error"]["message"]
     assert httpx.get(f"{at[0]}/v1/nothing").json()["error"]["type"] == "invalid_request_error"
-    assert httpx.get(f"{at[0]}/v1/chat/completions").status_code == 405
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"), [("GET", "v1/chat/completions", "POST"), ("TRACE", "v1/models/x", "GET"), ("DELETE", "health", "GET")]
+)  # fmt: skip
+def test_a_wrong_method_is_405_and_says_the_right_one(at, method, path, allowed):
+    got = httpx.request(method, f"{at[0]}/{path}")
+    assert got.status_code == 405 and got.headers["allow"] == allowed
+    assert got.json()["error"]["message"] == f"/{path} does not take {method}; use {allowed}"
 
 
 # --- the original's ------------------------------------------------------------------------------------------------

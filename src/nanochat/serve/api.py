@@ -21,6 +21,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from nanochat.inference.engine import Completion, Piece
 from nanochat.inference.generate import TooLong
@@ -174,14 +176,26 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
         reply, _ = service.chat(None, messages, sampling)
         return _event_stream(_original_events(service, reply, metrics))
 
-    known = {route.path for route in app.routes if isinstance(route, APIRoute)}
+    # before a page that is mounted at / takes it
+    for route in [route for route in app.routes if isinstance(route, APIRoute)]:
+        app.router.routes.append(Route(route.path, WrongMethod(route.methods or set()), include_in_schema=False))
 
     @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
-    async def nothing(rest: str, request: Request) -> Response:  # before a page that is mounted there takes it
-        status = 405 if f"/v1/{rest}" in known else 404
-        return error_response(status, f"there is no {request.method} /v1/{rest} here")
+    async def nothing(rest: str, request: Request) -> Response:
+        return error_response(404, f"there is no {request.method} /v1/{rest} here")
 
     return app
+
+
+class WrongMethod:
+    """Answers whatever its path is asked by another method than those allowed."""
+
+    def __init__(self, allowed: set[str]) -> None:
+        self.allowed = ", ".join(sorted(allowed))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        message = f"{scope['path']} does not take {scope['method']}; use {self.allowed}"
+        await error_response(405, message, headers={"Allow": self.allowed})(scope, receive, send)
 
 
 # --- requests --------------------------------------------------------------------------------------------------
