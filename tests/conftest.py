@@ -22,7 +22,7 @@ def _one_thread():
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Files whose tests are all slow are not even imported for `make check`: gradio alone takes five seconds of every process."""
     if "not slow" in config.option.markexpr and collection_path.suffix == ".py":
-        return "\npytestmark = pytest.mark.slow" in collection_path.read_text() or None
+        return "\npytestmark = pytest.mark.slow" in collection_path.read_text(encoding="utf-8") or None
     return None
 
 

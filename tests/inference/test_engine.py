@@ -74,6 +74,44 @@ def test_so_do_steps_of_fixed_shapes(any_gpt, monkeypatch):
     assert cache.keys[0].data_ptr() == room and cache.keys[0].size(0) == 6  # a recorded step finds it where it was
 
 
+@torch.no_grad()
+def test_on_a_cpu_one_row_alone_runs_compiled_beside_texts_that_join(monkeypatch):
+    gpt, sizes = random_gpt(std=0.15), []
+
+    def counting(step, **options):
+        def call(gpt, numbers, keys, values):
+            sizes.append((numbers.size(0), keys[0].size(2)))
+            return step(gpt, numbers, keys, values)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", counting)
+    monkeypatch.setattr("nanochat.gpt.cache.FIRST_FIXED", 8)
+    cache = KVCache(gpt, 4, compile=True)
+    texts = [[1, 2, 3]]
+
+    def compare(logits):
+        for row, text in zip(logits, texts, strict=True):
+            torch.testing.assert_close(row, gpt(torch.tensor([text]))[0, -1], rtol=0, atol=1e-4)
+
+    def go_on(joining=(), copies=()):
+        for text in texts:
+            text.append(7)
+        logits = cache.step([(text[-2], 7) for text in texts], joining, copies)
+        texts.extend(list(text) for text, n in zip(joining, copies, strict=True) for _ in range(n))
+        compare(logits)
+
+    compare(cache.step([], texts, [1]))
+    go_on([list(range(20, 32)), [5]], [1, 2])
+    assert sizes == [(1, 8)], "room for those who join is made after the step"
+    go_on()
+    for _ in range(3):
+        cache.drop(1)
+    del texts[1:]
+    go_on()
+    assert [rows for rows, _ in sizes] == [1, 1]
+
+
 @pytest.mark.slow
 def test_compiled_steps_write_the_same_text(monkeypatch):
     """By the compiler's front, which takes the step apart; its back end takes half a minute and is run by nanochat.bench."""

@@ -651,12 +651,16 @@ def test_what_cannot_be_compared_is_said():
 
 
 def test_routes_that_were_there_before_stay_and_the_page_says_what_may_be_loaded(server):
+    import urllib.error
     import urllib.request
 
     assert json.load(urllib.request.urlopen(server.url + "health")) == {"status": "ok"}
     answer = urllib.request.urlopen(server.url)
     assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
     assert not re.findall(r"""(?:src|href)="https?://""", answer.read().decode())
+    with pytest.raises(urllib.error.HTTPError) as wrong:
+        urllib.request.urlopen(urllib.request.Request(server.url + "health", method="DELETE"))
+    assert wrong.value.code == 405 and wrong.value.headers["Allow"] == "GET"
 
 
 def test_settings_survive_the_way_through_the_page():

@@ -1,6 +1,7 @@
 """Every rollout as a line of `rollouts.jsonl` in the run folder, and now and then a few of them as a table to be read."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from nanochat.rl.rollout import Rollout
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.tokenizer import Tokenizer
 
+LINE_BREAK = re.compile("\r\n|[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")  # those of str.splitlines
 TABLE_ROWS = 8  # guess: what fits a screen
 COLUMNS = ("step", "question", "prompt", "completion", "reward", "advantage", "tokens", "finish_reason")
 
@@ -94,7 +96,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
     def cell(value: Any) -> str:
         text = f"{value:.3g}" if isinstance(value, float) else str(value)
-        return "⏎".join(text.splitlines()).replace("|", "\\|").replace("<", "&lt;")
+        return LINE_BREAK.sub("⏎", text).replace("|", "\\|").replace("<", "&lt;")
 
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     return "\n".join([*lines, *("| " + " | ".join(cell(row[key]) for key in COLUMNS) + " |" for row in rows)]) + "\n"

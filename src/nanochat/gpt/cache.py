@@ -155,17 +155,22 @@ class KVCache:
     ) -> Tensor:
         """Add to every row r the second token of `tokens[r]`, the first being the one before it, and read `texts` into `copies[i]` new rows each.
 
-        Logits (all rows, V) of what follows. It is one forward pass over all these tokens, none of them padding.
+        Logits (all rows, V) of what follows. It is one forward pass over all these tokens, none of them padding; two where rows run compiled.
         """
         B, S = len(self.lengths), max(self.lengths, default=-1) + 1
         assert len(tokens) == B, "a token for every row"
         which = [i for i, n in enumerate(copies) for _ in range(n)]
         assert B + len(which) <= self.rows, "more texts than rows"
-        self.reserve(max([S, *map(len, texts)]), B + len(which))
         rows = [(*pair, n) for pair, n in zip(tokens, self.lengths, strict=True)]
+        longest, R = max(map(len, texts), default=0), B + len(which)
         if rows and self.compiled is not None and (self._empty.is_cuda or B <= COMPILED_ROWS):
+            self.reserve(S, B)  # no more: every size is compiled anew
             logits = self._compiled_step(rows)
-            return torch.cat((logits, self._eager_step([], texts, which))) if texts else logits
+            if texts:
+                self.reserve(longest, R)
+                logits = torch.cat((logits, self._eager_step([], texts, which)))
+            return logits
+        self.reserve(max(S, longest), R)
         return self._eager_step(rows, texts, which)
 
     def _compiled_step(self, tokens: list[tuple[int, int, int]]) -> Tensor:
@@ -240,7 +245,7 @@ class KVCache:
         even = min(sizes) == longest
         source = torch.tensor(which, device=device)
         lengths = torch.tensor(sizes, device=device)
-        row = torch.arange(N, device=device).repeat_interleave(lengths)  # (P)
+        row = torch.arange(N, device=device).repeat_interleave(lengths, output_size=sum(sizes))  # (P)
         # for layers that cannot keep the longest text: what stands in each slot, (N, slots)
         held = {slots: _held(lengths[:, None], slots) for slots in set(self.slots) if slots < longest}
 

@@ -27,7 +27,7 @@ from nanochat.gpt import GPT
 from nanochat.gpt.cache import KVCache
 from nanochat.inference.calculator import calculate
 from nanochat.inference.generate import TooLong, check
-from nanochat.inference.pool import PrefixPool
+from nanochat.inference.pool import Found, PrefixPool
 from nanochat.inference.sampling import Drawn, Sampling, draw
 from nanochat.inference.stream import TextStream
 from nanochat.runtime import hardware
@@ -261,6 +261,14 @@ class Piece(NamedTuple):
     finish_reason: str | None
 
 
+class Alone(NamedTuple):
+    """A request whose prompt is read by itself, the beginning of it that is known already, and how many of its texts join after it."""
+
+    request: Request
+    known: Found | None
+    texts: int
+
+
 class Parked(NamedTuple):
     """A text that waits for its program to end, without a row."""
 
@@ -446,6 +454,7 @@ class Engine:
         except BaseException:
             placed = [*self.live, *((text.request, text.sample) for text in self.parked)]
             for request in {*self.waiting, *self.joining, *(request for request, _ in placed)}:
+                request.cache = request.hidden = None
                 for text in request.texts:
                     text.finish_reason = text.finish_reason or "error"
             self.waiting.clear()
@@ -459,7 +468,7 @@ class Engine:
         pieces = self._sweep()
         self._unpark()
         tokens = [text.last_two() for text in self._texts()]
-        together, adopted = self._join()
+        together, alone = self._join()
         copies = [len(request.texts) for request in together]
         found = []
         if tokens or together:
@@ -468,13 +477,9 @@ class Engine:
             self.stats.read_tokens += sum(map(len, prompts))
         for request, count in zip(together, copies, strict=True):
             self._seat(request, count)
-        for request, count in adopted:
-            assert request.cache is not None and request.hidden is not None
-            self.cache.adopt(request.cache, count)
-            found.append(self.gpt.logits(request.hidden).expand(count, -1))
-            self._seat(request, count)
-            if request.seated == len(request.texts):
-                request.cache = request.hidden = None
+        hidden = [row for one in alone for row in self._join_alone(one)]
+        if hidden:
+            found.append(self.gpt.logits(torch.cat(hidden)))
         self.joining.clear()
         if not found:
             return pieces
@@ -570,44 +575,56 @@ class Engine:
         if not self.busy and self.cache.capacity:
             self.cache.clear()
 
-    def _join(self) -> tuple[list[Request], list[tuple[Request, int]]]:
-        """Who joins now that there are rows, first come first served: requests whose prompts are to be read together, and those whose own
-        cache holds their prompt, with how many of their texts there is room for.
+    def _join(self) -> tuple[list[Request], list[Alone]]:
+        """Who joins now that there are rows, first come first served: requests whose prompts are to be read together, and those by themselves.
 
-        Short prompts are read together. One that is long, or begun already, or has more samples than there are rows, is read by itself
-        here, a chunk per step. Beside live texts it is no more than `prefill_tokens` per step altogether.
+        Short prompts are read together. One that is long, or begun already, or has more samples than there are rows, is read by itself, a
+        chunk per step. Beside live texts it is no more than `prefill_tokens` per step altogether.
         """
         together: list[Request] = []
-        adopted: list[tuple[Request, int]] = []
+        alone: list[Alone] = []
         room = self.max_rows - len(self.live)
         limit = self.prefill_tokens if self.live else math.inf
         spent = 0  # tokens of prompts
         while self.waiting and room:
             request = self.waiting[0]
             left = len(request.texts) - request.seated
-            if request.cache is None:
-                request.cache = self.pool.find(request.prompt)
-                self.stats.reused_tokens += request.cache.lengths[0] if request.cache else 0
-            rest = len(request.prompt) - (request.cache.lengths[0] if request.cache else 0)
+            known = self.pool.find(request.prompt) if request.cache is None else None
+            have = known.tokens if known else request.cache.lengths[0] if request.cache else 0
+            rest = len(request.prompt) - have
             cost = min(rest, self.prefill_tokens)
             if spent and rest and spent + cost > limit:
                 break
             spent += cost
-            if request.cache is None and rest <= self.prefill_tokens and left <= room:
-                self.joining.append(self.waiting.popleft())
+            count = min(room, left) if rest <= self.prefill_tokens else 0  # 0: the prompt has more
+            if have == 0 and count == left:
                 together.append(request)
-                room -= left
-                continue
-            if rest:
-                self._read_on(request)
-            if request.hidden is None:
-                break  # the prompt has more
-            count = min(room, left)
-            adopted.append((request, count))
+            else:
+                alone.append(Alone(request, known, count))
             room -= count
-            if count == left:
-                self.joining.append(self.waiting.popleft())
-        return together, adopted
+            if count < left:
+                break
+            self.joining.append(request)
+            self.waiting.popleft()
+        return together, alone
+
+    def _join_alone(self, alone: Alone) -> list[Tensor]:
+        """Read on in a prompt of its own cache; once it is read, let texts of the request join: their hidden states, (count, C)."""
+        request, known, count = alone
+        if known is not None:
+            request.cache = known.copy()
+            self.stats.reused_tokens += known.tokens
+        if request.hidden is None:
+            self._read_on(request)
+        if not count:
+            return []
+        assert request.cache is not None and request.hidden is not None
+        self.cache.adopt(request.cache, count)
+        hidden = request.hidden.expand(count, -1)
+        self._seat(request, count)
+        if request.seated == len(request.texts):
+            request.cache = request.hidden = None
+        return [hidden]
 
     def _read_on(self, request: Request) -> None:
         """Read the next chunk of a prompt into its own cache; its last brings the hidden state."""

@@ -3,6 +3,8 @@
 Kept are tokens and rows of the most recent texts, up to a number of bytes. A text that another one goes on from is dropped for it.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from nanochat.gpt.cache import KVCache
@@ -32,8 +34,8 @@ class PrefixPool:
         while self.bytes > self.max_bytes or len(self.entries) > MAX_ENTRIES:
             self._remove(0)
 
-    def find(self, prompt: list[int]) -> KVCache | None:
-        """A cache of its own with the longest beginning of `prompt` that is here, less its last token; None if there is little."""
+    def find(self, prompt: list[int]) -> "Found | None":
+        """The longest beginning of `prompt` that is here, less its last token; None if there is little. Nothing is copied yet."""
         wanted = _bytes(prompt[:-1])  # what comes next is read off the last token
         most, number = MIN_SHARED - 1, -1
         for i, (ids, cache) in enumerate(self.entries):
@@ -47,13 +49,23 @@ class PrefixPool:
             return None
         entry = self.entries.pop(number)
         self.entries.append(entry)
-        return entry[1].copy_of(0, most)
+        return Found(entry[1], most)
 
     def clear(self) -> None:
         self.entries, self.bytes = [], 0
 
     def _remove(self, number: int) -> None:
         self.bytes -= self.entries.pop(number)[1].nbytes()
+
+
+class Found(NamedTuple):
+    """The first `tokens` of the only row of `cache`, which belongs to the pool."""
+
+    cache: KVCache
+    tokens: int
+
+    def copy(self) -> KVCache:
+        return self.cache.copy_of(0, self.tokens)
 
 
 def _bytes(ids: list[int]) -> bytes:

@@ -195,7 +195,7 @@ class WrongMethod:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         message = f"{scope['path']} does not take {scope['method']}; use {self.allowed}"
-        await error_response(405, message, headers={"Allow": self.allowed})(scope, receive, send)
+        raise HTTPException(405, message, {"Allow": self.allowed})
 
 
 # --- requests --------------------------------------------------------------------------------------------------
