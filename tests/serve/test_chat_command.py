@@ -52,6 +52,8 @@ def test_it_serves_two_checkpoints_and_ends_with_ctrl_c(places):
         assert httpx.post(f"{url}/v1/chat/completions", json=asked).json()["usage"]["completion_tokens"] <= 3
         page = httpx.get(url)
         assert page.status_code == 200 and "gradio" in page.text
+        wrong = httpx.delete(f"{url}/health")  # not the page's 404
+        assert wrong.status_code == 405 and wrong.headers["allow"] == "GET"
         assert httpx.get(f"{url}/health", headers={"host": "evil.example"}).status_code == 403
         assert httpx.get(f"{url}/health", headers={"host": "localhost:1"}).status_code == 200
         large = httpx.post(f"{url}/v1/completions", json={"prompt": "x" * 300_000})
