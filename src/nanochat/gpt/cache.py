@@ -4,7 +4,8 @@ A row of the cache is a text; where a position of it lies does not depend on the
 tokens. The rows in use are always the first ones: a row that leaves is filled with the last, so every product is over live rows
 only. Keys are kept as attention reads them (turned, normalised, scaled), values with their embedding added. A step is one masked
 SDPA per layer, over what the furthest row has; a layer with a window keeps no more than that window. Texts that join are read in the
-same forward pass, their tokens beside those of the rows (selective batching; Yu et al. 2022, "Orca", OSDI).
+same forward pass, their tokens beside those of the rows (selective batching; Yu et al. 2022, "Orca", OSDI). On a CPU, rows that go
+on from the same long prompt share it (shared_prefix.py).
 
 A cache of one row can also be read into a chunk at a time, and its row be copied into another cache: so a long prompt is read beside
 the texts that are being written, and a text goes on from one that is finished.
@@ -21,6 +22,7 @@ from torch import Tensor
 from nanochat.gpt.attention import Attend, sdpa
 from nanochat.gpt.fixed_step import CompiledStep
 from nanochat.gpt.model import GPT
+from nanochat.gpt.shared_prefix import LEAST_BYTES, SharedPrefixes
 
 FIRST_CAPACITY = 64  # guess: tokens; doubled whenever a text gets longer
 FIRST_FIXED, FIXED_GROWTH = 128, 4  # guess: the same where each size is compiled anew
@@ -42,7 +44,8 @@ class KVCache:
     """Up to `rows` texts of up to `sequence_len` tokens each; `lengths[r]` tokens of row r are in it. Room is made as needed.
 
     A layer with a window of W keeps the last W + 1 tokens: token p stands in slot p mod (W + 1), so the order of its slots is not that of
-    the text. Keys carry their position, and attention does not ask for more.
+    the text. Keys carry their position, and attention does not ask for more. Tokens of a prompt that a row shares have no slots of its own;
+    there p counts from the first token after it.
 
     With `compile`, steps run compiled (see fixed_step.py): room grows in few sizes, each of them compiled when it is first met, and is kept.
     On a CPU those of one text alone do.
@@ -59,6 +62,7 @@ class KVCache:
         )
         # (room, G, min(capacity, slots), D) per layer; zeros where nothing is yet, since a masked NaN is still NaN
         self.keys, self.values = [self._empty] * config.n_layer, [self._empty] * config.n_layer
+        self.shared = SharedPrefixes(self._empty, self.slots)
 
     def clear(self) -> None:
         """Forget every row and give the memory back, but for that of compiled steps."""
@@ -67,12 +71,24 @@ class KVCache:
             return
         self.capacity = 0
         self.keys, self.values = [self._empty] * len(self.keys), [self._empty] * len(self.values)
+        self.shared.clear()
 
     def nbytes(self) -> int:
-        return sum(kept.nbytes for kept in (*self.keys, *self.values))
+        return sum(kept.nbytes for kept in (*self.keys, *self.values)) + self.shared.nbytes()
+
+    def shares(self, tokens: int, copies: int) -> bool:
+        """Whether `copies` rows that go on from a prompt of so many tokens are to share it."""
+        if self.compiled is not None or self._empty.device.type != "cpu" or self._empty.dtype != torch.float32:
+            return False  # scores want fp32, which SDPA has inside
+        _, G, _, D = self._empty.shape
+        return (copies - 1) * tokens * 2 * G * D * self._empty.itemsize >= LEAST_BYTES
+
+    def own(self) -> list[int]:
+        """How many tokens of each row are in its slots."""
+        return [n - self.shared.base(row) for row, n in enumerate(self.lengths)] if self.shared else self.lengths
 
     def reserve(self, tokens: int, rows: int) -> None:
-        """Make room for `rows` rows of `tokens` tokens."""
+        """Make room for `rows` rows of `tokens` tokens of their own."""
         room = self.keys[0].size(0)
         if tokens <= self.capacity and rows <= room:
             return
@@ -123,17 +139,29 @@ class KVCache:
         idx = torch.tensor([[before, *tokens] if known else tokens], device=device)  # (1, known + T)
         positions = torch.arange(n, S, device=device)[None]
         hidden = self.gpt.hidden_cached(idx, positions, [keep(layer) for layer in range(len(self.keys))], known)
+        if not self.lengths:
+            self.shared.join([None])
         self.lengths = [S]
         return hidden[:, -1]
 
-    def adopt(self, other: "KVCache", copies: int) -> None:
-        """Add `copies` rows that hold what the only row of `other` holds."""
+    def adopt(self, other: "KVCache", copies: int, of: int = 1) -> None:
+        """Add `copies` rows that hold what the only row of `other` holds; in the end there will be `of` such rows."""
         n, first = other.lengths[0], len(self.lengths)
         assert first + copies <= self.rows, "more texts than rows"
-        self.reserve(n, first + copies)
-        for mine, theirs in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
-            slots = min(n, theirs.size(2))
-            mine[first : first + copies, :, :slots] = theirs[:, :, :slots]
+        if self.shares(n, of):
+            self.reserve(0, first + copies)
+            prefix = self.shared.find(other)
+            if prefix is None:
+                for layer, (k, v) in enumerate(other.in_order(0, n)):
+                    self.shared.put(layer, [k], [v])
+                (prefix,) = self.shared.add([n], other)
+            self.shared.join([prefix] * copies)
+        else:
+            self.reserve(n, first + copies)
+            for mine, theirs in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
+                slots = min(n, theirs.size(2))
+                mine[first : first + copies, :, :slots] = theirs[:, :, :slots]
+            self.shared.join([None] * copies)
         self.lengths += [n] * copies
 
     def can_begin(self, row: int, tokens: int) -> bool:
@@ -141,13 +169,34 @@ class KVCache:
         n = self.lengths[row]
         return tokens == n or (tokens < n and n <= min(self.slots))
 
+    def in_order(self, row: int, tokens: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (G, n, D) per layer of the first `tokens` of `row`: all, or the last ones that a layer with a window has."""
+        assert self.can_begin(row, tokens), "they are not there, or not any more"
+        base, device = self.shared.base(row), self._empty.device
+        found = []
+        for layer, slots in enumerate(self.slots):
+            # below 0: in the prompt that it shares, counted from its end
+            at = torch.arange(max(0, tokens - slots), tokens, device=device) - base
+            both = []
+            for kept, shared in ((self.keys, self.shared.keys), (self.values, self.shared.values)):
+                part = kept[layer][row, :, at[at >= 0] % slots]
+                if base:
+                    part = torch.cat((shared[layer][self.shared.of[row], :, at[at < 0]], part), 1)
+                both.append(part)
+            found.append((both[0], both[1]))
+        return found
+
     def copy_of(self, row: int, tokens: int) -> "KVCache":
         """A cache of one row with the first `tokens` of `row`, and no more room than that."""
-        assert self.can_begin(row, tokens), "they are not there, or not any more"
         other = KVCache(self.gpt, 1)
         other.lengths, other.capacity = [tokens], tokens
-        other.keys = [kept[row : row + 1, :, :tokens].clone() for kept in self.keys]
-        other.values = [kept[row : row + 1, :, :tokens].clone() for kept in self.values]
+        other.shared.join([None])
+        for layer, both in enumerate(self.in_order(row, tokens)):
+            n = both[0].size(1)
+            slot = torch.arange(tokens - n, tokens, device=self._empty.device) % self.slots[layer]
+            for tensors, part in ((other.keys, both[0]), (other.values, both[1])):
+                tensors[layer] = torch.empty_like(part)[None]
+                tensors[layer][0, :, slot] = part
         return other
 
     def step(
@@ -157,21 +206,23 @@ class KVCache:
 
         Logits (all rows, V) of what follows. It is one forward pass over all these tokens, none of them padding; two where rows run compiled.
         """
-        B, S = len(self.lengths), max(self.lengths, default=-1) + 1
+        B, S = len(self.lengths), max(self.own(), default=-1) + 1
         assert len(tokens) == B, "a token for every row"
         which = [i for i, n in enumerate(copies) for _ in range(n)]
         assert B + len(which) <= self.rows, "more texts than rows"
         rows = [(*pair, n) for pair, n in zip(tokens, self.lengths, strict=True)]
-        longest, R = max(map(len, texts), default=0), B + len(which)
+        sharing = [self.shares(len(text), n) for text, n in zip(texts, copies, strict=True)]
+        longest = max((len(text) for text, shares in zip(texts, sharing, strict=True) if not shares), default=0)
+        R = B + len(which)
         if rows and self.compiled is not None and (self._empty.is_cuda or B <= COMPILED_ROWS):
             self.reserve(S, B)  # no more: every size is compiled anew
             logits = self._compiled_step(rows)
             if texts:
                 self.reserve(longest, R)
-                logits = torch.cat((logits, self._eager_step([], texts, which)))
+                logits = torch.cat((logits, self._eager_step([], texts, which, sharing)))
             return logits
         self.reserve(max(S, longest), R)
-        return self._eager_step(rows, texts, which)
+        return self._eager_step(rows, texts, which, sharing)
 
     def _compiled_step(self, tokens: list[tuple[int, int, int]]) -> Tensor:
         """`step` for the rows that are there already."""
@@ -184,14 +235,17 @@ class KVCache:
         self.lengths = [n + 1 for n in self.lengths]
         return logits[:B]
 
-    def _eager_step(self, tokens: list[tuple[int, int, int]], texts: Sequence[list[int]], which: list[int]) -> Tensor:
-        """`step` for tokens (the one before, it, its position), each of its own row, and texts, of which the i-th new row holds the which[i]-th."""
+    def _eager_step(
+        self, tokens: list[tuple[int, int, int]], texts: Sequence[list[int]], which: list[int], sharing: list[bool]
+    ) -> Tensor:
+        """`step` for tokens (the one before, it, its position), each of its own row, and texts, of which the i-th new row holds the which[i]-th,
+        or shares it."""
         B, device = len(tokens), self._empty.device
         read = [(text[p - 1] if p else 0, text[p], p) for text in texts for p in range(len(text))]
         numbers = torch.tensor(tokens + read, device=device)  # (M, 3)
         idx, at = numbers[:, :2], numbers[:, 2:]  # (M, 2), (M, 1)
         old = self._attend_rows(at[:B]) if tokens else []
-        new = self._attend_texts([len(text) for text in texts], at[B:, 0], which) if texts else []
+        new = self._attend_texts([len(text) for text in texts], at[B:, 0], which, sharing) if texts else []
 
         def look_up(layer: int) -> Attend:
             if not new or not old:
@@ -211,16 +265,23 @@ class KVCache:
             ends = list(itertools.accumulate((len(text) for text in texts), initial=B - 1))[1:]
             hidden = torch.cat((hidden[:B], hidden[torch.tensor([ends[i] for i in which], device=device)]))
             self.lengths += [len(texts[i]) for i in which]
+            added = iter(self.shared.add([len(text) for text, shares in zip(texts, sharing, strict=True) if shares]))
+            prefixes = [next(added) if shares else None for shares in sharing]
+            self.shared.join([prefixes[i] for i in which])
         return self.gpt.logits(hidden)
 
     def _attend_rows(self, at: Tensor) -> list[Attend]:
         """What attends, per layer, for a token of each row, at (B, 1) being the positions; keys and values are kept."""
-        B, S = len(self.lengths), max(self.lengths) + 1
+        own, shared = self.own(), self.shared
+        B, S = len(own), max(own) + 1
+        if shared:
+            at = torch.tensor(own, device=at.device)[:, None]
         # where the new keys go; with one position for all rows a slice does, which is cheaper
-        aligned = min(self.lengths) == S - 1
+        aligned = min(own) == S - 1
         every = slice(B) if aligned else torch.arange(B, device=at.device)
         visible = {slots: self._visible(slots, at, S) for slots in set(self.slots)}
         gqa = self.gpt.config.n_head != self.gpt.config.n_kv_head
+        in_prefix: dict[int, Tensor] = {}  # by slots
 
         def look_up(layer: int) -> Attend:
             keys, values, slots = self.keys[layer], self.values[layer], self.slots[layer]
@@ -229,21 +290,30 @@ class KVCache:
 
             def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
                 keys[every, :, slot], values[every, :, slot] = k[:, 0], v[:, 0]  # (B, G, D)
-                y = F.scaled_dot_product_attention(
-                    q.transpose(1, 2), keys[:B, :, :used], values[:B, :, :used], attn_mask=mask, enable_gqa=gqa
-                )
-                return y.transpose(1, 2)
+                own_k, own_v = keys[:B, :, :used], values[:B, :, :used]
+                if not shared:
+                    y = F.scaled_dot_product_attention(q.transpose(1, 2), own_k, own_v, attn_mask=mask, enable_gqa=gqa)
+                    return y.transpose(1, 2)
+                if slots not in in_prefix:
+                    in_prefix[slots] = shared.visible(layer, at[:, 0], window)
+                own_mask = None if mask is None else mask[:, 0]
+                return shared.attend(layer, q[:, 0], own_k, own_v, in_prefix[slots], own_mask)[:, None]
 
             return attend
 
         return [look_up(layer) for layer in range(len(self.keys))]
 
-    def _attend_texts(self, sizes: list[int], at: Tensor, which: list[int]) -> list[Attend]:
+    def _attend_texts(self, sizes: list[int], at: Tensor, which: list[int], sharing: list[bool]) -> list[Attend]:
         """What attends, per layer, for the tokens of texts of these sizes, one after the other, at (P) being the positions; keys and values
-        of text which[i] are kept in the i-th new row. For attention alone the texts are padded: it is little of the work."""
+        of text which[i] are kept in the i-th new row, or in one place for all. For attention alone the texts are padded: it is little
+        of the work."""
         first, N, longest, device = len(self.lengths), len(sizes), max(sizes), at.device
         even = min(sizes) == longest
-        source = torch.tensor(which, device=device)
+        copied = [(first + i, text) for i, text in enumerate(which) if not sharing[text]]
+        # (row of the cache, text); one slice of rows is cheaper
+        to, source = torch.tensor(copied, device=device, dtype=torch.long).view(-1, 2).unbind(1)
+        rows = slice(first, first + len(which)) if len(copied) == len(which) else to
+        most = max((sizes[text] for _, text in copied), default=0)
         lengths = torch.tensor(sizes, device=device)
         row = torch.arange(N, device=device).repeat_interleave(lengths, output_size=sum(sizes))  # (P)
         # for layers that cannot keep the longest text: what stands in each slot, (N, slots)
@@ -264,7 +334,13 @@ class KVCache:
                 for kept, new in ((self.keys[layer], k), (self.values[layer], v)):
                     if slots in held:
                         new = torch.stack([text[at] for text, at in zip(new, held[slots], strict=True)])
-                    kept[first : first + len(which), :, : new.size(1)] = new.transpose(1, 2)[source]
+                    new = new[:, :most]
+                    kept[rows, :, : new.size(1)] = new.transpose(1, 2)[source]
+                if any(sharing):
+                    parts = [
+                        [x[text, :n].transpose(0, 1) for text, n in enumerate(sizes) if sharing[text]] for x in (k, v)
+                    ]
+                    self.shared.put(layer, *parts)
                 y = sdpa(q, k, v, window)
                 return y.flatten(0, 1)[:, None] if even else y[row, at][:, None]
 
@@ -273,9 +349,9 @@ class KVCache:
         return [look_up(layer) for layer in range(len(self.keys))]
 
     def _visible(self, slots: int, at: Tensor, S: int) -> Tensor | None:
-        """What to add to the scores of a layer's slots, (B, 1, 1, min(S, slots)), if not 0: a row sees those it has written."""
+        """What to add to the scores of a layer's slots, (B, 1, 1, min(S, slots)), if not 0: a row sees those it has written, at (B, 1) of them."""
         used = min(S, slots)
-        if min(self.lengths) >= used - 1:
+        if min(self.own()) >= used - 1:
             return None  # all of them
         unwritten = torch.arange(used, device=at.device) > at
         mask = torch.zeros(unwritten.shape, dtype=self.gpt.compute_dtype, device=at.device)
@@ -284,8 +360,10 @@ class KVCache:
     def drop(self, row: int) -> None:
         """Free `row`; the last row moves there."""
         last = len(self.lengths) - 1
-        n = self.lengths[row] = self.lengths[last]
+        n = self.own()[last]
+        self.lengths[row] = self.lengths[last]
         self.lengths.pop()
+        self.shared.drop(row)
         if row != last:
             for kept in (*self.keys, *self.values):
                 kept[row, :, :n] = kept[last, :, :n]

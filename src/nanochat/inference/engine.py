@@ -619,7 +619,7 @@ class Engine:
         if not count:
             return []
         assert request.cache is not None and request.hidden is not None
-        self.cache.adopt(request.cache, count)
+        self.cache.adopt(request.cache, count, len(request.texts))
         hidden = request.hidden.expand(count, -1)
         self._seat(request, count)
         if request.seated == len(request.texts):
