@@ -44,9 +44,11 @@ class Rows:
         return self.cache.shared.lengths
 
 
+@pytest.mark.parametrize("most_padded", [0, 100])  # a product for each prompt, one for all
 @torch.no_grad()
-def test_logits_equal_the_full_forward_pass_while_rows_and_prompts_come_and_go(any_gpt):
+def test_logits_equal_the_full_forward_pass_while_rows_and_prompts_come_and_go(any_gpt, monkeypatch, most_padded):
     """Prompts of 3 to 30 tokens beside texts of their own, so that a layer's window begins before, in and after a prompt."""
+    monkeypatch.setattr("nanochat.gpt.shared_prefix.MOST_PADDED", most_padded)
     rows = Rows(any_gpt)
     rows.step([DRAWN[0][:9], DRAWN[1][:5], DRAWN[2][:3]], [3, 1, 2])
     assert rows.prompts == [9, 3]
@@ -158,6 +160,17 @@ def test_it_takes_the_room_of_one_prompt():
     cache = KVCache(gpt, 12)
     cache.step([], [DRAWN[0][:30]], [12])
     assert cache.nbytes() == kept * each
+
+
+@torch.no_grad()
+def test_a_long_prompt_gives_back_the_columns_that_the_others_do_not_need():
+    cache = KVCache(random_gpt(), 5)
+    cache.step([], [DRAWN[0][:30], DRAWN[1][:4]], [2, 2])
+    for row in (1, 0):
+        cache.drop(row)
+    for kept in (*cache.shared.keys, *cache.shared.values):
+        assert kept.size(2) == 4
+        assert kept.untyped_storage().nbytes() == kept.nbytes
 
 
 def test_whether_rows_share_is_decided_by_what_it_saves(monkeypatch):

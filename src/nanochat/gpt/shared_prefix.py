@@ -17,14 +17,54 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LEAST_BYTES = 2**20  # measured: what a layer must save per step, best for 16 samples of 16 prompts (experiments/rl)
+MOST_PADDED = 2  # guess: times as many rows in one product than there are; beyond, a product for each prompt
 
 
 class Groups(NamedTuple):
     """Which rows go together; made anew when one comes or goes."""
 
-    members: Tensor  # (N, M): rows of each prompt, filled up with any
-    place: Tensor  # (B,): where in `members`, flattened, each row stands; anywhere for a row without a prompt
+    members: list[Tensor]  # rows of each prompt
+    padded: tuple[Tensor, Tensor] | None  # the same (N, M), filled up with any, and where in it each row stands, (B,)
     without: Tensor | None  # rows without a prompt
+
+    @classmethod
+    def of(cls, prefixes: Sequence[int | None], N: int, device: torch.device) -> "Groups":
+        rows: list[list[int]] = [[] for _ in range(N)]
+        for row, prefix in enumerate(prefixes):
+            if prefix is not None:
+                rows[prefix].append(row)
+        M = max(map(len, rows))
+        without = [row for row, prefix in enumerate(prefixes) if prefix is None]
+        padded = None
+        if MOST_PADDED * sum(map(len, rows)) >= N * M:
+            place = [0] * len(prefixes)  # 0: anywhere
+            for prefix, members in enumerate(rows):
+                for i, row in enumerate(members):
+                    place[row] = prefix * M + i
+            filled = [members + [0] * (M - len(members)) for members in rows]
+            padded = torch.tensor(filled, device=device), torch.tensor(place, device=device)
+        return cls(
+            [torch.tensor(members, device=device) for members in rows],
+            padded,
+            torch.tensor(without, device=device) if without else None,
+        )
+
+    def times(self, x: Tensor, matrices: Tensor) -> Tensor:
+        """Each row of x (B, G, R, X) times the matrix of its prompt, matrices (N, G, X, Y); (B, G, R, Y), 0 for a row without one."""
+        B, G, R, X = x.shape
+        if self.padded is None:  # a few large groups and many small ones
+            y = x.new_zeros(B, G, R, matrices.size(-1))
+            for members, matrix in zip(self.members, matrices, strict=True):
+                part = x[members].transpose(0, 1).flatten(1, 2) @ matrix  # (G, rows * R, Y)
+                y[members] = part.view(G, len(members), R, -1).transpose(0, 1)
+            return y
+        members, place = self.padded
+        N, M = members.shape
+        together = x[members.flatten()].view(N, M, G, R, X).transpose(1, 2).flatten(2, 3)  # (N, G, M * R, X)
+        y = (together @ matrices).view(N, G, M, R, -1).transpose(1, 2).flatten(0, 1)[place]
+        if self.without is not None:
+            y[self.without] = 0
+        return y
 
 
 class SharedPrefixes:
@@ -90,15 +130,17 @@ class SharedPrefixes:
         if gone is None or gone in self.of:
             return
         last = len(self.lengths) - 1
-        for kept in (*self.keys, *self.values):
-            kept[gone] = kept[last]
-        self.keys, self.values = [kept[:last] for kept in self.keys], [kept[:last] for kept in self.values]
         self.lengths[gone], self._sources[gone] = self.lengths[last], self._sources[last]
         self.lengths.pop()
         self._sources.pop()
         self.of = [gone if prefix == last else prefix for prefix in self.of]
-        if not self.lengths:
-            self.keys, self.values = [self._empty] * len(self.slots), [self._empty] * len(self.slots)
+        longest = max(self.lengths, default=0)
+        for tensors in (self.keys, self.values):
+            for layer, kept in enumerate(tensors):
+                kept[gone] = kept[last]
+                P = min(longest, self.slots[layer])
+                # a copy where columns are left over, so that their memory is given back
+                tensors[layer] = kept[:last] if kept.size(2) == P else kept[:last, :, kept.size(2) - P :].clone()
 
     # --- attention ---------------------------------------------------------------------------------------------
 
@@ -118,43 +160,13 @@ class SharedPrefixes:
 
         `mask` is that of `visible`, `own_mask` (B, 1, S) is added to the scores of the own ones.
         """
-        members, place, without = self._groups or self._group(q.device)
-        N, M = members.shape
+        groups = self._groups = self._groups or Groups.of(self.of, len(self.lengths), q.device)
         B, H, D = q.shape
         G, P = k.size(1), self.keys[layer].size(2)
         q = (q / math.sqrt(D)).view(B, G, H // G, D)
-        together = q[members.flatten()].view(N, M, G, -1, D).transpose(1, 2).flatten(2, 3)  # (N, G, M * H / G, D)
-        scores = _to_rows(together @ self.keys[layer].mT, M)[place] + mask[:, :, None]  # (B, G, H / G, P)
+        scores = groups.times(q, self.keys[layer].mT) + mask[:, :, None]  # (B, G, H / G, P)
         own = q @ k.mT  # (B, G, H / G, S)
         if own_mask is not None:
             own += own_mask[:, :, None]
         p = torch.cat((scores, own), -1).softmax(-1)
-        shares = p[..., :P][members.flatten()].view(N, M, G, -1, P).transpose(1, 2).flatten(2, 3)
-        y = _to_rows(shares @ self.values[layer], M)[place]  # (B, G, H / G, D)
-        if without is not None:
-            y[without] = 0
-        return (y + p[..., P:] @ v).view(B, H, D)
-
-    def _group(self, device: torch.device) -> "Groups":
-        rows: list[list[int]] = [[] for _ in self.lengths]
-        for row, prefix in enumerate(self.of):
-            if prefix is not None:
-                rows[prefix].append(row)
-        M = max(map(len, rows))
-        place, without = [0] * len(self.of), [row for row, prefix in enumerate(self.of) if prefix is None]
-        for prefix, members in enumerate(rows):
-            for i, row in enumerate(members):
-                place[row] = prefix * M + i
-        filled = [members + [0] * (M - len(members)) for members in rows]
-        self._groups = Groups(
-            torch.tensor(filled, device=device),
-            torch.tensor(place, device=device),
-            torch.tensor(without, device=device) if without else None,
-        )
-        return self._groups
-
-
-def _to_rows(x: Tensor, M: int) -> Tensor:
-    """(N, G, M * R, X) -> (N * M, G, R, X)."""
-    N, G, _, X = x.shape
-    return x.view(N, G, M, -1, X).transpose(1, 2).flatten(0, 1)
+        return (groups.times(p[..., :P], self.values[layer]) + p[..., P:] @ v).view(B, H, D)
