@@ -17,6 +17,7 @@ ALWAYS, NEVER = 1, 2**60
 @pytest.fixture(autouse=True)
 def shared(monkeypatch):
     monkeypatch.setattr("nanochat.gpt.cache.LEAST_BYTES", ALWAYS)
+    monkeypatch.setattr("nanochat.gpt.cache.LEAST_COPIES", 2)
 
 
 class Rows:
@@ -168,15 +169,28 @@ def test_a_long_prompt_gives_back_the_columns_that_the_others_do_not_need():
     cache.step([], [DRAWN[0][:30], DRAWN[1][:4]], [2, 2])
     for row in (1, 0):
         cache.drop(row)
-    for kept in (*cache.shared.keys, *cache.shared.values):
-        assert kept.size(2) == 4
-        assert kept.untyped_storage().nbytes() == kept.nbytes
+    for layer in range(len(cache.keys)):
+        for kept in cache.shared.layer(layer):
+            assert kept.shape[::2] == (1, 4)
+
+
+@torch.no_grad()
+def test_memory_of_prompts_that_left_is_given_back_and_counted():
+    cache = KVCache(random_gpt(), 40)
+    cache.step([], [DRAWN[0][:9]] * 20, [2] * 20)
+    all_of_them = cache.shared.nbytes()
+    for _ in range(39):
+        cache.drop(0)
+    assert cache.shared.lengths == [9]
+    held = [kept.untyped_storage().nbytes() for layer in range(len(cache.keys)) for kept in cache.shared.layer(layer)]
+    assert cache.shared.nbytes() == sum(held) <= all_of_them / 5
 
 
 def test_whether_rows_share_is_decided_by_what_it_saves(monkeypatch):
     """2 sides x 2 heads x 128 numbers of 4 bytes for each token and layer, against 2**20."""
     monkeypatch.undo()
     cache = KVCache(random_gpt(n_embd=256, n_head=2), 64)
+    assert not cache.shares(10_000, 3)
     assert not cache.shares(10_000, 1)
     assert [cache.shares(n, 17) for n in (31, 32)] == [False, True]
     cache._empty = cache._empty.bfloat16()

@@ -22,7 +22,7 @@ from torch import Tensor
 from nanochat.gpt.attention import Attend, sdpa
 from nanochat.gpt.fixed_step import CompiledStep
 from nanochat.gpt.model import GPT
-from nanochat.gpt.shared_prefix import LEAST_BYTES, SharedPrefixes
+from nanochat.gpt.shared_prefix import LEAST_BYTES, LEAST_COPIES, SharedPrefixes
 
 FIRST_CAPACITY = 64  # guess: tokens; doubled whenever a text gets longer
 FIRST_FIXED, FIXED_GROWTH = 128, 4  # guess: the same where each size is compiled anew
@@ -67,11 +67,11 @@ class KVCache:
     def clear(self) -> None:
         """Forget every row and give the memory back, but for that of compiled steps."""
         self.lengths = []
+        self.shared.clear()
         if self.compiled is not None:
             return
         self.capacity = 0
         self.keys, self.values = [self._empty] * len(self.keys), [self._empty] * len(self.values)
-        self.shared.clear()
 
     def nbytes(self) -> int:
         return sum(kept.nbytes for kept in (*self.keys, *self.values)) + self.shared.nbytes()
@@ -81,7 +81,7 @@ class KVCache:
         if self.compiled is not None or self._empty.device.type != "cpu" or self._empty.dtype != torch.float32:
             return False  # scores want fp32, which SDPA has inside
         _, G, _, D = self._empty.shape
-        return (copies - 1) * tokens * 2 * G * D * self._empty.itemsize >= LEAST_BYTES
+        return copies >= LEAST_COPIES and (copies - 1) * tokens * 2 * G * D * self._empty.itemsize >= LEAST_BYTES
 
     def own(self) -> list[int]:
         """How many tokens of each row are in its slots."""
@@ -114,7 +114,7 @@ class KVCache:
 
     def read(self, tokens: list[int], before: int | None = None) -> Tensor:
         """Go on with the only row by `tokens`, `before` being the last one in it; the hidden state after the last, (1, C)."""
-        assert self.rows == 1, "a prompt is read in chunks into a cache of its own"
+        assert self.rows == 1 and not self.shared, "a prompt is read in chunks into a cache of its own"
         n = self.lengths[0] if self.lengths else 0
         S, known = n + len(tokens), 1 if n else 0
         self.reserve(S, 1)
@@ -145,12 +145,13 @@ class KVCache:
         return hidden[:, -1]
 
     def adopt(self, other: "KVCache", copies: int, of: int = 1) -> None:
-        """Add `copies` rows that hold what the only row of `other` holds; in the end there will be `of` such rows."""
+        """Add `copies` rows that hold what the only row of `other` holds; there are or will be `of` such rows at once, if there is room."""
+        assert not other.shared, "it holds its text itself"
         n, first = other.lengths[0], len(self.lengths)
         assert first + copies <= self.rows, "more texts than rows"
-        if self.shares(n, of):
+        if self.shares(n, min(of, self.rows)):
             self.reserve(0, first + copies)
-            prefix = self.shared.find(other)
+            prefix = self.shared.find(other, n)
             if prefix is None:
                 for layer, (k, v) in enumerate(other.in_order(0, n)):
                     self.shared.put(layer, [k], [v])
@@ -178,10 +179,10 @@ class KVCache:
             # below 0: in the prompt that it shares, counted from its end
             at = torch.arange(max(0, tokens - slots), tokens, device=device) - base
             both = []
-            for kept, shared in ((self.keys, self.shared.keys), (self.values, self.shared.values)):
+            for kept, shared in zip((self.keys, self.values), self.shared.layer(layer), strict=True):
                 part = kept[layer][row, :, at[at >= 0] % slots]
                 if base:
-                    part = torch.cat((shared[layer][self.shared.of[row], :, at[at < 0]], part), 1)
+                    part = torch.cat((shared[self.shared.of[row], :, at[at < 0]], part), 1)
                 both.append(part)
             found.append((both[0], both[1]))
         return found
@@ -191,6 +192,11 @@ class KVCache:
         other = KVCache(self.gpt, 1)
         other.lengths, other.capacity = [tokens], tokens
         other.shared.join([None])
+        if not self.shared.base(row):  # as it lies
+            assert self.can_begin(row, tokens), "they are not there, or not any more"
+            other.keys = [kept[row : row + 1, :, :tokens].clone() for kept in self.keys]
+            other.values = [kept[row : row + 1, :, :tokens].clone() for kept in self.values]
+            return other
         for layer, both in enumerate(self.in_order(row, tokens)):
             n = both[0].size(1)
             slot = torch.arange(tokens - n, tokens, device=self._empty.device) % self.slots[layer]
@@ -205,6 +211,7 @@ class KVCache:
         """Add to every row r the second token of `tokens[r]`, the first being the one before it, and read `texts` into `copies[i]` new rows each.
 
         Logits (all rows, V) of what follows. It is one forward pass over all these tokens, none of them padding; two where rows run compiled.
+        After one that raised it has to be cleared.
         """
         B, S = len(self.lengths), max(self.own(), default=-1) + 1
         assert len(tokens) == B, "a token for every row"

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+LEAST_COPIES = 4  # measured: 2 rows save less than the rows beside them then pay
 LEAST_BYTES = 2**20  # measured: what a layer must save per step, best for 16 samples of 16 prompts (experiments/rl)
 MOST_PADDED = 2  # guess: times as many rows in one product than there are; beyond, a product for each prompt
 
@@ -68,20 +68,18 @@ class Groups(NamedTuple):
 
 
 class SharedPrefixes:
-    """The prompts that rows share: `lengths[i]` tokens each, in `keys[layer]` and `values[layer]` (N, G, P, D).
-
-    `of[r]` is the prompt of row r, or None.
-    """
+    """The prompts that rows share, of `lengths[i]` tokens each; `of[r]` is the prompt of row r, or None."""
 
     def __init__(self, empty: Tensor, slots: Sequence[int]) -> None:
-        """`empty` (0, G, 0, D) says of what kind the tensors are; a layer keeps no more than `slots[layer]` tokens."""
+        """`empty` (0, G, 0, D) says of what kind the tensors are; a layer keeps no more than `slots[layer]` tokens of a prompt."""
         self._empty, self.slots = empty, slots
         self.clear()
 
     def clear(self) -> None:
         self.lengths: list[int] = []
         self.of: list[int | None] = []
-        self.keys, self.values = [self._empty] * len(self.slots), [self._empty] * len(self.slots)
+        # (room, G, P, D) per layer: room for more prompts than there are, and for longer ones
+        self._keys, self._values = [self._empty] * len(self.slots), [self._empty] * len(self.slots)
         self._sources: list[weakref.ref | None] = []
         self._groups: Groups | None = None
 
@@ -89,26 +87,39 @@ class SharedPrefixes:
         return bool(self.lengths)
 
     def nbytes(self) -> int:
-        return sum(kept.nbytes for kept in (*self.keys, *self.values))
+        return sum(kept.nbytes for kept in (*self._keys, *self._values))
 
     def base(self, row: int) -> int:
         """How many tokens of `row` are not its own."""
         prefix = self.of[row]
         return 0 if prefix is None else self.lengths[prefix]
 
+    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values, (N, G, P, D): the last P tokens of each prompt, where it has so many."""
+        N = len(self.lengths)
+        return self._keys[layer][:N], self._values[layer][:N]
+
     # --- what is in it -----------------------------------------------------------------------------------------
 
-    def find(self, source: object) -> int | None:
-        """The prompt that was added from `source`."""
-        return next((i for i, ref in enumerate(self._sources) if ref is not None and ref() is source), None)
+    def find(self, source: object, tokens: int) -> int | None:
+        """The prompt of so many tokens that was added from `source`."""
+        known = zip(self._sources, self.lengths, strict=True)
+        return next(
+            (i for i, (ref, n) in enumerate(known) if ref is not None and ref() is source and n == tokens), None
+        )
 
     def put(self, layer: int, k: Sequence[Tensor], v: Sequence[Tensor]) -> None:
         """Keys and values of one layer, (G, tokens, D) for each of some new prompts; `add` follows when all layers have them."""
-        for tensors, new in ((self.keys, k), (self.values, v)):
-            old, new = tensors[layer], [one[:, -self.slots[layer] :] for one in new]
-            P = max(old.size(2), *(one.size(1) for one in new))
-            grown = [F.pad(one, (0, 0, P - one.size(-2), 0)) for one in (old, *(one[None] for one in new))]
-            tensors[layer] = torch.cat(grown)
+        N = len(self.lengths)
+        for tensors, new in ((self._keys, k), (self._values, v)):
+            new = [one[:, -self.slots[layer] :] for one in new]
+            room, P = tensors[layer].size(0), tensors[layer].size(2)
+            if room < N + len(new):
+                room = max(N + len(new), 2 * room)
+            P = max(P, *(one.size(1) for one in new))
+            tensors[layer] = self._resized(tensors[layer], room, P)
+            for i, one in enumerate(new, N):
+                tensors[layer][i, :, P - one.size(1) :] = one
 
     def add(self, lengths: Sequence[int], source: object | None = None) -> list[int]:
         """Numbers of the new prompts."""
@@ -129,24 +140,35 @@ class SharedPrefixes:
         self._groups = None
         if gone is None or gone in self.of:
             return
-        last = len(self.lengths) - 1
-        self.lengths[gone], self._sources[gone] = self.lengths[last], self._sources[last]
+        N = len(self.lengths) - 1
+        self.lengths[gone], self._sources[gone] = self.lengths[N], self._sources[N]
         self.lengths.pop()
         self._sources.pop()
-        self.of = [gone if prefix == last else prefix for prefix in self.of]
+        self.of = [gone if prefix == N else prefix for prefix in self.of]
         longest = max(self.lengths, default=0)
-        for tensors in (self.keys, self.values):
+        for tensors in (self._keys, self._values):
             for layer, kept in enumerate(tensors):
-                kept[gone] = kept[last]
-                P = min(longest, self.slots[layer])
-                # a copy where columns are left over, so that their memory is given back
-                tensors[layer] = kept[:last] if kept.size(2) == P else kept[:last, :, kept.size(2) - P :].clone()
+                kept[gone] = kept[N]
+                # room that is far too large is given back, so that every prompt is copied for it a few times at most
+                room, P = kept.size(0), min(longest, self.slots[layer])
+                tensors[layer] = self._resized(
+                    kept, room if room < 4 * N else 2 * N, kept.size(2) if kept.size(2) < 2 * P else P
+                )
+
+    def _resized(self, kept: Tensor, room: int, P: int) -> Tensor:
+        """As much of it as fits, aligned on the right."""
+        if kept.size(0) == room and kept.size(2) == P:
+            return kept
+        new = kept.new_zeros(room, kept.size(1), P, kept.size(3))  # a masked NaN is still NaN
+        n, p = min(room, kept.size(0)), min(P, kept.size(2))
+        new[:n, :, P - p :] = kept[:n, :, kept.size(2) - p :]
+        return new
 
     # --- attention ---------------------------------------------------------------------------------------------
 
     def visible(self, layer: int, own: Tensor, window: int | None) -> Tensor:
         """What to add to the scores of a layer's columns, (B, 1, P): a row sees those of its prompt, in the window of its `own[r]`-th token."""
-        P = self.keys[layer].size(2)
+        P = self._keys[layer].size(2)
         sizes = torch.tensor([0 if prefix is None else self.lengths[prefix] for prefix in self.of], device=own.device)
         distance = torch.arange(P, 0, -1, device=own.device)  # of each column from the row's first own token
         hidden = distance > sizes[:, None]  # (B, P)
@@ -162,11 +184,12 @@ class SharedPrefixes:
         """
         groups = self._groups = self._groups or Groups.of(self.of, len(self.lengths), q.device)
         B, H, D = q.shape
-        G, P = k.size(1), self.keys[layer].size(2)
+        keys, values = self.layer(layer)
+        G, P = k.size(1), keys.size(2)
         q = (q / math.sqrt(D)).view(B, G, H // G, D)
-        scores = groups.times(q, self.keys[layer].mT) + mask[:, :, None]  # (B, G, H / G, P)
+        scores = groups.times(q, keys.mT) + mask[:, :, None]  # (B, G, H / G, P)
         own = q @ k.mT  # (B, G, H / G, S)
         if own_mask is not None:
             own += own_mask[:, :, None]
         p = torch.cat((scores, own), -1).softmax(-1)
-        return (groups.times(p[..., :P], self.values[layer]) + p[..., P:] @ v).view(B, H, D)
+        return (groups.times(p[..., :P], values) + p[..., P:] @ v).view(B, H, D)

@@ -619,7 +619,8 @@ class Engine:
         if not count:
             return []
         assert request.cache is not None and request.hidden is not None
-        self.cache.adopt(request.cache, count, len(request.texts))
+        beside = sum(live is request for live, _ in self.live)
+        self.cache.adopt(request.cache, count, beside + len(request.texts) - request.seated)
         hidden = request.hidden.expand(count, -1)
         self._seat(request, count)
         if request.seated == len(request.texts):
