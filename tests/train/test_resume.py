@@ -116,6 +116,14 @@ def test_sigterm_and_ctrl_c_save_and_exit_cleanly(
     assert_same(the_run(shared_base, name), whole)
 
 
+def test_stopped_in_bf16_it_ends_the_same(shared_base: Path, tiny: list[str], train: Train) -> None:
+    words = ["trainer.precision=bf16"]
+    train("run_name=whole-bf16", *WORDS, *words)
+    stopped_by(signal.SIGTERM, shared_base, [*tiny, *words], "stopped-bf16")
+    train("run_name=stopped-bf16", *WORDS, *words, "resume=auto")
+    assert_same(the_run(shared_base, "stopped-bf16"), the_run(shared_base, "whole-bf16"))
+
+
 @pytest.mark.parametrize("words", [["data.rows_per_device=8"], ["trainer.devices=2", "data.rows_per_device=2"]])
 def test_resumed_on_other_hardware_it_trains_the_same_batches(
     words: list[str], whole: Path, shared_base: Path, tiny: list[str], train: Train

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 # what makes a run of seconds: 4 questions of a word, 8 answers of up to 12 bytes, rewarded for the letter e
 QUICK = [
-    "+phase=rl", "task=simple_spelling", "task.path=library", "task.size=40", "trainer=cpu", "rollout.questions=4", "rollout.samples=8",
-    "rollout.max_tokens=12", "rollout.top_k=20", "rollout.tools=false", "rewards.answer._target_=rollouts.letters_e",
+    "+phase=rl", "task=simple_spelling", "task.path=library", "task.size=40", "trainer=cpu", "trainer.precision=fp32", "rollout.questions=4",
+    "rollout.samples=8", "rollout.max_tokens=12", "rollout.top_k=20", "rollout.tools=false", "rewards.answer._target_=rollouts.letters_e",
     "+rewards.answer._partial_=true", "~rewards.answer.grader", "pass_at_k.limit=8", "pass_at_k.samples=2", "progress=lines", "preflight.questions=4",
     "force=true", "sample.prompts=[]", "save_every=3", "eval_every=6", "max_steps=7", "checkpoints.keep_last=4", "optim.schedule.init_lr_frac=0.3",
 ]  # fmt: skip
@@ -86,7 +86,7 @@ def metrics(run: Path) -> list[dict[str, str]]:
 
 
 def rollouts(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run / "rollouts.jsonl").read_text().split("\n") if line]
 
 
 def last(run: Path) -> Path:
@@ -167,9 +167,8 @@ def test_how_a_step_is_split_changes_nothing(more: list[str], rl, base: Path) ->
     other, mine = the_run(base, f"{name}-plain"), the_run(base, name)
     one, two = folder.read_weights(last(other)), folder.read_weights(last(mine))
     gaps = torch.cat([(one[key] - two[key]).abs().flatten() for key in one])
-    assert gaps.mean() < 1e-7 and (gaps > 1e-4).float().mean() < 1e-4, (
-        "AdamW makes a step of a gradient that is rounding alone"
-    )
+    # AdamW makes a whole step of a gradient that is rounding alone, whichever weight has it
+    assert (gaps > 1e-6).float().mean() < 1e-4
     told = [
         sorted([row["question"], row["sample"], row["completion"], row["reward"], row["advantage"]] for row in rollouts(run)) for run in (mine, other)
     ]  # fmt: skip
