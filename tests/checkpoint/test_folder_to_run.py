@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from nanochat.checkpoint import folder
 from nanochat.gpt import GPT, Arch, GPTConfig, build_arch
-from nanochat.gpt.model import Frozen
+from nanochat.gpt.frozen import Frozen, packs
 from nanochat.runtime.paths import conf_dir
 from nanochat.tokenizer.tokenizer import BPETokenizer
 
@@ -40,16 +40,35 @@ def test_a_checkpoint_read_to_be_run_gives_the_same_logits(saved, dtype):
         )
     assert {name: p.shape for name, p in runs.named_parameters()} == {n: p.shape for n, p in trained.named_parameters()}
     for name, p in runs.named_parameters():
-        assert torch.equal(p, trained.get_parameter(name).to(dtype)) and not p.requires_grad
+        assert torch.equal(runs.value(name), trained.get_parameter(name).to(dtype)) and not p.requires_grad
+        assert p.dtype == dtype
 
 
-def test_what_it_holds_is_each_weight_once_in_the_compute_dtype(saved):
-    runs = folder.load_to_run(saved, compute_dtype=torch.bfloat16)
+@pytest.mark.parametrize("by_rows", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_it_holds_is_each_weight_once_in_the_compute_dtype(saved, dtype, by_rows):
+    runs = folder.load_to_run(saved, compute_dtype=dtype)
+    before = {name: runs.value(name).clone() for name, _ in runs.named_parameters()}
+    if by_rows:
+        runs.only_run(by_rows=True)
     frozen = [module.frozen.weight for module in runs.modules() if isinstance(getattr(module, "frozen", None), Frozen)]
-    held = [*runs.parameters(), *frozen]
-    assert frozen
+    packed = [weight for weight in frozen if weight.is_mkldnn]
+    assert len(packed) == (len(frozen) if packs(runs.device, dtype) and not by_rows else 0)
+    held = [t for t in [*runs.parameters(), *frozen] if not t.is_mkldnn and not t.is_meta]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
-    assert sum(storages.values()) == 2 * sum(p.numel() for p in runs.parameters())
+    total = sum(storages.values()) + sum(weight.numel() * dtype.itemsize for weight in packed)
+    assert total == dtype.itemsize * sum(p.numel() for p in runs.parameters())
+    assert all(torch.equal(runs.value(name), value) for name, value in before.items())
+    assert not packed or runs.lm_head.weight.is_meta
+
+
+def test_losses_of_one_that_only_runs_are_those_of_one_that_trains(saved):
+    trained, runs = folder.load_gpt(saved), folder.load_to_run(saved)
+    idx, targets = torch.arange(120).view(3, 40) % 50, torch.arange(1, 121).view(3, 40) % 50
+    targets[1, :7] = -1
+    with torch.no_grad():
+        torch.testing.assert_close(runs.losses(idx, targets), trained.losses(idx, targets), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(runs.loss_sum(idx, targets), trained.loss_sum(idx, targets), rtol=1e-5, atol=0)
 
 
 def test_weights_that_do_not_fit_the_config_are_named(saved):

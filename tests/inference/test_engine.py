@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from tiny_networks import PROMPTS, SPECIAL, STOPS, TOKENIZER, T, V, chain, plain_greedy, random_gpt, scripted
 
 from nanochat.gpt.cache import KVCache
-from nanochat.gpt.model import NORM_EPS, Frozen, norm
+from nanochat.gpt.frozen import Frozen, packs
+from nanochat.gpt.model import NORM_EPS, norm
 from nanochat.inference.engine import Completion, Engine, Text
 from nanochat.inference.generate import generate as generate_plainly
 from nanochat.inference.sampling import Drawn, Sampling, draw
@@ -18,7 +19,7 @@ from nanochat.inference.sampling import Drawn, Sampling, draw
 @torch.no_grad()
 def come_and_go(gpt, cache: KVCache) -> None:
     """Rows of 1 to 31 tokens step together; three leave, three join (one text twice), and all go on; the cache grows."""
-    device = gpt.lm_head.weight.device
+    device = gpt.device
     rest = torch.randint(V, (8, T), generator=torch.Generator().manual_seed(1)).tolist()
     texts = [list(p) for p in PROMPTS]
 
@@ -386,22 +387,19 @@ def test_the_norm_without_gradients_is_the_other(shape, scale):
             torch.testing.assert_close(norm(y, scale), scale * F.rms_norm(y, (y.size(-1),), eps=NORM_EPS))
 
 
-@pytest.mark.parametrize("threads", [1, 2, 4])
-@pytest.mark.parametrize(("rows", "columns"), [(768, 256), (256, 1024), (258, 256), (2, 12)], ids=str)
-@pytest.mark.parametrize("texts", [1, 5, 70])
-def test_few_rows_in_strips_are_the_product(rows, columns, threads, texts):
-    """Of both layouts; 258 rows leave a rest for 4 threads, 2 are too few, and 70 texts too many."""
-    before = torch.get_num_threads()
-    x, weight = torch.randn(texts, 1, 2 * columns)[..., :columns], torch.randn(rows, columns)
-    try:
-        torch.set_num_threads(threads)
-        with torch.no_grad():
-            for layout in (weight, weight.t().contiguous().t()):
-                frozen = Frozen.of(layout)
-                assert (frozen.strips is None) == (threads == 1 or rows % threads > 0 or rows < 256)
-                torch.testing.assert_close(frozen.times(x), F.linear(x, weight), rtol=1e-5, atol=1e-4)
-    finally:
-        torch.set_num_threads(before)
+@pytest.mark.parametrize("by_rows", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("rows", "columns"), [(768, 256), (256, 1024), (258, 250), (2, 12), (1, 24)], ids=str)
+@pytest.mark.parametrize("texts", [0, 1, 5, 70])
+def test_a_frozen_weight_gives_the_product(rows, columns, texts, dtype, by_rows):
+    x, weight = torch.randn(texts, 1, 2 * columns, dtype=dtype)[..., :columns], torch.randn(rows, columns, dtype=dtype)
+    with torch.inference_mode():
+        frozen = Frozen.of(weight, by_rows)
+        assert frozen.weight.is_mkldnn == (packs(weight.device, dtype) and not by_rows)
+        exact = (x.double() @ weight.double().T).to(dtype)
+        tolerance = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
+        torch.testing.assert_close(frozen.times(x), exact, **tolerance)
+    assert all(map(torch.equal, frozen.parts([rows - 1, 1]), weight.split([rows - 1, 1])))
 
 
 def test_training_goes_on_after_generation(gpt):

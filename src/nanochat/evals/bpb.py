@@ -19,7 +19,7 @@ def local_sums(gpt: GPT, batches: Iterable[dict[str, Any]], token_bytes: np.ndar
 
     Sums stay on the device, so that no batch waits for the one before. Metal has no float64: there a batch is summed in fp32.
     """
-    device = gpt.lm_head.weight.device
+    device = gpt.device
     home, wide = (torch.device("cpu"), torch.float32) if device.type == "mps" else (device, torch.float64)
     lengths = torch.as_tensor(token_bytes, device=device).long()
     sums = torch.zeros(3, dtype=torch.float64, device=home)
@@ -39,7 +39,7 @@ def bits_per_byte(gpt: GPT, batches: Iterable[dict[str, Any]], token_bytes: np.n
     A target counts if it is not -1 and its token has bytes (special tokens have none). Raises ValueError if none counts. What
     raises on one process, the batches included, raises on all.
     """
-    sums = agreed(lambda: local_sums(gpt, batches, token_bytes), gpt.lm_head.weight.device)
+    sums = agreed(lambda: local_sums(gpt, batches, token_bytes), gpt.device)
     if distributed():
         dist.all_reduce(sums)
     nats, total_bytes, tokens = sums.tolist()

@@ -27,7 +27,7 @@ def accuracy(
     Process `rank` takes every `world_size`-th of them, `batch_rows` at a time. A prompt too long for the model's context is wrong, and counted
     in `skipped` too. ValueError for a task without a score. What raises on one process raises on all.
     """
-    device = gpt.lm_head.weight.device
+    device = gpt.device
 
     def mine() -> tuple[float, int, int]:
         for name, value in (("limit", limit), ("max_tokens", max_tokens), ("batch_rows", batch_rows)):

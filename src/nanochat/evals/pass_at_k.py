@@ -38,7 +38,7 @@ def pass_at_k(
     A question that leaves no room for an answer counts as wrong. What is drawn for a question follows from the seed and its number. ValueError
     for a task without a score.
     """
-    device = gpt.lm_head.weight.device
+    device = gpt.device
     ks = sorted({2**i for i in range(samples.bit_length()) if 2**i <= samples} | {samples})
 
     def mine() -> list[float]:

@@ -32,7 +32,7 @@ FIXED_ROWS = (1, 8, 64)  # guess: rows that such a size has room for, then multi
 
 def last_hidden(gpt: GPT, texts: list[list[int]]) -> Tensor:
     """Hidden state after the last token of each text, (N, C): texts of any lengths in one forward pass, padded on the right."""
-    device, longest = gpt.lm_head.weight.device, max(map(len, texts))
+    device, longest = gpt.device, max(map(len, texts))
     idx = torch.tensor([text + [0] * (longest - len(text)) for text in texts], device=device)  # (N, T)
     positions = torch.arange(longest, device=device)[None]
     hidden = gpt.hidden_cached(idx, positions, [sdpa] * gpt.config.n_layer)
@@ -57,9 +57,7 @@ class KVCache:
         self.compiled = CompiledStep(gpt) if compile else None
         self.lengths: list[int] = []
         self.slots = [config.sequence_len if window is None else window + 1 for window in config.windows]  # at most
-        self._empty = torch.empty(
-            0, config.n_kv_head, 0, config.head_dim, dtype=gpt.compute_dtype, device=gpt.lm_head.weight.device
-        )
+        self._empty = torch.empty(0, config.n_kv_head, 0, config.head_dim, dtype=gpt.compute_dtype, device=gpt.device)
         # (room, G, min(capacity, slots), D) per layer; zeros where nothing is yet, since a masked NaN is still NaN
         self.keys, self.values = [self._empty] * config.n_layer, [self._empty] * config.n_layer
         self.shared = SharedPrefixes(self._empty, self.slots)
@@ -118,7 +116,7 @@ class KVCache:
         n = self.lengths[0] if self.lengths else 0
         S, known = n + len(tokens), 1 if n else 0
         self.reserve(S, 1)
-        device = self.gpt.lm_head.weight.device
+        device = self.gpt.device
 
         def keep(layer: int) -> Attend:
             slots = self.slots[layer]

@@ -5,6 +5,8 @@ in training the gradients with respect to hidden states and head are made in the
 and the backward pass only scales them. Three matrix products a chunk, none of them twice.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -84,15 +86,18 @@ def head_loss(
     rows = chunk_rows(vocab, x.device)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return ChunkedHeadLoss.apply(flat, weight, targets.flatten(), softcap, vocab, rows, step)
-    return head_losses(x, weight, targets, softcap=softcap, vocab=vocab).sum()
-
-
-def head_losses(x: Tensor, weight: Tensor, targets: Tensor, *, softcap: float, vocab: int) -> Tensor:
-    """Loss in nats of every token, (B, T) fp32, 0 where the target is -1; without gradients, a chunk at a time."""
-    flat, flat_targets, rows = x.flatten(0, 1), targets.flatten(), chunk_rows(vocab, x.device)
     w = weight.to(x.dtype)[:vocab]
+    return head_losses(x, lambda part: part @ w.T, targets, softcap=softcap, vocab=vocab).sum()
+
+
+def head_losses(x: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, *, softcap: float, vocab: int) -> Tensor:
+    """Loss in nats of every token, (B, T) fp32, 0 where the target is -1; without gradients, a chunk at a time.
+
+    x (B, T, C) after the last norm; `head` makes raw logits (N, at least `vocab`) of (N, C).
+    """
+    flat, flat_targets, rows = x.flatten(0, 1), targets.flatten(), chunk_rows(vocab, x.device)
     losses = [
-        capped_losses(flat[i : i + rows] @ w.T, flat_targets[i : i + rows], softcap)
+        capped_losses(head(flat[i : i + rows])[:, :vocab], flat_targets[i : i + rows], softcap)
         for i in range(0, flat.size(0), rows)
     ]
     return torch.cat(losses).view(targets.shape)

@@ -8,7 +8,6 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -18,10 +17,8 @@ from torch import Tensor
 from nanochat.gpt import attention, loss
 from nanochat.gpt.config import Arch, GPTConfig
 from nanochat.gpt.counts import BIGRAM_ROWS
+from nanochat.gpt.frozen import Frozen
 
-STRIPS_ROWS = 64  # measured up to there; prompts have more rows
-STREAMS = 4  # measured: a loop over as many rows at once reads 440 MB at 28 GB/s; 1: 23, 2: 26, 8: 26 (two cores)
-STRIPS_PAY = 2**15  # guess: elements of a weight; 2**16 do
 NORM_EPS = torch.finfo(torch.float32).eps  # from: facts sheet 1.3, what rms_norm uses without an eps
 
 
@@ -59,52 +56,6 @@ def whole_turn(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat((cos, cos), -1), torch.cat((sin, -sin), -1)
 
 
-class Frozen(NamedTuple):
-    """A weight (O, C) that does not change, and the same in as many strips (threads, C, O / threads) as there are threads, where that pays.
-
-    MKL multiplies few rows mostly in one thread: strips took 0.5 to 0.75 of its time for one row, 0.6 to 0.85 for 4 to 16, 0.8 to 0.95 for 64
-    (measured: two threads, AVX2, 256 x 256 to 32768 x 768).
-    """
-
-    weight: Tensor
-    strips: Tensor | None
-
-    @classmethod
-    def of(cls, weight: Tensor) -> "Frozen":
-        (rows, columns), threads = weight.shape, torch.get_num_threads()
-        if not weight.is_cpu or threads == 1 or rows % threads or rows * columns < STRIPS_PAY:
-            return cls(weight, None)
-        if weight.is_contiguous():
-            return cls(weight, weight.view(threads, rows // threads, columns).transpose(1, 2))
-        return cls(weight, weight.t().view(columns, threads, rows // threads).transpose(0, 1))
-
-    def times(self, x: Tensor) -> Tensor:
-        """x (…, C) -> (…, O), as F.linear."""
-        rows = x.numel() // x.size(-1)
-        if rows == 1 and x.is_cpu and torch.compiler.is_compiling():
-            # inductor makes a loop of its own of it, as fast as memory is read where the weight lies by rows (see `only_run`)
-            even = self.weight.is_contiguous() and self.weight.size(0) % STREAMS == 0
-            parts = self.weight.chunk(STREAMS) if even else (self.weight,)
-            y = torch.cat([(part * x.reshape(1, -1)).sum(-1) for part in parts])
-            return y.view(*x.shape[:-1], self.weight.size(0))
-        if self.strips is None or rows > STRIPS_ROWS:
-            return F.linear(x, self.weight)
-        strips = self.strips
-        y = torch.bmm(x.reshape(1, rows, -1).expand(strips.size(0), -1, -1), strips)  # (threads, rows, O / threads)
-        return y.transpose(0, 1).reshape(*x.shape[:-1], self.weight.size(0))
-
-
-def frozen_room(rows: int, columns: int, dtype: torch.dtype, device: torch.device, by_rows: bool = False) -> Tensor:
-    """Room for a weight to multiply with often, (rows, columns): on a CPU a wide one is laid out by its columns, unless `by_rows`.
-
-    Products with few rows read it once and are bound by that; by columns they took about half the time for
-    one or two rows and the same for 32 (measured: MKL with AVX2, one thread, 1024 x 256 and 4096 x 256).
-    """
-    if device.type == "cpu" and rows > columns and not by_rows:
-        return torch.empty(columns, rows, dtype=dtype, device=device).t()
-    return torch.empty(rows, columns, dtype=dtype, device=device)
-
-
 def set_matmul_precision(device: torch.device) -> None:
     """TF32 for fp32 matrix products on CUDA (facts sheet 1.8); everywhere else PyTorch's own setting stays."""
     if device.type == "cuda":
@@ -122,12 +73,16 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype)) if self.frozen is None else self.frozen.times(x)
 
-    def frozen_parts(
-        self, dtype: torch.dtype, device: torch.device, by_rows: bool = False
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Room for what is frozen, and which part of it holds which parameter."""
-        room = frozen_room(self.out_features, self.in_features, dtype, device, by_rows)
-        return room, {"weight": room}
+    def product(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """What `forward` does with inputs of `dtype`, for many of them: the weight is cast once."""
+        if self.frozen is not None:
+            return self.frozen.times
+        weight = self.weight.to(dtype)
+        return lambda x: F.linear(x, weight)
+
+    def freezes(self) -> dict[str, int]:
+        """The parameters that are frozen as one weight, one below the other, and how many rows each has."""
+        return {"weight": self.out_features}
 
 
 class Embedding(nn.Embedding):
@@ -179,13 +134,10 @@ class Attention(nn.Module):
     def qkv_weight(self, dtype: torch.dtype) -> Tensor:
         return torch.cat((self.c_q.weight, self.c_k.weight, self.c_v.weight)).to(dtype)  # (C + 2 G D, C)
 
-    def frozen_parts(
-        self, dtype: torch.dtype, device: torch.device, by_rows: bool = False
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Room for what is frozen, and which part of it holds which parameter."""
-        rows = (self.H * self.D, self.G * self.D, self.G * self.D)
-        room = frozen_room(sum(rows), self.c_q.in_features, dtype, device, by_rows)
-        return room, dict(zip(("c_q.weight", "c_k.weight", "c_v.weight"), room.split(rows), strict=True))
+    def freezes(self) -> dict[str, int]:
+        """As `Linear.freezes`."""
+        kv = self.G * self.D
+        return {"c_q.weight": self.H * self.D, "c_k.weight": kv, "c_v.weight": kv}
 
 
 class MLP(nn.Module):
@@ -338,7 +290,7 @@ class GPT(nn.Module):
 
         `compile_for` is the shape (B, T) of the micro-batches to compile for; any other shape runs uncompiled.
         """
-        config, device = self.config, self.lm_head.weight.device
+        config, device = self.config, self.device
         self.compute_dtype = compute_dtype
         set_matmul_precision(device)
         name, why = attention.choose(
@@ -363,7 +315,7 @@ class GPT(nn.Module):
         """Make the cos/sin tables at least `length` positions long; computed in fp32, stored in the arch's precision."""
         if self.cos.numel() and self.cos.size(1) >= length:
             return
-        arch, D, device = self.config.arch, self.config.head_dim, self.lm_head.weight.device
+        arch, D, device = self.config.arch, self.config.head_dim, self.device
         dtype = {"compute": self.compute_dtype, "bfloat16": torch.bfloat16, "float32": torch.float32}[arch.rope_dtype]
         frequency = arch.rope_base ** (-torch.arange(0, D, 2, dtype=torch.float32, device=device) / D)  # (D/2,)
         angle = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency)  # (length, D/2)
@@ -376,14 +328,11 @@ class GPT(nn.Module):
             yield
             return
         layers = self._freezing()
-        device = self.lm_head.weight.device
         try:
             with torch.no_grad():
                 for _, layer in layers:
-                    room, parts = layer.frozen_parts(self.compute_dtype, device)
-                    for name, part in parts.items():
-                        part.copy_(layer.get_parameter(name))
-                    layer.frozen = Frozen.of(room)
+                    parts = [layer.get_parameter(name).to(self.compute_dtype) for name in layer.freezes()]
+                    layer.frozen = Frozen.of(torch.cat(parts) if len(parts) > 1 else parts[0])
             self._freeze_lambdas()
             yield
         finally:
@@ -395,37 +344,51 @@ class GPT(nn.Module):
     def only_run(self, read: Callable[[str], Tensor] | None = None, *, by_rows: bool = False) -> "GPT":
         """Freeze it for good, in no more memory than its weights take in the compute dtype; it cannot be trained any more.
 
-        `read(name)` gives the weights of one that has none yet, on their device. `by_rows` lays all of them out by their rows, which compiled
-        steps want and others do not; it may be asked for later, and takes room for one weight meanwhile.
+        `read(name)` gives the weights of one that has none yet, on their device. `by_rows` leaves all of them as they are, which compiled
+        steps want and others do not; it may be asked for later, and takes room for one weight meanwhile. What is packed is no parameter any
+        more: those have their shapes still, on the meta device, and `value` their values.
         """
 
         def weight(name: str) -> Tensor:
             old = self.get_parameter(name)
-            new = old if read is None else read(name)
+            new = self.value(name) if read is None else read(name)
             if new.shape != old.shape:
                 raise ValueError(f"{name} has the shape {tuple(new.shape)}, the model wants {tuple(old.shape)}")
-            return new.detach()
+            return new.detach().to(self.compute_dtype)
 
         def put(name: str, value: Tensor) -> None:
             module, _, leaf = name.rpartition(".")
             setattr(self.get_submodule(module), leaf, nn.Parameter(value, requires_grad=False))
 
         left = dict.fromkeys(name for name, _ in self.named_parameters())
-        device = weight("lm_head.weight").device
         for prefix, layer in self._freezing():
-            room, parts = layer.frozen_parts(self.compute_dtype, device, by_rows)
-            layer.frozen = Frozen.of(room)
-            for name, part in parts.items():  # one after another: no more than one weight exists twice
-                part.copy_(weight(f"{prefix}.{name}"))
-                put(f"{prefix}.{name}", part)
-                del left[f"{prefix}.{name}"]
+            names, rows = [f"{prefix}.{name}" for name in layer.freezes()], list(layer.freezes().values())
+            new = [weight(name) for name in names]  # one layer after another: no more than one exists twice
+            joined = torch.cat(new) if len(new) > 1 else new[0]
+            del new
+            layer.frozen = Frozen.of(joined, by_rows)
+            for name, part in zip(names, joined.split(rows), strict=True):
+                put(name, torch.empty_like(part, device="meta") if layer.frozen.weight.is_mkldnn else part)
+                del left[name]
         for name in left:
-            put(name, weight(name).to(self.compute_dtype))
+            put(name, weight(name))
         self._only_runs = True
         self._freeze_lambdas()
-        self.cos = torch.empty(0, device=device)
+        self.cos = torch.empty(0, device=self.device)
         self.grow_rope(self.config.sequence_len)
         return self.eval()
+
+    def value(self, name: str) -> Tensor:
+        """The values of a parameter, also of one that is packed (see `only_run`)."""
+        for prefix, layer in self._freezing():
+            names = [f"{prefix}.{part}" for part in layer.freezes()]
+            if self._only_runs and layer.frozen is not None and name in names:
+                return layer.frozen.parts(list(layer.freezes().values()))[names.index(name)]
+        return self.get_parameter(name)
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.wte.weight.device
 
     def _freeze_lambdas(self) -> None:
         if self.config.arch.lambdas and self.compute_dtype == torch.float32:  # in bf16 they are rounded first
@@ -520,6 +483,8 @@ class GPT(nn.Module):
 
     def loss_sum(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Summed loss in nats over the targets that are not -1; idx and targets (B, T)."""
+        if self._only_runs:
+            return self.losses(idx, targets).sum()
         return loss.head_loss(
             self.hidden(idx), self.lm_head.weight, targets,
             softcap=self.config.arch.softcap, vocab=self.config.vocab_size, step=self._loss_step,
@@ -527,13 +492,9 @@ class GPT(nn.Module):
 
     def losses(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Loss in nats of every token, (B, T), 0 where the target is -1."""
-        return loss.head_losses(
-            self.hidden(idx),
-            self.lm_head.weight,
-            targets,
-            softcap=self.config.arch.softcap,
-            vocab=self.config.vocab_size,
-        )
+        hidden, config = self.hidden(idx), self.config
+        head = self.lm_head.product(hidden.dtype)
+        return loss.head_losses(hidden, head, targets, softcap=config.arch.softcap, vocab=config.vocab_size)
 
 
 # start of a parameter's name -> its role

@@ -292,7 +292,7 @@ class Engine:
         pool_bytes: int = POOL_BYTES, run_python: Callable[[str], str | None] | None = None, compile: bool = False,
     ) -> None:  # fmt: skip
         if compile:
-            hardware.check_compiler("compile", gpt.lm_head.weight.device)
+            hardware.check_compiler("compile", gpt.device)
         if max_rows < 1:
             raise ValueError(f"max_rows={max_rows} must be at least 1")
         if prefill_tokens is not None and prefill_tokens < 1:

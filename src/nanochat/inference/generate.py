@@ -43,7 +43,7 @@ def generate(
     check(max_tokens=max_tokens, temperature=temperature, top_k=top_k, num_samples=num_samples)
     if not prompt:
         raise ValueError("the prompt has no tokens; start with bos")
-    device, T = gpt.lm_head.weight.device, gpt.config.sequence_len
+    device, T = gpt.device, gpt.config.sequence_len
     generator = torch.Generator(device=device).manual_seed(seed)
     ids = torch.tensor(prompt, device=device).expand(num_samples, -1)  # (B, length)
     done = torch.zeros(num_samples, dtype=torch.bool, device=device)

@@ -53,7 +53,7 @@ def measure(
 
     ValueError for sizes that do not fit the model.
     """
-    config, device = gpt.config, gpt.lm_head.weight.device
+    config, device = gpt.config, gpt.device
     for name, value, least in (
         ("prompt_tokens", prompt_tokens, 1),
         ("decode_tokens", decode_tokens, 2),
@@ -133,7 +133,7 @@ def measure(
 @torch.inference_mode()
 def _prefill(gpt: GPT, prompt: list[int]) -> float:
     """Seconds to read a prompt and to have the logits after it."""
-    idx = torch.tensor([prompt], device=gpt.lm_head.weight.device)
+    idx = torch.tensor([prompt], device=gpt.device)
     _wait(idx.device)
     start = time.perf_counter()
     gpt.logits(gpt.hidden(idx)[:, -1])

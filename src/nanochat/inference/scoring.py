@@ -20,7 +20,7 @@ def token_logprobs(gpt: GPT, ids: list[int], top: int = 0) -> list[tuple[float, 
     if ids and not 0 <= min(ids) <= max(ids) < vocab:
         wrong = next(token for token in ids if not 0 <= token < vocab)
         raise ValueError(f"the prompt has the id {wrong}; ids go from 0 to {vocab - 1}")
-    device = gpt.lm_head.weight.device
+    device = gpt.device
     hidden = gpt.hidden(torch.tensor([ids], device=device))[0]  # (T, C)
     found: list[tuple[float, list[tuple[int, float]]]] = []
     for first in range(0, len(ids) - 1, CHUNK):

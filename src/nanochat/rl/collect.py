@@ -92,7 +92,7 @@ class Collector:
         for _ in range(1 + self.algorithm.refill):
             positions = range(asked, asked + wanted)
             asked += wanted
-            device = gpt.lm_head.weight.device
+            device = gpt.device
             new = agreed(partial(self._ask, engine, positions, spent), device)
             mine.update(new)
             for of_process in gathered([self._facts(position, group) for position, group in new.items()]):
@@ -124,7 +124,7 @@ class Collector:
             if position % self.world_size == self.rank
             and has_room(engine.gpt, self.tokenizer, self.task[position % len(self.task)])
         ]
-        device = engine.gpt.lm_head.weight.device
+        device = engine.gpt.device
         with hardware.measured(spent, "rollout", device):
             rollouts = roll_out(
                 engine, self.tokenizer, self.task, [position % len(self.task) for position in own], samples=self.samples,

@@ -160,7 +160,7 @@ class Preflight:
 
     def check_agreement(self, gpt: GPT, rollouts: Sequence[Rollout]) -> tuple[Check, float]:
         """The trainer must give the engine's tokens the log-probability that they were drawn with."""
-        c, device = self.collector, gpt.lm_head.weight.device
+        c, device = self.collector, gpt.device
         rows = []
         for rollout in rollouts[:: max(1, len(rollouts) // 128)]:
             ids, mask, drawn = rollout.tokens(train_stop=c.algorithm.train_stop)
@@ -241,7 +241,7 @@ def _loss(
         else:
             ids = [marks.get(token, token) for token in ids]
         ids, counted = ids[: gpt.config.sequence_len + 1], counted[: gpt.config.sequence_len + 1]
-        device = gpt.lm_head.weight.device
+        device = gpt.device
         idx = torch.tensor([ids[:-1]], device=device)
         targets = torch.tensor(
             [[token if c else -1 for token, c in zip(ids[1:], counted[1:], strict=True)]], device=device

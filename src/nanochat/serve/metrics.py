@@ -39,7 +39,7 @@ class Metrics:
             engine, done = worker.engine, worker.engine.stats
             workers.append(
                 {
-                    "gpu_id": number, "device": str(engine.gpt.lm_head.weight.device), "model": name,
+                    "gpu_id": number, "device": str(engine.gpt.device), "model": name,
                     "live": len(engine.live), "queued": engine.queued, "max_rows": engine.max_rows,
                     "cache_bytes": engine.cache.nbytes() + engine.pool.bytes,
                     "prompt_tokens": done.read_tokens, "reused_tokens": done.reused_tokens,

@@ -24,7 +24,7 @@ def serve(app: FastAPI, service: Service, bound: socket.socket) -> None:
     for model in service.models.values():
         engine = model.workers[0].engine
         sizes = f"{engine.gpt.config.n_layer} layers, context {model.context:,}"
-        device = f"{len(model.workers)} x " * (len(model.workers) > 1) + str(engine.gpt.lm_head.weight.device)
+        device = f"{len(model.workers)} x " * (len(model.workers) > 1) + str(engine.gpt.device)
         print(f"model {model.name}: {model.phase or 'unknown phase'}, {sizes}, {device}, {model.path}")
     print(f"page and API: {url_of(bound)} (OpenAI clients: base_url={url_of(bound)}/v1); Ctrl-C ends it", flush=True)
     gc.collect()
