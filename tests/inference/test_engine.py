@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_networks import PROMPTS, SPECIAL, STOPS, TOKENIZER, T, V, chain, plain_greedy, random_gpt, scripted
+from tiny_networks import ARCHS, PROMPTS, SPECIAL, STOPS, TOKENIZER, T, V, chain, plain_greedy, random_gpt, scripted
 
 from nanochat.gpt.cache import KVCache
 from nanochat.gpt.frozen import Frozen, packs
@@ -14,6 +14,9 @@ from nanochat.gpt.model import NORM_EPS, norm
 from nanochat.inference.engine import Completion, Engine, Text
 from nanochat.inference.generate import generate as generate_plainly
 from nanochat.inference.sampling import Drawn, Sampling, draw
+
+# sums in another order: fp32 keeps 24 bits; bf16 8, of logits up to 15
+ATOL = {torch.float32: 1e-4, torch.bfloat16: 0.2}
 
 
 @torch.no_grad()
@@ -27,7 +30,7 @@ def come_and_go(gpt, cache: KVCache) -> None:
         assert logits.shape == (len(texts), V)
         for row, text in zip(logits, texts, strict=True):
             full = gpt(torch.tensor([text], device=device))[0, -1]
-            torch.testing.assert_close(row, full, rtol=0, atol=1e-4)  # fp32 sums
+            torch.testing.assert_close(row, full, rtol=0, atol=ATOL[gpt.compute_dtype])
 
     def go_on(steps, joining=(), copies=()):
         for _ in range(steps):
@@ -57,6 +60,22 @@ def come_and_go(gpt, cache: KVCache) -> None:
 def test_cached_logits_equal_the_full_forward_pass_while_rows_come_and_go(any_gpt, monkeypatch):
     monkeypatch.setattr("nanochat.gpt.cache.FIRST_CAPACITY", 4)  # 32 tokens at first, 48 in the end
     come_and_go(any_gpt, KVCache(any_gpt, 6))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("fixed", [False, True])
+def test_so_do_those_in_bf16(arch, fixed, monkeypatch):
+    """On a CPU keys and values are in fp32 all the same."""
+    monkeypatch.setattr("nanochat.gpt.cache.FIRST_CAPACITY", 4)
+    monkeypatch.setattr("nanochat.gpt.cache.LEAST_BYTES", 1)
+    monkeypatch.setattr("nanochat.gpt.cache.LEAST_COPIES", 2)
+    monkeypatch.setattr("nanochat.gpt.cache.COMPILED_ROWS", 6)
+    monkeypatch.setattr(torch, "compile", lambda step, **options: step)
+    gpt = random_gpt(arch, std=0.15)
+    gpt.compute_dtype = torch.bfloat16
+    cache = KVCache(gpt.only_run(), 6, compile=fixed)
+    come_and_go(gpt, cache)
+    assert {kept.dtype for kept in (*cache.keys, *cache.values)} == {torch.float32}
 
 
 @pytest.mark.slow

@@ -135,7 +135,12 @@ def test_sample_and_evaluate_work_from_another_folder(
         "top_k=null",
     )
     result = call(
-        "nanochat.evaluate", "ckpt=finished@latest", "evals=bpb,sample", "eval_tokens=2048", "rows_per_device=4"
+        "nanochat.evaluate",
+        "ckpt=finished@latest",
+        "evals=bpb,sample",
+        "eval_tokens=2048",
+        "rows_per_device=4",
+        "precision=fp32",
     )
     logged = json.loads((finished[0] / "checkpoints" / "step_000020" / "metrics.json").read_text())["val/bpb"]
     # the same rows through the same weights: equal but for the order of fp32 sums in batches of another size

@@ -30,6 +30,24 @@ COMPILED_ROWS = 1  # of a CPU; measured: 16 gained nothing, d4 and d12 (experime
 FIXED_ROWS = (1, 8, 64)  # guess: rows that such a size has room for, then multiples of the last
 
 
+def kept_dtype(gpt: GPT) -> torch.dtype:
+    """The dtype of keys and values, and of attention over them: on a CPU fp32 whatever the rest is in.
+
+    For one query a row, PyTorch's kernels for bf16 took 5 to 9 times as long (measured: 1 to 64 rows, 160 and 1024 tokens, Zen 5). A
+    compiled step would read half as much in bf16 (d12, 512 slots: 6.5 ms instead of 7.2).
+    """
+    return torch.float32 if gpt.device.type == "cpu" else gpt.compute_dtype
+
+
+def attends_in(dtype: torch.dtype, attend: Attend) -> Attend:
+    """`attend` in that dtype; what comes out is in that of the query again."""
+
+    def cast(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        return attend(q.to(dtype), k.to(dtype), v.to(dtype), window).to(q.dtype)
+
+    return cast
+
+
 def last_hidden(gpt: GPT, texts: list[list[int]]) -> Tensor:
     """Hidden state after the last token of each text, (N, C): texts of any lengths in one forward pass, padded on the right."""
     device, longest = gpt.device, max(map(len, texts))
@@ -57,7 +75,7 @@ class KVCache:
         self.compiled = CompiledStep(gpt) if compile else None
         self.lengths: list[int] = []
         self.slots = [config.sequence_len if window is None else window + 1 for window in config.windows]  # at most
-        self._empty = torch.empty(0, config.n_kv_head, 0, config.head_dim, dtype=gpt.compute_dtype, device=gpt.device)
+        self._empty = torch.empty(0, config.n_kv_head, 0, config.head_dim, dtype=kept_dtype(gpt), device=gpt.device)
         # (room, G, min(capacity, slots), D) per layer; zeros where nothing is yet, since a masked NaN is still NaN
         self.keys, self.values = [self._empty] * config.n_layer, [self._empty] * config.n_layer
         self.shared = SharedPrefixes(self._empty, self.slots)
@@ -76,8 +94,8 @@ class KVCache:
 
     def shares(self, tokens: int, copies: int) -> bool:
         """Whether `copies` rows that go on from a prompt of so many tokens are to share it."""
-        if self.compiled is not None or self._empty.device.type != "cpu" or self._empty.dtype != torch.float32:
-            return False  # scores want fp32, which SDPA has inside
+        if self.compiled is not None or self._empty.device.type != "cpu":
+            return False
         _, G, _, D = self._empty.shape
         return copies >= LEAST_COPIES and (copies - 1) * tokens * 2 * G * D * self._empty.itemsize >= LEAST_BYTES
 
@@ -136,7 +154,7 @@ class KVCache:
         assert not known or before is not None
         idx = torch.tensor([[before, *tokens] if known else tokens], device=device)  # (1, known + T)
         positions = torch.arange(n, S, device=device)[None]
-        hidden = self.gpt.hidden_cached(idx, positions, [keep(layer) for layer in range(len(self.keys))], known)
+        hidden = self._hidden(idx, positions, [keep(layer) for layer in range(len(self.keys))], known)
         if not self.lengths:
             self.shared.join([None])
         self.lengths = [S]
@@ -263,7 +281,7 @@ class KVCache:
             return attend
 
         attends, first = [look_up(layer) for layer in range(len(self.keys))], at[:, 0] == 0 if texts else None
-        hidden = self.gpt.hidden_cached(idx, at, attends, known=1, first=first)[:, 0]  # (M, C)
+        hidden = self._hidden(idx, at, attends, known=1, first=first)[:, 0]  # (M, C)
         if tokens:
             self.lengths = [n + 1 for n in self.lengths]
         if texts:
@@ -274,6 +292,14 @@ class KVCache:
             prefixes = [next(added) if shares else None for shares in sharing]
             self.shared.join([prefixes[i] for i in which])
         return self.gpt.logits(hidden)
+
+    def _hidden(
+        self, idx: Tensor, positions: Tensor, attends: list[Attend], known: int, first: Tensor | None = None
+    ) -> Tensor:
+        """`GPT.hidden_cached`, with attention in the dtype of what is kept."""
+        if self._empty.dtype != self.gpt.compute_dtype:
+            attends = [attends_in(self._empty.dtype, attend) for attend in attends]
+        return self.gpt.hidden_cached(idx, positions, attends, known, first)
 
     def _attend_rows(self, at: Tensor) -> list[Attend]:
         """What attends, per layer, for a token of each row, at (B, 1) being the positions; keys and values are kept."""
@@ -359,7 +385,7 @@ class KVCache:
         if min(self.own()) >= used - 1:
             return None  # all of them
         unwritten = torch.arange(used, device=at.device) > at
-        mask = torch.zeros(unwritten.shape, dtype=self.gpt.compute_dtype, device=at.device)
+        mask = torch.zeros(unwritten.shape, dtype=self._empty.dtype, device=at.device)
         return mask.masked_fill_(unwritten, -math.inf)[:, None, None]
 
     def drop(self, row: int) -> None:

@@ -44,14 +44,15 @@ def fixed_step(gpt: GPT, numbers: Tensor, keys: list[Tensor], values: list[Tenso
         slots = keys[layer].size(2)
 
         def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-            slot = at[:, 0] % slots
+            slot, dtype = at[:, 0] % slots, q.dtype
+            q, k, v = (x.to(keys[layer].dtype) for x in (q, k, v))
             keys[layer][rows, :, slot], values[layer][rows, :, slot] = k[:, 0], v[:, 0]  # (R, G, D)
             if q.is_cpu:
-                return one_query(q[:, 0], keys[layer], values[layer], visible[slots])[:, None]
+                return one_query(q[:, 0], keys[layer], values[layer], visible[slots])[:, None].to(dtype)
             y = F.scaled_dot_product_attention(
                 q.transpose(1, 2), keys[layer], values[layer], attn_mask=visible[slots][:, None, None], enable_gqa=gqa
             )
-            return y.transpose(1, 2)
+            return y.transpose(1, 2).to(dtype)
 
         return attend
 

@@ -346,30 +346,32 @@ class GPT(nn.Module):
 
         `read(name)` gives the weights of one that has none yet, on their device. `by_rows` leaves all of them as they are, which compiled
         steps want and others do not; it may be asked for later, and takes room for one weight meanwhile. What is packed is no parameter any
-        more: those have their shapes still, on the meta device, and `value` their values.
+        more, but None; `value` has it.
         """
 
         def weight(name: str) -> Tensor:
-            old = self.get_parameter(name)
-            new = self.value(name) if read is None else read(name)
+            old = self.value(name)
+            new = old if read is None else read(name)
             if new.shape != old.shape:
                 raise ValueError(f"{name} has the shape {tuple(new.shape)}, the model wants {tuple(old.shape)}")
             return new.detach().to(self.compute_dtype)
 
-        def put(name: str, value: Tensor) -> None:
+        def put(name: str, value: Tensor | None) -> None:
             module, _, leaf = name.rpartition(".")
-            setattr(self.get_submodule(module), leaf, nn.Parameter(value, requires_grad=False))
+            setattr(
+                self.get_submodule(module), leaf, None if value is None else nn.Parameter(value, requires_grad=False)
+            )
 
         left = dict.fromkeys(name for name, _ in self.named_parameters())
         for prefix, layer in self._freezing():
-            names, rows = [f"{prefix}.{name}" for name in layer.freezes()], list(layer.freezes().values())
-            new = [weight(name) for name in names]  # one layer after another: no more than one exists twice
+            rows = {f"{prefix}.{name}": n for name, n in layer.freezes().items()}
+            new = [weight(name) for name in rows]  # one layer after another: no more than one exists twice
             joined = torch.cat(new) if len(new) > 1 else new[0]
             del new
             layer.frozen = Frozen.of(joined, by_rows)
-            for name, part in zip(names, joined.split(rows), strict=True):
-                put(name, torch.empty_like(part, device="meta") if layer.frozen.weight.is_mkldnn else part)
-                del left[name]
+            for name, part in zip(rows, joined.split(list(rows.values())), strict=True):
+                put(name, None if layer.frozen.weight.is_mkldnn else part)
+                left.pop(name, None)
         for name in left:
             put(name, weight(name))
         self._only_runs = True

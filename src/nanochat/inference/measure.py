@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from nanochat.gpt import GPT, counts
+from nanochat.gpt.cache import kept_dtype
 from nanochat.inference.engine import Engine, Piece, Request, Text
 from nanochat.inference.sampling import Drawn, Sampling
 from nanochat.runtime import hardware
@@ -70,8 +71,8 @@ def measure(
         )
     machine, bandwidth = hardware.detect(device, gpt.compute_dtype), hardware.peak_bandwidth(device)
     drawn = random.Random(0)
-    value_bytes = torch.empty(0, dtype=gpt.compute_dtype).element_size()
-    weight_bytes = value_bytes * counts.matmul_parameters(config)
+    value_bytes = kept_dtype(gpt).itemsize
+    weight_bytes = gpt.compute_dtype.itemsize * counts.matmul_parameters(config)
     context = prompt_tokens + decode_tokens // 2
     kv_read = counts.kv_bytes_read(config, context, value_bytes)
     flops = counts.decode_flops(config, context)

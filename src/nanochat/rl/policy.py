@@ -123,10 +123,12 @@ def policy_loss(
 def logprobs(gpt: GPT, idx: Tensor, mask: Tensor, sampling: Sampling) -> Tensor:
     """Log-probabilities (N,) of the sampled tokens, without gradients."""
     x, targets = hidden_of(gpt, idx, mask), idx[mask.bool()]
-    w = gpt.lm_head.weight.to(x.dtype)[: gpt.config.vocab_size]
-    rows = chunk_rows(gpt.config.vocab_size, x.device)
+    head, vocab = gpt.lm_head.product(x.dtype), gpt.config.vocab_size
+    rows = chunk_rows(vocab, x.device)
     found = [
-        sampled_logprobs(capped(x[i : i + rows] @ w.T, gpt.config.arch.softcap), targets[i : i + rows], sampling)
+        sampled_logprobs(
+            capped(head(x[i : i + rows])[:, :vocab], gpt.config.arch.softcap), targets[i : i + rows], sampling
+        )
         for i in range(0, x.size(0), rows)
     ]
     return torch.cat(found) if found else x.new_zeros(0)
