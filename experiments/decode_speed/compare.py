@@ -1,5 +1,6 @@
-"""Ours, plain and compiled, and another's decoding in turn: `python compare.py DEPTH VOCAB PROMPT DECODE THREADS ROUNDS OTHER_PYTHON OTHER_SOURCE`.
+"""Ours and another's decoding in turn: `python compare.py DEPTH VOCAB PROMPT DECODE THREADS ROUNDS OTHER_PYTHON OTHER_SOURCE`.
 
+Ours plain and compiled, in fp32 and, on a CPU that multiplies it, in bf16; the other in fp32, which is what it takes on any CPU by itself.
 Prints the median of each measure and the median of the ratios round by round, with their range.
 """
 
@@ -9,6 +10,10 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
+
+from nanochat.runtime.hardware import multiplies_bf16
 
 HERE = Path(__file__).parent
 sizes, rounds, python, source = sys.argv[1:6], int(sys.argv[6]), sys.argv[7], sys.argv[8]
@@ -21,12 +26,15 @@ def run(command: list[str], **environment: str) -> dict[str, float]:
     return {row["what"]: row["tokens_per_second"] for row in rows}
 
 
-runs: dict[str, list[dict[str, float]]] = {"ours": [], "ours, compiled": [], "original": []}
+OURS = {"ours": {}, "ours, compiled": {"COMPILE": "1"}}
+if multiplies_bf16(torch.device("cpu"))[0]:
+    OURS |= {f"{name}, bf16": {**settings, "BF16": "1"} for name, settings in OURS.items()}
+runs: dict[str, list[dict[str, float]]] = {name: [] for name in [*OURS, "original"]}
 for _ in range(rounds):
-    runs["ours"].append(run([sys.executable, str(HERE / "ours.py")], COMPILE="0"))
-    runs["ours, compiled"].append(run([sys.executable, str(HERE / "ours.py")], COMPILE="1"))
+    for name, settings in OURS.items():
+        runs[name].append(run([sys.executable, str(HERE / "ours.py")], **settings))
     runs["original"].append(run([python, str(HERE / "original.py")], PYTHONPATH=source))
-for name, rows in list(runs.items())[:2]:
+for name, rows in list(runs.items())[:-1]:
     for what in rows[0]:
         mine = statistics.median(row[what] for row in rows)
         if what not in runs["original"][0]:

@@ -1,4 +1,5 @@
-"""Our engine, the same measures as original.py: `python ours.py DEPTH VOCAB PROMPT DECODE THREADS`; with COMPILE=1 in compiled steps."""
+"""Our engine, the same measures as original.py: `python ours.py DEPTH VOCAB PROMPT DECODE THREADS`; with COMPILE=1 in
+compiled steps, with BF16=1 in bf16."""
 
 import json
 import os
@@ -16,7 +17,8 @@ from nanochat.inference.sampling import Sampling
 
 depth, vocab, prompt, decode, threads = map(int, sys.argv[1:6])
 torch.set_num_threads(threads)
-gpt = GPT.build(from_depth(depth, vocab_size=vocab)).only_run()
+dtype = torch.bfloat16 if os.environ.get("BF16") == "1" else torch.float32
+gpt = GPT.build(from_depth(depth, vocab_size=vocab), compute_dtype=dtype).only_run()
 tokenizer, drawn = any_tokenizer(vocab), random.Random(0)
 
 

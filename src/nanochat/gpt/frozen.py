@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PACKED_FOR = 16  # rows; measured: packed for 16, products with 1 to 512 take what they do packed for just these
+PACKING_PAYS = (
+    2**16
+)  # measured: elements of a weight; a call of oneDNN costs 11 us, one of MKL 2, and 256 x 256 is equal for 4 rows
 STREAMS = 4  # measured: a loop over as many rows at once reads 440 MB at 28 GB/s; 1: 23, 2: 26, 8: 26 (two cores)
 
 
@@ -34,7 +37,7 @@ class Frozen(NamedTuple):
     @classmethod
     def of(cls, weight: Tensor, by_rows: bool = False) -> "Frozen":
         """`by_rows` leaves it as it is, which compiled steps want; nothing is copied then."""
-        onednn = packs(weight.device, weight.dtype)
+        onednn = packs(weight.device, weight.dtype) and weight.numel() >= PACKING_PAYS
         if by_rows or not onednn:
             return cls(weight, onednn)
         return cls(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR), True)
