@@ -12,6 +12,7 @@ READ = """
 import sys, torch
 from pathlib import Path
 from nanochat.checkpoint import folder
+from nanochat.gpt import counts
 from nanochat.inference.engine import Engine
 def status(key):
     return int(Path("/proc/self/status").read_text().split(key + ":")[1].split()[0]) / 1024
@@ -20,7 +21,7 @@ gpt = folder.load_to_run(Path(sys.argv[1]), compute_dtype=torch.bfloat16)
 print(f"read: {status('VmRSS') - before:,.0f} MiB now, {status('VmHWM') - before:,.0f} at most")
 engine = Engine(gpt, folder.load_tokenizer(Path(sys.argv[1])))
 (answer,) = engine.generate([[1, 2, 3]], max_tokens=8)
-weights = sum(p.numel() for p in gpt.parameters())
+weights = counts.parameters(gpt.config)["total"]
 most = status("VmHWM") - before
 size = 2 * weights / 2**20
 print(f"run: {len(answer.ids)} tokens; {most:,.0f} MiB at most; {weights:,} weights are {size:,.0f} MiB: {most / size:.3f} x")

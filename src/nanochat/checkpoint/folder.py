@@ -217,10 +217,9 @@ def load_to_run(path: Path, *, device: torch.device | str = "cpu", compute_dtype
             raise ValueError(f"{file} does not fit its config.json: see {', '.join(wrong[:3])}")
 
         def read(name: str) -> Tensor:
-            with safe_open(
-                file, framework="pt"
-            ) as mapped:  # closed each time: what is mapped counts as memory of the process
-                return mapped.get_tensor(name).to(device=device, dtype=compute_dtype, copy=True)
+            # closed each time: what is mapped counts as memory of the process until nobody has the tensor any more
+            with safe_open(file, framework="pt") as mapped:
+                return mapped.get_tensor(name).to(device)
 
         gpt.compute_dtype = compute_dtype
         return gpt.only_run(read)

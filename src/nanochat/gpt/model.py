@@ -356,24 +356,33 @@ class GPT(nn.Module):
                 raise ValueError(f"{name} has the shape {tuple(new.shape)}, the model wants {tuple(old.shape)}")
             return new.detach().to(self.compute_dtype)
 
+        def own(x: Tensor) -> Tensor:
+            return x if read is None else x.clone()  # what was read may lie in a file
+
         def put(name: str, value: Tensor | None) -> None:
             module, _, leaf = name.rpartition(".")
-            setattr(
-                self.get_submodule(module), leaf, None if value is None else nn.Parameter(value, requires_grad=False)
-            )
+            new = None if value is None else nn.Parameter(value, requires_grad=False)
+            setattr(self.get_submodule(module), leaf, new)
 
         left = dict.fromkeys(name for name, _ in self.named_parameters())
-        for prefix, layer in self._freezing():
+        room = None  # to join q, k and v of every layer in, where they are packed afterwards
+        # no more than one layer exists twice, and the head while little else is there
+        for prefix, layer in reversed(self._freezing()):
             rows = {f"{prefix}.{name}": n for name, n in layer.freezes().items()}
-            new = [weight(name) for name in rows]  # one layer after another: no more than one exists twice
-            joined = torch.cat(new) if len(new) > 1 else new[0]
-            del new
+            parts = [weight(name) for name in rows]
+            joined = torch.cat(parts, out=room) if len(parts) > 1 else parts[0]
             layer.frozen = Frozen.of(joined, by_rows)
-            for name, part in zip(rows, joined.split(list(rows.values())), strict=True):
-                put(name, None if layer.frozen.weight.is_mkldnn else part)
+            if layer.frozen.weight.is_mkldnn:
+                room = joined if len(parts) > 1 else room
+                values: Sequence[Tensor | None] = [None] * len(parts)
+            else:
+                layer.frozen = layer.frozen._replace(weight=own(joined) if len(parts) == 1 else joined)
+                values = layer.frozen.parts(list(rows.values()))
+            for name, value in zip(rows, values, strict=True):
+                put(name, value)
                 left.pop(name, None)
         for name in left:
-            put(name, weight(name))
+            put(name, own(weight(name)))
         self._only_runs = True
         self._freeze_lambdas()
         self.cos = torch.empty(0, device=self.device)
