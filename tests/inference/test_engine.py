@@ -13,7 +13,7 @@ from nanochat.gpt.frozen import Frozen, packs
 from nanochat.gpt.model import NORM_EPS, norm
 from nanochat.inference.engine import Completion, Engine, Text
 from nanochat.inference.generate import generate as generate_plainly
-from nanochat.inference.sampling import Drawn, Sampling, draw
+from nanochat.inference.sampling import Drawing, Drawn, Part, Sampling, draw
 
 # sums in another order: fp32 keeps 24 bits; bf16 8, of logits up to 15
 ATOL = {torch.float32: 1e-4, torch.bfloat16: 0.2}
@@ -300,9 +300,10 @@ def test_forced_tokens_are_in_the_cache_like_any_others(gpt, monkeypatch):
 
     def first_the_script(logits, *settings):
         (best,) = draw(logits, *settings)
-        return [Drawn(next(left, best.id), 0.0, [])]
+        token = next(left, best.id)
+        return Drawing(torch.tensor([token]), [Part([0], settings[0], torch.tensor([[token, 0.0]]))])
 
-    monkeypatch.setattr("nanochat.inference.engine.draw", first_the_script)
+    monkeypatch.setattr("nanochat.inference.engine.begin_draw", first_the_script)
     (completion,) = Engine(gpt, TOKENIZER).generate([prompt], max_tokens=20)
     assert completion.ids[: len(whole) - len(prompt)] == whole[len(prompt) :]
     assert completion.mask[: len(whole) - len(prompt)] == [1] * 5 + [0] * 4

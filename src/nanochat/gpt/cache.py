@@ -14,6 +14,7 @@ the texts that are being written, and a text goes on from one that is finished.
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,33 @@ def last_hidden(gpt: GPT, texts: list[list[int]]) -> Tensor:
     return hidden[torch.arange(len(texts), device=device), ends]
 
 
+class Ahead:
+    """The next step, begun before anybody knows its tokens; they may still be on their way from the device."""
+
+    def __init__(self, logits: Tensor, rows: int) -> None:
+        self.logits = logits  # (rows, V)
+        self.rows = list(range(rows))  # row of the cache -> row of `logits`
+        self.tokens: list[int] = []  # what the rows were given, once it is known here
+
+    def drop(self, row: int) -> None:
+        for kept in (self.rows, self.tokens):
+            kept[row] = kept[-1]
+            kept.pop()
+
+    def of(self, tokens: list[tuple[int, int]]) -> Tensor | None:
+        """The logits after these tokens, or None if other ones were looked ahead to."""
+        if [token for _, token in tokens] != self.tokens:
+            return None
+        whole = self.rows == list(range(len(self.logits)))
+        return self.logits if whole else self.logits[to_device(self.rows, self.logits.device, torch.long)]
+
+
+def to_device(values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """As torch.tensor, without waiting for what a GPU has still to do: from pinned memory."""
+    pinned = device.type == "cuda"
+    return torch.tensor(values, dtype=dtype, pin_memory=pinned).to(device, non_blocking=pinned)
+
+
 class KVCache:
     """Up to `rows` texts of up to `sequence_len` tokens each; `lengths[r]` tokens of row r are in it. Room is made as needed.
 
@@ -79,10 +107,11 @@ class KVCache:
         # (room, G, min(capacity, slots), D) per layer; zeros where nothing is yet, since a masked NaN is still NaN
         self.keys, self.values = [self._empty] * config.n_layer, [self._empty] * config.n_layer
         self.shared = SharedPrefixes(self._empty, self.slots)
+        self._ahead: Ahead | None = None
 
     def clear(self) -> None:
         """Forget every row and give the memory back, but for that of compiled steps."""
-        self.lengths = []
+        self.lengths, self._ahead = [], None
         self.shared.clear()
         if self.compiled is not None:
             return
@@ -163,6 +192,7 @@ class KVCache:
     def adopt(self, other: "KVCache", copies: int, of: int = 1) -> None:
         """Add `copies` rows that hold what the only row of `other` holds; there are or will be `of` such rows at once, if there is room."""
         assert not other.shared, "it holds its text itself"
+        self._ahead = None  # it does not know the new rows
         n, first = other.lengths[0], len(self.lengths)
         assert first + copies <= self.rows, "more texts than rows"
         if self.shares(n, min(of, self.rows)):
@@ -184,7 +214,8 @@ class KVCache:
     def can_begin(self, row: int, tokens: int) -> bool:
         """Whether the first `tokens` of `row` are all still here, as far as what follows them sees any."""
         n = self.lengths[row]
-        return tokens == n or (tokens < n and n <= min(self.slots))
+        written = n + (self._ahead is not None)
+        return tokens == n or (tokens < n and written <= min(self.slots))
 
     def in_order(self, row: int, tokens: int) -> list[tuple[Tensor, Tensor]]:
         """Keys and values (G, n, D) per layer of the first `tokens` of `row`: all, or the last ones that a layer with a window has."""
@@ -231,15 +262,24 @@ class KVCache:
         """
         B, S = len(self.lengths), max(self.own(), default=-1) + 1
         assert len(tokens) == B, "a token for every row"
+        ahead, self._ahead = self._ahead, None
+        known = ahead.of(tokens) if ahead is not None else None
         which = [i for i, n in enumerate(copies) for _ in range(n)]
         assert B + len(which) <= self.rows, "more texts than rows"
         rows = [(*pair, n) for pair, n in zip(tokens, self.lengths, strict=True)]
         sharing = [self.shares(len(text), n) for text, n in zip(texts, copies, strict=True)]
         longest = max((len(text) for text, shares in zip(texts, sharing, strict=True) if not shares), default=0)
         R = B + len(which)
-        if rows and self.compiled is not None and (self._empty.is_cuda or B <= COMPILED_ROWS):
+        if known is not None:
+            self.lengths = [n + 1 for n in self.lengths]
+            if texts:
+                self.reserve(longest, R)
+                known = torch.cat((known, self._eager_step([], texts, which, sharing)))
+            return known
+        if self._runs_compiled(B):
             self.reserve(S, B)  # no more: every size is compiled anew
-            logits = self._compiled_step(rows)
+            logits = self._compiled_step(torch.tensor(rows, device=self._empty.device))
+            self.lengths = [n + 1 for n in self.lengths]
             if texts:
                 self.reserve(longest, R)
                 logits = torch.cat((logits, self._eager_step([], texts, which, sharing)))
@@ -247,16 +287,39 @@ class KVCache:
         self.reserve(max(S, longest), R)
         return self._eager_step(rows, texts, which, sharing)
 
-    def _compiled_step(self, tokens: list[tuple[int, int, int]]) -> Tensor:
-        """`step` for the rows that are there already."""
+    def look_ahead(self, before: list[int], tokens: Tensor) -> Ahead | None:
+        """Begin the step that adds tokens (B,) to the rows, of which nobody here knows yet what they are; `before` come before them.
+
+        A GPU so works while its results are looked at. When their `tokens` are written into what this returns, `step` takes it where it is
+        asked for these, and does anything else as if nothing had been begun: what was written stands where the next token of a row
+        will. None where there is no room.
+        """
+        B, device = len(self.lengths), self._empty.device
+        assert len(before) == B == len(tokens), "a token for every row"
+        if not B or max(self.own()) == self.capacity or max(self.lengths) == self.gpt.config.sequence_len:
+            return None
+        known = to_device([before, self.lengths], device)  # (2, B)
+        numbers = torch.stack((known[0], tokens, known[1]), 1)  # (B, 3)
+        if self._runs_compiled(B):
+            logits = self._compiled_step(numbers)
+        else:
+            logits = self.gpt.logits(
+                self._hidden(numbers[:, :2], numbers[:, 2:], self._attend_rows(numbers[:, 2:]), 1)[:, 0]
+            )
+        self._ahead = Ahead(logits, B)
+        return self._ahead
+
+    def _runs_compiled(self, B: int) -> bool:
+        return B > 0 and self.compiled is not None and (self._empty.is_cuda or B <= COMPILED_ROWS)
+
+    def _compiled_step(self, numbers: Tensor) -> Tensor:
+        """Logits (B, V) after a token of every row, numbers (B, 3): the one before it, it, and its position."""
         assert self.compiled is not None
-        B, device = len(tokens), self._empty.device
-        rows = 1 if B == 1 and device.type != "cuda" else self.keys[0].size(0)
+        B = len(numbers)
+        rows = 1 if B == 1 and not numbers.is_cuda else self.keys[0].size(0)
         # rows without a text: nobody looks at what they do, and what they write is written over by the text that comes
-        numbers = F.pad(torch.tensor(tokens, device=device), (0, 0, 0, rows - B))
-        logits = self.compiled(numbers, [kept[:rows] for kept in self.keys], [kept[:rows] for kept in self.values])
-        self.lengths = [n + 1 for n in self.lengths]
-        return logits[:B]
+        numbers = F.pad(numbers, (0, 0, 0, rows - B))
+        return self.compiled(numbers, [kept[:rows] for kept in self.keys], [kept[:rows] for kept in self.values])[:B]
 
     def _eager_step(
         self, tokens: list[tuple[int, int, int]], texts: Sequence[list[int]], which: list[int], sharing: list[bool]
@@ -392,6 +455,9 @@ class KVCache:
         """Free `row`; the last row moves there."""
         last = len(self.lengths) - 1
         n = self.own()[last]
+        if self._ahead is not None:
+            self._ahead.drop(row)
+            n += 1
         self.lengths[row] = self.lengths[last]
         self.lengths.pop()
         self.shared.drop(row)

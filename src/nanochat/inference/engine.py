@@ -5,6 +5,9 @@ requests may come at any time. Each text has its own settings, random numbers an
 depend on which texts are beside it, but for the last bits of its logits: more rows are multiplied in another order. What is sampled is
 one uniform number per text, looked up in the distribution of its next token, so a generator per text costs no more than one for all.
 
+On a GPU the next step is begun with what was drawn before that has arrived here, so the GPU works while texts are looked at
+(asynchronous scheduling, as vLLM and SGLang do it). Neither tokens nor their order change by it.
+
 `submit` and `cancel` only write down what is wanted and may be called from any thread; `step` does it, in one thread, between tokens.
 """
 
@@ -24,11 +27,11 @@ import torch
 from torch import Tensor
 
 from nanochat.gpt import GPT
-from nanochat.gpt.cache import KVCache
+from nanochat.gpt.cache import Ahead, KVCache, to_device
 from nanochat.inference.calculator import calculate
 from nanochat.inference.generate import TooLong, check
 from nanochat.inference.pool import Found, PrefixPool
-from nanochat.inference.sampling import Drawn, Sampling, draw
+from nanochat.inference.sampling import Drawn, Sampling, begin_draw
 from nanochat.inference.stream import TextStream
 from nanochat.runtime import hardware
 from nanochat.tokenizer.conversations import PARTS
@@ -125,10 +128,11 @@ class Text:
         return 0.0 if self.forced or self.sampling.temperature == 0 else self.random.getrandbits(24) / 2**24
 
     def take(self, drawn: Drawn) -> None:
-        """Go on by one token: the next one that a tool forces, or else the one drawn."""
+        """Go on by one token, `next`."""
         specials = self.tokenizer.specials
-        mask = 0 if self.forced else 1
-        token = self.forced.popleft() if self.forced else drawn.id
+        mask, token = 0 if self.forced else 1, self.next(drawn)
+        if self.forced:
+            self.forced.popleft()
         if token in (specials["<|assistant_end|>"], self.tokenizer.bos_id):
             self.end = drawn
             self.finish("stop")
@@ -189,6 +193,14 @@ class Text:
             except ValueError:  # characters that this tokenizer does not have
                 return
             self.forced.extend([specials["<|output_start|>"], *encoded, specials["<|output_end|>"]])
+
+    def next(self, drawn: Drawn) -> int:
+        """The token it goes on by: the next one that a tool forces, or else the one drawn."""
+        return self.forced[0] if self.forced else drawn.id
+
+    @property
+    def last(self) -> int:
+        return self.ids[-1] if self.ids else self.prompt[-1]
 
     def last_two(self) -> tuple[int, int]:
         return (self.ids[-2] if len(self.ids) > 1 else self.prompt[-1]), self.ids[-1]
@@ -306,6 +318,7 @@ class Engine:
         self.waiting: deque[Request] = deque()  # the first may have some of its texts among the live
         self.joining: list[Request] = []  # taken from `waiting` in this step
         self.pool = PrefixPool(pool_bytes)
+        self.looks_ahead = gpt.device.type == "cuda"  # a CPU does one thing after the other
         self.run_python = run_python
         self.programs = ThreadPoolExecutor(PROGRAMS, thread_name_prefix="program")
         self.parked: list[Parked] = []
@@ -485,9 +498,13 @@ class Engine:
             return pieces
         logits = torch.cat(found) if len(found) > 1 else found[0]  # (B, V)
         texts = self._texts()
-        drawn = draw(
+        drawing = begin_draw(
             logits, [text.sampling for text in texts], [text.uniform() for text in texts], [text.seen for text in texts]
         )
+        ahead = self._look_ahead(texts, drawing.ids) if self.looks_ahead else None
+        drawn = drawing.read()
+        if ahead is not None:
+            ahead.tokens = [text.next(token) for text, token in zip(texts, drawn, strict=True)]
         self.stats.steps += 1
         for (request, sample), text, token in zip(self.live, texts, drawn, strict=True):
             pieces.append(self._take(request, sample, text, token))
@@ -498,6 +515,17 @@ class Engine:
                 self._park(row)
         self._rest()
         return pieces
+
+    def _look_ahead(self, texts: list[Text], drawn: Tensor) -> Ahead | None:
+        """Begin the next step of all texts with what was drawn (B,), before it is here. A text that turns out to have ended has
+        done it in vain."""
+        if all(len(text.ids) + 1 == text.max_tokens for text in texts):
+            return None
+        forced = [text.forced[0] if text.forced else -1 for text in texts]
+        if max(forced) >= 0:
+            told = to_device(forced, drawn.device)
+            drawn = torch.where(told < 0, drawn, told)
+        return self.cache.look_ahead([text.last for text in texts], drawn)
 
     def _park(self, row: int) -> None:
         """Start the program of a text, which gives up its row until it ends."""

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanochat.gpt.cache import to_device
+
 LEAST_TOP_P = 1e-6  # guess: less is the likeliest token alone, which fp32 must still tell from none
 PENALTIES = (0.01, 100)  # guess: beyond them logits overflow
 
@@ -112,34 +114,82 @@ class Drawn(NamedTuple):
     top: list[tuple[int, float]]  # (id, logprob), the likeliest first
 
 
+class Drawing:
+    """Tokens drawn that may still be on their way from the device: `ids` (B,) are there, `read` waits for them."""
+
+    def __init__(self, ids: Tensor, parts: list["Part"]) -> None:
+        self.ids, self._parts = ids, parts
+        self._there: torch.cuda.Event | None = None
+        if ids.is_cuda:
+            self._there = torch.cuda.Event()
+            self._there.record(torch.cuda.current_stream(ids.device))
+
+    def read(self) -> list[Drawn]:
+        if self._there is not None:
+            self._there.synchronize()
+        drawn = [token for part in self._parts for token in part.read()]
+        rows = [row for part in self._parts for row in part.rows]
+        return [token for _, token in sorted(zip(rows, drawn, strict=True), key=lambda pair: pair[0])]
+
+
+class Part(NamedTuple):
+    """The rows of one order."""
+
+    rows: list[int]
+    samplings: Sequence[Sampling]
+    pairs: Tensor  # (N, 2): token and log-probability, on the CPU, as the two below; fp32 holds ids up to 2**24 exactly
+    names: Tensor | None = None  # (N, n) the likeliest tokens …
+    best: Tensor | None = None  # … and their log-probabilities
+
+    def read(self) -> list[Drawn]:
+        tops: list[list[tuple[int, float]]] = [[] for _ in self.rows]
+        if self.names is not None and self.best is not None:
+            for row, (ids, values) in enumerate(zip(self.names.tolist(), self.best.tolist(), strict=True)):
+                n = self.samplings[row].top_logprobs
+                tops[row] = [pair for pair in zip(ids[:n], values[:n], strict=True) if pair[1] > -math.inf]
+        pairs = self.pairs.tolist()
+        return [Drawn(int(token), logprob, top) for (token, logprob), top in zip(pairs, tops, strict=True)]
+
+
 def draw(
     logits: Tensor,
     samplings: Sequence[Sampling],
     uniform: Sequence[float],
     seen: Sequence[np.ndarray | None] = (),
 ) -> list[Drawn]:
+    """`begin_draw`, waited for."""
+    return begin_draw(logits, samplings, uniform, seen).read()
+
+
+def begin_draw(
+    logits: Tensor,
+    samplings: Sequence[Sampling],
+    uniform: Sequence[float],
+    seen: Sequence[np.ndarray | None] = (),
+) -> Drawing:
     """A token per row of logits (B, V): the one at `uniform[r]` of the cumulative distribution that `samplings[r]` leaves.
 
     Uniform numbers have 24 bits: times any fp32 total they are below it, so that what is looked up is always found.
-    `seen[r]` (V,) marks the tokens in the text of row r, for the rows with a penalty.
+    `seen[r]` (V,) marks the tokens in the text of row r, for the rows with a penalty. Only a penalty waits for a GPU.
     """
     logits = _penalised(logits, samplings, seen)
     groups: dict[tuple[str, int | None], list[int]] = {}
     for row, sampling in enumerate(samplings):
         groups.setdefault(sampling.order, []).append(row)
     if len(groups) == 1:
-        return _draw(logits, samplings, uniform)
-    drawn: list[Drawn | None] = [None] * len(samplings)
+        ids, part = _draw(logits, list(range(len(samplings))), samplings, uniform)
+        return Drawing(ids, [part])
+    ids, parts = torch.empty(len(samplings), dtype=torch.long, device=logits.device), []
     for rows in groups.values():
-        part = logits[torch.tensor(rows, device=logits.device)]
-        together = _draw(part, [samplings[row] for row in rows], [uniform[row] for row in rows])
-        for row, token in zip(rows, together, strict=True):
-            drawn[row] = token
-    return [token for token in drawn if token is not None]
+        at = to_device(rows, logits.device)
+        found, part = _draw(logits[at], rows, [samplings[row] for row in rows], [uniform[row] for row in rows])
+        ids[at] = found
+        parts.append(part)
+    return Drawing(ids, parts)
 
 
-def _draw(x: Tensor, samplings: Sequence[Sampling], uniform: Sequence[float]) -> list[Drawn]:
-    """`draw` for rows (N, V) of one order, penalised already."""
+def _draw(x: Tensor, rows: list[int], samplings: Sequence[Sampling], uniform: Sequence[float]) -> tuple[Tensor, Part]:
+    """`begin_draw` for rows (N, V) of one order, penalised already: the tokens (N,) too."""
     index = logp = None
     most = max(sampling.top_logprobs for sampling in samplings)
     if samplings[0].temperature == 0:
@@ -156,15 +206,14 @@ def _draw(x: Tensor, samplings: Sequence[Sampling], uniform: Sequence[float]) ->
         if most:
             logp = p.log()
     ids = chosen if index is None else index.gather(-1, chosen)
-    pairs = torch.cat((ids.to(found.dtype), found), 1).tolist()  # one transfer; fp32 holds ids up to 2**24 exactly
-    tops: list[list[tuple[int, float]]] = [[] for _ in samplings]
+    names = best = None
     if logp is not None:
         best, where = logp.topk(min(most, logp.size(-1)), dim=-1)  # (N, n)
         names = where if index is None else index.gather(-1, where)
-        for row, (ids_of, values) in enumerate(zip(names.tolist(), best.tolist(), strict=True)):
-            n = samplings[row].top_logprobs
-            tops[row] = [pair for pair in zip(ids_of[:n], values[:n], strict=True) if pair[1] > -math.inf]
-    return [Drawn(int(token), logprob, top) for (token, logprob), top in zip(pairs, tops, strict=True)]
+    pairs = torch.cat((ids.to(found.dtype), found), 1)
+    there = [None if x is None else x.to("cpu", non_blocking=True) for x in (pairs, names, best)]
+    assert there[0] is not None
+    return ids[:, 0], Part(rows, samplings, there[0], there[1], there[2])
 
 
 def _kept(x: Tensor, samplings: Sequence[Sampling]) -> tuple[Tensor, Tensor | None]:
@@ -193,12 +242,12 @@ def _penalised(logits: Tensor, samplings: Sequence[Sampling], seen: Sequence[np.
     rows = [row for row, sampling in enumerate(samplings) if sampling.penalises]
     if not rows:
         return logits
-    at = torch.tensor(rows, device=logits.device)
+    at = to_device(rows, logits.device)
     x, penalty = logits[at], _column([samplings[row].repetition_penalty or 1 for row in rows], logits)
     marks = [mark for mark in (seen[row] for row in rows) if mark is not None]
-    was = torch.from_numpy(np.stack(marks)).to(logits.device)  # (N, V)
+    was = torch.from_numpy(np.stack(marks)).to(logits.device)  # (N, V); waits for a GPU
     return logits.index_copy(0, at, torch.where(was, torch.where(x > 0, x / penalty, x * penalty), x))
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+    return to_device(values, like.device, like.dtype)[:, None]
