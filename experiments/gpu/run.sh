@@ -36,6 +36,10 @@ for compile in false true; do
   $PYTHON -m nanochat.bench model=d12 vocab_size=32768 precision=bf16 prompt_tokens=128 decode_tokens=256 "batches=[1,8,64]" compile=$compile || echo "bench d12 failed"
 done
 
+# where one step goes; the second time inductor writes products of one row itself
+$PYTHON experiments/gpu/decode.py 20 65536 1024 || echo "decode d20 failed"
+TORCHINDUCTOR_COORDINATE_DESCENT_TUNING=1 $PYTHON experiments/gpu/decode.py 20 65536 1024 || echo "decode d20 tuned failed"
+
 # RL from a model just trained (it has learned nothing; what counts is seconds, memory and how far engine and trainer are apart in bf16)
 for depth in ${DEPTHS:-12 20}; do
   $PYTHON -m nanochat.train +phase=rl trainer=1xh100 init_from=d$depth-sdpa@latest task=arithmetic force=true max_steps=3 run_name=rl-d$depth rollout.max_tokens=128 \

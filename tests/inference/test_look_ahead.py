@@ -136,3 +136,17 @@ def test_a_text_that_ends_costs_the_others_nothing(monkeypatch, gpt):
             engine.step()
     longest = max(len(request.completions[0].ids) for request in asked)
     assert counts["step"] == 0 and counts["ahead"] >= longest - 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_gpu_looks_ahead_and_completions_are_the_same(compile):
+    gpt = random_gpt(std=0.15).to("cuda")
+    gpt.cos, gpt.sin = gpt.cos.cuda(), gpt.sin.cuda()
+    found = []
+    for looks_ahead in (False, True):
+        engine = Engine(gpt, TOKENIZER, max_rows=5, prefill_tokens=16, compile=compile)
+        assert engine.looks_ahead
+        engine.looks_ahead = looks_ahead
+        found.append(run(engine, requests(0), random.Random(0)))
+    assert found[0] == found[1]
