@@ -14,18 +14,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PACKED_FOR = 16  # rows; measured: packed for 16, products with 1 to 512 take what they do packed for just these
-PACKING_PAYS = (
-    2**16
-)  # measured: elements of a weight; a call of oneDNN costs 11 us, one of MKL 2, and 256 x 256 is equal for 4 rows
+PACKING_PAYS = 2**16  # measured, elements: a call of oneDNN costs 11 us, one of MKL 2; 256 x 256 is equal for 4 rows
 STREAMS = 4  # measured: a loop over as many rows at once reads 440 MB at 28 GB/s; 1: 23, 2: 26, 8: 26 (two cores)
 
 
 @functools.cache
 def packs(device: torch.device, dtype: torch.dtype) -> bool:
-    """Can oneDNN multiply here, with this dtype as fast as with any?"""
+    """Does oneDNN multiply here, with this dtype as fast as with any? Proven by a product."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype != torch.float32 and not (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    weight = torch.arange(64 * 64, dtype=torch.float32).view(64, 64).remainder(5).to(dtype)  # exact in any order
+    try:
+        product = Frozen(_packed(weight), True).times(weight[:3])
+        return torch.equal(product, F.linear(weight[:3], weight))
+    except (RuntimeError, AttributeError):  # the operators are inductor's own, not promised to anybody
+        return False
+
+
+def _packed(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR)
 
 
 class Frozen(NamedTuple):
@@ -40,7 +49,7 @@ class Frozen(NamedTuple):
         onednn = packs(weight.device, weight.dtype) and weight.numel() >= PACKING_PAYS
         if by_rows or not onednn:
             return cls(weight, onednn)
-        return cls(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR), True)
+        return cls(_packed(weight), True)
 
     def times(self, x: Tensor) -> Tensor:
         """x (…, C) -> (…, O), as F.linear; without gradients."""

@@ -391,9 +391,9 @@ class GPT(nn.Module):
 
     def value(self, name: str) -> Tensor:
         """The values of a parameter, also of one that is packed (see `only_run`)."""
-        for prefix, layer in self._freezing():
+        for prefix, layer in self._freezing() if self._only_runs else ():
             names = [f"{prefix}.{part}" for part in layer.freezes()]
-            if self._only_runs and layer.frozen is not None and name in names:
+            if name in names and layer.frozen is not None:
                 return layer.frozen.parts(list(layer.freezes().values()))[names.index(name)]
         return self.get_parameter(name)
 
