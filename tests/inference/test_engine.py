@@ -410,7 +410,7 @@ def test_the_norm_without_gradients_is_the_other(shape, scale):
 @pytest.mark.parametrize("by_rows", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("rows", "columns"), [(768, 256), (256, 1024), (263, 250), (2, 12)], ids=str)
-@pytest.mark.parametrize("texts", [0, 1, 5, 70])
+@pytest.mark.parametrize("texts", [0, 1, 5, 70, 1100])
 def test_a_frozen_weight_gives_the_product(rows, columns, texts, dtype, by_rows, monkeypatch):
     monkeypatch.undo()
     x, weight = torch.randn(texts, 1, 2 * columns, dtype=dtype)[..., :columns], torch.randn(rows, columns, dtype=dtype)
