@@ -15,7 +15,7 @@ from nanochat.rl.policy import logprobs
 from nanochat.rl.rollout import engine_for, roll_out
 from nanochat.tasks.spelling import SimpleSpelling
 
-opened = open_checkpoint(sys.argv[1], device="cpu")
+opened = open_checkpoint(sys.argv[1], device="cpu", precision="fp32")  # others round what they multiply
 gpt, tokenizer, questions = opened.gpt, opened.tokenizer, int(sys.argv[2]) if len(sys.argv) > 2 else 256
 task = SimpleSpelling(path="library", start=20000, size=20000 + questions, held_out=0.1)
 sampling = Sampling(temperature=1.0, top_k=50, max_tokens=60)
