@@ -126,6 +126,10 @@ class CompiledStep:
             return fixed_step(self.gpt, numbers, keys, values)  # writes the same into the same place
 
     def _record(self, numbers: Tensor, keys: list[Tensor], values: list[Tensor]) -> None:
+        with torch.cuda.device(numbers.device):  # not that of the thread, which may be another
+            self._graph = self._recorded(numbers, keys, values)
+
+    def _recorded(self, numbers: Tensor, keys: list[Tensor], values: list[Tensor]) -> torch.cuda.CUDAGraph:
         # with this step's numbers: doing a step again writes the same into the same place
         self._numbers, stream = numbers.clone(), torch.cuda.Stream(numbers.device)
         stream.wait_stream(torch.cuda.current_stream(numbers.device))
@@ -136,4 +140,4 @@ class CompiledStep:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other engines go on in their threads
             self._logits = self._run(self._numbers, keys, values)
-        self._graph = graph
+        return graph

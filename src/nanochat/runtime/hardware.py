@@ -6,7 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -192,6 +192,11 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={name} but torch sees no CUDA device here; try device=cpu")
     return device
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Inside, streams and graphs that this thread makes are of this GPU; for other devices nothing."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def accelerator_device(accelerator: str, local_rank: int = 0) -> torch.device:

@@ -16,6 +16,7 @@ from typing import Any
 
 from nanochat.inference.engine import Engine, Piece, Request
 from nanochat.inference.sampling import Sampling
+from nanochat.runtime import hardware
 
 PIECES_PER_SECOND = 250  # guess: to all clients of an engine; 64 of them get 4 each, one gets every token
 
@@ -141,7 +142,7 @@ class Worker:
     def _run(self) -> None:
         why = EngineFailed("the server is stopping")
         try:
-            with self.engine.frozen():
+            with hardware.on(self.engine.gpt.device), self.engine.frozen():
                 while not self._closing:
                     self._wanted.clear()
                     if not self._calls.empty():
