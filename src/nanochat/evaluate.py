@@ -1,9 +1,10 @@
 """Evaluate a checkpoint: `python -m nanochat.evaluate ckpt=PATH evals=bpb,sample,arc_easy`.
 
-The validation text is that of the run the checkpoint comes from, unless `data=…` names another. Besides bpb and sample an
-evaluation is a task of `conf/task` that can be scored.
+The validation text is that of the run the checkpoint comes from (after RL, of the run before it), unless `data=…` names another.
+Besides bpb and sample an evaluation is a task of `conf/task` that can be scored.
 """
 
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -14,7 +15,6 @@ from nanochat.runtime.app import choices, command, compose_choice
 def run(cfg: DictConfig) -> dict[str, Any]:
     from hydra.utils import instantiate
 
-    from nanochat.checkpoint import folder
     from nanochat.checkpoint.opened import open_checkpoint
     from nanochat.evals.bpb import bits_per_byte
     from nanochat.evals.chat import accuracy
@@ -32,11 +32,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     dtype = str(opened.dtype).removeprefix("torch.")
     results: dict[str, Any] = {"checkpoint": str(path), "dtype": f"{dtype} ({opened.why})"}
     if "bpb" in names:
-        config: Any = (
-            OmegaConf.to_container(cfg.data, resolve=True)
-            if cfg.get("data")
-            else folder.read_lineage(path)["config"]["data"]
-        )
+        if cfg.get("data") and "rows_per_device" not in cfg.data:
+            raise ValueError("data=questions has no text to judge a model by; choose another, as data=pydocs")
+        config: Any = OmegaConf.to_container(cfg.data, resolve=True) if cfg.get("data") else validation_data(path)
         data = instantiate({**config, "sequence_len": gpt.config.sequence_len, "rows_per_device": cfg.rows_per_device})
         data.attach(tokenizer, batch_tokens=gpt.config.sequence_len * cfg.rows_per_device)
         data.prepare_data()
@@ -57,6 +55,25 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         for prompt, text in zip(prompts, complete(gpt, tokenizer, prompts, **settings), strict=True):
             print(f"sample: {prompt + text!r}")
     return results
+
+
+def validation_data(checkpoint: Path) -> dict[str, Any]:
+    """The `data` of the run that a checkpoint comes from; of the nearest one before it where that had questions, not text.
+
+    ValueError if there is none.
+    """
+    from nanochat.checkpoint import folder
+
+    lineage = folder.read_lineage(checkpoint)
+    data = lineage["config"].get("data") or {}
+    if "rows_per_device" in data:
+        return data
+    parent = (lineage.get("parent") or {}).get("path")
+    if parent and Path(parent).is_dir():
+        return validation_data(Path(parent))
+    raise ValueError(
+        f"{checkpoint} was trained without a validation text that bpb could take; say which, as data=pydocs"
+    )
 
 
 def task(name: str, split: str) -> Any:
