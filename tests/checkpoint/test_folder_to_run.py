@@ -59,7 +59,10 @@ def test_what_it_holds_is_each_weight_once_in_the_compute_dtype(saved, dtype, by
     total = sum(storages.values()) + sum(weight.numel() * dtype.itemsize for weight in packed)
     assert total == dtype.itemsize * sum(value.numel() for value in before.values())
     assert all(torch.equal(runs.value(name), value) for name, value in before.items())
-    assert not packed or runs.lm_head.weight is None, "nobody takes it for one that is there"
+    if packed:
+        assert runs.lm_head.weight is None, "nobody takes it for one that is there"
+        with pytest.raises(RuntimeError, match="only runs"):
+            runs.state_dict()
 
 
 def test_losses_of_one_that_only_runs_are_those_of_one_that_trains(saved):

@@ -57,6 +57,27 @@ def test_logits_equal_the_full_forward_pass_whether_the_guess_was_right_or_not(a
     assert used > 30
 
 
+@pytest.mark.parametrize("begun", [False, True])
+@torch.no_grad()
+def test_a_copy_of_a_full_window_begins_nothing_shorter_once_a_step_is_begun(begun):
+    """The next token stands where the first did, in layers with a window."""
+    gpt = random_gpt()
+    cache = KVCache(gpt, 2)
+    n = min(cache.slots)
+    cache.step([], [DRAWN[0][: n - 1]], [1])
+    cache.step([(DRAWN[0][n - 2], DRAWN[0][n - 1])])
+    if begun:
+        assert cache.look_ahead([DRAWN[0][n - 1]], torch.tensor([7])) is not None
+    copy = cache.copy_of(0, n)
+    assert (
+        [cache.can_begin(0, k) for k in (n - 1, n)] == [copy.can_begin(0, k) for k in (n - 1, n)] == [not begun, True]
+    )
+    rows = KVCache(gpt, 2)
+    rows.adopt(copy, 1)
+    logits = rows.step([(DRAWN[0][n - 1], DRAWN[0][n])])
+    torch.testing.assert_close(logits, gpt(torch.tensor([DRAWN[0][: n + 1]]))[:, -1], rtol=0, atol=1e-4)
+
+
 def requests(seed: int) -> list[tuple[list[int], Sampling, int]]:
     """Prompts with settings and samples of all sorts; some share a beginning."""
     drawn = random.Random(seed)
@@ -97,6 +118,7 @@ def run(engine: Engine, asked: list[tuple[list[int], Sampling, int]], cancelled:
 @pytest.mark.parametrize("seed", range(6))
 def test_completions_are_the_same_with_and_without(any_gpt, seed, monkeypatch):
     monkeypatch.setattr("nanochat.gpt.cache.FIRST_CAPACITY", 4)
+    monkeypatch.setattr("nanochat.inference.pool.MIN_SHARED", 4)  # fewer than a window has
     plain = run(Engine(any_gpt, TOKENIZER, max_rows=5, prefill_tokens=16), requests(seed), random.Random(seed))
     engine = Engine(any_gpt, TOKENIZER, max_rows=5, prefill_tokens=16)
     engine.looks_ahead = True

@@ -37,7 +37,8 @@ def kept_dtype(gpt: GPT) -> torch.dtype:
     For one query a row, PyTorch's kernels for bf16 took 5 to 9 times as long (measured: 1 to 64 rows, 160 and 1024 tokens, Zen 5). A
     compiled step would read half as much in bf16 (d12, 512 slots: 6.5 ms instead of 7.2).
     """
-    return torch.float32 if gpt.device.type == "cpu" else gpt.compute_dtype
+    narrow = gpt.compute_dtype.itemsize < torch.float32.itemsize
+    return torch.float32 if narrow and gpt.device.type == "cpu" else gpt.compute_dtype
 
 
 def attends_in(dtype: torch.dtype, attend: Attend) -> Attend:
@@ -108,6 +109,7 @@ class KVCache:
         self.keys, self.values = [self._empty] * config.n_layer, [self._empty] * config.n_layer
         self.shared = SharedPrefixes(self._empty, self.slots)
         self._ahead: Ahead | None = None
+        self._one_more = False  # a copy from a cache that was a step ahead: the token after the last is written over the first in a window
 
     def clear(self) -> None:
         """Forget every row and give the memory back, but for that of compiled steps."""
@@ -214,7 +216,7 @@ class KVCache:
     def can_begin(self, row: int, tokens: int) -> bool:
         """Whether the first `tokens` of `row` are all still here, as far as what follows them sees any."""
         n = self.lengths[row]
-        written = n + (self._ahead is not None)
+        written = n + (self._one_more or self._ahead is not None)
         return tokens == n or (tokens < n and written <= min(self.slots))
 
     def in_order(self, row: int, tokens: int) -> list[tuple[Tensor, Tensor]]:
@@ -238,6 +240,7 @@ class KVCache:
         """A cache of one row with the first `tokens` of `row`, and no more room than that."""
         other = KVCache(self.gpt, 1)
         other.lengths, other.capacity = [tokens], tokens
+        other._one_more = self._one_more or self._ahead is not None
         other.shared.join([None])
         if not self.shared.base(row):  # as it lies
             assert self.can_begin(row, tokens), "they are not there, or not any more"

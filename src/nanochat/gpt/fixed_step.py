@@ -138,6 +138,7 @@ class CompiledStep:
                 self._run(self._numbers, keys, values)
         torch.cuda.current_stream(numbers.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other engines go on in their threads
+        # a stream of its own: the default one belongs to the GPU that recorded first; other engines go on in their threads
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             self._logits = self._run(self._numbers, keys, values)
         return graph

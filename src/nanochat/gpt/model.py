@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -388,6 +389,14 @@ class GPT(nn.Module):
         self.cos = torch.empty(0, device=self.device)
         self.grow_rope(self.config.sequence_len)
         return self.eval()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As of any module. RuntimeError where weights are packed: some would be missing."""
+        if self._only_runs and self.lm_head.weight is None:
+            raise RuntimeError(
+                "this network only runs: its weights are packed and cannot be saved; read its checkpoint"
+            )
+        return super().state_dict(*args, **kwargs)
 
     def value(self, name: str) -> Tensor:
         """The values of a parameter, also of one that is packed (see `only_run`)."""

@@ -31,7 +31,7 @@ from nanochat.gpt.cache import Ahead, KVCache, to_device
 from nanochat.inference.calculator import calculate
 from nanochat.inference.generate import TooLong, check
 from nanochat.inference.pool import Found, PrefixPool
-from nanochat.inference.sampling import Drawn, Sampling, begin_draw
+from nanochat.inference.sampling import Drawing, Drawn, Sampling, begin_draw
 from nanochat.inference.stream import TextStream
 from nanochat.runtime import hardware
 from nanochat.tokenizer.conversations import PARTS
@@ -502,7 +502,7 @@ class Engine:
             logits, [text.sampling for text in texts], [text.uniform() for text in texts], [text.seen for text in texts]
         )
         ahead = self._look_ahead(texts, drawing.ids) if self.looks_ahead else None
-        drawn = drawing.read()
+        drawn = self._read(drawing)
         if ahead is not None:
             ahead.tokens = [text.next(token) for text, token in zip(texts, drawn, strict=True)]
         self.stats.steps += 1
@@ -515,6 +515,9 @@ class Engine:
                 self._park(row)
         self._rest()
         return pieces
+
+    def _read(self, drawing: Drawing) -> list[Drawn]:
+        return drawing.read()
 
     def _look_ahead(self, texts: list[Text], drawn: Tensor) -> Ahead | None:
         """Begin the next step of all texts with what was drawn (B,), before it is here. A text that turns out to have ended has

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nanochat.gpt import GPT, counts
-from nanochat.gpt.cache import kept_dtype
-from nanochat.inference.engine import Engine, Piece, Request, Text
-from nanochat.inference.sampling import Drawn, Sampling
+from nanochat.gpt.cache import Ahead, kept_dtype, to_device
+from nanochat.inference.engine import Engine, Text
+from nanochat.inference.sampling import Drawing, Drawn, Sampling
 from nanochat.runtime import hardware
 from nanochat.tokenizer.tokenizer import BPETokenizer, Tokenizer
 
@@ -32,9 +33,16 @@ class Decoding:
 class Endless(Engine):
     """Its texts go on until they are as long as was asked for, whatever the model says."""
 
-    def _take(self, request: Request, sample: int, text: Text, token: Drawn) -> Piece:
-        ends = (self.tokenizer.specials["<|assistant_end|>"], self.tokenizer.bos_id)
-        return super()._take(request, sample, text, token._replace(id=0) if token.id in ends else token)
+    @property
+    def _ends(self) -> list[int]:
+        return [self.tokenizer.specials["<|assistant_end|>"], self.tokenizer.bos_id]
+
+    def _read(self, drawing: Drawing) -> list[Drawn]:
+        return [token._replace(id=0) if token.id in self._ends else token for token in super()._read(drawing)]
+
+    def _look_ahead(self, texts: list[Text], drawn: Tensor) -> Ahead | None:
+        ended = torch.isin(drawn, to_device(self._ends, drawn.device))
+        return super()._look_ahead(texts, drawn.masked_fill(ended, 0))
 
 
 def any_tokenizer(vocab_size: int) -> Tokenizer:

@@ -211,7 +211,7 @@ def _draw(x: Tensor, rows: list[int], samplings: Sequence[Sampling], uniform: Se
         best, where = logp.topk(min(most, logp.size(-1)), dim=-1)  # (N, n)
         names = where if index is None else index.gather(-1, where)
     pairs = torch.cat((ids.to(found.dtype), found), 1)
-    there = [None if x is None else x.to("cpu", non_blocking=True) for x in (pairs, names, best)]
+    there = [None if x is None else x.to("cpu", non_blocking=x.is_cuda) for x in (pairs, names, best)]
     assert there[0] is not None
     return ids[:, 0], Part(rows, samplings, there[0], there[1], there[2])
 
