@@ -92,6 +92,12 @@ def rank_main() -> None:
     try:
         folder, config = read_launch()
         build_job(config, folder.path / "tokenizer").train(folder)
+        import torch.distributed as dist
+
+        if (
+            dist.is_initialized()
+        ):  # Lightning does it for NCCL alone; threads of gloo left running may abort a process as it ends
+            dist.destroy_process_group()
     except (ValueError, OSError) as error:
         stop(one_line(error) if rank == 0 else f"rank {rank}: {one_line(error)}")
 
