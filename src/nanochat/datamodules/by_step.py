@@ -4,6 +4,7 @@ A datamodule of either kind shares out `batch_tokens` over processes and micro-b
 and saves nothing but the number of the next step.
 """
 
+import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +54,13 @@ class ByStep(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """This rank's micro-batches from step `start_step` on, without end."""
         pin = torch.cuda.is_available()
-        return DataLoader(self.micro_batches(), batch_size=None, num_workers=self.num_workers, pin_memory=pin)
+        return DataLoader(
+            self.micro_batches(),
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=pin,
+            worker_init_fn=leave_ctrl_c,
+        )
 
     def state_dict(self) -> dict[str, int]:
         """The next step to train, by what was used, not by what a loader fetched ahead."""
@@ -61,6 +68,11 @@ class ByStep(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.start_step = state_dict["step"]
+
+
+def leave_ctrl_c(worker: int) -> None:
+    """A terminal's Ctrl-C reaches workers too: it is for the process that trains, which wants their batches until it has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def share_out(batch_tokens: int, sequence_len: int, world_size: int, rows_per_device: int | None) -> tuple[int, int]:
