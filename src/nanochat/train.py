@@ -50,13 +50,19 @@ def run(cfg: DictConfig) -> float | None:
         return job.last_result(folder)
     job.prepare(folder)
     if job.world_size == 1:
-        return job.train(folder)
-    code = run_ranks(folder, config, job.world_size)
-    if code:
-        raise ValueError(
-            f"a process of the run failed with exit code {code}; what it said is above, the run is in {folder.path}"
+        result = job.train(folder)
+    else:
+        code = run_ranks(folder, config, job.world_size)
+        if code:
+            raise ValueError(
+                f"a process of the run failed with exit code {code}; what it said is above, the run is in {folder.path}"
+            )
+        result = job.last_result(folder)
+    if trial_folder() and job.last_step(folder) < job.plan.steps:  # told to stop, and so is the sweep
+        raise KeyboardInterrupt(
+            f"the sweep ends with this trial; the same command with resume=auto and hydra.sweep.dir='{folder.path.parent}' goes on"
         )
-    return job.last_result(folder)
+    return result
 
 
 def absolute_paths(config: dict[str, Any]) -> None:
@@ -100,6 +106,8 @@ def rank_main() -> None:
             dist.destroy_process_group()
     except (ValueError, OSError) as error:
         stop(one_line(error) if rank == 0 else f"rank {rank}: {one_line(error)}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # said by the process that started the ranks
 
 
 main = command("train", run)

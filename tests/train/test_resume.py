@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import os
 import random
 import signal
 import subprocess
@@ -30,7 +31,14 @@ def whole(train: Train, shared_base: Path) -> Path:
 
 def start(base: Path, tiny: list[str], name: str, *words: str) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "nanochat.train", *tiny, *WORDS, f"run_name={name}", *words]
-    return subprocess.Popen(command, env=environment(base), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=base)
+    return subprocess.Popen(
+        command,
+        env=environment(base),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd=base,
+        start_new_session=True,
+    )
 
 
 def checkpoints_of(base: Path, name: str) -> Path:
@@ -91,17 +99,36 @@ def test_killed_while_it_writes_a_checkpoint_the_previous_one_is_used(
     assert not list(place.glob(".writing*")), "what the killed writer left is cleared away"
 
 
-def stopped_by(number: signal.Signals, base: Path, tiny: list[str], name: str) -> list[int]:
+def once(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
+    process.send_signal(number)
+
+
+def to_all(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
+    """What a terminal does with Ctrl-C, and Slurm with SIGTERM: ranks and workers get it too."""
+    os.killpg(process.pid, number)
+
+
+def twice(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
+    """What `timeout` does, and a launcher that passes on what a terminal has sent to all."""
+    once(process, number)
+    time.sleep(0.005)
+    to_all(process, number)
+
+
+def stopped_by(
+    number: signal.Signals, base: Path, tiny: list[str], name: str, *words: str, send: Callable[..., None] = once
+) -> list[int]:
     """A run that gets a signal after some steps; it must end well. Returns the steps of its checkpoints."""
-    process = start(base, tiny, name, "save_every=null")
+    process = start(base, tiny, name, "save_every=null", *words)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         metrics = list((base / "runs" / name).glob("*/metrics.csv"))
         if metrics and len(metrics[0].read_text().splitlines()) > 4:
             break
         time.sleep(0.01)
-    process.send_signal(number)
-    assert process.wait(timeout=60) == 0
+    send(process, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said.decode()
     return RunCheckpoints(checkpoints_of(base, name)).steps()
 
 
@@ -114,6 +141,53 @@ def test_sigterm_and_ctrl_c_save_and_exit_cleanly(
     assert len(steps) == 1 and 4 <= steps[0] < STEPS
     train(f"run_name={name}", *WORDS, "resume=auto")
     assert_same(the_run(shared_base, name), whole)
+
+
+@pytest.mark.parametrize(
+    ("number", "send", "words"),
+    [
+        (signal.SIGINT, to_all, ["data.num_workers=2"]),
+        (signal.SIGTERM, to_all, ["data.num_workers=2"]),
+        (signal.SIGINT, twice, []),
+        (signal.SIGINT, once, ["trainer.devices=2", "data.rows_per_device=4"]),
+        (signal.SIGINT, to_all, ["trainer.devices=2", "data.rows_per_device=4", "data.num_workers=1"]),
+        (signal.SIGTERM, to_all, ["trainer.devices=2", "data.rows_per_device=4", "data.num_workers=1"]),
+    ],
+    ids=["ctrl-c", "scancel", "timeout", "parent", "ctrl-c-ranks", "scancel-ranks"],
+)
+def test_a_signal_to_all_its_processes_is_one_signal(
+    number: signal.Signals, send: Callable[..., None], words: list[str], whole: Path, shared_base: Path, tiny: list[str],
+    train: Train, request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    name = f"all-{request.node.callspec.id}"
+    steps = stopped_by(number, shared_base, tiny, name, *words, send=send)
+    assert len(steps) == 1 and 4 <= steps[0] < STEPS
+    mine, other = losses(the_run(shared_base, name)), losses(whole)
+    assert sorted(mine) == list(range(1, steps[0] + 1))
+    assert all(abs(float(mine[step]) - float(other[step])) < 2e-4 for step in mine)
+
+
+def test_ctrl_c_ends_a_sweep_which_goes_on_where_it_was(shared_base: Path, tiny: list[str], train: Train) -> None:
+    home, words = shared_base / "runs" / "swept", ["-m", "seed=1,2"]
+    process = start(shared_base, tiny, "swept", *words)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and len("".join(p.read_text() for p in home.glob("*/0/metrics.csv"))) < 200:
+        time.sleep(0.01)
+    to_all(process, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert home.is_dir(), said.decode()
+    (sweep,) = home.iterdir()
+    goes_on = ["resume=auto", f"hydra.sweep.dir='{sweep}'"]
+    assert process.returncode == 130 and " and ".join(goes_on) in said.decode(), said.decode()
+    assert [p.name for p in sweep.glob("?")] == ["0"] and RunCheckpoints(sweep / "0" / "checkpoints").steps()[
+        -1
+    ] < STEPS
+    done = train(*words, *WORDS, "run_name=swept", *goes_on)
+    assert "after step" in done.stdout
+    assert sorted(p.parent.parent.name for p in sweep.glob(f"?/checkpoints/step_{STEPS:06d}")) == ["0", "1"]
+    train("-m", "run_name=swept", "seed=3,4", "max_steps=2", goes_on[1])
+    assert sorted(losses(sweep / "0")) == list(range(1, STEPS + 1)), "another sweep there takes no run's folder"
+    assert [len(losses(sweep / name)) for name in ("0-2", "1-2")] == [2, 2]
 
 
 def test_stopped_in_bf16_it_ends_the_same(shared_base: Path, tiny: list[str], train: Train) -> None:

@@ -1,7 +1,7 @@
 """Save the run every N steps, at its end, and when it is told to stop (SIGTERM, or Ctrl-C once)."""
 
+import os
 import signal
-import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -11,6 +11,7 @@ import lightning as L
 from nanochat.callbacks.every import StepCallback, check_every, is_due
 from nanochat.checkpoint.runs import RunCheckpoints
 from nanochat.modules.phase import PhaseModule
+from nanochat.runtime.signals import CtrlC
 
 
 class Save(StepCallback):
@@ -23,25 +24,30 @@ class Save(StepCallback):
         check_every("save_every", every)
         self.checkpoints, self.every, self.before, self.told_to_stop = checkpoints, every, before, False
         self._old_handlers: dict[int, Any] = {}
+        self._ctrl_c = CtrlC()
 
     def on_train_start(self, trainer: L.Trainer, module: PhaseModule) -> None:
         super().on_train_start(trainer, module)
+        self._speaks = trainer.is_global_zero
         # later than Lightning's own handler, which would leave before the step is done
         self._old_handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         for number, handler in self._old_handlers.items():
-            signal.signal(number, handler)
+            if number != signal.SIGINT or not self._ctrl_c.came:  # it may be about to arrive a second time
+                signal.signal(number, handler)
         self._old_handlers = {}
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, module, "fit")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._ctrl_c.again():
+            raise KeyboardInterrupt
+        if number == signal.SIGINT and not self.told_to_stop and self._speaks:
+            # not by print, which may be at work where the signal came
+            os.write(2, b"stopping after this step, then saving; Ctrl-C again stops at once\n")
         self.told_to_stop = True
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
-            print("stopping after this step, then saving; Ctrl-C again stops at once", file=sys.stderr, flush=True)
 
     def at_step(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:
         stop = self.told_to_stop

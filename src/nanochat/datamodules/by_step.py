@@ -4,13 +4,14 @@ A datamodule of either kind shares out `batch_tokens` over processes and micro-b
 and saves nothing but the number of the next step.
 """
 
-import signal
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
+
+from nanochat.runtime.signals import leave_signals
 
 DEFAULT_ROWS = 32  # from: facts sheet 5.2, device batch size
 
@@ -59,7 +60,7 @@ class ByStep(LightningDataModule):
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=pin,
-            worker_init_fn=leave_ctrl_c,
+            worker_init_fn=begin_worker,
         )
 
     def state_dict(self) -> dict[str, int]:
@@ -70,9 +71,9 @@ class ByStep(LightningDataModule):
         self.start_step = state_dict["step"]
 
 
-def leave_ctrl_c(worker: int) -> None:
-    """A terminal's Ctrl-C reaches workers too: it is for the process that trains, which wants their batches until it has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def begin_worker(number: int) -> None:
+    """The process that trains wants batches of its workers until it has saved, whatever signal reached them too."""
+    leave_signals()
 
 
 def share_out(batch_tokens: int, sequence_len: int, world_size: int, rows_per_device: int | None) -> tuple[int, int]:

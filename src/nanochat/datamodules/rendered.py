@@ -20,6 +20,7 @@ import numpy as np
 from nanochat.checkpoint.folder import write_atomic
 from nanochat.datamodules.journal import digest
 from nanochat.datamodules.shards import cores
+from nanochat.runtime.signals import work_for_parent
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.conversations import BadConversation, render
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -165,6 +166,7 @@ _held: dict[str, Any] = {}  # in a process that renders
 
 
 def _hold(task: Task, tokenizer: Tokenizer, dtype: np.dtype[Any]) -> None:
+    work_for_parent()
     _held.update(task=task, tokenizer=tokenizer, dtype=dtype)
 
 

@@ -22,7 +22,6 @@ import os
 import pickle
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -39,6 +38,7 @@ import numpy as np
 
 from nanochat.datamodules.journal import digest
 from nanochat.datamodules.sources import SPLITS, Part, TextSource
+from nanochat.runtime.signals import leave_signals
 
 FORMAT = 1  # of the files; a reader knows no other
 POLL_SECONDS = 0.05  # guess: how often a waiting loader looks
@@ -388,7 +388,7 @@ def work(size: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started us
+    leave_signals()
     with contextlib.suppress(OSError, AttributeError):
         os.nice(5)  # guess: training on the same cores goes first
     folder: ShardFolder = pickle.loads(body)

@@ -227,6 +227,9 @@ class Job:
             return True
         return False
 
+    def last_step(self, folder: RunFolder) -> int:
+        return max(self.checkpoints(folder).steps(), default=0)
+
     def last_result(self, folder: RunFolder) -> float | None:
         """What the last checkpoint is judged by (`result`), or None if it was not evaluated."""
         checkpoints = self.checkpoints(folder)

@@ -37,7 +37,10 @@ def read_launch() -> tuple[RunFolder, dict[str, Any]]:
 
 
 def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> int:
-    """Start `processes` ranks on this machine and wait; the first that fails stops the others. Returns the exit code."""
+    """Start `processes` ranks on this machine and wait; the first that fails stops the others. Returns the exit code.
+
+    Ctrl-C and SIGTERM are passed on: the ranks save, and end well. KeyboardInterrupt if they could not.
+    """
     port, launch = free_port(), folder.path / ".launch.json"
     launch.write_text(json.dumps({"folder": str(folder.path), "resumed": folder.resumed, "config": config}))
     ranks: list[subprocess.Popen[bytes]] = []
@@ -50,11 +53,14 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> int:
         }  # fmt: skip
         ranks.append(subprocess.Popen([sys.executable, "-m", "nanochat.train"], env=environment))
 
+    sent: list[int] = []
+
     def forward(signum: int, frame: object) -> None:
+        sent.append(signum)
         for rank in ranks:
             rank.send_signal(signum)
 
-    old = signal.signal(signal.SIGTERM, forward)
+    old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         while any(rank.poll() is None for rank in ranks):
             if any(rank.poll() not in (None, 0) for rank in ranks):
@@ -68,14 +74,14 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> int:
                     except subprocess.TimeoutExpired:
                         rank.kill()
             time.sleep(0.1)
-    except KeyboardInterrupt:
-        for rank in ranks:
-            rank.wait()
-        raise
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)
         for rank in ranks:
             if rank.poll() is None:
                 rank.kill()
         launch.unlink(missing_ok=True)
-    return max((abs(rank.returncode or 0) for rank in ranks), default=0)
+    code = max((abs(rank.returncode or 0) for rank in ranks), default=0)
+    if code and signal.SIGINT in sent:
+        raise KeyboardInterrupt
+    return code

@@ -95,13 +95,14 @@ def open_run(config: dict[str, Any], runs: Path, *, folder: Path | None = None) 
                 f"resume=auto: not {path.name}, it differs in {changed[0]}"
                 + (f" and {len(changed) - 1} more" if len(changed) > 1 else "")
             )
-    if folder is None:
-        stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-        folder, n = home / stamp, 1
-        while folder.exists():
-            n += 1
-            folder = home / f"{stamp}-{n}"
-    folder.mkdir(parents=True, exist_ok=True)
+    # the folder of a trial exists already, Hydra has made it; with a run in it, it is that of another one
+    place = folder or home / time.strftime("%Y-%m-%d_%H-%M-%S")
+    new, n = place, 1
+    while new.exists() if folder is None else (new / CONFIG).exists():
+        n += 1
+        new = place.with_name(f"{place.name}-{n}")
+    new.mkdir(parents=True, exist_ok=True)
+    folder = new
     return RunFolder(folder, False, lock(folder))
 
 

@@ -60,12 +60,15 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
         # with this set Hydra raises what happened instead of printing its own report, so that one line can be made of it
         os.environ["HYDRA_FULL_ERROR"] = "1"
         given, debug = sys.argv[1:], "debug=true" in sys.argv[1:]
-        if not {"-m", "--multirun"} & set(given):
+        words = [word for word in given if word not in ("-m", "--multirun")]
+        if len(words) == len(given):
             sys.argv[1:] = listed([as_typed(word) for word in given], REPEATED.get(config_name, ()))
-        elif "hydra/sweeper=optuna" in given and not any(
-            w.startswith("hydra.sweeper.max_failure_rate=") for w in given
-        ):
-            sys.argv.append("hydra.sweeper.max_failure_rate=1.0")  # a trial that fails does not end the sweep
+        else:
+            sys.argv[1:] = ["-m", *words]  # Hydra takes no word after a -m that stands among them
+            if "hydra/sweeper=optuna" in words and not any(
+                w.startswith("hydra.sweeper.max_failure_rate=") for w in words
+            ):
+                sys.argv.append("hydra.sweeper.max_failure_rate=1.0")  # a trial that fails does not end the sweep
 
         @functools.wraps(run)
         def job(cfg: DictConfig) -> Any:
@@ -91,8 +94,8 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
             if debug:
                 raise
             stop(one_line(error, config_name))
-        except KeyboardInterrupt:
-            stop("interrupted", code=130)
+        except KeyboardInterrupt as interrupt:
+            stop(str(interrupt) or "interrupted", code=130)
 
     main.__name__ = "main"
     return main

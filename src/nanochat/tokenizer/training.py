@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nanochat.runtime.paths import base_dir
+from nanochat.runtime.signals import work_for_parent
 from nanochat.tokenizer.merges import FIRST_MERGE, learn_merges
 from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS, BPETokenizer, CharTokenizer, Tokenizer, load_tokenizer
 from nanochat.tokenizer.words import split_words, well_formed
@@ -97,7 +98,9 @@ def count_words(texts: Iterable[str], *, workers: int = 1) -> Counter[str]:
             read += sum(map(len, chunk))
             if workers > 1 and read > ALONE_CHARS and len(pending) < workers:
                 # spawn: a fork of a process with threads (torch, pyarrow) may hang
-                pool = pool or ProcessPoolExecutor(workers - 1, mp_context=get_context("spawn"))
+                pool = pool or ProcessPoolExecutor(
+                    workers - 1, mp_context=get_context("spawn"), initializer=work_for_parent
+                )
                 pending.append(pool.submit(count_chunk, chunk))
             else:
                 for text in chunk:

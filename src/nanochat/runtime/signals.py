@@ -1,0 +1,54 @@
+"""Signals that reach every process of a run at once: a terminal sends Ctrl-C to all of them, Slurm and systemd SIGTERM.
+
+They are meant for the processes that train, which save and end; those that work for them go on until then.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from types import FrameType
+
+ONE_PRESS = 1.0  # guess: seconds; two SIGINT within it are one Ctrl-C, sent by the terminal and again by a launcher or `timeout`
+
+
+class CtrlC:
+    """Tells a second Ctrl-C from the same one arriving twice."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+
+    @property
+    def came(self) -> bool:
+        return self._first is not None
+
+    def again(self) -> bool:
+        """Whether the Ctrl-C that has just come is another one than the first."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+        return now - self._first > ONE_PRESS
+
+
+def leave_signals() -> None:
+    """In a process that works for another one: leave Ctrl-C to it, and the first SIGTERM; by the second it may end this one."""
+
+    def first(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, first)
+
+
+def work_for_parent() -> None:
+    """In a process of a pool (spawned, not forked): `leave_signals`, and end with the process that started it, however that ends."""
+    leave_signals()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
