@@ -57,7 +57,9 @@ def come_and_go(gpt, cache: KVCache) -> None:
     assert [keys.size(2) for keys in cache.keys] == [values.size(2) for values in cache.values] == kept
 
 
-def test_cached_logits_equal_the_full_forward_pass_while_rows_come_and_go(any_gpt, monkeypatch):
+@pytest.mark.parametrize("products_pay", [0, 2**40], ids=["products", "sdpa"])
+def test_cached_logits_equal_the_full_forward_pass_while_rows_come_and_go(any_gpt, monkeypatch, products_pay):
+    monkeypatch.setattr("nanochat.gpt.attention.PRODUCTS_PAY", products_pay)
     monkeypatch.setattr("nanochat.gpt.cache.FIRST_CAPACITY", 4)  # 32 tokens at first, 48 in the end
     come_and_go(any_gpt, KVCache(any_gpt, 6))
 

@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+PRODUCTS_PAY = (
+    2**22
+)  # measured: bytes of keys, from which on attention of single queries is faster by products (CPU, fp32)
 Attend = Callable[[Tensor, Tensor, Tensor, int | None], Tensor]
 
 
@@ -77,6 +80,22 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     rest = F.scaled_dot_product_attention(qb, kb, vb, attn_mask=sees(block, span, window, q.device), enable_gqa=gqa)
     rest = rest.transpose(1, 2).reshape(B, T - block, H, D)
     return torch.cat((first, rest), 1)
+
+
+def one_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention (B, H, 1, D) of one query per row and head, q (B, H, 1, D), over k and v (B, G, S, D), `mask` (B, 1, 1, S) being added.
+
+    On a CPU by products of matrices once there is much to read: PyTorch's kernel is made for many queries and reads half as fast.
+    """
+    B, H, _, D = q.shape
+    G = k.size(1)
+    if not q.is_cpu or B * G * k.size(2) * D * k.itemsize < PRODUCTS_PAY:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=H != G)
+    q = (q / math.sqrt(D)).view(B, G, H // G, D)
+    scores = (k @ q.mT).mT  # (B, G, H / G, S); faster than q @ k.mT
+    if mask is not None:
+        scores = scores + mask
+    return (scores.softmax(-1) @ v).view(B, H, 1, D)
 
 
 # --- FlexAttention: compiled block-sparse kernels on CUDA --------------------------------------------------------

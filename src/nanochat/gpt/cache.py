@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.gpt.attention import Attend, sdpa
+from nanochat.gpt.attention import Attend, one_query, sdpa
 from nanochat.gpt.fixed_step import CompiledStep
 from nanochat.gpt.model import GPT
 from nanochat.gpt.shared_prefix import LEAST_BYTES, LEAST_COPIES, SharedPrefixes
@@ -377,7 +377,6 @@ class KVCache:
         aligned = min(own) == S - 1
         every = slice(B) if aligned else torch.arange(B, device=at.device)
         visible = {slots: self._visible(slots, at, S) for slots in set(self.slots)}
-        gqa = self.gpt.config.n_head != self.gpt.config.n_kv_head
         in_prefix: dict[int, Tensor] = {}  # by slots
 
         def look_up(layer: int) -> Attend:
@@ -389,8 +388,7 @@ class KVCache:
                 keys[every, :, slot], values[every, :, slot] = k[:, 0], v[:, 0]  # (B, G, D)
                 own_k, own_v = keys[:B, :, :used], values[:B, :, :used]
                 if not shared:
-                    y = F.scaled_dot_product_attention(q.transpose(1, 2), own_k, own_v, attn_mask=mask, enable_gqa=gqa)
-                    return y.transpose(1, 2)
+                    return one_query(q.transpose(1, 2), own_k, own_v, mask).transpose(1, 2)
                 if slots not in in_prefix:
                     in_prefix[slots] = shared.visible(layer, at[:, 0], window)
                 own_mask = None if mask is None else mask[:, 0]
