@@ -52,11 +52,7 @@ def run(cfg: DictConfig) -> float | None:
     if job.world_size == 1:
         result = job.train(folder)
     else:
-        code = run_ranks(folder, config, job.world_size)
-        if code:
-            raise ValueError(
-                f"a process of the run failed with exit code {code}; what it said is above, the run is in {folder.path}"
-            )
+        run_ranks(folder, config, job.world_size)
         result = job.last_result(folder)
     if trial_folder() and job.last_step(folder) < job.plan.steps:  # told to stop, and so is the sweep
         raise KeyboardInterrupt(
@@ -90,11 +86,13 @@ def build_job(config: dict[str, Any], tokenizer_folder: Path | None = None) -> A
 def rank_main() -> None:
     """What every process of several does: no Hydra, no folder of its own, no output but rank 0's."""
     from nanochat.runs.launch import read_launch
+    from nanochat.runtime.signals import stop_with_parent
 
     rank = int(os.environ["RANK"])
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s", stream=sys.stdout, force=True
     )
+    stop_with_parent()
     try:
         folder, config = read_launch()
         build_job(config, folder.path / "tokenizer").train(folder)

@@ -1,6 +1,7 @@
 """The networks that several files decode with."""
 
 import pytest
+import torch
 from tiny_networks import ARCHS, random_gpt
 
 from nanochat.gpt import GPT
@@ -20,4 +21,4 @@ def gpt() -> GPT:
 @pytest.fixture(autouse=True)
 def packed(monkeypatch):
     """Weights of networks as small as these would be left as they are."""
-    monkeypatch.setattr("nanochat.gpt.frozen.PACKING_PAYS", 1)
+    monkeypatch.setattr("nanochat.gpt.frozen.PACKING_PAYS", dict.fromkeys((torch.float32, torch.bfloat16), 1))

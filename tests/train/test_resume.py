@@ -15,6 +15,7 @@ import pytest
 
 from nanochat.checkpoint import folder
 from nanochat.checkpoint.runs import RunCheckpoints
+from nanochat.runs.run_folder import lock
 from tests.train.conftest import environment, losses, the_run
 
 pytestmark = pytest.mark.slow
@@ -165,6 +166,47 @@ def test_a_signal_to_all_its_processes_is_one_signal(
     mine, other = losses(the_run(shared_base, name)), losses(whole)
     assert sorted(mine) == list(range(1, steps[0] + 1))
     assert all(abs(float(mine[step]) - float(other[step])) < 2e-4 for step in mine)
+
+
+def with_ranks(base: Path, tiny: list[str], name: str) -> "tuple[subprocess.Popen[bytes], list[int]]":
+    """A long run of two ranks after a few steps, and its ranks in order."""
+    words = ["trainer.devices=2", "data.rows_per_device=4", "data.num_workers=1", "save_every=null", "max_steps=2000"]
+    process = start(base, tiny, name, *words)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        metrics = list((base / "runs" / name).glob("*/metrics.csv"))
+        if metrics and len(metrics[0].read_text().splitlines()) > 4:
+            break
+        time.sleep(0.01)
+    found = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "nanochat.train"], capture_output=True, text=True)
+    return process, sorted(map(int, found.stdout.split()))
+
+
+def test_ranks_whose_parent_is_killed_save_and_hold_the_folder_until_then(shared_base: Path, tiny: list[str]) -> None:
+    process, ranks = with_ranks(shared_base, tiny, "orphans")
+    assert len(ranks) == 2
+    process.kill()
+    process.wait()
+    folder, deadline = the_run(shared_base, "orphans"), time.monotonic() + 60
+    while True:
+        try:
+            held = lock(folder)
+            break
+        except ValueError:
+            assert time.monotonic() < deadline, "the ranks train on without their parent"
+            time.sleep(0.005)
+    held.close()
+    (step,) = RunCheckpoints(folder / "checkpoints").steps()
+    assert sorted(losses(folder)) == list(range(1, step + 1)) and step < 2000
+
+
+def test_a_rank_that_is_killed_ends_the_others_and_is_named(shared_base: Path, tiny: list[str]) -> None:
+    process, ranks = with_ranks(shared_base, tiny, "one-killed")
+    os.kill(ranks[1], signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    last = said.decode().strip().splitlines()[-1]
+    assert process.returncode == 2 and "rank 1 was killed by SIGKILL" in last and "resume=auto" in last, last
+    lock(the_run(shared_base, "one-killed")).close()
 
 
 def test_ctrl_c_ends_a_sweep_which_goes_on_where_it_was(shared_base: Path, tiny: list[str], train: Train) -> None:

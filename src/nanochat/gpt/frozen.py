@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PACKED_FOR = 16  # rows; measured: packed for 16, products with 1 to 512 take what they do packed for just these
-PACKING_PAYS = 2**16  # measured, elements: a call of oneDNN costs 11 us, one of MKL 2; 256 x 256 is equal for 4 rows
+# measured, elements: a call of oneDNN costs 11 us, one of MKL 2; 256 x 256 is equal for 4 rows. In bf16 all is oneDNN's but the smallest,
+# which is quicker in fp32 (2 x 12 and 64 rows: 12 and 5 us)
+PACKING_PAYS = {torch.float32: 2**16, torch.bfloat16: 2**12}
 # Rows that oneDNN is called with, others are filled up or parted. It makes a program for every number of rows that it meets, and keeps it:
 # 0.5 ms and 0.6 MiB for each (measured: 1024 x 256; a server under load grew to twice its size).
 SIZES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 28, *range(32, 64, 8), *range(64, 513, 32))
@@ -49,7 +51,7 @@ class Frozen(NamedTuple):
     @classmethod
     def of(cls, weight: Tensor, by_rows: bool = False) -> "Frozen":
         """`by_rows` leaves it as it is, which compiled steps want; nothing is copied then."""
-        onednn = packs(weight.device, weight.dtype) and weight.numel() >= PACKING_PAYS
+        onednn = packs(weight.device, weight.dtype) and weight.numel() >= PACKING_PAYS[weight.dtype]
         if by_rows or not onednn:
             return cls(weight, onednn)
         return cls(_packed(weight), True)
@@ -60,6 +62,9 @@ class Frozen(NamedTuple):
             return _compiled(x, self.weight)
         if self.onednn:
             return _in_sizes(x, self.weight)
+        if x.is_cpu and x.dtype == torch.bfloat16 and self.weight.numel() < PACKING_PAYS[x.dtype]:
+            # F.linear would be a program of oneDNN for every number of rows; fp32 sums are what that has too
+            return F.linear(x.float(), self.weight.float()).to(x.dtype)
         return F.linear(x, self.weight)
 
     def parts(self, rows: Sequence[int]) -> Sequence[Tensor]:

@@ -12,10 +12,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nanochat.runs.run_folder import RunFolder
+from nanochat.runs.run_folder import RunFolder, not_forked
 
 RANK_OF = "NANOCHAT_RANK_OF"  # the file that says which run this process is a rank of
 
@@ -31,18 +32,23 @@ def free_port() -> int:
 
 
 def read_launch() -> tuple[RunFolder, dict[str, Any]]:
-    """Of a rank: the run folder, held by the parent, and the resolved config."""
+    """Of a rank: the run folder, held together with the parent, and the resolved config."""
     launch = json.loads(Path(os.environ[RANK_OF]).read_text())
-    return RunFolder(Path(launch["folder"]), resumed=launch["resumed"], lock=None), launch["config"]
+    lock = not_forked(os.fdopen(launch["lock"], "w"))
+    return RunFolder(Path(launch["folder"]), resumed=launch["resumed"], lock=lock), launch["config"]
 
 
-def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> int:
-    """Start `processes` ranks on this machine and wait; the first that fails stops the others. Returns the exit code.
+def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> None:
+    """Start `processes` ranks on this machine and wait; the first that fails stops the others. ValueError says which and how.
 
-    Ctrl-C and SIGTERM are passed on: the ranks save, and end well. KeyboardInterrupt if they could not.
+    Ctrl-C and SIGTERM are passed on: the ranks save, and end well. KeyboardInterrupt if they could not. Where this process itself is killed,
+    the ranks do the same, and until they have ended nobody else can open the folder.
     """
     port, launch = free_port(), folder.path / ".launch.json"
-    launch.write_text(json.dumps({"folder": str(folder.path), "resumed": folder.resumed, "config": config}))
+    lock = folder.lock.fileno()
+    launch.write_text(
+        json.dumps({"folder": str(folder.path), "resumed": folder.resumed, "config": config, "lock": lock})
+    )
     ranks: list[subprocess.Popen[bytes]] = []
     for number in range(processes):
         environment = {
@@ -51,9 +57,12 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> int:
             "TORCHELASTIC_RUN_ID": folder.path.name,  # by this variable Lightning knows that the processes exist already
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes)),
         }  # fmt: skip
-        ranks.append(subprocess.Popen([sys.executable, "-m", "nanochat.train"], env=environment))
+        command = [sys.executable, "-m", "nanochat.train"]
+        # its stdin stays open for as long as this process lives
+        ranks.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, pass_fds=[lock]))
 
     sent: list[int] = []
+    why = None
 
     def forward(signum: int, frame: object) -> None:
         sent.append(signum)
@@ -63,7 +72,7 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> int:
     old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         while any(rank.poll() is None for rank in ranks):
-            if any(rank.poll() not in (None, 0) for rank in ranks):
+            if why := failure([rank.poll() for rank in ranks]):
                 time.sleep(1)  # let the others say what they know
                 for rank in ranks:
                     if rank.poll() is None:
@@ -81,7 +90,24 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> int:
             if rank.poll() is None:
                 rank.kill()
         launch.unlink(missing_ok=True)
-    code = max((abs(rank.returncode or 0) for rank in ranks), default=0)
-    if code and signal.SIGINT in sent:
+    why = why or failure([rank.returncode for rank in ranks])
+    if why and signal.SIGINT in sent:
         raise KeyboardInterrupt
-    return code
+    if why:
+        raise ValueError(
+            f"{why}; what it said is above. The same command with resume=auto goes on after the last checkpoint in {folder.path}"
+        )
+
+
+def failure(codes: Sequence[int | None]) -> str | None:
+    """What became of a rank that failed, by the exit codes so far; one that was killed before one that missed it.
+
+    >>> failure([None, 0]), failure([1, 0]), failure([1, -9])
+    (None, 'rank 0 failed with exit code 1', 'rank 1 was killed by SIGKILL, which is also how a machine without memory left does it')
+    """
+    code, rank = min(((code, rank) for rank, code in enumerate(codes) if code), default=(0, 0))
+    if code == -signal.SIGKILL:
+        return f"rank {rank} was killed by SIGKILL, which is also how a machine without memory left does it"
+    if code < 0:
+        return f"rank {rank} was ended by {signal.Signals(-code).name}"
+    return f"rank {rank} failed with exit code {code}" if code else None

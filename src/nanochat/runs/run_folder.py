@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ def open_run(config: dict[str, Any], runs: Path, *, folder: Path | None = None) 
 
 
 def lock(path: Path) -> Any:
-    """Hold the run folder for this process. ValueError if another live process holds it."""
+    """Hold the run folder for this process, and for those it is handed to. ValueError if another live process holds it."""
     handle = (path / ".lock").open("w")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,6 +116,12 @@ def lock(path: Path) -> Any:
         raise ValueError(
             f"another process is training in {path}; wait for it, or give this run another run_name=…"
         ) from error
+    return not_forked(handle)
+
+
+def not_forked(handle: Any) -> Any:
+    """A held lock that a forked process lets go of: a worker may outlive the process that trains by seconds."""
+    os.register_at_fork(after_in_child=handle.close)
     return handle
 
 

@@ -41,6 +41,17 @@ def leave_signals() -> None:
     signal.signal(signal.SIGTERM, first)
 
 
+def stop_with_parent() -> None:
+    """In a process whose stdin the one that started it holds open: once that has ended, stop as if told by SIGTERM."""
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def work_for_parent() -> None:
     """In a process of a pool (spawned, not forked): `leave_signals`, and end with the process that started it, however that ends."""
     leave_signals()
