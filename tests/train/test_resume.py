@@ -150,11 +150,13 @@ def test_sigterm_and_ctrl_c_save_and_exit_cleanly(
         (signal.SIGINT, to_all, ["data.num_workers=2"]),
         (signal.SIGTERM, to_all, ["data.num_workers=2"]),
         (signal.SIGINT, twice, []),
+        (signal.SIGHUP, to_all, ["data.num_workers=2"]),
+        (signal.SIGHUP, to_all, ["trainer.devices=2", "data.rows_per_device=4", "data.num_workers=1"]),
         (signal.SIGINT, once, ["trainer.devices=2", "data.rows_per_device=4"]),
         (signal.SIGINT, to_all, ["trainer.devices=2", "data.rows_per_device=4", "data.num_workers=1"]),
         (signal.SIGTERM, to_all, ["trainer.devices=2", "data.rows_per_device=4", "data.num_workers=1"]),
     ],
-    ids=["ctrl-c", "scancel", "timeout", "parent", "ctrl-c-ranks", "scancel-ranks"],
+    ids=["ctrl-c", "scancel", "timeout", "hang-up", "hang-up-ranks", "parent", "ctrl-c-ranks", "scancel-ranks"],
 )
 def test_a_signal_to_all_its_processes_is_one_signal(
     number: signal.Signals, send: Callable[..., None], words: list[str], whole: Path, shared_base: Path, tiny: list[str],
@@ -207,6 +209,40 @@ def test_a_rank_that_is_killed_ends_the_others_and_is_named(shared_base: Path, t
     last = said.decode().strip().splitlines()[-1]
     assert process.returncode == 2 and "rank 1 was killed by SIGKILL" in last and "resume=auto" in last, last
     lock(the_run(shared_base, "one-killed")).close()
+
+
+@pytest.mark.parametrize("words", [[], ["trainer.devices=2", "data.rows_per_device=4"]], ids=["one", "ranks"])
+def test_a_closed_terminal_saves(words: list[str], shared_base: Path, tiny: list[str]) -> None:
+    import pty
+    import select
+
+    name = f"terminal-{len(words)}"
+    command = [
+        sys.executable,
+        "-m",
+        "nanochat.train",
+        *tiny,
+        "max_steps=2000",
+        "save_every=null",
+        f"run_name={name}",
+        *words,
+    ]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(shared_base)
+        os.execve(command[0], command, {**environment(shared_base), "PYTHONPATH": os.pathsep.join(sys.path)})
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.01)[0]:
+            os.read(terminal, 65536)
+        metrics = list((shared_base / "runs" / name).glob("*/metrics.csv"))
+        if metrics and len(metrics[0].read_text().splitlines()) > 4:
+            break
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    folder = the_run(shared_base, name)
+    (step,) = RunCheckpoints(folder / "checkpoints").steps()
+    assert os.waitstatus_to_exitcode(status) == 0 and sorted(losses(folder)) == list(range(1, step + 1))
 
 
 def test_ctrl_c_ends_a_sweep_which_goes_on_where_it_was(shared_base: Path, tiny: list[str], train: Train) -> None:

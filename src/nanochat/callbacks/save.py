@@ -1,4 +1,4 @@
-"""Save the run every N steps, at its end, and when it is told to stop (SIGTERM, or Ctrl-C once)."""
+"""Save the run every N steps, at its end, and when it is told to stop (SIGTERM, SIGHUP, or Ctrl-C once)."""
 
 import os
 import signal
@@ -11,11 +11,11 @@ import lightning as L
 from nanochat.callbacks.every import StepCallback, check_every, is_due
 from nanochat.checkpoint.runs import RunCheckpoints
 from nanochat.modules.phase import PhaseModule
-from nanochat.runtime.signals import CtrlC
+from nanochat.runtime.signals import CtrlC, handle_stops
 
 
 class Save(StepCallback):
-    """Writes `checkpoints/step_…`; on SIGTERM or Ctrl-C after the step that is running, on every rank the same step, then stops."""
+    """Writes `checkpoints/step_…`; told to stop, after the step that is running, on every rank the same step, then stops."""
 
     def __init__(
         self, checkpoints: RunCheckpoints, every: int | None, before: Callable[[L.Trainer, PhaseModule], None]
@@ -30,7 +30,7 @@ class Save(StepCallback):
         super().on_train_start(trainer, module)
         self._speaks = trainer.is_global_zero
         # later than Lightning's own handler, which would leave before the step is done
-        self._old_handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
+        self._old_handlers = handle_stops(self._on_signal)
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         for number, handler in self._old_handlers.items():

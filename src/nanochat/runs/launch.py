@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.runs.run_folder import RunFolder, not_forked
+from nanochat.runtime.signals import handle_stops
 
 RANK_OF = "NANOCHAT_RANK_OF"  # the file that says which run this process is a rank of
 
@@ -41,7 +42,7 @@ def read_launch() -> tuple[RunFolder, dict[str, Any]]:
 def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> None:
     """Start `processes` ranks on this machine and wait; the first that fails stops the others. ValueError says which and how.
 
-    Ctrl-C and SIGTERM are passed on: the ranks save, and end well. KeyboardInterrupt if they could not. Where this process itself is killed,
+    What stops a run is passed on: the ranks save, and end well. KeyboardInterrupt if they could not. Where this process itself is killed,
     the ranks do the same, and until they have ended nobody else can open the folder.
     """
     port, launch = free_port(), folder.path / ".launch.json"
@@ -69,7 +70,7 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> None
         for rank in ranks:
             rank.send_signal(signum)
 
-    old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    old = handle_stops(forward)
     try:
         while any(rank.poll() is None for rank in ranks):
             if why := failure([rank.poll() for rank in ranks]):
