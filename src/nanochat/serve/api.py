@@ -35,6 +35,8 @@ from nanochat.serve.service import WEB_CHAT, Busy, Model, Service, UnknownModel
 from nanochat.serve.worker import EngineFailed, Reply
 from nanochat.tokenizer.tokenizer import Tokenizer
 
+NOT_FIELDS = ("body", "str", "int")  # in the place of an error as pydantic has it, beside "list[int]", "function-after[…]" …
+NOT_A_FIELD = re.compile(r"[^\w]")
 # with /v1/…, what needs the key; /health does not
 GUARDED = (
     "/chat/completions", "/stats", "/metrics", "/openapi.json", "/tokenizer_info", "/tokenize", "/detokenize",
@@ -520,8 +522,9 @@ def _errors(app: FastAPI, metrics: Metrics) -> None:
 
     @on(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = ".".join(str(word) for word in first["loc"] if word != "body" and not str(word).startswith("function-"))
+        # where a field may be one of several things, what came closest to one of them
+        first = max(error.errors(), key=lambda one: (one["loc"][:2] == error.errors()[0]["loc"][:2], len(one["loc"])))
+        where = ".".join(str(word) for word in first["loc"] if word not in NOT_FIELDS and not NOT_A_FIELD.search(str(word)))
         message = str(first["msg"]).removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = "not a field of this request"
