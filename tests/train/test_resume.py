@@ -100,6 +100,17 @@ def test_killed_while_it_writes_a_checkpoint_the_previous_one_is_used(
     assert not list(place.glob(".writing*")), "what the killed writer left is cleared away"
 
 
+def until_some_steps(
+    base: Path, name: str, trial: str = "", meanwhile: Callable[[], object] = lambda: time.sleep(0.01)
+) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        metrics = list((base / "runs" / name).glob(f"*/{trial}metrics.csv"))
+        if metrics and len(metrics[0].read_text().splitlines()) > 4:
+            break
+        meanwhile()
+
+
 def once(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
     process.send_signal(number)
 
@@ -121,12 +132,7 @@ def stopped_by(
 ) -> list[int]:
     """A run that gets a signal after some steps; it must end well. Returns the steps of its checkpoints."""
     process = start(base, tiny, name, "save_every=null", *words)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        metrics = list((base / "runs" / name).glob("*/metrics.csv"))
-        if metrics and len(metrics[0].read_text().splitlines()) > 4:
-            break
-        time.sleep(0.01)
+    until_some_steps(base, name)
     send(process, number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 0, said.decode()
@@ -174,12 +180,7 @@ def with_ranks(base: Path, tiny: list[str], name: str) -> "tuple[subprocess.Pope
     """A long run of two ranks after a few steps, and its ranks in order."""
     words = ["trainer.devices=2", "data.rows_per_device=4", "data.num_workers=1", "save_every=null", "max_steps=2000"]
     process = start(base, tiny, name, *words)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        metrics = list((base / "runs" / name).glob("*/metrics.csv"))
-        if metrics and len(metrics[0].read_text().splitlines()) > 4:
-            break
-        time.sleep(0.01)
+    until_some_steps(base, name)
     found = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "nanochat.train"], capture_output=True, text=True)
     return process, sorted(map(int, found.stdout.split()))
 
@@ -231,13 +232,9 @@ def test_a_closed_terminal_saves(words: list[str], shared_base: Path, tiny: list
     if child == 0:
         os.chdir(shared_base)
         os.execve(command[0], command, {**environment(shared_base), "PYTHONPATH": os.pathsep.join(sys.path)})
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if select.select([terminal], [], [], 0.01)[0]:
-            os.read(terminal, 65536)
-        metrics = list((shared_base / "runs" / name).glob("*/metrics.csv"))
-        if metrics and len(metrics[0].read_text().splitlines()) > 4:
-            break
+    until_some_steps(
+        shared_base, name, meanwhile=lambda: select.select([terminal], [], [], 0.01)[0] and os.read(terminal, 65536)
+    )
     os.close(terminal)
     _, status = os.waitpid(child, 0)
     folder = the_run(shared_base, name)
@@ -248,9 +245,7 @@ def test_a_closed_terminal_saves(words: list[str], shared_base: Path, tiny: list
 def test_ctrl_c_ends_a_sweep_which_goes_on_where_it_was(shared_base: Path, tiny: list[str], train: Train) -> None:
     home, words = shared_base / "runs" / "swept", ["-m", "seed=1,2"]
     process = start(shared_base, tiny, "swept", *words)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and len("".join(p.read_text() for p in home.glob("*/0/metrics.csv"))) < 200:
-        time.sleep(0.01)
+    until_some_steps(shared_base, "swept", trial="0/")
     to_all(process, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert home.is_dir(), said.decode()
