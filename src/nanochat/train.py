@@ -51,10 +51,11 @@ def run(cfg: DictConfig) -> float | None:
     job.prepare(folder)
     if job.world_size == 1:
         result = job.train(folder)
+        told = job.told_to_stop
     else:
-        run_ranks(folder, config, job.world_size)
+        told = run_ranks(folder, config, job.world_size)
         result = job.last_result(folder)
-    if trial_folder() and job.last_step(folder) < job.plan.steps:  # told to stop, and so is the sweep
+    if trial_folder() and told:  # and so is the sweep
         raise KeyboardInterrupt(
             f"the sweep ends with this trial; the same command with resume=auto and hydra.sweep.dir='{folder.path.parent}' goes on"
         )
@@ -86,7 +87,7 @@ def build_job(config: dict[str, Any], tokenizer_folder: Path | None = None) -> A
 def rank_main() -> None:
     """What every process of several does: no Hydra, no folder of its own, no output but rank 0's."""
     from nanochat.runs.launch import read_launch
-    from nanochat.runtime.signals import stop_with_parent
+    from nanochat.runtime.signals import StopAtOnce, stop_with_parent
 
     rank = int(os.environ["RANK"])
     logging.basicConfig(
@@ -104,7 +105,7 @@ def rank_main() -> None:
             dist.destroy_process_group()
     except (ValueError, OSError) as error:
         stop(one_line(error) if rank == 0 else f"rank {rank}: {one_line(error)}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StopAtOnce):
         sys.exit(130)  # said by the process that started the ranks
 
 

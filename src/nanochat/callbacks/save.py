@@ -1,5 +1,6 @@
 """Save the run every N steps, at its end, and when it is told to stop (SIGTERM, SIGHUP, or Ctrl-C once)."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import lightning as L
 from nanochat.callbacks.every import StepCallback, check_every, is_due
 from nanochat.checkpoint.runs import RunCheckpoints
 from nanochat.modules.phase import PhaseModule
-from nanochat.runtime.signals import CtrlC, handle_stops
+from nanochat.runtime.signals import CtrlC, StopAtOnce, handle_stops
 
 
 class Save(StepCallback):
@@ -25,12 +26,18 @@ class Save(StepCallback):
         self.checkpoints, self.every, self.before, self.told_to_stop = checkpoints, every, before, False
         self._old_handlers: dict[int, Any] = {}
         self._ctrl_c = CtrlC()
+        self._speaks = True
+
+    def listen(self, trainer: L.Trainer) -> None:
+        """Take the signals from here on instead of Lightning, which would leave before the step is done, and well before there is one."""
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        if not self._old_handlers:
+            self._old_handlers = handle_stops(self._on_signal)
 
     def on_train_start(self, trainer: L.Trainer, module: PhaseModule) -> None:
         super().on_train_start(trainer, module)
         self._speaks = trainer.is_global_zero
-        # later than Lightning's own handler, which would leave before the step is done
-        self._old_handlers = handle_stops(self._on_signal)
+        self.listen(trainer)
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         for number, handler in self._old_handlers.items():
@@ -43,10 +50,11 @@ class Save(StepCallback):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._ctrl_c.again():
-            raise KeyboardInterrupt
+            raise StopAtOnce
         if number == signal.SIGINT and not self.told_to_stop and self._speaks:
             # not by print, which may be at work where the signal came
-            os.write(2, b"stopping after this step, then saving; Ctrl-C again stops at once\n")
+            with contextlib.suppress(OSError):
+                os.write(2, b"stopping after this step, then saving; Ctrl-C again stops at once\n")
         self.told_to_stop = True
 
     def at_step(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
-from nanochat.runtime.signals import leave_signals
+from nanochat.runtime.signals import held_back, leave_signals
 
 DEFAULT_ROWS = 32  # from: facts sheet 5.2, device batch size
 
@@ -55,7 +55,7 @@ class ByStep(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """This rank's micro-batches from step `start_step` on, without end."""
         pin = torch.cuda.is_available()
-        return DataLoader(
+        return Loader(
             self.micro_batches(),
             batch_size=None,
             num_workers=self.num_workers,
@@ -69,6 +69,14 @@ class ByStep(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.start_step = state_dict["step"]
+
+
+class Loader(DataLoader):
+    """Its workers start without being able to be stopped by what stops the run, until they know that it is not for them."""
+
+    def __iter__(self) -> Any:
+        with held_back():
+            return super().__iter__()
 
 
 def begin_worker(number: int) -> None:

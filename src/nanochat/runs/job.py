@@ -36,6 +36,7 @@ from nanochat.runs.run_folder import RunFolder, read_record, write_record
 from nanochat.runtime import hardware
 from nanochat.runtime.paths import base_dir
 from nanochat.runtime.plan import Plan, estimate_seconds
+from nanochat.runtime.signals import kill_workers_at_exit
 from nanochat.tokenizer import Tokenizer
 
 COMPILE_PAYS_SECONDS = (
@@ -48,6 +49,8 @@ ONLY_RL = ("task", "val_task", "algo", "rewards", "rollout", "pass_at_k", "prefl
 
 class Job:
     """One training run, from its composed config as plain values. Nothing heavy is built before it is asked for."""
+
+    told_to_stop = False  # by a signal, in the last `train`
 
     def __init__(self, config: dict[str, Any], tokenizer_folder: Path | None = None) -> None:
         self.config, self.tokenizer_folder = config, tokenizer_folder
@@ -227,9 +230,6 @@ class Job:
             return True
         return False
 
-    def last_step(self, folder: RunFolder) -> int:
-        return max(self.checkpoints(folder).steps(), default=0)
-
     def last_result(self, folder: RunFolder) -> float | None:
         """What the last checkpoint is judged by (`result`), or None if it was not evaluated."""
         checkpoints = self.checkpoints(folder)
@@ -406,7 +406,11 @@ class Job:
         )  # fmt: skip
         if start is not None:
             self.data.start_step = resume_step
+        (save,) = (callback for callback in callbacks if isinstance(callback, Save))
+        save.listen(trainer)
+        kill_workers_at_exit()
         trainer.fit(module, datamodule=self.data, ckpt_path=start)
+        self.told_to_stop = save.told_to_stop
         if (
             start is not None and resume_step >= self.plan.steps
         ):  # it was stopped between its last step and the evaluation

@@ -39,8 +39,9 @@ def read_launch() -> tuple[RunFolder, dict[str, Any]]:
     return RunFolder(Path(launch["folder"]), resumed=launch["resumed"], lock=lock), launch["config"]
 
 
-def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> None:
+def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> bool:
     """Start `processes` ranks on this machine and wait; the first that fails stops the others. ValueError says which and how.
+    True if they were told to stop.
 
     What stops a run is passed on: the ranks save, and end well. KeyboardInterrupt if they could not. Where this process itself is killed,
     the ranks do the same, and until they have ended nobody else can open the folder.
@@ -98,6 +99,7 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> None
         raise ValueError(
             f"{why}; what it said is above. The same command with resume=auto goes on after the last checkpoint in {folder.path}"
         )
+    return bool(sent)
 
 
 def failure(codes: Sequence[int | None]) -> str | None:

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nanochat.runtime import schema
 from nanochat.runtime.paths import base_dir, conf_dir
+from nanochat.runtime.signals import StopAtOnce
 
 # Settings that hold free text or a path: taken as typed, whatever Hydra's grammar would make of a comma, a bracket or a space.
 TEXT_KEYS = (
@@ -94,7 +95,7 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
             if debug:
                 raise
             stop(one_line(error, config_name))
-        except KeyboardInterrupt as interrupt:
+        except (KeyboardInterrupt, StopAtOnce) as interrupt:
             stop(str(interrupt) or "interrupted", code=130)
 
     main.__name__ = "main"

@@ -4,19 +4,44 @@ send SIGTERM.
 They are meant for the processes that train, which save and end; those that work for them go on until then.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
 import signal
 import stat
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ONE_PRESS = 1.0  # guess: seconds; two SIGINT within it are one Ctrl-C, sent by the terminal and again by a launcher or `timeout`
+
+
+class StopAtOnce(BaseException):
+    """A second Ctrl-C. Lightning would make exit code 1 of a KeyboardInterrupt."""
+
+
+class Unfailing:
+    """An output whose reader may be gone: the end of a pipe that Ctrl-C has ended too, or a closed terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 class CtrlC:
@@ -42,6 +67,8 @@ def handle_stops(handler: Callable[[int, FrameType | None], None]) -> dict[int, 
     SIGHUP, stays so."""
 
     def handle(number: int, frame: FrameType | None) -> None:
+        if not isinstance(sys.stdout, Unfailing):
+            sys.stdout, sys.stderr = Unfailing(sys.stdout), Unfailing(sys.stderr)  # type: ignore[assignment]
         if number == signal.SIGHUP:
             leave_terminal()
         handler(number, frame)
@@ -54,7 +81,7 @@ def handle_stops(handler: Callable[[int, FrameType | None], None]) -> dict[int, 
 
 
 def leave_terminal() -> None:
-    """Write to nowhere instead of a terminal, which may be gone: what is written there then is an OSError."""
+    """Write to nowhere instead of a terminal that is gone, Python or not."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
         with contextlib.suppress(OSError):
@@ -63,15 +90,31 @@ def leave_terminal() -> None:
     os.close(nowhere)
 
 
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Inside, what stops a run waits; a process that is forked here keeps it waiting until its `leave_signals`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_signals() -> None:
-    """In a process that works for another one: leave Ctrl-C and SIGHUP to it, and the first SIGTERM; by the second it may end this one."""
+    """In a process that works for another one: leave to it what stops a run, however often that comes. See `kill_workers_at_exit`."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
-    def first(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, first)
+def kill_workers_at_exit() -> None:
+    """Workers that leave SIGTERM to this process are not ended by what multiprocessing sends them at its end, which then waits for them."""
+
+    def kill() -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    atexit.register(kill)
 
 
 def stop_with_parent() -> None:

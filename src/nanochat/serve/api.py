@@ -35,7 +35,11 @@ from nanochat.serve.service import WEB_CHAT, Busy, Model, Service, UnknownModel
 from nanochat.serve.worker import EngineFailed, Reply
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-NOT_FIELDS = ("body", "str", "int")  # in the place of an error as pydantic has it, beside "list[int]", "function-after[…]" …
+NOT_FIELDS = (
+    "body",
+    "str",
+    "int",
+)  # in the place of an error as pydantic has it, beside "list[int]", "function-after[…]" …
 NOT_A_FIELD = re.compile(r"[^\w]")
 # with /v1/…, what needs the key; /health does not
 GUARDED = (
@@ -524,7 +528,9 @@ def _errors(app: FastAPI, metrics: Metrics) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         # where a field may be one of several things, what came closest to one of them
         first = max(error.errors(), key=lambda one: (one["loc"][:2] == error.errors()[0]["loc"][:2], len(one["loc"])))
-        where = ".".join(str(word) for word in first["loc"] if word not in NOT_FIELDS and not NOT_A_FIELD.search(str(word)))
+        where = ".".join(
+            str(word) for word in first["loc"] if word not in NOT_FIELDS and not NOT_A_FIELD.search(str(word))
+        )
         message = str(first["msg"]).removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = "not a field of this request"
