@@ -1,5 +1,7 @@
 """What the documents say is so: examples run, numbers are those of the code, lines are lines that work."""
 
+import doctest
+import importlib
 import os
 import re
 import shutil
@@ -16,6 +18,15 @@ ROOT = Path(__file__).parents[1]
 
 def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.S)
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in sorted((ROOT / "src").rglob("*.py")) if ">>> " in p.read_text()], ids=lambda p: p.stem
+)
+def test_examples_in_docstrings_hold(path: Path) -> None:
+    module = importlib.import_module(".".join(path.relative_to(ROOT / "src").with_suffix("").parts))
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed
 
 
 def test_the_worked_update_rule_of_contributing_trains() -> None:

@@ -30,15 +30,12 @@ def whole(train: Train, shared_base: Path) -> Path:
     return the_run(shared_base, "whole")
 
 
-def start(base: Path, tiny: list[str], name: str, *words: str) -> "subprocess.Popen[bytes]":
+def start(
+    base: Path, tiny: list[str], name: str, *words: str, stdout: int = subprocess.DEVNULL, stderr: int = subprocess.PIPE
+) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "nanochat.train", *tiny, *WORDS, f"run_name={name}", *words]
     return subprocess.Popen(
-        command,
-        env=environment(base),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        cwd=base,
-        start_new_session=True,
+        command, env=environment(base), stdout=stdout, stderr=stderr, cwd=base, start_new_session=True
     )
 
 
@@ -240,6 +237,97 @@ def test_a_closed_terminal_saves(words: list[str], shared_base: Path, tiny: list
     folder = the_run(shared_base, name)
     (step,) = RunCheckpoints(folder / "checkpoints").steps()
     assert os.waitstatus_to_exitcode(status) == 0 and sorted(losses(folder)) == list(range(1, step + 1))
+
+
+SLOW_STEPS = ["batch_tokens=65536", "data.num_workers=2", "save_every=null"]  # a third of a second each
+
+
+def until_it_says(process: "subprocess.Popen[bytes]", word: bytes) -> None:
+    assert process.stdout is not None
+    while (line := process.stdout.readline()) and word not in line:
+        pass
+    assert line
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_step_is_not_lost(
+    number: signal.Signals, seconds: float, shared_base: Path, tiny: list[str]
+) -> None:
+    name = f"early-{number.name}-{seconds}"
+    process = start(shared_base, tiny, name, *SLOW_STEPS, stdout=subprocess.PIPE)
+    until_it_says(process, b"run folder")
+    time.sleep(seconds)
+    to_all(process, number)
+    _, said = process.communicate(timeout=60)
+    saved = RunCheckpoints(checkpoints_of(shared_base, name)).steps()
+    ended = process.returncode, len(saved)
+    assert ended in [(0, 1), (130 if number == signal.SIGINT else -number, 0)], said.decode()
+    assert b"Traceback" not in said
+
+
+@pytest.mark.parametrize("words", [[], ["trainer.devices=2"]], ids=["one", "ranks"])
+def test_sigterm_again_and_again_is_one(words: list[str], shared_base: Path, tiny: list[str]) -> None:
+    name = f"again-{len(words)}"
+    process = start(shared_base, tiny, name, *SLOW_STEPS, *words, stdout=subprocess.PIPE)
+    until_it_says(process, b"step      2/")
+    for _ in range(3):
+        to_all(process, signal.SIGTERM)
+        time.sleep(0.03)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0 and b"Traceback" not in said, said.decode()
+    assert len(RunCheckpoints(checkpoints_of(shared_base, name)).steps()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_pipe_that_ends_by_the_same_signal_keeps_nothing_from_being_saved(
+    number: signal.Signals, shared_base: Path, tiny: list[str]
+) -> None:
+    """`… 2>&1 | tee log`: tee is gone before the step is done."""
+    name = f"tee-{number.name}"
+    process = start(
+        shared_base, tiny, name, *SLOW_STEPS, "log_every=1", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    until_it_says(process, b"step      2/")
+    to_all(process, number)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    (step,) = RunCheckpoints(checkpoints_of(shared_base, name)).steps()
+    assert sorted(losses(the_run(shared_base, name))) == list(range(1, step + 1))
+
+
+@pytest.mark.parametrize("words", [[], ["trainer.devices=2"]], ids=["one", "ranks"])
+def test_a_second_ctrl_c_stops_at_once(words: list[str], shared_base: Path, tiny: list[str]) -> None:
+    name = f"at-once-{len(words)}"
+    process = start(shared_base, tiny, name, *SLOW_STEPS, *words, "batch_tokens=2097152", stdout=subprocess.PIPE)
+    until_it_says(process, b"run folder")
+    time.sleep(2.5)  # in the first step, which takes ten seconds
+    to_all(process, signal.SIGINT)
+    time.sleep(1.2)
+    to_all(process, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said.decode().strip().endswith("error: interrupted"), said.decode()
+    assert b"Traceback" not in said and not RunCheckpoints(checkpoints_of(shared_base, name)).steps()
+
+
+def test_ctrl_c_in_the_last_evaluation_of_a_trial_ends_the_sweep(shared_base: Path, tiny: list[str]) -> None:
+    words = [
+        "-m",
+        "seed=1,2",
+        "max_steps=4",
+        "save_every=null",
+        "sample.prompts=[a,b,c,d,e,f,g,h]",
+        "sample.max_tokens=60",
+    ]
+    process = start(shared_base, tiny, "swept-late", *words)
+    sweep, deadline = shared_base / "runs" / "swept-late", time.monotonic() + 60
+    while not list(sweep.glob("*/0/checkpoints/step_000004")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    to_all(process, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"Traceback" not in said, said.decode()
+    assert not list(sweep.glob("*/1/checkpoints/step_*"))
 
 
 def test_ctrl_c_ends_a_sweep_which_goes_on_where_it_was(shared_base: Path, tiny: list[str], train: Train) -> None:

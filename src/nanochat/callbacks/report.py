@@ -26,7 +26,9 @@ SPEED_SMOOTHING = 0.9  # guess: about ten steps
 
 
 def short_time(seconds: float) -> str:
-    """>>> short_time(3725)
+    """A time to be read at a glance.
+
+    >>> short_time(3725)
     '1h02m'
     """
     s = round(seconds)

@@ -38,7 +38,7 @@ import numpy as np
 
 from nanochat.datamodules.journal import digest
 from nanochat.datamodules.sources import SPLITS, Part, TextSource
-from nanochat.runtime.signals import leave_signals
+from nanochat.runtime.signals import leave_signals, once, stdin_ends
 
 FORMAT = 1  # of the files; a reader knows no other
 POLL_SECONDS = 0.05  # guess: how often a waiting loader looks
@@ -382,12 +382,7 @@ def work(size: int) -> None:
     """A builder process: build until nothing is left, or until the process that started it is gone. `size` bytes on
     its stdin are the pickled folder."""
     body = sys.stdin.buffer.read(size)
-
-    def watch() -> None:
-        sys.stdin.buffer.read()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    once(stdin_ends, lambda: os._exit(1))
     leave_signals()
     with contextlib.suppress(OSError, AttributeError):
         os.nice(5)  # guess: training on the same cores goes first

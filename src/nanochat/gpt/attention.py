@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PRODUCTS_PAY = (
-    2**22
-)  # measured: bytes of keys, from which on attention of single queries is faster by products (CPU, fp32)
+# measured: bytes of keys, from which on attention of single queries is faster by products (CPU, fp32)
+PRODUCTS_PAY = 2**22
 Attend = Callable[[Tensor, Tensor, Tensor, int | None], Tensor]
 
 

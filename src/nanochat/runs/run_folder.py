@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import time
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,13 @@ def lock(path: Path) -> Any:
 
 def not_forked(handle: Any) -> Any:
     """A held lock that a forked process lets go of: a worker may outlive the process that trains by seconds."""
-    os.register_at_fork(after_in_child=handle.close)
+    still = weakref.ref(handle)  # a lock is held for as long as its run folder is known, and no longer
+
+    def let_go() -> None:
+        if (inherited := still()) is not None:
+            inherited.close()
+
+    os.register_at_fork(after_in_child=let_go)
     return handle
 
 
@@ -140,15 +147,20 @@ def write_record(folder: RunFolder, config: dict[str, Any], facts: dict[str, Any
             code["diff_file"] = f"code-resumption-{number}.diff"
         record["resumptions"].append({"started": facts["started"], "command": facts["command"], "code": code})
     else:
-        (folder.path / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
+        _replace(folder.path / CONFIG, yaml.safe_dump(config, sort_keys=False))
         if diff:
             code["diff_file"] = "code.diff"
         record = {**facts, "code": code}
     if "diff_file" in code:
         (folder.path / code["diff_file"]).write_text(diff)
-    temporary = folder.path / f"{RECORD}.tmp"
-    temporary.write_text(json.dumps(record, indent=2, default=str) + "\n")
-    temporary.replace(folder.path / RECORD)
+    _replace(folder.path / RECORD, json.dumps(record, indent=2, default=str) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write it whole or not at all, whenever this process is killed."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def read_record(folder: RunFolder) -> dict[str, Any]:

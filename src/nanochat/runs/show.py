@@ -73,7 +73,9 @@ def rl_plan(job: Any) -> None:
 
 
 def sampled(sampling: Sampling) -> str:
-    """>>> sampled(Sampling(top_k=50))
+    """The settings that narrow what is drawn.
+
+    >>> sampled(Sampling(top_k=50))
     'temperature 1.0, top_k 50'
     """
     given = {key: getattr(sampling, key) for key in ("top_k", "top_p", "min_p")}

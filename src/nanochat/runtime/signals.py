@@ -6,6 +6,7 @@ They are meant for the processes that train, which save and end; those that work
 
 import atexit
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -107,6 +108,7 @@ def leave_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
+@functools.cache
 def kill_workers_at_exit() -> None:
     """Workers that leave SIGTERM to this process are not ended by what multiprocessing sends them at its end, which then waits for them."""
 
@@ -120,12 +122,7 @@ def kill_workers_at_exit() -> None:
 def stop_with_parent() -> None:
     """In a process whose stdin the one that started it holds open: once that has ended, stop as if told by SIGTERM."""
 
-    def watch() -> None:
-        while os.read(0, 1024):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
+    once(stdin_ends, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def work_for_parent() -> None:
@@ -133,9 +130,19 @@ def work_for_parent() -> None:
     leave_signals()
     parent = multiprocessing.parent_process()
     assert parent is not None
+    once(parent.join, lambda: os._exit(1))
+
+
+def once(wait: Callable[[], None], act: Callable[[], None]) -> None:
+    """`act` in a thread of its own when `wait` returns."""
 
     def watch() -> None:
-        parent.join()
-        os._exit(1)
+        wait()
+        act()
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def stdin_ends() -> None:
+    while os.read(0, 1024):
+        pass

@@ -35,11 +35,8 @@ from nanochat.serve.service import WEB_CHAT, Busy, Model, Service, UnknownModel
 from nanochat.serve.worker import EngineFailed, Reply
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-NOT_FIELDS = (
-    "body",
-    "str",
-    "int",
-)  # in the place of an error as pydantic has it, beside "list[int]", "function-after[…]" …
+# in the place of an error as pydantic has it, beside "list[int]", "function-after[…]" …
+NOT_FIELDS = ("body", "str", "int")
 NOT_A_FIELD = re.compile(r"[^\w]")
 # with /v1/…, what needs the key; /health does not
 GUARDED = (
