@@ -61,7 +61,7 @@ def test_killed_at_random_moments_it_ends_the_same(
     for _ in range(4):
         process = start(shared_base, tiny, "killed", "resume=auto")
         before = len(RunCheckpoints(checkpoints_of(shared_base, "killed")).steps())
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while (
             process.poll() is None and time.monotonic() < deadline
         ):  # until it has written something new, then a moment more
@@ -84,7 +84,7 @@ def test_killed_while_it_writes_a_checkpoint_the_previous_one_is_used(
     whole: Path, shared_base: Path, tiny: list[str], train: Train
 ) -> None:
     process = start(shared_base, tiny, "torn")
-    place, deadline = shared_base / "nothing", time.monotonic() + 60
+    place, deadline = shared_base / "nothing", time.monotonic() + 300
     while time.monotonic() < deadline:
         place = checkpoints_of(shared_base, "torn")
         if RunCheckpoints(place).steps() and list(place.glob(".writing-step_*")):
@@ -100,7 +100,7 @@ def test_killed_while_it_writes_a_checkpoint_the_previous_one_is_used(
 def until_some_steps(
     base: Path, name: str, trial: str = "", meanwhile: Callable[[], object] = lambda: time.sleep(0.01)
 ) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         metrics = list((base / "runs" / name).glob(f"*/{trial}metrics.csv"))
         if metrics and len(metrics[0].read_text().splitlines()) > 4:
@@ -131,7 +131,7 @@ def stopped_by(
     process = start(base, tiny, name, "save_every=null", *words)
     until_some_steps(base, name)
     send(process, number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said.decode()
     return RunCheckpoints(checkpoints_of(base, name)).steps()
 
@@ -187,7 +187,7 @@ def test_ranks_whose_parent_is_killed_save_and_hold_the_folder_until_then(shared
     assert len(ranks) == 2
     process.kill()
     process.wait()
-    folder, deadline = the_run(shared_base, "orphans"), time.monotonic() + 60
+    folder, deadline = the_run(shared_base, "orphans"), time.monotonic() + 300
     while True:
         try:
             held = lock(folder)
@@ -203,7 +203,7 @@ def test_ranks_whose_parent_is_killed_save_and_hold_the_folder_until_then(shared
 def test_a_rank_that_is_killed_ends_the_others_and_is_named(shared_base: Path, tiny: list[str]) -> None:
     process, ranks = with_ranks(shared_base, tiny, "one-killed")
     os.kill(ranks[1], signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     last = said.decode().strip().splitlines()[-1]
     assert process.returncode == 2 and "rank 1 was killed by SIGKILL" in last and "resume=auto" in last, last
     lock(the_run(shared_base, "one-killed")).close()
@@ -259,7 +259,7 @@ def test_a_signal_before_the_first_step_is_not_lost(
     until_it_says(process, b"run folder")
     time.sleep(seconds)
     to_all(process, number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     saved = RunCheckpoints(checkpoints_of(shared_base, name)).steps()
     ended = process.returncode, len(saved)
     assert ended in [(0, 1), (130 if number == signal.SIGINT else -number, 0)], said.decode()
@@ -270,11 +270,11 @@ def test_a_signal_before_the_first_step_is_not_lost(
 def test_sigterm_again_and_again_is_one(words: list[str], shared_base: Path, tiny: list[str]) -> None:
     name = f"again-{len(words)}"
     process = start(shared_base, tiny, name, *SLOW_STEPS, *words, stdout=subprocess.PIPE)
-    until_it_says(process, b"step      2/")
+    until_it_says(process, b"step      1/")
     for _ in range(3):
         to_all(process, signal.SIGTERM)
         time.sleep(0.03)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 0 and b"Traceback" not in said, said.decode()
     assert len(RunCheckpoints(checkpoints_of(shared_base, name)).steps()) == 1
 
@@ -288,11 +288,11 @@ def test_a_pipe_that_ends_by_the_same_signal_keeps_nothing_from_being_saved(
     process = start(
         shared_base, tiny, name, *SLOW_STEPS, "log_every=1", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    until_it_says(process, b"step      2/")
+    until_it_says(process, b"step      1/")
     to_all(process, number)
     assert process.stdout is not None
     process.stdout.close()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=300) == 0
     (step,) = RunCheckpoints(checkpoints_of(shared_base, name)).steps()
     assert sorted(losses(the_run(shared_base, name))) == list(range(1, step + 1))
 
@@ -306,7 +306,7 @@ def test_a_second_ctrl_c_stops_at_once(words: list[str], shared_base: Path, tiny
     to_all(process, signal.SIGINT)
     time.sleep(1.2)
     to_all(process, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 130 and said.decode().strip().endswith("error: interrupted"), said.decode()
     assert b"Traceback" not in said and not RunCheckpoints(checkpoints_of(shared_base, name)).steps()
 
@@ -321,11 +321,11 @@ def test_ctrl_c_in_the_last_evaluation_of_a_trial_ends_the_sweep(shared_base: Pa
         "sample.max_tokens=60",
     ]
     process = start(shared_base, tiny, "swept-late", *words)
-    sweep, deadline = shared_base / "runs" / "swept-late", time.monotonic() + 60
+    sweep, deadline = shared_base / "runs" / "swept-late", time.monotonic() + 300
     while not list(sweep.glob("*/0/checkpoints/step_000004")) and time.monotonic() < deadline:
         time.sleep(0.002)
     to_all(process, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 130 and b"Traceback" not in said, said.decode()
     assert not list(sweep.glob("*/1/checkpoints/step_*"))
 
@@ -335,7 +335,7 @@ def test_ctrl_c_ends_a_sweep_which_goes_on_where_it_was(shared_base: Path, tiny:
     process = start(shared_base, tiny, "swept", *words)
     until_some_steps(shared_base, "swept", trial="0/")
     to_all(process, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert home.is_dir(), said.decode()
     (sweep,) = home.iterdir()
     goes_on = ["resume=auto", f"hydra.sweep.dir='{sweep}'"]
