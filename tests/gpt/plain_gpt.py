@@ -105,7 +105,7 @@ def turn(x, base: float, bf16: bool):
     """RoPE of one head (T, D), by minus the angle."""
     T, D = x.shape
     j = torch.arange(D // 2, dtype=torch.float32)
-    a = torch.outer(torch.arange(T, dtype=torch.float32), base ** (-2 * j / D))  # fp32, as the table is
+    a = torch.outer(torch.arange(T, dtype=torch.float32), 1.0 / base ** (2 * j / D))  # fp32, as the table is
     c, s = a.cos(), a.sin()
     if bf16:
         c, s = c.bfloat16(), s.bfloat16()

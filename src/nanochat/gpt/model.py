@@ -318,7 +318,8 @@ class GPT(nn.Module):
             return
         arch, D, device = self.config.arch, self.config.head_dim, self.device
         dtype = {"compute": self.compute_dtype, "bfloat16": torch.bfloat16, "float32": torch.float32}[arch.rope_dtype]
-        frequency = arch.rope_base ** (-torch.arange(0, D, 2, dtype=torch.float32, device=device) / D)  # (D/2,)
+        # a quotient, as nanochat has it: base ** (-c) is another number in the last bit for 20 of 64 c, and far positions show it
+        frequency = 1.0 / arch.rope_base ** (torch.arange(0, D, 2, dtype=torch.float32, device=device) / D)  # (D/2,)
         angle = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency)  # (length, D/2)
         self.cos, self.sin = angle.cos().to(dtype)[None, :, None, :], angle.sin().to(dtype)[None, :, None, :]
 
