@@ -32,23 +32,24 @@ def test_examples_in_docstrings_hold(path: Path) -> None:
 def test_the_worked_update_rule_of_contributing_trains() -> None:
     """The code of CONTRIBUTING, run as it stands, does what torch.optim.SGD does."""
     text = next(text for text in blocks("CONTRIBUTING.md", "python") if "Polyak" in text)
-    rule: dict = {}
+    from nanochat.runtime.settings import check
+
+    rule: dict = {"__name__": __name__}
     exec(text, rule)
     torch.manual_seed(0)
     mine = torch.randn(4, 3)
     other = torch.nn.Parameter(mine.clone())
     reference = torch.optim.SGD([other], lr=0.1, momentum=0.9)
     state: dict = {mine: {}}
-    group = {**rule["DEFAULTS"], "lr": 0.1}
-    rule["check"](group)
+    group = vars(rule["Options"](lr=0.1))
     for _ in range(3):
         gradient = torch.randn(4, 3)
         rule["step"]([mine], [gradient], state, group)
         other.grad = gradient
         reference.step()
     assert torch.allclose(mine, other, atol=1e-6)  # the same few fp32 operations in another order
-    with pytest.raises(ValueError, match=r"momentum=1\.5"):
-        rule["check"]({**group, "momentum": 1.5})
+    with pytest.raises(ValueError, match=r"sgd\.momentum=1\.5 must be a number from 0 to below 1"):
+        check({**group, "momentum": 1.5}, rule["Options"], "sgd.")
 
 
 def test_the_worked_reward_of_contributing_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,13 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from nanochat.runs.launch import is_rank
 from nanochat.runtime.app import command, one_line, overridden, plain_config, stop, trial_folder
+from nanochat.runtime.schema import Train
+from nanochat.runtime.settings import check
 
 
 def run(cfg: DictConfig) -> float | None:
     """One run or one trial of a sweep. Returns the last val/bpb, which is what a sweeper minimises."""
-    if missing := sorted(OmegaConf.missing_keys(cfg), key=lambda key: (key != "phase", key)):
-        raise ValueError(f"Missing mandatory value: {missing[0]}")
-
     from nanochat.checkpoint.runs import lasting_name, resolve
     from nanochat.runs import parent
     from nanochat.runs.launch import run_ranks
@@ -34,6 +33,7 @@ def run(cfg: DictConfig) -> float | None:
         inherited = parent.inherit(cfg, checkpoint, overridden, plain_config("train"))
         cfg.init_from = lasting_name(checkpoint, base_dir() / "runs")  # @latest may be another tomorrow
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    config = check(config, Train)  # what came from the parent too
     absolute_paths(config)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     job = build_job(config)

@@ -143,7 +143,7 @@ def test_a_role_no_network_has_is_named():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rule": "lion9"}, r"matrix\.rule='lion9'.*adamw.*muon"),
+        ({"rule": "lion9"}, r"matrix\.rule=lion9.*adamw.*muon"),
         ({"rule": None}, r"matrix\.rule"),
         ({"rule": "groups"}, r"matrix\.rule"),
         ({"weight_dekay": 0.1}, r"matrix\.weight_dekay.*weight_decay"),

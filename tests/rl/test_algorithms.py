@@ -102,17 +102,17 @@ def test_the_divergence_is_k3() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"advantage": "median"}, "algo.advantage='median': choose from mean, std"),
-        ({"normalise": "rows"}, "algo.normalise='rows': choose from pass"),
-        ({"distribution": "half"}, "algo.distribution='half'"),
-        ({"epochs": 0}, "algo.epochs=0: it must be a whole number from 1 up"),
+        ({"advantage": "median"}, "algo.advantage=median is not known; choose from mean, std"),
+        ({"normalise": "rows"}, "algo.normalise=rows is not known; choose from pass"),
+        ({"distribution": "half"}, "algo.distribution=half is not known; choose from sampled, full"),
+        ({"epochs": 0}, "algo.epochs=0 must be a whole number from 1 up"),
         ({"minibatches": 1.5}, "algo.minibatches=1.5"),
-        ({"clip_low": 1.0}, "algo.clip_low=1.0: it must lie between 0 and 1"),
+        ({"clip_low": 1.0}, "algo.clip_low=1 must be a number from 0 to below 1, or null"),
         ({"clip_high": -0.1}, "algo.clip_high=-0.1"),
         ({"kl": -1}, "algo.kl=-1"),
-        ({"train_stop": 1}, "algo.train_stop=1: it must be true or false"),
+        ({"train_stop": 1}, "algo.train_stop=1 is not known; choose from true, false"),
         ({"refill": 2}, "algo.refill asks for more where groups are left out; set algo.skip_dead=true"),
-        ({"clip": 0.2}, "algo.clip is not a setting of an algorithm; there are: name, advantage"),
+        ({"clip": 0.2}, "algo.clip is not a setting; did you mean algo.clip_low=…"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict, message: str) -> None:

@@ -13,7 +13,7 @@ trained: a target. masked: seen, not a target. trimmed: beyond what a row can ho
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from nanochat.datamodules.packing import mix, permutation
 from nanochat.datamodules.rendered import Rendered, rendered
 from nanochat.datamodules.shards import ShardError
 from nanochat.runtime.paths import base_dir
+from nanochat.runtime.settings import Count, Portion, Seed, Workers, passes_on
 from nanochat.tasks.jsonl import JSONL
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -229,16 +230,16 @@ class ChatDataModule(ByStep):
         train_tasks: dict[str, Task],
         val_tasks: dict[str, Task],
         *,
-        sequence_len: int,
-        rows_per_device: int | None = None,
-        packing: str = "best_fit",
-        supervise: str = "assistant",
-        over_long: str = "trim",
-        on_bad: str = "error",
-        num_epochs: int = 1,
-        seed: int = 42,
-        num_workers: int = 2,
-        prepare_workers: int | None = None,
+        sequence_len: Count,
+        rows_per_device: Count | None = None,
+        packing: Literal["best_fit", "single", "stream"] = "best_fit",
+        supervise: Literal["assistant", "all"] = "assistant",
+        over_long: Literal["trim", "drop"] = "trim",
+        on_bad: Literal["error", "skip"] = "error",
+        num_epochs: Count = 1,
+        seed: Seed = 42,
+        num_workers: Workers = 2,
+        prepare_workers: Workers | None = None,
         rendered_dir: str | Path | None = None,
     ):
         super().__init__()
@@ -464,11 +465,12 @@ def cut_padding(idx: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.nd
     return idx[:, :width], targets[:, :width]
 
 
+@passes_on(ChatDataModule)
 def jsonl(
     path: str,
     val_path: str | None = None,
-    val_fraction: float = 0.05,
-    repeat: int = 1,
+    val_fraction: Portion = 0.05,
+    repeat: Count = 1,
     train_tasks: dict[str, Task] | None = None,
     val_tasks: dict[str, Task] | None = None,
     **options: Any,

@@ -23,6 +23,7 @@ from nanochat.datamodules.journal import digest
 from nanochat.datamodules.readers import cut
 from nanochat.datamodules.sources import Part, TextSource
 from nanochat.runtime.held_out import is_held_out
+from nanochat.runtime.settings import Count, Portion
 
 # C code: docstrings that stand in no source file
 C_MODULES = (
@@ -57,8 +58,8 @@ class PyDocs(TextSource):
     def __init__(
         self,
         packages: Sequence[str] | str | None = None,
-        document_chars: int | None = 2000,
-        val_fraction: float = 0.05,
+        document_chars: Count | None = 2000,
+        val_fraction: Portion = 0.05,
     ):
         if not 0 < val_fraction < 1:
             raise ValueError(f"val_fraction={val_fraction} is not between 0 and 1; try data.val_fraction=0.05")

@@ -8,6 +8,7 @@ from torch.utils.data import IterableDataset
 
 from nanochat.datamodules.by_step import ByStep
 from nanochat.datamodules.journal import digest
+from nanochat.runtime.settings import Count
 from nanochat.tasks.task import Task, whole
 
 
@@ -22,8 +23,8 @@ class QuestionsDataModule(ByStep):
         self,
         *,
         task: dict[str, Any],
-        num_epochs: int = 1,
-        micro_tokens: int | None = None,
+        num_epochs: Count = 1,
+        micro_tokens: Count | None = None,
         sequence_len: int | None = None,
     ) -> None:
         super().__init__()

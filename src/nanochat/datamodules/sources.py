@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nanochat.datamodules.journal import digest, file_sha256
 from nanochat.datamodules.readers import (
@@ -32,6 +32,7 @@ from nanochat.datamodules.readers import (
 )
 from nanochat.runtime.held_out import is_held_out
 from nanochat.runtime.paths import base_dir
+from nanochat.runtime.settings import Count, Portion
 
 SPLITS = ("train", "val")
 GROUP_BYTES = 4 * 2**20  # guess: smaller files are read together, so that a folder of notes is not thousands of shards
@@ -140,11 +141,11 @@ class FileSource(TextSource):
         self,
         name: str,
         text_field: str = "text",
-        documents: str = "file",
-        document_chars: int | None = None,
-        val_by: str = "hash",
-        val_fraction: float = 0.01,
-        bad_utf8: str = "error",
+        documents: Literal["file", "paragraph", "line"] = "file",
+        document_chars: Count | None = None,
+        val_by: Literal["hash", "tail"] = "hash",
+        val_fraction: Portion = 0.01,
+        bad_utf8: Literal["error", "replace"] = "error",
     ):
         next(split_text("", documents), None)
         if val_by not in ("hash", "tail", "files"):

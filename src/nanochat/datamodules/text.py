@@ -7,7 +7,7 @@ holds, so the position in the data is one integer, the step.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,9 +18,11 @@ from nanochat.datamodules.download import LEAST_SHARDS, HubDataset, HubFiles, Sh
 from nanochat.datamodules.pydocs import PyDocs
 from nanochat.datamodules.rows import PLAN, Rows
 from nanochat.datamodules.shards import Builders, Encoder, ShardFolder
-from nanochat.datamodules.sources import SPLITS, LocalFiles, TextSource
+from nanochat.datamodules.sources import SPLITS, FileSource, LocalFiles, TextSource
 from nanochat.runtime.paths import base_dir
+from nanochat.runtime.settings import Count, Seed, Workers, passes_on
 
+Packing = Literal["best_fit", "stream"]
 MANIFEST_FILES = 500  # guess: files named in a manifest, which every checkpoint holds; its hash is of all
 
 
@@ -35,12 +37,12 @@ class TextDataModule(ByStep):
         self,
         source: TextSource,
         *,
-        sequence_len: int,
-        rows_per_device: int | None = None,
-        packing: str = "best_fit",
-        seed: int = 42,
-        num_workers: int = 2,
-        prepare_workers: int | None = None,
+        sequence_len: Count,
+        rows_per_device: Count | None = None,
+        packing: Packing = "best_fit",
+        seed: Seed = 42,
+        num_workers: Workers = 2,
+        prepare_workers: Workers | None = None,
         shards_dir: str | Path | None = None,
     ):
         super().__init__()
@@ -248,16 +250,18 @@ def shifted(rows: Rows, numbers: Sequence[int | None]) -> tuple[torch.Tensor, to
 # ---- what conf/data/*.yaml call: a source and what all text data share
 
 
+@passes_on(LocalFiles, TextDataModule)
 def local(path: str, val_path: str | None = None, **options: Any) -> TextDataModule:
     """Text files of one's own: a folder, a glob or a file of parquet, jsonl, json, txt or md."""
     source, module = _divide(options)
     return TextDataModule(LocalFiles(path, val_path, **source), **module)
 
 
+@passes_on(FileSource, TextDataModule)
 def shards(
     dataset: str,
-    num_shards: int | str | None,
-    val_shard: int,
+    num_shards: Count | Literal["auto"] | None,
+    val_shard: Count,
     revision: str | None = None,
     mirror_only: bool = False,
     **options: Any,
@@ -284,12 +288,13 @@ def shards(
     return TextDataModule(files, **module)
 
 
+@passes_on(FileSource, TextDataModule)
 def hub(
     dataset: str,
     config: str | Sequence[str] | None = None,
     split: str = "train",
     val_split: str | None = None,
-    num_shards: int | None = None,
+    num_shards: Count | None = None,
     revision: str | None = None,
     **options: Any,
 ) -> TextDataModule:
@@ -308,6 +313,7 @@ def hub(
     return TextDataModule(HubFiles(name, where, names[:num_shards], val, **source), **module)
 
 
+@passes_on(PyDocs, TextDataModule)
 def pydocs(packages: Sequence[str] | str | None = None, **options: Any) -> TextDataModule:
     """The documentation and source of the running Python."""
     source, module = _divide(options)

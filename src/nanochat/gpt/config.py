@@ -6,44 +6,58 @@ the eras E0 (classic) to E6 (modern) is a field of `Arch` (facts sheet, section 
 
 import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 FORMAT_VERSION = 1
 VOCAB_MULTIPLE = 64  # from: facts sheet 1.1, rows of wte and lm_head are padded to a multiple of this
 MAX_SOFTCAP = 40.0  # exp(-2 * 40) is still a normal fp32 number, on which gpt/loss.py relies
+# Ranges of what a user can set, checked with the other settings (runtime/settings.py). Guess: a factor of 100 and more beyond every era.
+Count = Annotated[int, Field(ge=1, le=2**20)]
+Std = Annotated[float, Field(ge=0, le=100)]
+Scale = Annotated[float, Field(ge=-100, le=100)]
 
 
 @dataclass(frozen=True)
 class Arch:
     """What a block contains and with which numbers. Defaults are era E6; `conf/arch/*.yaml` spells each era out."""
 
-    name: str = "modern"
-    width_rule: str = "round_up"  # round_up: width to a multiple of head_dim; plain: heads = ceil(width / head_dim)
-    rope_base: float = 100_000.0
-    rope_dtype: str = "compute"  # compute | bfloat16 | float32: precision of the cos/sin table
-    qk_scale: float = 1.2  # multiplies the normalised q and k
-    softcap: float = 15.0  # logits = softcap * tanh(z / softcap)
-    window_pattern: str = "SSSL"  # tiled over the layers; the last layer is always L
-    short_window_divisor: int = 4  # S = sequence_len / divisor, rounded up to short_window_multiple
-    short_window_multiple: int = 128
+    name: str = "modern"  # of the era
+    width_rule: Literal["round_up", "plain"] = (
+        "round_up"  # round_up: width to a multiple of head_dim; plain: heads = ceil(width / head_dim)
+    )
+    rope_base: Annotated[float, Field(ge=1, le=1e12)] = 100_000.0  # of the frequencies
+    rope_dtype: Literal["compute", "bfloat16", "float32"] = (
+        "compute"  # compute | bfloat16 | float32: precision of the cos/sin table
+    )
+    qk_scale: Annotated[float, Field(gt=0, le=100)] = 1.2  # multiplies the normalised q and k
+    softcap: Annotated[float, Field(gt=0, le=MAX_SOFTCAP)] = 15.0  # logits = softcap * tanh(z / softcap)
+    window_pattern: Annotated[
+        str, Field(pattern=r"^[SLsl]+$", description="letters S and L, one for each layer in turn", examples=["SSSL"])
+    ] = "SSSL"  # tiled over the layers; the last layer is always L
+    short_window_divisor: Count = 4  # S = sequence_len / divisor, rounded up to short_window_multiple
+    short_window_multiple: Count = 128  # tokens
     long_window_limited: bool = True  # L is a window of sequence_len (E1 and later) instead of no limit at all (E0)
     lambdas: bool = True  # x = resid[i] * x + x0[i] * x0 before every block
-    value_embeds: bool = True
-    value_gate_channels: int = 12
-    value_gate_max: float = 3.0
-    smear: bool = True
-    smear_channels: int = 24
-    backout: bool = True
+    value_embeds: bool = True  # a value embedding in every other layer
+    value_gate_channels: Count = 12  # channels of the input that its gate reads
+    value_gate_max: Std = 3.0  # the most a gate lets through
+    smear: bool = True  # a token sees some of the one before it
+    smear_channels: Count = 24  # channels of the input that its gate reads
+    backout: bool = True  # the middle layer is taken off the last
     bigram: bool = False  # era E3 only: hashed bigram embedding
-    embed_std: float = 0.8
-    head_std: float = 0.001
-    matrix_init: str = "uniform"  # uniform: U(-a, a), a = sqrt(3 / width); fan: N(0, s^2) by fan in and out
-    fc_init_scale: float = 0.4
-    resid_init: tuple[float, float] = (1.15, 1.05)  # first and last layer, linear between
-    x0_init: tuple[float, float] = (0.20, 0.05)
-    value_gate_init: float = 0.02  # U(0, this)
-    smear_gate_init: float = 0.02
-    backout_init: float = 0.2
+    embed_std: Std = 0.8  # of the embedding at the start
+    head_std: Std = 0.001  # of the head at the start
+    matrix_init: Literal["uniform", "fan"] = (
+        "uniform"  # uniform: U(-a, a), a = sqrt(3 / width); fan: N(0, s^2) by fan in and out
+    )
+    fc_init_scale: Std = 0.4  # of the MLP's first matrix
+    resid_init: tuple[Scale, Scale] = (1.15, 1.05)  # first and last layer, linear between
+    x0_init: tuple[Scale, Scale] = (0.20, 0.05)  # likewise
+    value_gate_init: Std = 0.02  # U(0, this)
+    smear_gate_init: Std = 0.02  # U(0, this)
+    backout_init: Scale = 0.2  # weight of what is taken off
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "resid_init", tuple(self.resid_init))

@@ -3,21 +3,23 @@
 p <- p (1 - lr wd);  m <- m + (1 - b1)(g - m);  v <- v + (1 - b2)(g^2 - v);  p <- p - lr / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + eps)
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-DEFAULTS: dict[str, Any] = {"lr": None, "betas": (0.8, 0.95), "eps": 1e-10, "weight_decay": 0.0}
+from nanochat.runtime.settings import Beta, Number, Rate
 
 
-def check(options: dict[str, Any]) -> None:
-    betas = options["betas"]
-    if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
-        raise ValueError(f"betas={list(betas)} must be two numbers from 0 to below 1")
-    for name in ("lr", "eps", "weight_decay"):
-        if options[name] < 0:
-            raise ValueError(f"{name}={options[name]} of adamw must not be negative")
+@dataclass(frozen=True)
+class Options:
+    """Of a group: two running means, and the decay."""
+
+    lr: Rate
+    betas: tuple[Beta, Beta] = (0.8, 0.95)
+    eps: Number = 1e-10
+    weight_decay: Number = 0.0
 
 
 @torch.no_grad()

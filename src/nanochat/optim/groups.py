@@ -1,19 +1,20 @@
 """One optimizer object for the whole model: groups by parameter role, each with its own update rule.
 
 The YAML gives `{role: {rule: muon, lr: …}}`; the model gives name -> role; every parameter lands in exactly one group. An update
-rule is a module of this folder with `DEFAULTS`, `check(options)` and `step(params, grads, state, group)`.
+rule is a module of this folder with `Options`, whose fields are its settings, and `step(params, grads, state, group)`.
 """
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from nanochat.gpt import GPT, ROLES
 from nanochat.optim.schedules import Schedule
+from nanochat.runtime.settings import Number, Setting, Settings, check, parameters
 
 NOT_RULES = {"__init__", "groups", "schedules"}
 REFERENCE_WIDTH = 768  # from: facts sheet 2.1, AdamW rates of matrices-by-vocabulary scale with (width / 768) ** -0.5
@@ -22,6 +23,31 @@ REFERENCE_WIDTH = 768  # from: facts sheet 2.1, AdamW rates of matrices-by-vocab
 def rules() -> list[str]:
     """The update rules there are: the modules of this folder."""
     return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in NOT_RULES)
+
+
+class OfGroup(Settings):
+    """What every rule's group may say beside the rule's own options."""
+
+    rule: str
+    scale_width: bool = False  # rate times (width / 768) ** -0.5
+    scale_batch: bool = True  # rate times the plan's factor for the batch size
+    weight_decay: Number | Literal["auto"] = 0.0  # auto: the plan's
+
+
+def _options(rule: str) -> Any:
+    return importlib.import_module(f"nanochat.optim.{rule}").Options
+
+
+def options_of(values: Mapping[str, Any], path: str) -> dict[str, Setting]:
+    """The settings of the group of a role, by the `rule` in it. ValueError for a role or a rule that there is not."""
+    role, rule = path.rpartition(".")[2], values.get("rule")
+    if role not in ROLES.values():
+        raise ValueError(
+            f"{path} is not a role of any parameter; the roles are {', '.join(sorted(set(ROLES.values())))}"
+        )
+    if rule not in rules():
+        raise ValueError(f"{path}.rule={rule} is not known; choose from {', '.join(rules())}")
+    return {**parameters(_options(rule)), **parameters(OfGroup)}
 
 
 class GroupedOptimizer(torch.optim.Optimizer):
@@ -33,9 +59,9 @@ class GroupedOptimizer(torch.optim.Optimizer):
     def __init__(self, param_groups: list[dict[str, Any]], compute_dtype: torch.dtype = torch.float32) -> None:
         complete = []
         for group in param_groups:
-            rule = importlib.import_module(f"nanochat.optim.{group['rule']}")
-            options = {**rule.DEFAULTS, **{k: v for k, v in group.items() if k not in ("params", "names", "role")}}
-            rule.check(options)
+            given = {k: v for k, v in group.items() if k not in ("params", "names", "role", "rule")}
+            kind = _options(group["rule"])
+            options = vars(kind(**check(given, kind, f"optim.groups.{group.get('role', group['rule'])}.")))
             complete.append(
                 {**group, **options, "initial_lr": options["lr"], "initial_weight_decay": options["weight_decay"]}
             )
@@ -74,11 +100,10 @@ def build(
     lr_factor: float = 1.0,
     weight_decay: float | None = None,
 ) -> GroupedOptimizer:
-    """The optimizer of a GPT. `groups` maps each parameter role to `rule` and the rule's options, and may add
+    """The optimizer of a GPT. `groups` maps each parameter role to `rule` and the rule's options, and may add what `OfGroup` has.
 
-    `scale_width: true` (rate times (width / 768) ** -0.5) and `scale_batch: false` (rate not times `lr_factor`, the plan's factor
-    for the batch size). `weight_decay`, from the plan, replaces that of Muon groups whose `weight_decay` is `auto`.
-    Raises ValueError for a role of the model without a group, an unknown rule or an unknown option.
+    `weight_decay`, from the plan, replaces that of groups whose `weight_decay` is `auto`.
+    Raises ValueError for a role of the model without a group, an unknown rule or an option that is not what it must be.
     """
     roles = gpt.parameter_roles()
     params = dict(gpt.named_parameters())
@@ -88,38 +113,20 @@ def build(
         raise ValueError(
             f"optim.groups names no rule for {', '.join(missing)}; the model has the roles {', '.join(present)}"
         )
-    if unknown := [r for r in groups if r not in ROLES.values()]:
-        raise ValueError(
-            f"optim.groups.{unknown[0]} is not a role of any parameter; the roles are {', '.join(sorted(set(ROLES.values())))}"
-        )
     result = []
     for role, given in groups.items():
+        path = f"optim.groups.{role}"
+        options = check(given, options_of(given, path), f"{path}.")
         names = [n for n, r in roles.items() if r == role]
         if not names:
             continue
-        options = dict(given)
-        rule = options.get("rule")
-        if rule not in rules():
-            raise ValueError(f"optim.groups.{role}.rule={rule!r} is not known; choose from {', '.join(rules())}")
+        rule = options["rule"]
         scale_width, scale_batch = options.pop("scale_width", False), options.pop("scale_batch", True)
-        defaults = importlib.import_module(f"nanochat.optim.{rule}").DEFAULTS
-        if unknown := sorted(set(options) - set(defaults) - {"rule"}):
-            raise ValueError(
-                f"optim.groups.{role}.{unknown[0]} is not an option of {rule}; there are: {', '.join(sorted(defaults))}"
-            )
-        if options.get("lr") is None:
-            raise ValueError(f"optim.groups.{role}.lr must be given")
-        for name, value in options.items():
-            numeric = name == "lr" or isinstance(defaults.get(name), (float, int))
-            if numeric and (name, value) != ("weight_decay", "auto") and not isinstance(value, (float, int)):
-                raise ValueError(f"optim.groups.{role}.{name}={value} is not a number")
         options["lr"] *= ((width / REFERENCE_WIDTH) ** -0.5 if scale_width else 1.0) * (
             lr_factor if scale_batch else 1.0
         )
         if options.get("weight_decay") == "auto":
             options["weight_decay"] = weight_decay or 0.0
-        if "betas" in options:
-            options["betas"] = tuple(options["betas"])
         if rule == "muon" and (flat := [n for n in names if params[n].ndim != 2]):
             raise ValueError(
                 f"optim.groups.{role}: muon updates matrices, {flat[0]} has shape {tuple(params[flat[0]].shape)}; use adamw"

@@ -9,21 +9,18 @@ state is kept per matrix, so that it does not depend on which matrices a process
 import logging
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from nanochat.runtime.hardware import multiplies_bf16
+from nanochat.runtime.settings import Beta, Number, Rate
 
 log = logging.getLogger(__name__)
 
-# ns_dtype: dtype of the orthogonalisation; auto follows the facts sheet where the hardware multiplies bf16.
-# compile: auto is on CUDA only; on a CPU it costs 20 s and gains nothing (measured, d4 shapes: experiments/cpu_speed/README.md).
-DEFAULTS: dict[str, Any] = {
-    "lr": None, "momentum": 0.95, "beta2": 0.9, "weight_decay": 0.0, "ns_steps": 5, "variant": "modern", "ns_dtype": "auto",
-    "compile": "auto",
-}  # fmt: skip
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # from: facts sheet 2.1
 POLAR_EXPRESS = (  # from: facts sheet 2.2, for five steps with a cushion of 1.01
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
@@ -34,23 +31,27 @@ POLAR_EXPRESS = (  # from: facts sheet 2.2, for five steps with a cushion of 1.0
 )
 
 
-def check(options: dict[str, Any]) -> None:
-    if options["variant"] not in ("modern", "classic"):
-        raise ValueError(f"variant={options['variant']!r} of muon is not known; choose from modern, classic")
-    if options["variant"] == "modern" and not 1 <= options["ns_steps"] <= len(POLAR_EXPRESS):
-        raise ValueError(f"ns_steps={options['ns_steps']} must be 1 to {len(POLAR_EXPRESS)} for the modern variant")
-    if options["variant"] == "classic" and options["weight_decay"]:
-        raise ValueError(f"weight_decay={options['weight_decay']} has no effect in muon's classic variant; set it to 0")
-    for name in ("lr", "weight_decay"):
-        if options[name] < 0:
-            raise ValueError(f"{name}={options[name]} of muon must not be negative")
-    for name in ("momentum", "beta2"):
-        if not 0 <= options[name] < 1:
-            raise ValueError(f"{name}={options[name]} of muon must lie between 0 and below 1")
-    if options["ns_dtype"] not in ("auto", "bfloat16", "float32"):
-        raise ValueError(f"ns_dtype={options['ns_dtype']!r} is not known; choose from auto, bfloat16, float32")
-    if options["compile"] not in ("auto", True, False):
-        raise ValueError(f"compile={options['compile']!r} of muon is not known; choose from auto, true, false")
+@dataclass(frozen=True)
+class Options:
+    """Of a group. `ns_dtype`: dtype of the orthogonalisation; auto follows the facts sheet where the hardware multiplies bf16.
+
+    `compile`: auto is on CUDA only; on a CPU it costs 20 s and gains nothing (measured, d4 shapes: experiments/cpu_speed/README.md).
+    """
+
+    lr: Rate
+    momentum: Beta = 0.95
+    beta2: Beta = 0.9
+    weight_decay: Number = 0.0
+    ns_steps: Annotated[int, Field(ge=1, le=20)] = 5  # guess: 20 are far more than converges
+    variant: Literal["modern", "classic"] = "modern"
+    ns_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    compile: bool | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.variant == "modern" and self.ns_steps > len(POLAR_EXPRESS):
+            raise ValueError(f"ns_steps={self.ns_steps} must be 1 to {len(POLAR_EXPRESS)} for muon's modern variant")
+        if self.variant == "classic" and self.weight_decay:
+            raise ValueError(f"weight_decay={self.weight_decay} has no effect in muon's classic variant; set it to 0")
 
 
 def orthogonalize_classic(g: Tensor, steps: int) -> Tensor:

@@ -4,8 +4,10 @@ A schedule has no state: what a step uses follows from (step, total), so a resum
 """
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nanochat.runtime.settings import Beta, Fraction, Whole, check, check_fields
 
 
 @dataclass(frozen=True)
@@ -15,34 +17,18 @@ class Schedule:
     warmup_steps longer than the run is cut to a tenth of it, so that a short run still reaches its full rate.
     """
 
-    warmup_steps: int = 40
-    warmdown_frac: float = 0.65
-    final_lr_frac: float = 0.05
-    init_lr_frac: float = 1.0
-    momentum_start: float = 0.85
-    momentum_peak: float = 0.97
-    momentum_end: float | None = 0.90  # during the warmdown; null keeps the peak
-    momentum_steps: int = 400
-    weight_decay: str = "cosine"  # cosine: to 0 over the run; constant
+    warmup_steps: Whole = 40  # up to the full rate
+    warmdown_frac: Fraction = 0.65  # share of the run in which the rate goes down
+    final_lr_frac: Fraction = 0.05  # of the rate, at the end
+    init_lr_frac: Fraction = 1.0  # of every rate, over the whole run
+    momentum_start: Beta = 0.85  # Muon's, at the first step
+    momentum_peak: Beta = 0.97  # Muon's, after momentum_steps
+    momentum_end: Beta | None = 0.90  # during the warmdown; null keeps the peak
+    momentum_steps: Whole = 400  # from momentum_start to momentum_peak
+    weight_decay: Literal["cosine", "constant"] = "cosine"  # cosine: to 0 over the run; constant
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            name, value = f"optim.schedule.{field.name}", getattr(self, field.name)
-            if field.name == "weight_decay":
-                if value not in ("cosine", "constant"):
-                    raise ValueError(f"{name}={value!r} is not known; choose from cosine, constant")
-                continue
-            if field.name == "momentum_end" and value is None:
-                continue
-            steps = field.name.endswith("_steps")
-            if isinstance(value, bool) or not isinstance(value, int if steps else int | float):
-                raise ValueError(f"{name}={value!r} must be a {'whole ' if steps else ''}number")
-            if steps and value < 0:
-                raise ValueError(f"{name}={value} must not be negative")
-            if field.name.endswith("_frac") and not 0 <= value <= 1:
-                raise ValueError(f"{name}={value} must lie between 0 and 1")
-            if field.name.startswith("momentum") and not steps and not 0 <= value < 1:
-                raise ValueError(f"{name}={value} must lie between 0 and below 1")
+        check_fields(self, "optim.schedule")
 
     def warmdown_steps(self, total: int) -> int:
         return round(self.warmdown_frac * total)
@@ -85,7 +71,4 @@ class Schedule:
 
 def build_schedule(settings: dict[str, Any]) -> Schedule:
     """A `Schedule` from plain values; a setting that does not exist is an error, a missing one keeps its default."""
-    known = [field.name for field in fields(Schedule)]
-    if unknown := sorted(set(settings) - set(known)):
-        raise ValueError(f"optim.schedule.{unknown[0]} is not a setting of the schedule; there are: {', '.join(known)}")
-    return Schedule(**settings)
+    return Schedule(**check(settings, Schedule, "optim.schedule."))

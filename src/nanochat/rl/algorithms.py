@@ -13,15 +13,14 @@ and ranks, which therefore change nothing.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-ADVANTAGES = ("mean", "std")
-NORMALISATIONS = ("pass", "tokens", "answer", "constant")
-DISTRIBUTIONS = ("sampled", "full")
+from nanochat.runtime.settings import Beta, Count, Number, Whole, check, check_fields
+
 STD_EPS = 1e-6  # from: verl, where the paper gives none; all rewards of a group equal: advantage 0
 SIGNAL = 1e-8  # guess: rewards that differ by less are equal
 
@@ -31,48 +30,23 @@ class Algorithm:
     """Settings of `conf/algo`. ValueError for one that makes no sense."""
 
     name: str
-    advantage: str = "mean"  # r - mean of the group | std: that over the group's standard deviation (n - 1)
-    normalise: str = "tokens"  # pass | tokens (of the step) | answer (its tokens, then answers) | constant (max_tokens, then answers)
-    pass_rows: int = 8  # answers averaged together by `pass`: nanochat's device batch
+    advantage: Literal["mean", "std"] = "mean"  # r - mean of the group | over the group's standard deviation (n - 1)
+    # pass | tokens (of the step) | answer (its tokens, then answers) | constant (max_tokens, then answers)
+    normalise: Literal["pass", "tokens", "answer", "constant"] = "tokens"
+    pass_rows: Count = 8  # answers averaged together by `pass`: nanochat's device batch
     train_stop: bool = True  # the token that ends the turn is trained like the others
-    distribution: str = (
-        "sampled"  # log-probabilities of the truncated, tempered distribution | full: of the model's own
-    )
-    epochs: int = 1  # passes over the rollouts of a step
-    minibatches: int = 1  # optimizer steps of a pass
-    clip_low: float | None = 0.2  # ratio is clipped to 1 - clip_low …
-    clip_high: float | None = 0.2  # … and 1 + clip_high; null: not at all
-    kl: float = 0.0  # weight of the divergence from the start model, by Schulman's estimator k3
+    # log-probabilities of the truncated, tempered distribution | full: of the model's own
+    distribution: Literal["sampled", "full"] = "sampled"
+    epochs: Count = 1  # passes over the rollouts of a step
+    minibatches: Count = 1  # optimizer steps of a pass
+    clip_low: Beta | None = 0.2  # ratio is clipped to 1 - clip_low …
+    clip_high: Number | None = 0.2  # … and 1 + clip_high; null: not at all
+    kl: Number = 0.0  # weight of the divergence from the start model, by Schulman's estimator k3
     skip_dead: bool = False  # leave out groups whose rewards are all equal …
-    refill: int = 0  # … and ask so many further rounds of questions for those
+    refill: Whole = 0  # … and ask so many further rounds of questions for those
 
     def __post_init__(self) -> None:
-        def whole(value: Any, low: int) -> bool:
-            return isinstance(value, int) and not isinstance(value, bool) and value >= low
-
-        def number(value: Any, low: float, high: float = math.inf) -> bool:
-            return isinstance(value, int | float) and not isinstance(value, bool) and low <= value < high
-
-        rules = {
-            "advantage": (self.advantage in ADVANTAGES, f"choose from {', '.join(ADVANTAGES)}"),
-            "normalise": (self.normalise in NORMALISATIONS, f"choose from {', '.join(NORMALISATIONS)}"),
-            "distribution": (self.distribution in DISTRIBUTIONS, f"choose from {', '.join(DISTRIBUTIONS)}"),
-            "pass_rows": (whole(self.pass_rows, 1), "it must be a whole number from 1 up"),
-            "epochs": (whole(self.epochs, 1), "it must be a whole number from 1 up"),
-            "minibatches": (whole(self.minibatches, 1), "it must be a whole number from 1 up"),
-            "refill": (whole(self.refill, 0), "it must be a whole number from 0 up"),
-            "train_stop": (isinstance(self.train_stop, bool), "it must be true or false"),
-            "skip_dead": (isinstance(self.skip_dead, bool), "it must be true or false"),
-            "clip_low": (
-                self.clip_low is None or number(self.clip_low, 0, 1),
-                "it must lie between 0 and 1, or be null",
-            ),
-            "clip_high": (self.clip_high is None or number(self.clip_high, 0), "it must be at least 0, or null"),
-            "kl": (number(self.kl, 0), "it must be a number from 0 up"),
-        }
-        for name, (keeps, rule) in rules.items():
-            if not keeps:
-                raise ValueError(f"algo.{name}={getattr(self, name)!r}: {rule}")
+        check_fields(self, "algo")
         if self.refill and not self.skip_dead:
             raise ValueError(
                 "algo.refill asks for more where groups are left out; set algo.skip_dead=true, or refill=0"
@@ -129,10 +103,7 @@ def has_signal(rewards: Sequence[float]) -> bool:
 
 
 def build_algorithm(settings: dict[str, Any]) -> Algorithm:
-    known = [field.name for field in fields(Algorithm)]
-    if unknown := sorted(set(settings) - set(known)):
-        raise ValueError(f"algo.{unknown[0]} is not a setting of an algorithm; there are: {', '.join(known)}")
-    return Algorithm(**settings)
+    return Algorithm(**check(settings, Algorithm, "algo."))
 
 
 def objective(

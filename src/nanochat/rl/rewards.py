@@ -8,16 +8,18 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from hydra.utils import instantiate
 
 from nanochat.rl.grading import same_number, same_text
 from nanochat.rl.rollout import Rollout
+from nanochat.runtime.settings import Count, Whole
 from nanochat.tasks.task import Task
 
-GRADERS = ("lenient", "strict")
+Grader = Literal["lenient", "strict"]
+GRADERS = get_args(Grader)
 TIMEOUT = 60.0  # guess: seconds, where a reward's file does not say
 
 RewardFunction = Callable[[Sequence[Rollout], Task], Sequence[float]]
@@ -27,7 +29,7 @@ class Answer:
     """1 for a right answer, else 0. `grader` strict is the task's own score, which published numbers were taken with; lenient takes
     "42", "42.", "$42", "42.0" and "1,000" for what they are."""
 
-    def __init__(self, grader: str = "lenient") -> None:
+    def __init__(self, grader: Grader = "lenient") -> None:
         if grader not in GRADERS:
             raise ValueError(f"grader={grader!r} is not known; choose from {', '.join(GRADERS)}")
         self.grader = grader
@@ -68,7 +70,7 @@ class Format:
 class Length:
     """0 up to `free` tokens, from there down to -1 at `longest`: DAPO's soft punishment of overlong answers (arXiv:2503.14476, 3.4)."""
 
-    def __init__(self, free: int, longest: int) -> None:
+    def __init__(self, free: Whole, longest: Count) -> None:
         if not 0 <= free < longest:
             raise ValueError(
                 f"free={free} and longest={longest}: an answer of `free` tokens must be shorter than one of `longest`"

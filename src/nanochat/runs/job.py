@@ -18,8 +18,7 @@ from hydra.utils import get_class, instantiate
 
 from nanochat import optim
 from nanochat.callbacks.evaluate import Eval, Evaluate
-from nanochat.callbacks.every import check_every
-from nanochat.callbacks.report import Report, check_progress
+from nanochat.callbacks.report import Report
 from nanochat.callbacks.sample import Sample
 from nanochat.callbacks.save import Save
 from nanochat.checkpoint import folder as checkpoint_folder
@@ -95,6 +94,7 @@ class Job:
 
     chats = False  # whether the model that comes out answers
     result = "val/bpb"  # what the run is judged by: lower is better
+    metrics: tuple[str, ...] = ("val/bpb", "val/loss")  # those that could choose the best checkpoint
 
     def check(self) -> None:
         """Raise for settings that cannot work before a tokenizer is trained for them: sizes, plan, rates, device, precision."""
@@ -103,23 +103,13 @@ class Job:
         if (given := config["data"]["sequence_len"]) != self.config["model"]["sequence_len"]:
             raise ValueError(f"data.sequence_len={given} is not the model's context; set model.sequence_len instead")
         optim.build_schedule(config["optim"]["schedule"])
-        for name in ("save_every", "eval_every", "sample_every", "log_every"):
-            check_every(name, config[name])
-        check_every("tasks.every", config["tasks"]["every"])
-        for name in ("limit", "max_tokens"):
-            if config["tasks"][name] is not None and config["tasks"][name] < 1:
-                raise ValueError(f"tasks.{name}={config['tasks'][name]} must be at least 1")
         for task in self.eval_tasks.values():
             len(task)  # is its data there?
         self.check_init_optimizer()
-        RunCheckpoints(base_dir(), **config["checkpoints"])
-        check_progress(config["progress"])
-        if config["trainer"]["compile"] not in (True, False, "auto"):
+        if (metric := config["checkpoints"]["best_metric"]) not in self.metrics:
             raise ValueError(
-                f"trainer.compile={config['trainer']['compile']} is not known; choose from auto, true, false"
+                f"checkpoints.best_metric={metric} is not known; choose from {', '.join(self.metrics)}, which this run logs and where lower is better"
             )
-        if config["trainer"]["num_nodes"] != 1:
-            raise ValueError("trainer.num_nodes must be 1: runs over several machines are not supported yet")
         if not config["dry_run"]:
             _ = self.dtype
             devices = config["trainer"]["devices"]
@@ -275,8 +265,6 @@ class Job:
 
     def check_init_optimizer(self) -> None:
         wanted = self.config["init_optimizer"]
-        if wanted not in (True, False, "auto"):
-            raise ValueError(f"init_optimizer={wanted} is not known; choose from auto, true, false")
         if wanted is True and self.parent is None:
             raise ValueError(
                 "init_optimizer=true takes the optimizer of a checkpoint; add init_from=RUN@latest, or drop it"
@@ -294,9 +282,15 @@ class Job:
         return checkpoint_folder.read_state(self.parent)["optimizer_states"][0]
 
     def build_module(self, gpt: GPT, moments: dict[str, Any] | None = None) -> PhaseModule:
-        schedule = optim.build_schedule(self.config["optim"]["schedule"])
-        module = get_class(self.config["module"]["_target_"])
-        return module(gpt, self.build_optimizer(self.plan, moments), schedule, self.plan.steps)
+        """The phase, with the arguments of its own that `module` names."""
+        schedule, own = optim.build_schedule(self.config["optim"]["schedule"]), dict(self.config["module"])
+        module = get_class(own.pop("_target_"))
+        optimizer = self.build_optimizer(self.plan, moments)
+        return module(gpt, optimizer, schedule, self.plan.steps, **self.module_arguments(), **own)
+
+    def module_arguments(self) -> dict[str, Any]:
+        """What this kind of run gives its phase beside what all get."""
+        return {}
 
     def evals(self, rank: int) -> dict[str, Eval]:
         """What is evaluated while training: how often, and how."""
@@ -388,7 +382,7 @@ class Job:
         loggers = (
             [
                 instantiate(logger, folder=folder.path, resume_step=resume_step)
-                for logger in self.config["logger"].values()
+                for logger in (self.config["logger"] or {}).values()
             ]
             if rank == 0
             else []

@@ -5,23 +5,25 @@ ends as one line on stderr and exit code 2; `debug=true` shows the traceback ins
 """
 
 import difflib
+import errno
 import functools
 import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from nanochat.runtime import schema
 from nanochat.runtime.paths import base_dir, conf_dir
+from nanochat.runtime.schema import COMMANDS
+from nanochat.runtime.settings import check
 from nanochat.runtime.signals import StopAtOnce
 
 # Settings that hold free text or a path: taken as typed, whatever Hydra's grammar would make of a comma, a bracket or a space.
@@ -43,14 +45,14 @@ TEXT_KEYS = (
     "api_key",
 )
 LIST_KEYS = ("evals", "cors")  # a,b,c is a list, not a sweep
+CAN_BE_NONE = ("logger", "callbacks")  # config groups that null leaves out
 REPEATED = {"chat": ("ckpt",)}  # settings of a command that are given once for each of several
 
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, ImportError)
 
 
 def register() -> None:
-    """What the configs refer to: their schemas, and `${nanochat.base_dir:}`, looked up when composed."""
-    schema.register()
+    """What the configs refer to: `${nanochat.base_dir:}`, looked up when composed."""
     OmegaConf.register_new_resolver("nanochat.base_dir", lambda: str(base_dir()), replace=True)
 
 
@@ -74,8 +76,7 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
         @functools.wraps(run)
         def job(cfg: DictConfig) -> Any:
             try:
-                if unknown := schema.unknown_keys(cfg):
-                    raise ValueError(unknown_key(unknown[0], config_name))
+                take_checked(cfg, config_name)
                 if cfg.paths.hub_dir:
                     os.environ["NANOCHAT_HUB_DIR"] = cfg.paths.hub_dir
                 return run(cfg)
@@ -90,6 +91,12 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
 
         try:
             register()
+            for word in words if len(words) == len(given) else ():
+                check_choice(word)
+            if {"--help", "-h"} & set(given):
+                from nanochat.runtime.settings_page import show_help
+
+                return show_help(config_name, [word for word in words if not word.startswith("-")])
             return hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
         except USER_ERRORS as error:
             if debug:
@@ -102,6 +109,59 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
     return main
 
 
+def take_checked(cfg: DictConfig, config_name: str) -> None:
+    """Check every setting of a composed config, and keep each as its type wants it. ValueError names the first that is wrong.
+
+    What refers to another setting (`${seed}`) goes on doing so.
+    """
+    if missing := sorted(OmegaConf.missing_keys(cfg), key=lambda key: (key != "phase", key)):
+        raise ValueError(missing_key(missing[0]))
+    target = COMMANDS[config_name]
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    for key in get_type_hints(target):
+        if key not in values and (conf_dir() / key).is_dir() and not hasattr(target, key):
+            raise ValueError(missing_key(key))
+    with open_dict(cfg):
+        _keep(cfg, check(values, target))
+
+
+def _keep(node: DictConfig, values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        old = node._get_node(key) if key in node else None
+        if old is not None and old._is_interpolation():  # type: ignore[union-attr]
+            continue
+        if isinstance(old, DictConfig) and not old._is_none() and isinstance(value, dict):
+            _keep(old, value)
+        elif isinstance(old, ListConfig) and not old._is_none() and isinstance(value, list | tuple):
+            if (plain := [list(v) if isinstance(v, tuple) else v for v in value]) != list(old):
+                node[key] = plain
+        else:
+            node[key] = value
+
+
+def check_choice(word: str) -> None:
+    """ValueError for a config group that is set to what is no name."""
+    key, equals, value = word.partition("=")
+    group = key.lstrip("+").partition("@")[0]
+    if (
+        equals
+        and group != "experiment"
+        and (conf_dir() / group).is_dir()
+        and not re.fullmatch(r"[A-Za-z_][\w.-]*|\d+[A-Za-z][\w.-]*", value)
+    ):
+        raise ValueError(not_a_choice(group, value))
+    if equals and value == "null" and (conf_dir() / group).is_dir() and group not in (*CAN_BE_NONE, "experiment"):
+        raise ValueError(not_a_choice(group, value))
+
+
+def not_a_choice(group: str, value: str) -> str:
+    depth = re.fullmatch(r"d(\d+)", value) if group == "model" else None
+    if depth:
+        there = ", ".join(choices(group))
+        return f"model={value} is not known; model.depth={depth[1]} makes a model of any depth. There are: {there}"
+    return f"{group}={value} is not known; choose from: {', '.join(choices(group))}"
+
+
 def as_typed(word: str) -> str:
     """A command-line word with the value of a text setting quoted for Hydra, and the value of a list setting in brackets.
 
@@ -110,6 +170,8 @@ def as_typed(word: str) -> str:
     """
     key, equals, value = word.partition("=")
     name = key.lstrip("+")
+    if name in CAN_BE_NONE and value == "null":
+        return f"~{name}"
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     if not equals or quoted or value in ("", "null"):
         return word
@@ -148,6 +210,17 @@ def one_line(error: BaseException, config_name: str = "train") -> str:
     """What went wrong and what to type instead, in one line. The innermost cause says it best: Hydra wraps what a class raised."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, OSError) and error.errno in (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOTDIR,
+        errno.EEXIST,
+    ):
+        place = Path(str(error.filename or "")).absolute()
+        if place.is_relative_to(base_dir()) or base_dir().is_relative_to(place):
+            why = os.strerror(error.errno).lower()
+            return f"{base_dir()} cannot be written to ({why}: {place}); set NANOCHAT_BASE_DIR to a folder of yours, or mend its rights"
     text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
     if (match := re.match(r"Error merging override \+*(\S+)", text)) and error.__cause__ is not None:
         cause = str(error.__cause__).splitlines()[0]
@@ -159,12 +232,8 @@ def one_line(error: BaseException, config_name: str = "train") -> str:
         return f"{match[1]} is chosen twice: the experiment chooses it already; drop +{match[1]}=…"
     if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(match.group(1), config_name)
-    if match := re.search(
-        r"Could not find '(\w+)/([^']+)' Available options in '[^']+': (.*?)(?: Config search path|$)", text
-    ):
-        group, choice, options = match.groups()
-        names = [name for name in options.replace(",", " ").split() if not name.startswith("_")]
-        return f"{group}={choice} is not known; choose from: {', '.join(names)}"
+    if match := re.search(r"Could not find '(\w+)/([^']+)' Available options in '[^']+': .*", text):
+        return not_a_choice(match[1], match[2])
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return missing_key(match.group(1))
     return text.removesuffix(
@@ -174,16 +243,24 @@ def one_line(error: BaseException, config_name: str = "train") -> str:
 
 def unknown_key(key: str, config_name: str) -> str:
     known = known_keys(config_name)
-    if key in known:  # a group that this run has no choice of
+    top = key.partition(".")[0]
+    if key in known or (
+        top in known and not any(k.startswith(f"{top}.") for k in known)
+    ):  # this run has no choice of it
         phases = [
-            path.stem for path in sorted((conf_dir() / "phase").glob("*.yaml")) if f"- /{key}: " in path.read_text()
+            path.stem
+            for path in sorted((conf_dir() / "phase").glob("*.yaml"))
+            if re.search(rf"^(  - /)?{top}: ", path.read_text().replace(":\n", ": \n"), re.M)
         ]
         if not phases and (conf_dir() / key).is_dir():
             return missing_key(key)
         return f"{key} is not a setting of this run" + (f"; add +phase={phases[0]}" if phases else "")
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}=…?" if near else f"; see `python -m nanochat.{config_name} --help`"
-    return f"{key} is not a setting{hint}"
+    same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]  # lr=0.1: that of some group
+    near = same or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not near:
+        return f"{key} is not a setting; see `python -m nanochat.{config_name} --help`"
+    more = f" ({len(same)} settings are called {same[0].rpartition('.')[2]})" if len(same) > 1 else ""
+    return f"{key} is not a setting; did you mean {near[0]}=…?{more}"
 
 
 def known_keys(config_name: str) -> list[str]:
@@ -215,7 +292,8 @@ def known_keys(config_name: str) -> list[str]:
 def missing_key(key: str) -> str:
     folder = conf_dir() / key
     if folder.is_dir():
-        return f"no {key} was chosen; add +{key}=NAME, one of: {', '.join(choices(key))}"
+        plus = "+" if key in ("phase", "task") else ""  # the others have a choice already
+        return f"no {key} was chosen; add {plus}{key}=NAME, one of: {', '.join(choices(key))}"
     return f"{key} must be given: add {key}=…"
 
 

@@ -1,290 +1,324 @@
-"""The settings every command has, with their types, so that a word of no effect or of the wrong kind is refused when composed.
+"""The settings of every command: key, type and range. `settings.py` checks them when composed; it says what the types mean.
 
-The values are in `conf/*.yaml`. A group whose keys depend on what was chosen (data, optim, arch, logger, callbacks, tokenizer) is checked
-by the class or function that it builds.
+The values, and a line of meaning beside each, are in `conf/*.yaml`. A group that the configs build (`Built`) has the settings of what it builds.
 """
 
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Annotated, Literal
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from pydantic import Field
 
+from nanochat.runtime.settings import Built, Count, Number, Positive, Seed, Settings, Whole
 
-@dataclass
-class Paths:
-    hub_dir: str | None = MISSING
-
-
-@dataclass
-class Model:
-    depth: int = MISSING
-    aspect_ratio: int = MISSING
-    head_dim: int = MISSING
-    sequence_len: int = MISSING
-    n_layer: int | None = MISSING
-    n_head: int | None = MISSING
-    n_kv_head: int | None = MISSING
-    n_embd: int | None = MISSING
-
-
-@dataclass
-class Trainer:
-    accelerator: str = MISSING
-    devices: int = MISSING
-    num_nodes: int = MISSING
-    strategy: str = MISSING
-    precision: str = MISSING
-    compile: Any = MISSING  # bool | "auto"
-    attention: str = MISSING
-    gradient_clip_val: float | None = MISSING
-    expected_mfu: float = MISSING
-
-
-@dataclass
-class Plan:
-    ratio: float | None = MISSING
-    tokens: float | None = MISSING  # so that 1e9 may be typed
-    flops: float | None = MISSING
-    weight_decay: float = MISSING
-    scale: str = MISSING
+MAX_DEPTH = 512  # guess: four times the deepest of published models; a mistyped one would build for minutes
+MAX_WIDTH = 2**17  # guess, likewise
+MAX_CONTEXT = 2**24  # guess, likewise
+MAX_VOCAB = 2**24  # guess, likewise
+# one folder under runs/: no way out of it, and nothing that a shell or another system would read otherwise
+RunName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+=@-]*$",
+        max_length=200,
+        description="the name of one folder: letters, digits and _ . + = @ -, not beginning with . or -",
+        examples=["my-run"],
+    ),
+]
+Precision = Literal["auto", "bf16", "fp32"]
+Device = Annotated[
+    str,
+    Field(
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:NUMBER or mps", examples=["auto"]
+    ),
+]
+Length = Annotated[int, Field(ge=1, le=MAX_CONTEXT)]
+Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
+Temperature = Annotated[
+    float, Field(ge=0, le=1e6)
+]  # above it every token is as likely; inference/sampling.py has the lower end
+TopK = Count | None
+TopP = Annotated[float, Field(gt=0, le=1)] | None
+MinP = Annotated[float, Field(ge=0, le=1)] | None
+Penalty = Positive | None  # inference/sampling.py has the range
+Ranks = Annotated[int, Field(ge=1, le=4096)]  # guess: more is a mistyped number
 
 
-@dataclass
-class Sample:
-    prompts: list[str] = MISSING
-    max_tokens: int = MISSING
-    temperature: float = MISSING
-    top_k: int | None = MISSING
-    seed: int = MISSING
+class Paths(Settings):
+    hub_dir: str | None
 
 
-@dataclass
+class Model(Settings):
+    depth: Annotated[int, Field(ge=1, le=MAX_DEPTH)]
+    aspect_ratio: Width
+    head_dim: Annotated[int, Field(ge=2, le=MAX_WIDTH)]
+    sequence_len: Length
+    n_layer: Annotated[int, Field(ge=1, le=MAX_DEPTH)] | None
+    n_head: Width | None
+    n_kv_head: Width | None
+    n_embd: Width | None
+
+
+class Trainer(Settings):
+    accelerator: Literal["cpu", "gpu", "cuda", "mps"]
+    devices: Ranks
+    num_nodes: Annotated[int, Field(ge=1, le=1, description="1: runs over several machines are not supported yet")]
+    strategy: Literal["ddp"]
+    precision: Precision
+    compile: bool | Literal["auto"]
+    attention: Literal["auto", "sdpa", "flex", "reference"]
+    gradient_clip_val: Positive | None
+    expected_mfu: Annotated[float, Field(gt=0, le=1)]
+
+
+class Plan(Settings):
+    ratio: Positive | None
+    tokens: Positive | None  # so that 1e9 may be typed
+    flops: Positive | None
+    weight_decay: Number
+    scale: Literal["modern", "classic"]
+
+
+class Sample(Settings):
+    prompts: list[str]
+    max_tokens: Count
+    temperature: Temperature
+    top_k: TopK
+    seed: Seed
+
+
 class Samples(Sample):
-    num_samples: int = MISSING
+    num_samples: Count
 
 
-@dataclass
-class TaskEvals:
-    split: str | None = MISSING
-    every: int | None = MISSING
-    limit: int | None = MISSING
-    max_tokens: int = MISSING
-    of: Any = MISSING  # name: a task, as in conf/task
+class TaskEvals(Settings):
+    split: str | None
+    every: Count | None
+    limit: Count | None
+    max_tokens: Count
+    of: Annotated[dict, Built(each=True)]  # name: a task, as in conf/task
 
 
-@dataclass
-class Checkpoints:
-    keep_last: int | None = MISSING
-    best_metric: str = MISSING
+class Checkpoints(Settings):
+    keep_last: Count | None
+    best_metric: str  # runs/job.py knows what a run logs
 
 
-@dataclass
-class Bare:
-    debug: bool = MISSING
-    paths: Paths = field(default_factory=Paths)
+class Rollout(Settings):
+    questions: Count
+    samples: Annotated[int, Field(ge=2)]  # a group to compare an answer with
+    max_tokens: Count
+    temperature: Annotated[float, Field(gt=0, le=1e6)]
+    top_k: TopK
+    top_p: TopP
+    min_p: MinP
+    tools: bool
+    python: bool
+    max_rows: Count
+    table_every: Count | None
 
 
-@dataclass
+class PassAtK(Settings):
+    split: str
+    limit: Count | None
+    samples: Count
+    max_tokens: Count | None
+    temperature: Temperature
+    top_k: TopK
+    seed: Seed
+
+
+class Preflight(Settings):
+    run: bool
+    questions: Count
+
+
+class OfReward(Settings):
+    weight: float = 1.0
+    timeout: Positive = 60.0
+
+
+class TokenizerSettings(Settings):
+    kind: Literal["bpe", "char"]
+    vocab_size: Annotated[int, Field(le=MAX_VOCAB)] | Literal["auto"] | None  # tokenizer/training.py knows the least
+    max_chars: Count | Literal["auto"] | None
+    doc_cap: Count | Literal["auto"] | None
+
+
+class TokenizerChoice(TokenizerSettings):
+    path: str | None
+
+
+class Optim(Settings):
+    groups: Annotated[dict, Built("nanochat.optim.groups.options_of", each=True, chosen=True)]
+    schedule: Annotated[dict, Built("nanochat.optim.schedules.Schedule")]
+
+
+Arch = Annotated[dict, Built("nanochat.gpt.config.Arch")]
+Data = Annotated[dict, Built()]
+GIVEN_MODULE = ("gpt", "optim", "schedule", "total_steps", "collector", "micro_tokens", "clip_norm", "start")
+
+
+class Bare(Settings):
+    debug: bool
+    paths: Paths
+
+
 class Command(Bare):
-    seed: int = MISSING
+    seed: Seed
 
 
-@dataclass
 class Train(Command):
-    phase: str = MISSING
-    module: Any = MISSING
-    run_name: str = MISSING
-    init_from: str | None = MISSING
-    inherit: list[str] = MISSING
-    init_optimizer: Any = MISSING  # bool | "auto"
-    resume: Any = MISSING  # false | auto | a folder
-    dry_run: bool = MISSING
-    progress: str = MISSING
-    max_steps: int | None = MISSING
-    batch_tokens: int | None = MISSING
-    plan: Plan = field(default_factory=Plan)
-    log_every: int = MISSING
-    save_every: int | None = MISSING
-    eval_every: int | None = MISSING
-    eval_tokens: int | None = MISSING
-    eval_at_start: bool = MISSING
-    tasks: TaskEvals = field(default_factory=TaskEvals)
-    sample_every: int | None = MISSING
-    sample: Sample = field(default_factory=Sample)
-    checkpoints: Checkpoints = field(default_factory=Checkpoints)
-    model: Model = field(default_factory=Model)
-    trainer: Trainer = field(default_factory=Trainer)
-    arch: Any = MISSING
-    data: Any = MISSING
-    tokenizer: Any = MISSING
-    optim: Any = MISSING
-    logger: Any = MISSING
-    callbacks: Any = None
+    phase: str
+    module: Annotated[dict, Built(given=GIVEN_MODULE)]
+    run_name: RunName
+    init_from: str | None
+    inherit: list[str]
+    init_optimizer: bool | Literal["auto"]
+    resume: Annotated[bool | str, Field(description="false, auto or a run folder")]
+    dry_run: bool
+    progress: Literal["auto", "bar", "lines", "none"]
+    max_steps: Count | None
+    batch_tokens: Count | None
+    plan: Plan
+    log_every: Count
+    save_every: Count | None
+    eval_every: Count | None
+    eval_tokens: Count | None
+    eval_at_start: bool
+    tasks: TaskEvals
+    sample_every: Count | None
+    sample: Sample
+    checkpoints: Checkpoints
+    model: Model
+    trainer: Trainer
+    arch: Arch
+    data: Data
+    tokenizer: TokenizerChoice
+    optim: Optim
+    logger: Annotated[dict | None, Built(given=("folder", "resume_step"), each=True)] = None  # logger=null: none
+    callbacks: Annotated[dict | None, Built(each=True)]
     # of phase rl
-    task: Any = None
-    val_task: Any = None
-    algo: Any = None
-    rewards: Any = None
-    rollout: Any = None
-    pass_at_k: Any = None
-    preflight: Any = None
-    force: bool = False
+    task: Annotated[dict | None, Built()]
+    val_task: Annotated[dict | None, Built()]
+    algo: Annotated[dict | None, Built("nanochat.rl.algorithms.Algorithm")]
+    rewards: Annotated[dict | None, Built(more=OfReward, each=True)]
+    rollout: Rollout | None
+    pass_at_k: PassAtK | None
+    preflight: Preflight | None
+    force: bool
 
 
-@dataclass
-class Length:
-    sequence_len: int | None = MISSING
+class OnlyLength(Settings):
+    sequence_len: Length | None
 
 
-@dataclass
 class LoadsCheckpoint(Command):
-    ckpt: str = MISSING
-    device: str = MISSING
-    precision: str = MISSING
+    ckpt: str
+    device: Device
+    precision: Precision
 
 
-@dataclass
 class SampleCommand(LoadsCheckpoint):
-    start: str = MISSING
-    num_samples: int = MISSING
-    max_tokens: int = MISSING
-    temperature: float = MISSING
-    top_k: int | None = MISSING
+    start: str
+    num_samples: Count
+    max_tokens: Count
+    temperature: Temperature
+    top_k: TopK
 
 
-@dataclass
 class Cli(LoadsCheckpoint):
-    prompt: str | None = MISSING
-    system: str | None = MISSING
-    max_tokens: int | None = MISSING
-    temperature: float = MISSING
-    top_k: int | None = MISSING
-    top_p: float | None = MISSING
-    min_p: float | None = MISSING
-    repetition_penalty: float | None = MISSING
-    stop: Any = MISSING  # a text or a list of texts
-    tools: bool = MISSING
-    python: bool = MISSING
-    seed: Any = MISSING  # a number or null
-    compile: bool = MISSING
+    prompt: str | None
+    system: str | None
+    max_tokens: Count | None
+    temperature: Temperature
+    top_k: TopK
+    top_p: TopP
+    min_p: MinP
+    repetition_penalty: Penalty
+    stop: list[str] | str | None
+    tools: bool
+    python: bool
+    seed: Seed | None  # type: ignore[assignment]  # null: another each time
+    compile: bool
 
 
-@dataclass
-class Limits:
-    request_bytes: int = MISSING
-    queue: int = MISSING
-    prefix_bytes: int = MISSING
-    requests_per_minute: int | None = MISSING
+class Limits(Settings):
+    request_bytes: Count
+    queue: Whole
+    prefix_bytes: Whole
+    requests_per_minute: Count | None
 
 
-@dataclass
 class Chat(Bare):
-    ckpt: Any = MISSING  # one, or several: ckpt=A ckpt=B
-    device: str = MISSING
-    precision: str = MISSING
-    host: str = MISSING
-    port: int = MISSING
-    api_key: str | None = MISSING
-    open: bool = MISSING
-    page: bool = MISSING
-    compare: bool = MISSING
-    store: str | None = MISSING
-    gpus: int = MISSING
-    max_rows: int = MISSING
-    compile: bool = MISSING
-    max_tokens: int = MISSING
-    temperature: float = MISSING
-    top_k: int | None = MISSING
-    top_p: float | None = MISSING
-    min_p: float | None = MISSING
-    repetition_penalty: float | None = MISSING
-    python: bool = MISSING
-    log_conversations: bool = MISSING
-    cors: list[str] = MISSING
-    limits: Limits = field(default_factory=Limits)
+    ckpt: list[str] | str
+    device: Device
+    precision: Precision
+    host: Annotated[str, Field(min_length=1)]
+    port: Annotated[int, Field(ge=0, le=65535)]
+    api_key: str | None
+    open: bool
+    page: bool
+    compare: bool
+    store: str | None
+    gpus: Ranks
+    max_rows: Count
+    compile: bool
+    max_tokens: Count
+    temperature: Temperature
+    top_k: TopK
+    top_p: TopP
+    min_p: MinP
+    repetition_penalty: Penalty
+    python: bool
+    log_conversations: bool
+    cors: list[str]
+    limits: Limits
 
 
-@dataclass
 class Bench(Command):
-    ckpt: str | None = MISSING
-    device: str = MISSING
-    precision: str = MISSING
-    vocab_size: int = MISSING
-    prompt_tokens: int = MISSING
-    decode_tokens: int = MISSING
-    batches: Any = MISSING  # a number or a list of them
-    temperature: float = MISSING
-    repeats: int = MISSING
-    compile: bool = MISSING
-    model: Model = field(default_factory=Model)
-    arch: Any = MISSING
+    ckpt: str | None
+    device: Device
+    precision: Precision
+    vocab_size: Annotated[int, Field(ge=265, le=MAX_VOCAB)]
+    prompt_tokens: Count
+    decode_tokens: Count
+    batches: Count | list[Count]
+    temperature: Temperature
+    repeats: Count
+    compile: bool
+    model: Model
+    arch: Arch
 
 
-@dataclass
 class Evaluate(LoadsCheckpoint):
-    evals: Any = MISSING  # names in a list, or with commas
-    data: Any = None
-    eval_tokens: int | None = MISSING
-    rows_per_device: int = MISSING
-    split: str = MISSING
-    limit: int | None = MISSING
-    max_tokens: int = MISSING
-    model: Length = field(default_factory=Length)
-    sample: Samples = field(default_factory=Samples)
+    evals: list[str] | str
+    data: Annotated[dict | None, Built()] = None
+    eval_tokens: Count | None
+    rows_per_device: Count
+    split: str
+    limit: Count | None
+    max_tokens: Count
+    model: OnlyLength
+    sample: Samples
 
 
-@dataclass
-class Data(Command):
-    data: Any = MISSING
-    tokenizer: Any = MISSING
-    show: str = MISSING
-    step: int = MISSING
-    rows: int | None = MISSING
-    ckpt: str | None = MISSING
-    batch_tokens: int = MISSING
-    model: Length = field(default_factory=Length)
+class DataCommand(Command):
+    data: Data
+    tokenizer: TokenizerChoice
+    show: Literal["stats", "batch", "ledger", "download"]
+    step: Whole
+    rows: Count | None
+    ckpt: str | None
+    batch_tokens: Count
+    model: OnlyLength
 
 
-@dataclass
-class Tokenizer(Command):
-    data: Any = MISSING
-    kind: str = MISSING
-    vocab_size: Any = MISSING  # a number or auto, like the next two
-    max_chars: Any = MISSING
-    doc_cap: Any = MISSING
-    out: str | None = MISSING
-    model: Length = field(default_factory=Length)
+class Tokenizer(Command, TokenizerSettings):
+    data: Data
+    out: str | None
+    model: OnlyLength
 
 
-def unknown_keys(cfg: DictConfig, prefix: str = "") -> list[str]:
-    """Keys of a composed config that its schema does not have (`+key=…` adds any)."""
-    schema, found = OmegaConf.get_type(cfg), []
-    known = {f.name for f in fields(schema)} | {"hydra"} if is_dataclass(schema) else None
-    for key in map(str, cfg):
-        name = f"{prefix}{key}"
-        if known is not None and key not in known:
-            found.append(name)
-        elif (
-            not OmegaConf.is_missing(cfg, key)
-            and isinstance(node := cfg._get_node(key), DictConfig)
-            and not node._is_none()
-        ):
-            found += unknown_keys(node, f"{name}.")
-    return found
-
-
-def register() -> None:
-    """Make the schemas known to Hydra as `schema_COMMAND`."""
-    store = ConfigStore.instance()
-    for name, schema in {
-        "train": Train,
-        "sample": SampleCommand,
-        "cli": Cli,
-        "chat": Chat,
-        "bench": Bench,
-        "evaluate": Evaluate,
-        "data": Data,
-        "tokenizer": Tokenizer,
-    }.items():
-        store.store(name=f"schema_{name}", node=schema)
+COMMANDS: dict[str, type[Settings]] = {
+    "train": Train, "sample": SampleCommand, "cli": Cli, "chat": Chat, "bench": Bench, "evaluate": Evaluate, "data": DataCommand,
+    "tokenizer": Tokenizer,
+}  # fmt: skip

@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from decimal import Decimal
 from operator import add, floordiv, mul, sub
 from random import Random
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from nanochat.runtime.held_out import is_held_out
-from nanochat.tasks.generated import Generated, share
+from nanochat.runtime.settings import Portion
+from nanochat.tasks.generated import Generated, Size, Split, share
 
 # operator -> how the calculator is called (its `/` gives 4.0 where a person says 4), and what comes out
 CALLS = {"+": "+", "-": "-", "*": "*", "/": "//"}
@@ -140,11 +143,11 @@ class Arithmetic(Generated):
     def __init__(
         self,
         *,
-        size: int,
-        split: str = "train",
-        digits: int = 3,
+        size: Size,
+        split: Split = "train",
+        digits: Annotated[int, Field(ge=1, le=9)] = 3,
         operators: Sequence[str] | str = "+-*/",
-        held_out: float = 0.1,
+        held_out: Portion = 0.1,
         name: str = "arithmetic",
         **common: Any,
     ):

@@ -5,17 +5,21 @@ sizes of the two splits.
 """
 
 from random import Random
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from nanochat.tasks.task import Task, whole
 
 TEST_SEEDS = 10_000_000  # from: facts sheet 4.4; where the seeds of the test split begin
+Size = Annotated[int, Field(ge=1, le=TEST_SEEDS)]
+Split = Literal["train", "test"]
 
 
 class Generated(Task):
     """`size` conversations of `split`, train or test."""
 
-    def __init__(self, *, size: int, split: str, **common: Any):
+    def __init__(self, *, size: Size, split: Split, **common: Any):
         super().__init__(**common)
         self.size = whole("size", size, 1)
         if size > TEST_SEEDS:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from random import Random
 from typing import Any, NamedTuple
 
-from nanochat.tasks.generated import Generated
+from nanochat.tasks.generated import Generated, Size, Split
 
 EVERY = 5  # guess: of five wordings the last is for testing
 GREETED = 0.25  # guess: conversations that begin with a greeting
@@ -413,12 +413,12 @@ class Identity(Generated):
     def __init__(
         self,
         *,
-        size: int,
+        size: Size,
         model_name: str,
         maker: str,
         purpose: str,
         facts: Mapping[str, str] | None = None,
-        split: str = "train",
+        split: Split = "train",
         name: str = "identity",
         **common: Any,
     ):

@@ -8,9 +8,10 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nanochat.runtime.held_out import is_held_out
+from nanochat.runtime.settings import Portion
 from nanochat.tasks.generated import share
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.conversations import BadConversation, check
@@ -25,7 +26,13 @@ class JSONL(Task):
     kind = "chat"
 
     def __init__(
-        self, *, path: str | Path, name: str = "jsonl", split: str = "all", held_out: float = 0.05, **common: Any
+        self,
+        *,
+        path: str | Path,
+        name: str = "jsonl",
+        split: Literal["all", "train", "test"] = "all",
+        held_out: Portion = 0.05,
+        **common: Any,
     ):
         super().__init__(name=name, **common)
         self.path = Path(path).expanduser().absolute()

@@ -19,7 +19,8 @@ from random import Random
 from typing import Any, NamedTuple
 
 from nanochat.runtime.held_out import is_held_out
-from nanochat.tasks.generated import Generated, share
+from nanochat.runtime.settings import Portion
+from nanochat.tasks.generated import Generated, Size, Split, share
 from nanochat.tasks.stdlib import sources
 
 # the beginning of a module, and of a class or function that begins a line, to the end of what may be its docstring
@@ -94,7 +95,7 @@ class PyDocsQA(Generated):
     kind = "chat"
 
     def __init__(
-        self, *, size: int, split: str = "train", held_out: float = 0.1, name: str = "pydocs_qa", **common: Any
+        self, *, size: Size, split: Split = "train", held_out: Portion = 0.1, name: str = "pydocs_qa", **common: Any
     ):
         super().__init__(name=name, size=size, split=split, **common)
         self.held_out = share("held_out", held_out)

@@ -13,8 +13,9 @@ from typing import Any
 
 from nanochat.runtime.held_out import is_held_out
 from nanochat.runtime.paths import hub_dir
+from nanochat.runtime.settings import Part
 from nanochat.tasks import stdlib
-from nanochat.tasks.generated import Generated, share
+from nanochat.tasks.generated import Generated, Size, Split, share
 from nanochat.tasks.gsm8k import marked, score_marked
 from nanochat.tasks.task import last_answer
 
@@ -89,7 +90,7 @@ class Words(Generated):
 
     kind = "answer"
 
-    def __init__(self, *, path: str | Path | None = None, held_out: float = 0.1, **common: Any):
+    def __init__(self, *, path: str | Path | None = None, held_out: Part = 0.1, **common: Any):
         super().__init__(**common)
         self.path = Path(path).expanduser().absolute() if path and path != LIBRARY else None
         self.from_library = path == LIBRARY
@@ -143,7 +144,7 @@ class Words(Generated):
 class SimpleSpelling(Words):
     """Spell a word. Right is nothing but `word:w,o,r,d`."""
 
-    def __init__(self, *, size: int, split: str = "train", name: str = "simple_spelling", **common: Any):
+    def __init__(self, *, size: Size, split: Split = "train", name: str = "simple_spelling", **common: Any):
         super().__init__(name=name, size=size, split=split, **common)
 
     @cached_property
@@ -171,7 +172,7 @@ class SimpleSpelling(Words):
 class SpellingBee(Words):
     """Count a letter in a word. Graded like GSM8K, by the number after `####`."""
 
-    def __init__(self, *, size: int, split: str = "train", name: str = "spelling_bee", **common: Any):
+    def __init__(self, *, size: Size, split: Split = "train", name: str = "spelling_bee", **common: Any):
         super().__init__(name=name, size=size, split=split, **common)
 
     def conversation(self, i: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
+from nanochat.runtime.settings import Count, Whole
 from nanochat.tokenizer.conversations import BadConversation
 
 SAMPLE = 1000  # guess: conversations hashed into the settings; a tenth of a second, and a changed template or row shows
@@ -26,7 +27,7 @@ class Task(ABC):
     # "chat": nothing to score | "choice": the answer is one of conversation["letters"] | "answer": free text, judged by `score`
     kind: ClassVar[str]
 
-    def __init__(self, *, name: str, start: int = 0, stop: int | None = None, step: int = 1, repeat: int = 1):
+    def __init__(self, *, name: str, start: Whole = 0, stop: Count | None = None, step: Count = 1, repeat: Count = 1):
         self.name = name
         self.start = whole("start", start, 0)
         self.stop = None if stop is None else whole("stop", stop, self.start + 1)

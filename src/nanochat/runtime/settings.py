@@ -1,0 +1,474 @@
+"""The one mechanism that checks settings: every key has a type and a range, and is checked when composed, before anything is built.
+
+The settings of a command are the annotations of a class of `schema.py`. Those of anything that the configs build (`_target_`) are the annotated
+arguments of its constructor, and of what that passes its `**` arguments on to; so an addition is checked without being named anywhere else.
+Types are Python's, ranges pydantic's `Annotated[int, Field(ge=1)]`. The same annotations say the rule in an error and in the table of settings;
+where they cannot, `Field(description=…)` says it, and `examples` what to type instead.
+"""
+
+import difflib
+import importlib
+import inspect
+import math
+import re
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+LARGEST = 2**63 - 1  # of a whole number: what PyTorch and NumPy hold
+SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_")  # Hydra's own
+REQUIRED = inspect.Parameter.empty
+
+Whole = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Number = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(ge=0, le=1e4)]  # of learning; guess: far above any that trains
+Portion = Annotated[float, Field(gt=0, lt=1)]  # a part of a whole, neither none nor all of it
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Part = Annotated[float, Field(ge=0, lt=1)]  # likewise, or none
+Beta = Part  # of a running mean
+Seed = Annotated[int, Field(ge=0)]
+Workers = Annotated[int, Field(ge=0, le=1024)]  # guess: more is a mistyped number
+
+
+class Settings:
+    """Base of a group of settings: its annotations are its keys, a value in the class is a default."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """Marks a setting that is a group of arguments: of what `of` names, else of its `_target_`.
+
+    `given` are arguments that the code gives, not the user. `more` are settings beside the arguments. `each`: a group of such groups, by name.
+    `of` may name a function that finds the settings by the group's values (`chosen`): called with them and the group's key, it raises ValueError.
+    """
+
+    of: str | None = None
+    given: tuple[str, ...] = ()
+    more: type[Settings] | None = None
+    each: bool = False
+    chosen: bool = False  # `of` is such a function
+    null: bool = False  # null leaves one of `each` out
+
+
+class Setting(NamedTuple):
+    annotation: Any
+    default: Any  # REQUIRED where it must be given
+    passed_on: bool = False
+
+    @property
+    def is_optional(self) -> bool:
+        return type(None) in _options(self.annotation)
+
+
+class Wrong(ValueError):
+    """Settings that are wrong, the first as a line."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        # a setting that others refer to (`${seed}`) is wrong once
+        more = len({re.sub(r"^[^=]*\.|; try .*", "", line) for line in lines}) - 1
+        others = f" ({more} more setting{'s are' if more > 1 else ' is'} wrong)" if more else ""
+        super().__init__(lines[0] + others)
+
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+def passes_on(*targets: Callable[..., Any]) -> Callable[[T], T]:
+    """Says of a function that it passes its `**` arguments on to these."""
+
+    def mark(function: T) -> T:
+        function.passes_on = targets  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def parameters(target: Any) -> Mapping[str, Setting]:
+    """The settings of a class or function: name, type, default. Settings that were found already stay."""
+    if isinstance(target, Mapping):
+        return target
+    found: dict[str, Setting] = {}
+
+    def add(function: Any, passed_on: bool) -> bool:
+        """The arguments of one function; those of what it passes on to only if a keyword can be meant. True if it passes on."""
+        hints, more = get_type_hints(function, include_extras=True), False
+        for number, p in enumerate(inspect.signature(function).parameters.values()):
+            if p.kind is p.VAR_KEYWORD:
+                more = True
+            elif p.kind is p.VAR_POSITIONAL or (number == 0 and p.name == "self"):
+                continue
+            elif not passed_on or p.kind is p.KEYWORD_ONLY or p.default is not REQUIRED:
+                found.setdefault(p.name, Setting(hints.get(p.name, Any), p.default, passed_on))
+        return more
+
+    if isinstance(target, type) and (issubclass(target, Settings) or is_dataclass(target)):
+        hints = get_type_hints(target, include_extras=True)
+        if is_dataclass(target):
+            return {
+                f.name: Setting(hints[f.name], REQUIRED if f.default is MISSING else f.default) for f in fields(target)
+            }
+        return {name: Setting(hint, getattr(target, name, REQUIRED)) for name, hint in hints.items()}
+    if isinstance(target, type):
+        for number, kind in enumerate(k for k in target.__mro__ if "__init__" in vars(k)):
+            if kind is object or not add(kind.__init__, number > 0):  # type: ignore[misc]
+                break
+    elif add(target, False):
+        for other in getattr(target, "passes_on", ()):
+            for name, setting in parameters(other).items():
+                by_keyword = setting.passed_on or setting.default is not REQUIRED or _keyword_only(other, name)
+                if by_keyword:
+                    found.setdefault(name, setting)
+    return found
+
+
+def _keyword_only(target: Any, name: str) -> bool:
+    p = inspect.signature(target).parameters.get(name)
+    return p is not None and p.kind is p.KEYWORD_ONLY
+
+
+def check(values: Mapping[str, Any], target: Any, prefix: str = "") -> dict[str, Any]:
+    """The values as their types want them (1e9 is a whole number, `no` is false). Wrong names the first that is not what it must be."""
+    wrong: list[str] = []
+    checked = _group(values, parameters(target), prefix, wrong)
+    if wrong:
+        raise Wrong(wrong)
+    return checked
+
+
+def check_fields(instance: Any, prefix: str) -> None:
+    """In `__post_init__` of a frozen dataclass: its fields checked, and kept as their types want them."""
+    wrong: list[str] = []
+    for name, setting in parameters(type(instance)).items():
+        object.__setattr__(
+            instance, name, _leaf(getattr(instance, name), setting.annotation, f"{prefix}.{name}", wrong)
+        )
+    if wrong:
+        raise Wrong(wrong)
+
+
+def _group(
+    values: Mapping[str, Any], known: Mapping[str, Setting], prefix: str, wrong: list[str], name: str = ""
+) -> dict[str, Any]:
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if key in SPECIAL and "_target_" in values:
+            checked[key] = value
+        elif key not in known:
+            wrong.append(unknown(path, known, prefix, name))
+        else:
+            checked[key] = _value(value, known[key].annotation, path, wrong)
+    for key, setting in known.items():
+        if key not in values:
+            if setting.default is REQUIRED:
+                wrong.append(f"{prefix}{key} must be given: add {prefix}{key}=…")
+            elif not prefix:  # of a command: what the files in conf/ need not say
+                checked[key] = setting.default
+    return checked
+
+
+def _value(value: Any, annotation: Any, path: str, wrong: list[str]) -> Any:
+    options = _options(annotation)
+    if value is None and type(None) in options:
+        return None
+    group = next((o for o in options if isinstance(o, type) and issubclass(o, Settings)), None)
+    built = next((m for m in _marks(annotation) if isinstance(m, Built)), None)
+    if group is None and built is None:
+        if _holds_target(value):  # a task among arguments: whatever it is, it is built from settings of its own
+            each = "_target_" not in value
+            return _value(value, Annotated[dict, Built(each=each, null=True)], path, wrong)
+        return _leaf(value, annotation, path, wrong)
+    if not isinstance(value, Mapping):
+        what = f"a group of settings; set one of it, as {path}.NAME=…" + (", or null" if type(None) in options else "")
+        wrong.append(f"{path}={shown(value)} must be {what}")
+        return value
+    if group is not None:
+        return _group(value, parameters(group), f"{path}.", wrong, path)
+    assert built is not None
+    if built.each:
+        one: Any = Annotated[dict | None if built.null else dict, replace(built, each=False)]
+        return {key: _value(item, one, f"{path}.{key}", wrong) for key, item in value.items()}
+    return _built(value, built, path, wrong)
+
+
+def _built(value: Mapping[str, Any], built: Built, path: str, wrong: list[str]) -> Any:
+    name = str(built.of or value.get("_target_", ""))
+    try:
+        target = locate(name) if name else None
+        if built.chosen:
+            assert target is not None
+            target = target(value, path)
+    except ValueError as error:
+        wrong.append(
+            str(error)
+            if built.of
+            else f"{path}._target_={name}: {error}; see the files in conf/{path.partition('.')[0]}/"
+        )
+        return value
+    if target is None:
+        wrong.append(
+            f"{path} has no _target_: name what it is made by, as the files in conf/{path.partition('.')[0]}/ do"
+        )
+        return value
+    if not callable(target) and not built.chosen:
+        wrong.append(f"{path}._target_={name} is nothing that can be called")
+        return value
+    known = {k: s for k, s in parameters(target).items() if k not in built.given}
+    if built.more is not None:
+        known = {**known, **parameters(built.more)}
+    return _group(value, known, f"{path}.", wrong, name.rpartition(".")[2])
+
+
+def locate(name: str) -> Any:
+    """What a dotted name names. ValueError if there is nothing."""
+    parts = name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError as error:
+            if error.name and ".".join(parts[:length]).startswith(error.name):
+                continue
+            raise ValueError(f"{name} cannot be imported ({error})") from error
+        except Exception as error:
+            raise ValueError(f"{name} cannot be imported ({type(error).__name__}: {error})") from error
+        for part in parts[length:]:
+            found = getattr(found, part, None)
+        if found is not None:
+            return found
+        break
+    raise ValueError("there is nothing of this name to import")
+
+
+def _holds_target(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    return "_target_" in value or any(isinstance(v, Mapping) and "_target_" in v for v in value.values())
+
+
+def _leaf(value: Any, annotation: Any, path: str, wrong: list[str]) -> Any:
+    try:
+        checked = _adapter(annotation).validate_python(value)
+    except (ValidationError, ArithmeticError):
+        wrong.append(refused(path, value, annotation))
+        return value
+    if not _same_kind(value, checked):
+        wrong.append(refused(path, value, annotation))
+    return checked
+
+
+@cache
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    config = ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True, arbitrary_types_allowed=True)
+    return TypeAdapter(annotation, config=config)
+
+
+def _same_kind(value: Any, checked: Any) -> bool:
+    """False for what pydantic would take and a user cannot mean: true or a text for a number, 1 for true, more than a machine word holds."""
+    if isinstance(checked, list | tuple) and isinstance(value, list | tuple):
+        return all(map(_same_kind, value, checked))
+    if isinstance(checked, Mapping) and isinstance(value, Mapping):
+        return all(_same_kind(value[key], checked[key]) for key in value if key in checked)
+    if isinstance(checked, bool):
+        return isinstance(value, bool | str)
+    if isinstance(checked, int | float):
+        held = isinstance(checked, float) or abs(checked) <= LARGEST
+        return not isinstance(value, bool | str) and held
+    return True
+
+
+def refused(path: str, value: Any, annotation: Any) -> str:
+    """The line for a value that is not what its setting must be."""
+    given, rule = f"{path}={shown(value)}", described(annotation)
+    if words := _words(annotation):
+        return f"{given} must be {words.description}" + (f"; try {path}={words.examples[0]}" if words.examples else "")
+    options = [o for o in _options(annotation) if o is not type(None)]
+    if all(get_origin(o) is Literal or o is bool for o in options):
+        return f"{given} is not known; choose from {', '.join(_choices(annotation))}"
+    if type(None) not in _options(annotation) and value is None:
+        return f"{given} must be {rule}, it cannot be switched off"
+    near = _nearest(value, annotation)
+    return f"{given} must be {rule}" + ("" if near is None else f"; try {path}={near}")
+
+
+def _nearest(value: Any, annotation: Any) -> Any:
+    """The bound that a number has passed, where it may be typed itself."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        return None
+    for option in _alternatives(annotation):
+        kind, bounds = _bounds(option)
+        if kind in (int, float):
+            if "ge" in bounds and value < bounds["ge"]:
+                return bounds["ge"]
+            if "le" in bounds and value > bounds["le"]:
+                return bounds["le"]
+            if kind is int and math.isfinite(value) and value != int(value):
+                return round(value)
+    return None
+
+
+def shown(value: Any) -> str:
+    """A value as it would be typed."""
+    if isinstance(value, str):
+        return value if value and value == value.strip() and not _is_number(value) else repr(value)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(shown, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{k}:{shown(v)}' for k, v in value.items())}}}"
+    text = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def unknown(path: str, known: Mapping[str, Any], prefix: str = "", name: str = "") -> str:
+    """The line for a key that is none of `known`."""
+    near = difflib.get_close_matches(path[len(prefix) :], list(known), n=1, cutoff=0.5)
+    if near:
+        return f"{path} is not a setting; did you mean {prefix}{near[0]}=…?"
+    of = f" of {name}" if name else ""
+    there = f"; there are: {', '.join(sorted(known))}" if known else ", it has none"
+    return f"{path} is not a setting{of}{there}"
+
+
+# ---- types in words
+
+
+def _marks(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The types of a union, with their bounds; else the type itself."""
+    bare = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    if get_origin(bare) in (Union, types.UnionType):
+        return [part for one in get_args(bare) for part in _alternatives(one)]
+    return [annotation]
+
+
+def _options(annotation: Any) -> list[Any]:
+    """The types of a union, without their bounds."""
+    return [get_args(a)[0] if get_origin(a) is Annotated else a for a in _alternatives(annotation)]
+
+
+def _bounds(annotation: Any) -> tuple[Any, dict[str, Any]]:
+    bounds: dict[str, Any] = {}
+    for mark in _marks(annotation):
+        for one in mark.metadata if isinstance(mark, FieldInfo) else (mark,):
+            for name in ("ge", "gt", "le", "lt", "min_length", "max_length"):
+                if getattr(one, name, None) is not None:
+                    bounds[name] = getattr(one, name)
+    return (get_args(annotation)[0] if _marks(annotation) else annotation), bounds
+
+
+def described(annotation: Any) -> str:
+    """A type and its range in words.
+
+    >>> described(Annotated[int, Field(ge=1)] | None), described(Literal["bpe", "char"]), described(tuple[Beta, Beta])
+    ('a whole number from 1 up, or null', 'bpe or char', 'a list of 2, each a number from 0 to below 1')
+    """
+    if words := _words(annotation):
+        return str(words.description)
+    parts = _choices(annotation)
+    last = (", or " if any(" " in part for part in parts) else " or ") + parts[-1] if len(parts) > 1 else ""
+    return ", ".join(parts[:-1] or parts) + last
+
+
+def _choices(annotation: Any) -> list[str]:
+    parts = [word for a in _alternatives(annotation) for word in _one(a)]
+    return list(dict.fromkeys(parts))
+
+
+def _words(annotation: Any) -> FieldInfo | None:
+    return next((m for m in _marks(annotation) if isinstance(m, FieldInfo) and m.description), None)
+
+
+def _one(annotation: Any) -> list[str]:
+    kind, bounds = _bounds(annotation)
+    origin, args = get_origin(kind), get_args(kind)
+    if words := _words(annotation):
+        return [str(words.description)]
+    if kind is type(None):
+        return ["null"]
+    if kind is bool:
+        return ["true", "false"]
+    if kind in (int, float):
+        return [("a whole number" if kind is int else "a number") + _range(bounds)]
+    if kind in (str, Path):
+        return ["text" if kind is str else "a path"]
+    if origin is Literal:
+        return [shown(a) for a in args]
+    if origin is tuple:
+        return [f"a list of {len(args)}, each {described(args[0])}"]
+    if kind is dict or (isinstance(origin or kind, type) and issubclass(origin or kind, Mapping | Settings)):
+        return ["a group of settings"]
+    if isinstance(origin or kind, type) and issubclass(origin or kind, Sequence):
+        return [f"a list, each of it {described(args[0])}" if args else "a list"]
+    return ["anything" if kind is Any else f"a {getattr(kind, '__name__', kind)}"]
+
+
+def _range(bounds: Mapping[str, Any]) -> str:
+    number = {k: f"{v:,}" if isinstance(v, int) else f"{v:g}" for k, v in bounds.items()}
+    low = f" from {number['ge']}" if "ge" in number else f" above {number['gt']}" if "gt" in number else ""
+    high = f" to {number['le']}" if "le" in number else f" to below {number['lt']}" if "lt" in number else ""
+    if low.startswith(" above") and high:
+        high = high.replace(" to below", " and below") if "lt" in number else f" and at most {number['le']}"
+    if "ge" in number and not high:
+        high = " up"
+    if not low and high:
+        return f" below {number['lt']}" if "lt" in number else f" of at most {number['le']}"
+    return low + high
+
+
+def listed(
+    values: Mapping[str, Any], target: Any, prefix: str = "", given: Sequence[str] = ()
+) -> Iterator[tuple[str, Any, str]]:
+    """Every setting of composed values: (key, value, rule). Also those a group may have and no file sets, with their default."""
+    for name, setting in parameters(target).items():
+        if name in given:
+            continue
+        path, value = f"{prefix}{name}", values.get(name, setting.default)
+        yield from _listed(value, setting.annotation, path)
+
+
+def _listed(value: Any, annotation: Any, path: str) -> Iterator[tuple[str, Any, str]]:
+    options = _options(annotation)
+    group = next((o for o in options if isinstance(o, type) and issubclass(o, Settings)), None)
+    built = next((m for m in _marks(annotation) if isinstance(m, Built)), None)
+    if group is None and built is None and _holds_target(value):
+        built = Built(each="_target_" not in value)
+    if not isinstance(value, Mapping) or (group is None and built is None):
+        yield path, value, described(annotation)
+    elif group is not None:
+        yield from listed(value, group, f"{path}.")
+    elif built is not None and built.each:
+        if not value:
+            yield path, value, "a group, each of it with settings of its own"
+        one: Any = Annotated[dict, replace(built, each=False)]
+        for key, item in value.items():
+            yield from _listed(item, one, f"{path}.{key}")
+    elif built is not None:
+        target = locate(str(built.of or value["_target_"]))
+        if built.chosen:
+            target = target(value, path)
+        if built.more is not None:
+            known = parameters(built.more)
+            for name, setting in known.items():
+                yield f"{path}.{name}", value.get(name, setting.default), described(setting.annotation)
+            yield from listed(value, target, f"{path}.", given=(*built.given, *known))
+        else:
+            yield from listed(value, target, f"{path}.", given=built.given)

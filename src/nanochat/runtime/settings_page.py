@@ -1,0 +1,201 @@
+"""Every setting as a table: key, default, rule, meaning. It is what `--help` shows and what `docs/settings.md` holds.
+
+The rule comes from the type (`settings.py`), the meaning from the comment beside the value in `conf/`.
+`python -m nanochat.runtime.settings_page` writes `docs/settings.md`.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from nanochat.runtime.paths import conf_dir
+from nanochat.runtime.schema import COMMANDS
+from nanochat.runtime.settings import SPECIAL, listed, shown
+
+Row = tuple[str, str, str, str]  # key, default, rule, meaning
+# what a composition of nothing but the command lacks
+PAGES = {"train": (["+phase=base"], ["+phase=rl"]), "evaluate": ([],), "data": ([],), "tokenizer": ([],), "sample": ([],), "cli": ([],),
+         "chat": ([],), "bench": ([],)}  # fmt: skip
+# groups of which one is chosen, and where its settings stand in a composed config
+GROUPS = {
+    "data": "data",
+    "task": "task",
+    "reward": "rewards.NAME",
+    "logger": "logger",
+    "optim": "optim",
+    "algo": "algo",
+}
+
+# of names that mean the same wherever they stand, for a value that has no line of its own to explain it
+COMMON = {
+    "lr": "learning rate", "betas": "running means of AdamW", "eps": "AdamW's guard against division by zero", "rule": "update rule",
+    "weight_decay": "decay; auto: the plan's", "scale_width": "rate times (width / 768) ** -0.5", "momentum": "Muon's",
+    "scale_batch": "rate times the plan's factor for the batch size", "beta2": "running mean of Muon's second moment",
+    "ns_steps": "steps of the orthogonalisation", "variant": "which Muon", "ns_dtype": "dtype of the orthogonalisation",
+    "compile": "torch.compile", "seed": "of what is drawn at random", "temperature": "0: always the likeliest token", "split": "part of the data set",
+    "top_k": "only so many of the likeliest tokens; null: all", "max_tokens": "of a text", "limit": "at most so many", "project": "of Weights & Biases", "offline": "true: nothing is sent",
+    "mirror_only": "true: never ask the hub", "callbacks": "what else happens every N steps", "data": "null: the text of its run",
+    "name": "how it is called",
+    "dataset": "on the hub, or a folder of that name in the mirror", "subset": "the data set's config; null: the default one",
+    "size": "conversations", "sequence_len": "tokens of a row", "ckpt": "a checkpoint or run folder, or RUN@latest, RUN@best, RUN@STEP",
+    "device": "auto: the GPU if there is one", "precision": "of activations and products; auto: bf16 where the hardware multiplies it",
+    "prompts": "what samples begin with", "num_samples": "texts for each prompt", "depth": "layers; the width follows from it",
+    "questions": "so many are asked", "timeout": "seconds for the answers of a step", "weight": "of this reward in the sum",
+    "held_out": "share that only the test split has", "path": "a file or folder", "num_shards": "files taken; auto: as many as the run needs",
+    "val_shard": "number of the shard for validation", "text_field": "column or key that holds the text", 
+    "document_chars": "longer documents are cut",
+    "val_fraction": "share of the documents for validation", "revision": "a commit of the data set; null: the newest",
+}  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def meanings() -> dict[str, str]:
+    """Comment beside each value of conf/, by its key as composed; `key#file` for a file of a group, which knows best."""
+    found: dict[str, str] = {}
+    first = ("train.yaml", "evaluate.yaml", "data.yaml")  # a key of several commands is described where it means most
+    for path in sorted(
+        conf_dir().rglob("*.yaml"),
+        key=lambda p: (p.name not in first, first.index(p.name) if p.name in first else 0, p),
+    ):
+        text = path.read_text()
+        group = path.relative_to(conf_dir()).parts[0] if path.parent != conf_dir() else ""
+        whole = not group or "@package _global_" in text
+        if group == "experiment" or (group == "trainer" and whole):
+            continue  # what they say is of their own numbers
+        stack: list[tuple[int, str]] = []
+        for line in text.splitlines():
+            if not (match := re.match(r"( *)([\w.]+):(?: +(.*))?$", line)):
+                continue
+            indent, key, rest = len(match[1]), match[2], match[3] or ""
+            stack = [part for part in stack if part[0] < indent]
+            comment = re.search(r"(?:^|\s)# (.*)$", rest)
+            name = ".".join([*([] if whole else [group]), *(part[1] for part in stack), key])
+            stack.append((indent, key))
+            if comment:
+                found.setdefault(name, comment[1])
+                if not group:
+                    found.setdefault(f"{path.stem}:{name}", comment[1])
+    return found
+
+
+def meaning(key: str, command: str) -> str:
+    """What a setting means, or "" where no file says it."""
+    known = meanings()
+    # a task wherever it stands, a reward of any name, a group of any role
+    task = re.sub(r"^(?:data\.task|val_task|(?:data\.(?:train|val)_tasks|tasks\.of)\.\w+)\.", "task.", key)
+    reward = re.sub(r"^rewards\.\w+\.", "reward.", key)
+    for name in (f"{command}:{key}", key, task, reward):
+        if name in known:
+            return known[name]
+    for prefix, file in DATACLASSES.items():
+        if key.startswith(prefix) and (says := _beside(file).get(key.removeprefix(prefix))):
+            return says
+    return COMMON.get(key.rpartition(".")[2], "")
+
+
+# dataclasses whose fields are settings: the meaning is beside the field
+DATACLASSES = {"arch.": "gpt/config.py", "optim.schedule.": "optim/schedules.py", "algo.": "rl/algorithms.py"}
+
+
+@lru_cache
+def _beside(file: str) -> dict[str, str]:
+    text = (Path(__file__).parents[1] / file).read_text()
+    return dict(re.findall(r"^    (\w+): .*?# (.*)$", text, re.M))
+
+
+def rows(command: str, words: list[str]) -> Iterator[Row]:
+    """The settings of a command with these words on its line."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    from nanochat.runtime.app import register
+
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        values: Any = OmegaConf.to_container(compose(command, words), resolve=False)
+    yield from table(values, command)
+
+
+def table(values: dict[str, Any], command: str) -> Iterator[Row]:
+    for key, value, rule in listed(values, COMMANDS[command]):
+        yield key, _default(value), rule, meaning(key, command)
+
+
+def _default(value: Any) -> str:
+    if value == "???":
+        return "must be given"
+    return "" if isinstance(value, type) else shown(value)
+
+
+def show_help(command: str, words: list[str]) -> None:
+    """The table on a terminal: `key=default`, then the rule and the meaning."""
+    text = (conf_dir() / f"{command}.yaml").read_text().partition("\n")[0].removeprefix("# ")
+    print(f"{text}\n\nSettings, as key=default: what it may be; what it means. Groups are chosen by name:")
+    for group in sorted(p.name for p in conf_dir().iterdir() if p.is_dir()):
+        if command == "train" or group in ("data", "tokenizer", "model", "arch"):
+            names = sorted(p.stem for p in (conf_dir() / group).glob("*.yaml") if not p.stem.startswith("_"))
+            print(f"  {group}={'|'.join(names)}")
+    print()
+    for key, default, rule, says in rows(command, words):
+        print(f"  {key}={default}".ljust(44) + f"  {rule}" + (f"; {says}" if says else ""))
+    print(
+        "\nAlso: -m for a sweep over key=a,b,c; --cfg job shows what a line composes to; debug=true shows tracebacks."
+    )
+
+
+def page() -> str:
+    """docs/settings.md."""
+    lines = [
+        "# Settings",
+        "",
+        "Made by `python -m nanochat.runtime.settings_page`; a test compares. Each command shows the same for its own words, as",
+        "`python -m nanochat.train +phase=rl --help`. A value is typed as `key=value`; `null` switches off what may be null. A whole number may be",
+        "typed as 1e6; true and false also as yes, no, on, off.",
+    ]
+    known: set[str] = set()
+    for command, compositions in PAGES.items():
+        for number, words in enumerate(compositions):
+            found = [row for row in rows(command, words) if not number or row[0] not in known]
+            known |= {row[0] for row in found}
+            title = f"nanochat.{command}" + "".join(f" {word}" for word in words)
+            lines += ["", f"## {title}", "", *_markdown(found)]
+    for group, key in GROUPS.items():
+        seen: set[tuple[str, ...]] = set()
+        for name in sorted(p.stem for p in (conf_dir() / group).glob("*.yaml") if not p.stem.startswith("_")):
+            found = list(_of_group(group, name, key))
+            if (keys := tuple(row[0] for row in found)) not in seen:
+                seen.add(keys)
+                lines += ["", f"## {group}={name}", "", *_markdown(found)]
+    return "\n".join(lines) + "\n"
+
+
+def _of_group(group: str, name: str, key: str) -> Iterator[Row]:
+    words = {
+        "data": [f"+phase={'rl' if name == 'questions' else 'base'}", f"data={name}"], "task": ["+phase=rl", f"task={name}"],
+        "algo": ["+phase=rl", f"algo={name}"], "reward": ["+phase=rl", "~reward@rewards.answer", f"+reward@rewards.NAME={name}"],
+    }.get(group, ["+phase=base", f"{group}={name}"])  # fmt: skip
+    for row in rows("train", words):
+        if row[0].startswith(f"{key}.") and row[0].rpartition(".")[2] not in SPECIAL:
+            yield row
+
+
+def _markdown(found: list[Row]) -> list[str]:
+    def cell(text: str) -> str:
+        return text.replace("|", "\\|").replace("\n", "\\n")
+
+    head = ["| key | default | may be | meaning |", "|---|---|---|---|"]
+    return head + [
+        f"| `{key}` | {f'`{cell(default)}`' if default else ''} | {cell(rule)} | {cell(says)} |"
+        for key, default, rule, says in found
+    ]
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = []
+    Path("docs").mkdir(exist_ok=True)
+    Path("docs/settings.md").write_text(page())
