@@ -74,7 +74,8 @@ def test_losses_of_one_that_only_runs_are_those_of_one_that_trains(saved):
         torch.testing.assert_close(runs.loss_sum(idx, targets), trained.loss_sum(idx, targets), rtol=1e-5, atol=0)
 
 
-def test_weights_that_do_not_fit_the_config_are_named(saved):
+def test_weights_that_do_not_fit_the_config_are_named(saved, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_CHECK_HASHES", "false")
     (saved / "config.json").write_text((saved / "config.json").read_text().replace('"n_layer": 2', '"n_layer": 3'))
     sizes = (saved / "files.json").read_text()
     assert '"config.json"' in sizes  # the size is the same

@@ -4,7 +4,7 @@
     config.json         architecture, sizes, format version, hash of the tokenizer
     tokenizer.json, token_bytes.npy
     lineage.json        where it comes from: parents, composed config, command, commit, data, versions, metrics
-    files.json          size of every file, written last: a truncated file is found before it is loaded
+    files.json          bytes and hash of every file, written last: a truncated or damaged file is found before it is loaded
     trainer/state.pt    optimizer, loops, RNG: only for `resume`
 
 It is written under a temporary name, fsynced and renamed, so a kill at any instant leaves the previous one intact.
@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nanochat.checkpoint import hashes
 from nanochat.gpt import GPT, GPTConfig
 
 STATE = "trainer/state.pt"
@@ -109,51 +110,74 @@ def save(
             (folder / STATE).parent.mkdir()
             with (folder / STATE).open("wb") as file:  # a file of Python's, whose error says that the disk is full
                 torch.save(trainer_state, file)
-        sizes = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-        (folder / "files.json").write_text(json.dumps(sizes, indent=2) + "\n")
+        files = {
+            str(p.relative_to(folder)): {"bytes": p.stat().st_size, hashes.HASH: hashes.file_hash(p)}
+            for p in sorted(folder.rglob("*"))
+            if p.is_file()
+        }
+        (folder / "files.json").write_text(json.dumps(files, indent=2) + "\n")
 
     write_atomic(path, write)
 
 
-def problem(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder (missing or truncated files), or None."""
+def problem(path: Path, *, state: bool = False) -> str | None:
+    """What is wrong with a checkpoint folder (missing, truncated or damaged files), or None. The trainer's state is looked at only if
+    `state`: nothing but resuming needs it, and it may be deleted to save space. Checkpoints of before there were hashes go by size."""
     if not path.is_dir():
         return f"{path} is not a folder"
     try:
-        sizes = json.loads((path / "files.json").read_text())
+        files = dict(read_json(path / "files.json"))
     except FileNotFoundError:
         return f"{path} has no files.json, so it is not a complete nanochat checkpoint"
-    except ValueError:
+    except (ValueError, TypeError):
         return f"{path}/files.json is not readable JSON"
-    for name, size in sizes.items():
+    if state and STATE not in files:
+        return f"{path} has no {STATE}"
+    if not state:
+        files.pop(STATE, None)
+    for name, facts in files.items():
         file = path / name
-        if not file.is_file() and name == STATE:
-            continue  # may be deleted to save space; only resume needs it
+        size, expected = (facts.get("bytes"), facts.get(hashes.HASH)) if isinstance(facts, dict) else (facts, None)
         if not file.is_file():
-            return f"{file} is missing"
+            return f"{path} has no {STATE}" if name == STATE else f"{file} is missing"
         if file.stat().st_size != size:
             return f"{file} has {file.stat().st_size:,} bytes instead of {size:,}: it is truncated or was changed"
+        if expected and hashes.wanted() and hashes.file_hash(file) != expected:
+            return f"{file} is damaged or was changed: its {hashes.HASH} is not the one in files.json"
     return None
 
 
-def require(path: Path) -> Path:
-    """The path itself if it is a sound checkpoint folder, else a ValueError that says what is wrong."""
-    if wrong := problem(path):
-        others = (
-            [p.name for p in sorted(path.parent.glob("step_*")) if p != path and problem(p) is None]
-            if path.parent.is_dir()
-            else []
+def require(path: Path, *, state: bool = False) -> Path:
+    """The path itself if it is a sound checkpoint folder, else a ValueError that says what is wrong and which one beside it is sound."""
+    if wrong := problem(path, state=state):
+        beside = sorted(path.parent.glob("step_*"), reverse=True) if path.parent.is_dir() else []
+        sound = next((p for p in beside if p != path and problem(p, state=state) is None), None)
+        raise ValueError(
+            wrong + ("; copy it again" if path.is_dir() else "") + (f", or use the newest sound: {sound}" if sound else "")
         )
-        raise ValueError(wrong + (f"; these beside it are sound: {', '.join(others)}" if others else ""))
     return path
 
 
+def read_json(path: Path) -> Any:
+    """ValueError that names the file if it is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:  # of json, or not UTF-8
+        raise ValueError(f"{path} is not readable JSON ({error}); it is damaged or was changed: copy it again") from error
+
+
 def read_config(path: Path) -> GPTConfig:
-    return GPTConfig.from_json(json.loads((require(path) / "config.json").read_text()))
+    file = require(path) / "config.json"
+    try:
+        return GPTConfig.from_json(read_json(file))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{file} does not describe a model ({error}); it is damaged or was changed: copy it again") from error
+    except ValueError as error:
+        raise ValueError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
 
 
 def read_lineage(path: Path) -> dict[str, Any]:
-    return json.loads((path / "lineage.json").read_text())
+    return read_json(path / "lineage.json")
 
 
 def phase(path: Path) -> str | None:
@@ -171,11 +195,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def read_state(path: Path) -> dict[str, Any]:
     """The trainer's state, for resume. Raises ValueError if it is not there or not readable."""
-    file = require(path) / STATE
-    if not file.is_file():
+    file = path / STATE
+    if path.is_dir() and not file.is_file():
         raise ValueError(
             f"{path} has no {STATE}, so training cannot resume from it; start a new run with init_from={path}"
         )
+    require(path, state=True)
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -187,7 +212,7 @@ def load_tokenizer(path: Path) -> Any:
     from nanochat.tokenizer import load_tokenizer as load
 
     tokenizer = load(path)
-    expected = json.loads((path / "config.json").read_text()).get("tokenizer_hash")
+    expected = read_json(path / "config.json").get("tokenizer_hash")
     if tokenizer.hash != expected:
         raise ValueError(
             f"the tokenizer in {path} has hash {tokenizer.hash}, the model was trained with {expected}; put the right one back"

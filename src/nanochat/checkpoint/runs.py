@@ -5,11 +5,13 @@ import difflib
 import json
 import re
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from nanochat.checkpoint import folder
 
+FOLDER_TIME = "%Y-%m-%d_%H-%M-%S"  # of a run's folder, in UTC and with a Z after it
 BEST = "best.json"
 START = "start.json"  # what an evaluation before the first step gave
 NAMED = 8  # guess: runs that an error names
@@ -36,9 +38,7 @@ class RunCheckpoints:
         """The newest checkpoint that can be resumed from, and a line for each newer one that cannot."""
         problems: list[str] = []
         for step in reversed(self.steps()):
-            wrong = folder.problem(self.path(step))
-            if wrong is None and not (self.path(step) / folder.STATE).is_file():
-                wrong = f"{self.path(step)} has no {folder.STATE}"
+            wrong = folder.problem(self.path(step), state=True)
             if wrong is None:
                 return self.path(step), problems
             problems.append(wrong)
@@ -54,7 +54,7 @@ class RunCheckpoints:
     def metrics(self, step: int) -> dict[str, Any]:
         """What evaluations of the checkpoint at `step` gave so far; step 0 is the start, of which there is no checkpoint."""
         file = self.path(step) / "metrics.json" if step else self.root / START
-        return json.loads(file.read_text()) if file.is_file() else {}
+        return folder.read_json(file) if file.is_file() else {}
 
     def record(self, step: int, metrics: dict[str, Any]) -> None:
         """Note what an evaluation of the checkpoint at `step` gave; move the pointer to the best if it is better (lower)."""
@@ -85,12 +85,29 @@ class RunCheckpoints:
                 shutil.rmtree(gone, ignore_errors=True)
 
 
+def now() -> datetime:
+    """In UTC: a run's start must sort the same wherever and whenever it is looked at."""
+    return datetime.now(UTC)
+
+
+def started(run: Path) -> float:
+    """Seconds since 1970 at which a run began, by its record; by the name of its folder, else by the folder's date, where that does not
+    say. What older versions wrote, in record and name, is local time."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return datetime.fromisoformat(json.loads((run / "record.json").read_text())["started"]).timestamp()
+    with contextlib.suppress(ValueError):
+        stamp = run.name[:19]  # then Z where it is UTC, and a number where several began in one second
+        zone = UTC if run.name[19:20] == "Z" else None
+        return datetime.strptime(stamp, FOLDER_TIME).replace(tzinfo=zone).timestamp()
+    return run.stat().st_mtime
+
+
 def run_folders(runs: Path, name: str) -> list[Path]:
     """Folders of the runs called `name`, oldest first, the trials of its sweeps among them."""
     found = {p.parent for p in (runs / name).glob("*/record.json")} | {
         p.parent for p in (runs / name).glob("*/*/record.json")
     }
-    return sorted(found, key=lambda p: str(p.relative_to(runs)))
+    return sorted(found, key=lambda p: (started(p), str(p.relative_to(runs))))
 
 
 def resolve(text: str | Path, runs: Path) -> Path:

@@ -58,16 +58,21 @@ def _journal(path: Path) -> Journal:
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file in hex; known ones (same path, size and time of change) are not read again."""
+    """The sha256 of a file in hex; known ones (same path, size, times of change and inode) are not read again."""
     status = path.stat()
-    key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+    # not the time of writing alone: that may be set back, as `cp -p` does
+    key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"
     journal = _journal(base_dir() / "file-sha256.jsonl")
     if known := journal.get(key):
         return known
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = read_sha256(path)
     journal.put(key, found)
     return found
+
+
+def read_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(value: Any, length: int = 16) -> str:

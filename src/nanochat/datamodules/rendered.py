@@ -1,8 +1,8 @@
 """Conversations as token ids on disk: each task is rendered once, by several processes, and mapped into memory.
 
 A folder per task and tokenizer, named by a hash of all that decides its content: `ids.bin`, `mask.bin` (uint8, 1 where the assistant
-writes), `offsets.npy`, `numbers.npy` (which conversation of the task each is) and `meta.json` with those that break the rules. It
-appears whole under its name or not at all.
+writes), `offsets.npy`, `numbers.npy` (which conversation of the task each is) and `meta.json` with those that break the rules and the
+sha256 of the files. It appears whole under its name or not at all, and is rendered again where a file is not what was written.
 """
 
 import json
@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nanochat.checkpoint import hashes
 from nanochat.checkpoint.folder import write_atomic
-from nanochat.datamodules.journal import digest
+from nanochat.datamodules.journal import digest, file_sha256, read_sha256
 from nanochat.datamodules.shards import cores
 from nanochat.runtime.signals import work_for_parent
 from nanochat.tasks.task import Task
@@ -79,12 +80,26 @@ def rendered(
     rules, naming task, number and reason; skip leaves them out and counts them."""
     key = digest({"task": task.settings(), "tokenizer": tokenizer.hash, "format": FORMAT})
     place = folder / f"{task.name.replace('/', '--')}-{key}"
-    if not (place / "meta.json").is_file():
+    if not _whole(place):
         _write(task, tokenizer, place, on_bad, processes)
     found = _open(place, task.name)
     if found.bad and on_bad == "error":
         raise _complaint(task, *found.bad[0])
     return found
+
+
+def _whole(place: Path) -> bool:
+    """Whether it was rendered and its files are what was written; folders of before there were hashes are taken as they are."""
+    if not (place / "meta.json").is_file():
+        return False
+    try:
+        sha256 = json.loads((place / "meta.json").read_text()).get("sha256", {})
+        if all(not hashes.wanted() or file_sha256(place / name) == expected for name, expected in sha256.items()):
+            return True
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        pass
+    log.warning("%s is damaged or was changed (sha256): it is rendered again", place)
+    return False
 
 
 def _open(place: Path, name: str) -> Rendered:
@@ -132,6 +147,7 @@ def _write(task: Task, tokenizer: Tokenizer, place: Path, on_bad: str, processes
             "dtype": dtype.name,
             "bad": bad,
             "bad_count": bad_count,
+            "sha256": {path.name: read_sha256(path) for path in sorted(folder.iterdir())},
         }
         (folder / "meta.json").write_text(json.dumps(meta, indent=1, default=str))
 

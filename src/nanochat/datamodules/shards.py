@@ -4,7 +4,8 @@ A shard is three files in the folder of its source and tokenizer: `.bin` (token 
 with <|bos|> before it), `.offsets.npy` (int64, documents + 1) and `.json` (counts, sizes, sha256). Its name holds a
 hash of the part's content and of the settings that decide its documents: shards of parts that did not change are
 found again whatever else was added. Each file is written under a temporary name, synced and renamed, the `.json`
-last; a shard without it, or whose files have not the recorded size, is built again. While one is built its builder
+last; a shard without it, or whose files have not the recorded size or sha256, is built again (hashed once, and again
+when the system shows a change of the file: `journal.file_sha256`). While one is built its builder
 holds a lock that ends with the process, so any number of builders may work on a folder at once, killed ones leave
 nothing to clear up, and nothing but time is lost where locks do not work. Only as many are started as there are
 cores, though: a second process that wants the same shards stands by (`Builders`).
@@ -36,7 +37,8 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from nanochat.datamodules.journal import digest
+from nanochat.checkpoint import hashes
+from nanochat.datamodules.journal import digest, file_sha256
 from nanochat.datamodules.sources import SPLITS, Part, TextSource
 from nanochat.runtime.signals import leave_signals, once, stdin_ends
 
@@ -101,6 +103,7 @@ class ShardFolder:
         self.folder = folder / f"{source.name}-{tokenizer.hash}"
         self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
         settings = {"settings": source.settings(), "source": source.name, "format": FORMAT}
+        self._said: set[str] = set()  # damaged files that were told of
         self.specs = {split: [self._spec(part, split, settings) for part in source.parts(split)] for split in SPLITS}
 
     def _spec(self, part: Part, split: str, settings: dict[str, Any]) -> ShardSpec:
@@ -131,10 +134,23 @@ class ShardFolder:
                 and meta["dtype"] == self.dtype.name
                 and self._path(spec, ".bin").stat().st_size == meta["bin_bytes"]
                 and self._path(spec, ".offsets.npy").stat().st_size == meta["offsets_bytes"]
+                and self._undamaged(spec, meta)
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return meta if whole else None
+
+    def _undamaged(self, spec: ShardSpec, meta: dict[str, Any]) -> bool:
+        if not hashes.wanted():
+            return True
+        for ending, key in ((".bin", "bin_sha256"), (".offsets.npy", "offsets_sha256")):
+            path = self._path(spec, ending)
+            if file_sha256(path) != meta[key]:
+                if path.name not in self._said:
+                    log.warning("%s is damaged or was changed (sha256): it is made again from its text", path)
+                    self._said.add(path.name)
+                return False
+        return True
 
     def failed(self, spec: ShardSpec) -> str | None:
         """What building a shard ran into, if it did."""

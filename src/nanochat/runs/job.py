@@ -5,7 +5,6 @@ What depends on the kind of data is in `text_job.py` and `chat_job.py`.
 
 import logging
 import os
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -24,7 +23,7 @@ from nanochat.callbacks.save import Save
 from nanochat.checkpoint import folder as checkpoint_folder
 from nanochat.checkpoint import lineage
 from nanochat.checkpoint.lightning_io import FolderCheckpointIO
-from nanochat.checkpoint.runs import RunCheckpoints, keep_for, resolve
+from nanochat.checkpoint.runs import RunCheckpoints, keep_for, lasting_name, now, resolve
 from nanochat.datamodules.by_step import share_out
 from nanochat.evals.bpb import bits_per_byte
 from nanochat.evals.chat import accuracy
@@ -180,8 +179,9 @@ class Job:
                 f"{folder.path} was planned with {wrong}={old[wrong]}, this command gives {self._plan_facts()[wrong]}; resume on a number of "
                 "devices that divides its batch"
             )
+        self.newest(folder)
         facts = {
-            "started": time.strftime("%Y-%m-%d %H:%M:%S"), "command": lineage.command_line(), "code": code, "versions": lineage.versions(),
+            "started": now().isoformat(timespec="milliseconds"), "command": lineage.command_line(), "code": code, "versions": lineage.versions(),
             "hardware": {"device": self.hardware.name, "peak_flops": self.hardware.peak_flops, "memory_bytes": self.hardware.memory_bytes,
                          "processes": self.world_size},
             "seed": self.config["seed"],
@@ -208,6 +208,20 @@ class Job:
 
     def checkpoints(self, folder: RunFolder) -> RunCheckpoints:
         return RunCheckpoints(folder.checkpoints, **self.config["checkpoints"])
+
+    def newest(self, folder: RunFolder) -> tuple[Path | None, list[str]]:
+        """The checkpoint that a resumed run goes on from, None if it never wrote one, and a line for each newer one that cannot be used.
+        ValueError if there are some and none can be used."""
+        checkpoints = self.checkpoints(folder)
+        start, problems = checkpoints.latest_sound() if folder.resumed else (None, [])
+        if problems and start is None:
+            sound = (p for p in map(checkpoints.path, reversed(checkpoints.steps())) if not checkpoint_folder.problem(p))
+            weights = next((lasting_name(p, base_dir() / "runs") for p in sound), None)
+            raise ValueError(
+                f"{problems[0]}; no checkpoint of this run can be resumed. Start anew: drop resume="
+                + (f"; or begin a new run from its weights: init_from={weights}, without resume=" if weights else "")
+            )
+        return start, problems
 
     def is_finished(self, folder: RunFolder) -> bool:
         """True, and said, if the run to continue has its last step and the evaluation of it."""
@@ -351,7 +365,7 @@ class Job:
         quiet_lightning()
         torch.manual_seed(self.config["seed"])
         self.attach()
-        start, problems = checkpoints.latest_sound() if folder.resumed else (None, [])
+        start, problems = self.newest(folder)
         resume_step = int(start.name.removeprefix("step_")) if start else 0
         if rank == 0:
             for line in problems:

@@ -3,13 +3,14 @@
 import fcntl
 import json
 import os
-import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from nanochat.checkpoint.runs import FOLDER_TIME, now, started
 
 CONFIG, RECORD = "config.yaml", "record.json"
 # What may differ between a run and its resumption: how and where it runs and what it shows, not what it computes.
@@ -83,7 +84,7 @@ def open_run(config: dict[str, Any], runs: Path, *, folder: Path | None = None) 
         places = (
             [folder]
             if folder is not None
-            else sorted((p for p in home.iterdir() if p.is_dir()), reverse=True)
+            else sorted((p for p in home.iterdir() if p.is_dir()), key=lambda p: (started(p), p.name), reverse=True)
             if home.is_dir()
             else []
         )
@@ -98,7 +99,7 @@ def open_run(config: dict[str, Any], runs: Path, *, folder: Path | None = None) 
                 + (f" and {len(changed) - 1} more" if len(changed) > 1 else "")
             )
     # the folder of a trial exists already, Hydra has made it; with a run in it, it is that of another one
-    place = folder or home / time.strftime("%Y-%m-%d_%H-%M-%S")
+    place = folder or home / now().strftime(f"{FOLDER_TIME}Z")
     new, n = place, 1
     while new.exists() if folder is None else (new / CONFIG).exists():
         n += 1

@@ -24,6 +24,7 @@ AUTO: dict[str, dict[str, int | None]] = {
     "bpe": {"vocab_size": 32768, "max_chars": 2_000_000_000, "doc_cap": 10_000},
     "char": {"vocab_size": None, "max_chars": None, "doc_cap": None},
 }
+HASH = "hash.txt"  # of a kept tokenizer, beside its files
 CHUNK_CHARS = 4_000_000  # guess: about a quarter of a second of counting; merging its counts takes 10 ms
 ALONE_CHARS = 16_000_000  # guess: below this (about a second on one core) helpers would not pay for starting
 
@@ -158,7 +159,10 @@ def train_or_load(
     vocab_size, max_chars, doc_cap = settings(kind, vocab_size, max_chars, doc_cap)
     folder = cached_folder(source, kind, vocab_size, max_chars, doc_cap)
     if folder.is_dir():
-        return load_tokenizer(folder)
+        known = load_tokenizer(folder)
+        if (folder / HASH).is_file() and (folder / HASH).read_text().strip() != known.hash:
+            raise ValueError(f"{folder} is damaged or was changed: not the tokenizer that was trained; delete this folder to train it again")
+        return known
     source = source.head(max_chars)
     tokenizer: Tokenizer
     if kind == "char":
@@ -171,6 +175,7 @@ def train_or_load(
         tokenizer = train_bpe(documents, vocab_size, max_chars=max_chars, doc_cap=doc_cap, workers=cores)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     tokenizer.save(temporary)
+    (temporary / HASH).write_text(f"{tokenizer.hash}\n")
     try:
         temporary.rename(folder)
     except OSError:
