@@ -46,6 +46,7 @@ def run(cfg: DictConfig) -> float | None:
         print("dry_run=true: nothing was trained")
         return None
     folder = open_run(config, base_dir() / "runs", folder=trial_folder())
+    job.check_plan(folder)
     if job.is_finished(folder):
         return job.last_result(folder)
     job.prepare(folder)

@@ -80,9 +80,14 @@ class ChatJob(Job):
         for task in (*self.data.train_tasks.values(), *self.data.val_tasks.values()):
             len(task)  # is its data there? before any of them is rendered
 
+    def length_shows(self, before: dict[str, Any], done: int, old: int, new: int) -> str | None:
+        if before["max_steps"] is None and done >= old:
+            return "the last of its epochs ends with it"
+        return super().length_shows(before, done, old, new)
+
     def no_effect(self) -> dict[str, str]:
         length = "data.num_epochs or max_steps set the length of a run on conversations"
-        decay = "Muon decays nothing in a run on conversations; set optim.groups.matrix.weight_decay=…"
+        decay = "the plan of a run on conversations has no weight decay; set optim.groups.matrix.weight_decay=…"
         return {
             **super().no_effect(),
             "plan.tokens": length,

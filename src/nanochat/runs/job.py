@@ -30,7 +30,7 @@ from nanochat.evals.chat import accuracy
 from nanochat.gpt import GPT, GPTConfig, counts
 from nanochat.modules.phase import PhaseModule
 from nanochat.runs import show
-from nanochat.runs.run_folder import RunFolder, read_record, write_record
+from nanochat.runs.run_folder import RunFolder, read_config, read_record, write_record
 from nanochat.runtime import hardware
 from nanochat.runtime.paths import base_dir
 from nanochat.runtime.plan import Plan, estimate_seconds
@@ -138,7 +138,10 @@ class Job:
     def print_plan(self, inherited: Sequence[tuple[str, str, str]] = ()) -> None:
         """The derived numbers, before anything is trained. `inherited`: (setting, value, source) of what the parent's run gives."""
         machine = None if self.config["dry_run"] else (self.hardware.name, self.expected_seconds)
-        show.plan(self.config["run_name"], self.plan, batch=self.data_shape(), text=self.describe(), machine=machine)
+        show.plan(
+            self.config["run_name"], self.plan, batch=self.data_shape(), text=self.describe(), machine=machine,
+            groups=self.config["optim"]["groups"],
+        )  # fmt: skip
 
     def share_out(self, plan: Plan, sizes: GPTConfig) -> tuple[int, int]:
         return share_out(
@@ -164,6 +167,50 @@ class Job:
     def _plan_facts(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self.plan).items() if k != "config"}
 
+    def check_plan(self, folder: RunFolder) -> None:
+        """ValueError if the run to continue was planned otherwise. It may become longer where a run of the new length would have done the
+        steps so far as they were done: it then ends as that one, bit for bit."""
+        old, new = read_record(folder).get("plan") if folder.resumed else None, self._plan_facts()
+        if not old or old == new:
+            return
+        if wrong := [k for k in old if k not in ("horizon_tokens", "horizon_source", "steps") and old[k] != new[k]]:
+            instead = (
+                f"add batch_tokens={old['batch_tokens']}"
+                if new["steps"] != old["steps"] and wrong[0] == "batch_tokens"
+                else "resume on a number of devices that divides its batch"
+            )
+            raise ValueError(
+                f"{folder.path} was planned with {wrong[0]}={old[wrong[0]]}, this command gives {new[wrong[0]]}; {instead}"
+            )
+        done = (self.checkpoints(folder).steps() or [0])[-1]
+        why = (
+            f"{new['steps']:,} steps are fewer"
+            if new["steps"] < old["steps"]
+            else self.length_shows(read_config(folder.path), done, old["steps"], new["steps"])
+        )
+        if why:
+            start = lasting_name(self.checkpoints(folder).path(done), base_dir() / "runs") if done else None
+            raise ValueError(
+                f"{folder.path} was planned with {old['steps']:,} steps and cannot have another length: {why}; drop max_steps, or begin a "
+                + (f"new run from its weights: init_from={start}, without resume=" if start else "new run: drop resume=")
+            )
+
+    def length_shows(self, before: dict[str, Any], done: int, old: int, new: int) -> str | None:
+        """Why the `done` first steps of a run of `old` steps are not those of one of `new` steps, None if they are. `before` is its config."""
+        schedule, groups = optim.build_schedule(self.config["optim"]["schedule"]), self.config["optim"]["groups"].values()
+        decays = [g.get("weight_decay") for g in groups if g["rule"] == "muon"]
+        names = {"lr": "learning rate"}
+        if decays:
+            names["momentum"] = "Muon momentum"
+        if any(self.plan.weight_decay if decay == "auto" else decay for decay in decays):
+            names["decay"] = "Muon weight decay"
+        for step in range(done):
+            for name, what in names.items():
+                multiplier = getattr(schedule, name)
+                if multiplier(step, old) != multiplier(step, new):
+                    return f"the {what} of step {step:,} follows from the length (optim.schedule)"
+        return None
+
     def prepare(self, folder: RunFolder) -> None:
         """What happens once, before any process trains: record, tokenizer, first token shards."""
         self.attach()
@@ -172,12 +219,6 @@ class Job:
         if (before := record.get("data")) and before["hash"] != manifest["hash"]:
             raise ValueError(
                 f"the data of {folder.path} are not what they were when it began; drop resume= for a new run on the new ones"
-            )
-        if (old := record.get("plan")) and old != self._plan_facts():
-            wrong = next(k for k in old if old[k] != self._plan_facts()[k])
-            raise ValueError(
-                f"{folder.path} was planned with {wrong}={old[wrong]}, this command gives {self._plan_facts()[wrong]}; resume on a number of "
-                "devices that divides its batch"
             )
         self.newest(folder)
         facts = {
@@ -227,10 +268,14 @@ class Job:
         """True, and said, if the run to continue has its last step and the evaluation of it."""
         checkpoints = self.checkpoints(folder)
         steps = checkpoints.steps() if folder.resumed else []
-        if steps and steps[-1] >= self.plan.steps and self.last_result(folder) is not None:
-            print(
-                f"this run is finished: {checkpoints.path(steps[-1])}; for another one change a setting, or drop resume="
-            )
+        end = checkpoints.path(steps[-1]) if steps and steps[-1] >= self.plan.steps else None
+        if end is not None and checkpoint_folder.problem(end) is None and self.last_result(folder) is not None:
+            length = self.plan.steps
+            batch = "" if self.config["batch_tokens"] or not self.batch_of_report() else f" batch_tokens={self.plan.batch_tokens}"
+            grows = self.length_shows(self.config, length, length, 2 * length) is None
+            more = f"resume={folder.path} max_steps=N{batch} makes it longer, for N above {length}"
+            again = f"init_from={lasting_name(end, base_dir() / 'runs')} begins a new run from it, without resume="
+            print(f"this run is finished: {end}; {more if grows else again}")
             return True
         return False
 

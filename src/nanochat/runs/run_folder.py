@@ -22,6 +22,8 @@ FREE_INSIDE = {
     "data": frozenset({"rows_per_device", "num_workers", "prepare_workers", "shards_dir", "rendered_dir"}),
     "trainer": frozenset({"accelerator", "devices", "num_nodes", "strategy", "compile", "attention", "expected_mfu"}),
 }
+# What the length of a run follows from, and what has to be typed to keep the rest of the plan when it becomes longer.
+LENGTH = frozenset({"max_steps", "plan.tokens", "plan.flops", "batch_tokens"})
 
 
 @dataclass
@@ -63,7 +65,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def open_run(config: dict[str, Any], runs: Path, *, folder: Path | None = None) -> RunFolder:
     """A new folder `runs/NAME/TIME`, or with `resume` the one to continue. ValueError if that is another run.
 
-    `resume` is false, `auto` (the newest run of this name with these settings, else a new one), or a run's folder. `folder`
+    `resume` is false, `auto` (the newest run of this name with these settings, else a new one), or a run's folder, which max_steps may make
+    longer (`Job.check_plan`). `folder`
     fixes the place of a new run, as a sweep does for its trials.
     """
     resume, home = config.get("resume"), runs / str(config["run_name"])
@@ -75,6 +78,8 @@ def open_run(config: dict[str, Any], runs: Path, *, folder: Path | None = None) 
                 f"resume={resume} is no run folder; give auto, a folder under {runs}, or init_from=… to start a new run from weights"
             )
         changed = differences(read_config(path), config)
+        if config.get("max_steps") is not None:  # whether it may have another length is seen when that is planned
+            changed = [line for line in changed if line.partition(":")[0] not in LENGTH]
         if changed:
             raise ValueError(
                 f"resume={resume} continues that run as it was, but {changed[0]}; drop that setting, or use init_from for a new run"
@@ -146,7 +151,11 @@ def write_record(folder: RunFolder, config: dict[str, Any], facts: dict[str, Any
         number = len(record.setdefault("resumptions", [])) + 1
         if diff and diff != _read(folder.path / "code.diff"):
             code["diff_file"] = f"code-resumption-{number}.diff"
-        record["resumptions"].append({"started": facts["started"], "command": facts["command"], "code": code})
+        resumption = {"started": facts["started"], "command": facts["command"], "code": code}
+        if record.get("plan") != facts["plan"]:  # made longer
+            resumption["plan_before"], record["plan"] = record.get("plan"), facts["plan"]
+            _replace(folder.path / CONFIG, yaml.safe_dump(config, sort_keys=False))
+        record["resumptions"].append(resumption)
     else:
         _replace(folder.path / CONFIG, yaml.safe_dump(config, sort_keys=False))
         if diff:

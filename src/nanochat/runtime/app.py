@@ -22,6 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from nanochat.runtime.paths import base_dir, conf_dir
+from nanochat.runtime.rules import change_rules
 from nanochat.runtime.schema import COMMANDS
 from nanochat.runtime.settings import check
 from nanochat.runtime.signals import StopAtOnce
@@ -76,6 +77,10 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
         @functools.wraps(run)
         def job(cfg: DictConfig) -> Any:
             try:
+                if "optim" in cfg:
+                    change_rules(
+                        cfg, overridden, lambda name: compose_choice("optim", name), HydraConfig.get().runtime.choices["optim"], choices("optim")
+                    )
                 take_checked(cfg, config_name)
                 if cfg.paths.hub_dir:
                     os.environ["NANOCHAT_HUB_DIR"] = cfg.paths.hub_dir

@@ -1,0 +1,28 @@
+"""`optim.groups.ROLE.rule=RULE` typed alone: the options of the rule before it fall away, those of the new one come from its preset."""
+
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+
+def change_rules(
+    cfg: DictConfig,
+    overridden: Callable[[str], list[str]],
+    preset: Callable[[str], dict[str, Any]],
+    chosen: str,
+    names: list[str],
+) -> None:
+    """Give each role whose rule was typed the options that belong to it; options that were typed stay.
+
+    `preset(name)` is a choice of the config group optim, `names` all of them, `chosen` the one of this run. The preset called as the rule
+    comes first, then any that has the rule for this role. Where none has, only what was typed is left.
+    """
+    for role, group in ((cfg.get("optim") or {}).get("groups") or {}).items():
+        key = f"optim.groups.{role}"
+        if not overridden(f"{key}.rule") or preset(chosen)["groups"].get(role, {}).get("rule") == group.rule:
+            continue
+        presets = (preset(name)["groups"].get(role, {}) for name in sorted(names, key=lambda name: name != group.rule))
+        options = next((found for found in presets if found.get("rule") == group.rule), {"rule": group.rule})
+        typed = {name: value for name, value in group.items() if overridden(f"{key}.{name}")}
+        OmegaConf.update(cfg, key, {**options, **typed}, merge=False, force_add=True)
