@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -92,8 +93,9 @@ def save(
     tokenizer: Any,
     lineage: dict[str, Any],
     trainer_state: dict[str, Any] | None = None,
+    arrays: dict[str, np.ndarray] | None = None,
 ) -> None:
-    """Write a checkpoint folder. `tokenizer` has `save(folder)` and `hash`."""
+    """Write a checkpoint folder. `tokenizer` has `save(folder)` and `hash`; `arrays` are more files, name -> content."""
 
     def write(folder: Path) -> None:
         save_file(
@@ -105,6 +107,8 @@ def save(
             json.dumps({**config.to_json(), "tokenizer_hash": tokenizer.hash}, indent=2) + "\n"
         )
         tokenizer.save(folder)
+        for name, array in (arrays or {}).items():
+            np.save(folder / name, array, allow_pickle=False)
         (folder / "lineage.json").write_text(json.dumps(lineage, indent=2, default=str) + "\n")
         if trainer_state is not None:
             (folder / STATE).parent.mkdir()

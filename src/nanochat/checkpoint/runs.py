@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nanochat.checkpoint import folder
+from nanochat.checkpoint import folder, imported
 
 FOLDER_TIME = "%Y-%m-%d_%H-%M-%S"  # of a run's folder, in UTC and with a Z after it
 BEST = "best.json"
@@ -113,16 +113,21 @@ def run_folders(runs: Path, name: str) -> list[Path]:
 def resolve(text: str | Path, runs: Path) -> Path:
     """The checkpoint folder meant by `text`: a checkpoint folder, a run folder (its newest), or RUN@latest, RUN@best, RUN@STEP.
 
-    RUN is a run name, or name/time of one run. Two candidates are a ValueError that lists them.
+    RUN is a run name, or name/time of one run. A checkpoint of the original (`imported.find`) is converted first. Two candidates
+    are a ValueError that lists them.
     """
     words = str(text)
     path = Path(words).expanduser()
+    if "@" not in words and not (path / "config.json").is_file() and (found := imported.find(words)):
+        return imported.cached(found)
     if path.is_dir():
         if (path / "checkpoints").is_dir():
             return _pick(RunCheckpoints(path / "checkpoints"), "latest", words)
         return folder.require(path)
     if path.exists():
-        raise ValueError(f"{path} is a file; a nanochat checkpoint is a folder with model.safetensors and config.json")
+        raise ValueError(
+            f"{path} is a file; a checkpoint is a folder with model.safetensors and config.json, or the original's model_STEP.pt"
+        )
     name, at, which = words.rpartition("@")
     if not at:
         raise ValueError(f"{words} is neither a folder nor RUN@latest, RUN@best or RUN@STEP{_meant(words, runs)}")

@@ -43,6 +43,7 @@ TEXT_KEYS = (
     "tokenizer.path",
     "path",
     "store",
+    "src",
     "api_key",
 )
 LIST_KEYS = ("evals", "cors")  # a,b,c is a list, not a sweep

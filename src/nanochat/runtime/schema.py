@@ -318,7 +318,14 @@ class Tokenizer(Command, TokenizerSettings):
     model: OnlyLength
 
 
+class Import(Bare):
+    src: str
+    out: str
+    arch: Annotated[dict | None, Built("nanochat.gpt.config.Arch")] = None
+    tokenizer_dir: str | None
+
+
 COMMANDS: dict[str, type[Settings]] = {
     "train": Train, "sample": SampleCommand, "cli": Cli, "chat": Chat, "bench": Bench, "evaluate": Evaluate, "data": DataCommand,
-    "tokenizer": Tokenizer,
+    "tokenizer": Tokenizer, "import": Import,
 }  # fmt: skip

@@ -1,0 +1,32 @@
+"""Convert a checkpoint of the original once: `python -m nanochat.import src=~/.cache/nanochat/base_checkpoints/d20 out=DIR`.
+
+Not needed to use one: `ckpt=` and `init_from=` take it as it is, and keep what they make of it. It is for choosing where that
+goes, for a tokenizer from elsewhere, and for files that do not say which maths they were trained with.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from nanochat.runtime.app import command
+
+
+def run(cfg: DictConfig) -> Path:
+    from nanochat.checkpoint import imported
+
+    out = Path(cfg.out).expanduser()
+    if out.exists():
+        raise ValueError(f"{out} is there already; choose another out=, or delete it")
+    found = imported.find(cfg.src, Path(cfg.tokenizer_dir).expanduser() if cfg.tokenizer_dir else None)
+    if found is None:
+        raise ValueError(f"{cfg.src} holds no model_STEP.pt, and is no model on the hub (ORG/NAME); give the folder with it")
+    arch: Any = OmegaConf.to_container(cfg.arch) if cfg.arch else None
+    imported.convert(found, out, arch)
+    return out
+
+
+main = command("import", run)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Models from elsewhere and for elsewhere: nanochat's own checkpoints so far."""

@@ -1,0 +1,88 @@
+"""The original's `tokenizer.pkl`, read without running anything in it (facts sheet 3.3).
+
+The file is a pickle of one `tiktoken.Encoding`. The unpickler here knows that one name and puts an inert object in its place;
+any other name, and so any code, is refused before it is looked up.
+"""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS, BPETokenizer
+from nanochat.tokenizer.words import SPLIT_PATTERN
+
+MAX_BYTES = 64 * 2**20  # guess: the file of 65,536 tokens has 0.85 MB
+BYTES = 256
+
+
+class _Encoding:
+    """Stands for `tiktoken.Encoding`: keeps what it is given."""
+
+    state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _OnlyEncoding(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("tiktoken.core", "Encoding"):
+            return _Encoding
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which no tokenizer of nanochat does")
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("it refers to objects outside the file")
+
+
+def read_tokenizer(path: Path) -> BPETokenizer:
+    """The tokenizer in a `tokenizer.pkl`. ValueError that names the file for anything else; nothing in it is ever run."""
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes; a tokenizer of nanochat has under {MAX_BYTES:,}")
+    try:
+        found = _OnlyEncoding(io.BytesIO(path.read_bytes())).load()
+    except Exception as error:  # a damaged pickle raises almost anything
+        raise ValueError(f"{path} is not a tokenizer of nanochat: {error or type(error).__name__}") from error
+    try:
+        return _checked(found)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a tokenizer of nanochat: {error}") from error
+
+
+def _checked(found: Any) -> BPETokenizer:
+    state = found.state if isinstance(found, _Encoding) else None
+    if not isinstance(state, dict):
+        raise ValueError("it holds no encoding")
+    ranks, specials = state.get("mergeable_ranks"), state.get("special_tokens")
+    if not isinstance(ranks, dict) or not all(type(k) is bytes and type(v) is int for k, v in ranks.items()):
+        raise ValueError("mergeable_ranks is not a dictionary of byte strings and numbers")
+    if state.get("pat_str") != SPLIT_PATTERN:
+        raise ValueError("it splits text by another pattern")
+    if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) < BYTES:
+        raise ValueError("its ranks are not 0, 1, 2 …")
+    if any(ranks.get(bytes([byte])) != byte for byte in range(BYTES)):
+        raise ValueError("its first 256 tokens are not the bytes")
+    if specials != {name: len(ranks) + k for k, name in enumerate(SPECIAL_TOKENS)}:
+        raise ValueError("its special tokens are not nanochat's nine, after all others")
+    return BPETokenizer(merges_of(ranks))
+
+
+def merges_of(ranks: dict[bytes, int]) -> list[tuple[int, int]]:
+    """The pair of ids that each token from 256 on was merged from: what is left of its bytes when all earlier merges are done.
+
+    >>> merges_of({**{bytes([b]): b for b in range(256)}, b"ab": 256, b"abc": 257})
+    [(97, 98), (256, 99)]
+    """
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1])[BYTES:]:
+        parts = [bytes([byte]) for byte in token]
+        while len(parts) > 2:
+            joined = [ranks.get(parts[i] + parts[i + 1], rank) for i in range(len(parts) - 1)]
+            best = min(range(len(joined)), key=joined.__getitem__)
+            if joined[best] >= rank:
+                break
+            parts[best : best + 2] = [parts[best] + parts[best + 1]]
+        if len(parts) != 2:
+            raise ValueError(f"token {rank} ({token!r}) is not a merge of two earlier ones")
+        merges.append((ranks[parts[0]], ranks[parts[1]]))
+    return merges
