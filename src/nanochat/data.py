@@ -41,7 +41,10 @@ def run(cfg: DictConfig) -> None:
 
         if cfg.step < 0:
             raise ValueError(f"step={cfg.step} is below 0; steps are counted from 0")
-        data.attach(train_or_load(data.source, **cfg.tokenizer), batch_tokens=cfg.batch_tokens)
+        tokenizer = train_or_load(data.source, **cfg.tokenizer)
+        for note in data.notes(tokenizer):
+            print(f"note: {note}", file=sys.stderr)
+        data.attach(tokenizer, batch_tokens=cfg.batch_tokens)
         data.prepare_data()
         data.setup()
     try:
@@ -132,6 +135,8 @@ def prepare_chat(data: ChatDataModule, cfg: DictConfig) -> None:
     if not overridden("model.sequence_len"):
         data.sequence_len = folder.read_config(checkpoint).sequence_len
     data.attach(folder.load_tokenizer(checkpoint), batch_tokens=cfg.batch_tokens)
+    for note in data.notes():
+        print(f"note: {note}", file=sys.stderr)
     steps = -(-data.epochs_rows() // data.batch_rows)
     if cfg.step > steps or (cfg.show == "batch" and cfg.step == steps):
         length = f"data.num_epochs={data.num_epochs} has {steps:,} steps of batch_tokens={cfg.batch_tokens}"

@@ -23,8 +23,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     names = list(cfg.evals) if isinstance(cfg.evals, ListConfig) else str(cfg.evals).split(",")
     known = ["bpb", "sample", *choices("task")]
     if unknown := [n for n in names if n not in known]:
+        scored = [name for name in known if name in ("bpb", "sample") or can_be_scored(name)]
         raise ValueError(
-            f"evals={unknown[0]} is not known; choose from {', '.join(known)}; several as evals=bpb,sample"
+            f"evals={unknown[0]} is not known; choose from {', '.join(scored)}; several as evals=bpb,sample"
         )
     tasks = {name: task(name, cfg.split) for name in names if name not in ("bpb", "sample")}
     opened = open_checkpoint(cfg.ckpt, device=cfg.device, precision=cfg.precision)
@@ -74,6 +75,13 @@ def validation_data(checkpoint: Path) -> dict[str, Any]:
     raise ValueError(
         f"{checkpoint} was trained without a validation text that bpb could take; say which, as data=pydocs"
     )
+
+
+def can_be_scored(name: str) -> bool:
+    """Whether something in a task of `conf/task` is right or wrong."""
+    from hydra.utils import get_class
+
+    return get_class(compose_choice("task", name)["_target_"]).kind != "chat"  # type: ignore[attr-defined]
 
 
 def task(name: str, split: str) -> Any:

@@ -25,8 +25,14 @@ def in_memory(tmp_path, mean: int, tokens: int = 3_000_000, count: int = 2) -> S
         spec = ShardSpec(Part(f"{i}", (f"{i}",), 2**27, "0" * 64), "train", f"train-{i}-{mean}-{mix(i)}")
         specs.append(spec)
         shards[spec] = Shard(f"{i}", ids, offsets)
-    source = SimpleNamespace(name="memory")
-    return SimpleNamespace(specs={"train": specs}, open=shards.__getitem__, folder=tmp_path, source=source)
+    source, tokenizer = SimpleNamespace(name="memory"), SimpleNamespace(vocab_size=2**16)
+    return SimpleNamespace(
+        specs={"train": specs},
+        open=shards.__getitem__,
+        folder=tmp_path,
+        source=source,
+        tokenizer=tokenizer,
+    )
 
 
 @pytest.mark.parametrize("packing", ["best_fit", "stream"])

@@ -40,7 +40,7 @@ def test_every_kind_of_file_is_read(tmp_path):
     source = LocalFiles(tmp_path)
     words = {"one", "two", "three", "four", "five", "six", "seven", "eight\n\nstill eight", "nine", "ten", "eleven"}
     assert set(both(source)) == words
-    assert source.skipped == {".png": 1}
+    assert source.skipped == {".png": 1, "hidden": 1}
     notes = Counter()
     for part in source.parts("train"):
         list(source.read(part, "train", notes))
@@ -191,7 +191,11 @@ def test_a_relative_path_is_of_the_folder_it_was_given_in(tmp_path, monkeypatch,
             {},
             "text_field=text is not a column.*columns are: content",
         ),
-        (lambda d: parquet(d / "a.parquet", ["x"]), {"text_field": "number"}, "number is not a text column.*are: text"),
+        (
+            lambda d: parquet(d / "a.parquet", ["x"]),
+            {"text_field": "number"},
+            "number is of type int64, not text, in.*are: text",
+        ),
         (lambda d: (d / "a.jsonl").write_text('{"text": "x"}\n{oops'), {}, "a.jsonl line 2 is not JSON"),
         (
             lambda d: (d / "a.jsonl").write_text('{"body": "x"}'),

@@ -208,7 +208,7 @@ def test_humaneval_canonical_solutions_are_right_and_others_wrong(mirror):
 
 
 def said(*contents: str, roles=("user", "assistant")) -> list[dict]:
-    return [{"role": roles[n % 2], "content": text, "extra": 1} for n, text in enumerate(contents)]
+    return [{"role": roles[n % 2], "content": text, "extra": None} for n, text in enumerate(contents)]
 
 
 def test_messages_of_any_column_and_bad_rows_named(small_mirror):
@@ -221,7 +221,7 @@ def test_messages_of_any_column_and_bad_rows_named(small_mirror):
     with pytest.raises(BadConversation, match=r"^row 1 of me/talks train: .*take turns"):
         task[bad]
     with pytest.raises(BadConversation, match="column id is not a list of messages"):
-        Messages(name="talks", dataset="me/talks", column="id")[0]
+        Messages(name="talks", dataset="me/talks", column="id", ignore=["talk"])[0]
     assert task.settings() == pickle.loads(pickle.dumps(task)).settings()
 
 

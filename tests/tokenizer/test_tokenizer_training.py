@@ -250,7 +250,7 @@ def test_path_is_loaded_and_must_agree(tmp_path):
     assert train_or_load(Source(), "bpe", 280, path=str(tmp_path)).vocab_size == 280
     with pytest.raises(ValueError, match="choose tokenizer=bpe"):
         train_or_load(Source(), "char", path=tmp_path)
-    with pytest.raises(ValueError, match="leave vocab_size=auto"):
+    with pytest.raises(ValueError, match=r"leave tokenizer\.vocab_size=auto"):
         train_or_load(Source(), "bpe", 300, path=tmp_path)
     with pytest.raises(ValueError, match="leave doc_cap=auto"):
         train_or_load(Source(), "bpe", doc_cap=100, path=tmp_path)

@@ -23,7 +23,7 @@ from nanochat.datamodules.by_step import Batch, ByStep
 from nanochat.datamodules.journal import digest
 from nanochat.datamodules.layout import LAYOUTS, Layout
 from nanochat.datamodules.packing import mix, permutation
-from nanochat.datamodules.rendered import Rendered, rendered
+from nanochat.datamodules.rendered import BAD, EMPTY, UNTRAINED, Rendered, rendered
 from nanochat.datamodules.shards import ShardError
 from nanochat.runtime.paths import base_dir
 from nanochat.runtime.settings import Count, Portion, Seed, Workers, passes_on
@@ -306,7 +306,19 @@ class ChatDataModule(ByStep):
     def mixture(self, split: str) -> Mixture:
         repeats = {name: task.repeat for name, task in self._tasks(split).items()}
         limit = None if self.packing == "stream" else self.sequence_len + 1
-        found = Mixture(self.rendered(split), repeats, limit=limit, supervise=self.supervise, over_long=self.over_long)
+        tasks = self.rendered(split)
+        for name, task in tasks.items():
+            if self.supervise == "all" and (count := task.counts.get(UNTRAINED, 0)):
+                raise ValueError(
+                    f"{count:,} conversations of {name} have messages of weight 0, and data.supervise=all trains every token; "
+                    "choose data.supervise=assistant"
+                )
+        found = Mixture(tasks, repeats, limit=limit, supervise=self.supervise, over_long=self.over_long)
+        for name, task in tasks.items():
+            if len(found) == 0 and task.bad:
+                raise ValueError(
+                    f"{task.bad_count:,} of {task.bad_count + len(task):,} conversations of {name} break the rules, e.g. {task.bad[0][1]}"
+                )
         if len(found) == 0:
             raise ValueError(
                 f"data.{split}_tasks have no conversation with a target ({found.dropped:,} dropped: none says anything within {limit} tokens); "
@@ -361,6 +373,23 @@ class ChatDataModule(ByStep):
                 Share(name, int(mine.sum()), trained, whole * task.repeat - trained, known.bad_count, task.repeat)
             )
         return found
+
+    def notes(self) -> list[str]:
+        """What was decided or left out, of both splits, a line each."""
+        lines: dict[str, None] = {}
+        for split in ("train", "val"):
+            for name, task in self._tasks(split).items():
+                found = self.rendered(split)[name]
+                lines |= dict.fromkeys(task.notes())
+                of = f"of {name} ({split})"
+                if count := found.counts.get(EMPTY, 0):
+                    lines[f"{count:,} conversations {of} have an empty message, trained as it is"] = None
+                if count := found.counts.get(UNTRAINED, 0):
+                    lines[f"{count:,} conversations {of} have messages of weight 0, which are not trained"] = None
+                reasons = [f"{n:,}: {why.removeprefix(BAD)}" for why, n in found.counts.items() if why.startswith(BAD)]
+                if reasons:
+                    lines[f"left out {of}: {'; '.join(reasons)}"] = None
+        return list(lines)
 
     def utilisation(self) -> float:
         """The share of the first epoch's rows that is not padding."""
@@ -471,6 +500,7 @@ def jsonl(
     val_path: str | None = None,
     val_fraction: Portion = 0.05,
     repeat: Count = 1,
+    ignore: Sequence[str] = (),
     train_tasks: dict[str, Task] | None = None,
     val_tasks: dict[str, Task] | None = None,
     **options: Any,
@@ -479,8 +509,8 @@ def jsonl(
     if "own" in {**(train_tasks or {}), **(val_tasks or {})}:
         raise ValueError("own is the name of the file data.path in the mixture; give the other task another name")
     if val_path is None:
-        train = JSONL(path=path, split="train", held_out=val_fraction, repeat=repeat)
-        val = JSONL(path=path, split="test", held_out=val_fraction)
+        train = JSONL(path=path, split="train", held_out=val_fraction, repeat=repeat, ignore=ignore)
+        val = JSONL(path=path, split="test", held_out=val_fraction, ignore=ignore)
     else:
-        train, val = JSONL(path=path, repeat=repeat), JSONL(path=val_path)
+        train, val = JSONL(path=path, repeat=repeat, ignore=ignore), JSONL(path=val_path, ignore=ignore)
     return ChatDataModule({"own": train, **(train_tasks or {})}, {"own": val, **(val_tasks or {})}, **options)

@@ -4,20 +4,25 @@ One generator per kind, none of which knows about validation or tokens. What can
 the file and says what to type instead; what is passed over is counted in `notes`.
 """
 
-import gzip
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-TEXT_SUFFIXES = (".txt", ".md")
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz", *TEXT_SUFFIXES)
+from nanochat.runtime.files import PACKED, byte_lines, read_bytes, text_lines
+
+TEXT_SUFFIXES = (".txt", ".md", ".txt.gz", ".txt.zst", ".md.gz", ".md.zst")
+LINES_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+SUFFIXES = (".parquet", *LINES_SUFFIXES, ".json", ".json.gz", ".json.zst", *TEXT_SUFFIXES)
+# two line ends with at most spaces between them; the indentation of what follows belongs to it
+PARAGRAPH_END = re.compile(r"(?>\r\n|\r|\n)(?:[ \t]*(?>\r\n|\r|\n))+")
+SPLITTING = 2  # of `split_text` by paragraph and line: another number is other documents
 BATCH_ROWS = 1024  # from: facts sheet 4.1, rows of a row group
 
 
@@ -38,7 +43,7 @@ def read_rows(path: Path, text_field: str, span: tuple[int, int] | None, notes: 
     kind = check_suffix(path)
     if kind == ".parquet":
         texts = _parquet(path, text_field, span)
-    elif kind in (".jsonl", ".jsonl.gz"):
+    elif kind in LINES_SUFFIXES:
         texts = _json_lines(path, text_field, span)
     else:
         texts = _json(path, text_field)
@@ -52,7 +57,7 @@ def read_rows(path: Path, text_field: str, span: tuple[int, int] | None, notes: 
 def read_text(path: Path, bad_utf8: str, notes: Counter[str]) -> str:
     """A whole text file. Bytes that are not UTF-8 are an error, or with bad_utf8="replace" become U+FFFD and are
     counted."""
-    raw = path.read_bytes()
+    raw = read_bytes(path)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -70,9 +75,9 @@ def split_text(text: str, documents: str) -> Iterator[str]:
     if documents == "file":
         yield text
     elif documents == "paragraph":
-        yield from re.split(r"\n[ \t\r]*\n\s*", text)
+        yield from PARAGRAPH_END.split(text)
     elif documents == "line":
-        yield from text.splitlines()
+        yield from text_lines(text)
     else:
         raise ValueError(f"documents={documents} is not known; choose data.documents=file, paragraph or line")
 
@@ -138,7 +143,7 @@ def check_file(path: Path, text_field: str) -> None:
     kind = check_suffix(path)
     if kind == ".parquet":
         _check_column(path, _open_parquet(path).schema_arrow, text_field)
-    elif kind in (".jsonl", ".jsonl.gz"):
+    elif kind in LINES_SUFFIXES:
         next(_json_lines(path, text_field, None), None)
 
 
@@ -150,7 +155,7 @@ def text_bytes(path: Path, text_field: str) -> int:
         groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
         columns = [g.column(j) for g in groups for j in range(g.num_columns)]
         return sum(c.total_uncompressed_size for c in columns if c.path_in_schema == text_field)
-    return size * 4 if str(path).endswith(".gz") else size  # guess: gzip halves text twice
+    return size * 4 if path.name.lower().endswith(PACKED) else size  # guess: gzip halves text twice
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:
@@ -164,48 +169,98 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 
 
 def _check_column(path: Path, schema: pa.Schema, text_field: str) -> None:
-    textual = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-    if text_field in textual:
+    """ValueError unless text_field is a column of text, or of a column's fields as `doc.text`."""
+    columns = dict(_columns(schema))
+    if text_field in columns and _is_text(columns[text_field]):
         return
+    textual = [name for name, kind in columns.items() if _is_text(kind)]
     there = f"its text columns are: {', '.join(textual)}" if textual else f"its columns are: {', '.join(schema.names)}"
-    what = "is not a text column of" if text_field in schema.names else "is not a column of"
+    what = f"is of type {columns[text_field]}, not text, in" if text_field in columns else "is not a column of"
     raise ValueError(f"text_field={text_field} {what} {path}; {there}; set data.text_field=…")
+
+
+def _columns(fields: Any, before: str = "") -> Iterator[tuple[str, pa.DataType]]:
+    """Name and type of every column, and of those inside others as `doc.text`."""
+    for field in fields:
+        yield before + field.name, field.type
+        if pa.types.is_struct(field.type):
+            yield from _columns(field.type.fields, f"{before}{field.name}.")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Strings however they are stored, and bytes, which must be UTF-8."""
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return any(
+        is_kind(kind)
+        for is_kind in (
+            pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
+            pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view,
+        )
+    )  # fmt: skip
 
 
 def _parquet(path: Path, text_field: str, span: tuple[int, int] | None) -> Iterator[str | None]:
     file = _open_parquet(path)
     _check_column(path, file.schema_arrow, text_field)
+    inside = [] if text_field in file.schema_arrow.names else text_field.split(".")[1:]
     groups = range(*span) if span else range(file.num_row_groups)
+    number = 0  # rows of these groups
     try:
         for batch in file.iter_batches(BATCH_ROWS, row_groups=list(groups), columns=[text_field]):
-            yield from batch.column(0).to_pylist()
+            for text in batch.column(0).to_pylist():
+                for name in inside:
+                    text = None if text is None else text[name]
+                yield _decoded(text, path, number) if isinstance(text, bytes) else text
+                number += 1
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(f"{path} is damaged ({reason}); download or write it again") from None
 
 
+def _decoded(raw: bytes, path: Path, number: int) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: the bytes of row {number:,} are not UTF-8 at byte {error.start:,}; write the column as text"
+        ) from None
+
+
 def _json_lines(path: Path, text_field: str, span: tuple[int, int] | None) -> Iterator[str | None]:
-    with _open(path) as file:
+    for number, line in enumerate(_lines(path, span), 1):
+        if line.strip():
+            where = f"{path} line {number}" + (f" after byte {span[0]:,}" if span and span[0] else "")
+            try:
+                value = json.loads(line)
+            except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+                if number == 1 and line.lstrip().startswith(b"["):
+                    raise ValueError(f"{path} is one JSON list, not a JSON value a line; name it .json") from None
+                raise ValueError(f"{where} is not JSON ({error}); JSON lines hold one object a line") from None
+            if isinstance(value, list):
+                raise ValueError(f"{where} is a list, not an object; if it holds the documents, name the file .json")
+            yield _field(value, text_field, where)
+
+
+def _lines(path: Path, span: tuple[int, int] | None) -> Iterator[bytes]:
+    """The lines of a file, or of a plain one those that begin in bytes span[0]..span[1]-1."""
+    if span is None:
+        yield from byte_lines(path)
+        return
+    with path.open("rb") as file:
         at = 0
-        if span and span[0] > 0:
+        if span[0] > 0:
             file.seek(span[0] - 1)
             at = span[0] - 1 + len(file.readline())  # the line that began before belongs to the range before
-        for number, line in enumerate(file, 1):
-            if span and at >= span[1]:
+        for line in file:
+            if at >= span[1]:
                 return
             at += len(line)
-            if line.strip():
-                where = f"{path} line {number}" + (f" after byte {span[0]:,}" if span and span[0] else "")
-                try:
-                    value = json.loads(line)
-                except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-                    raise ValueError(f"{where} is not JSON ({error}); JSON lines hold one object a line") from None
-                yield _field(value, text_field, where)
+            yield line
 
 
 def _json(path: Path, text_field: str) -> Iterator[str | None]:
-    with _open(path) as file:
-        raw = file.read()
+    raw = read_bytes(path)
     try:
         values = json.loads(raw)
     except ValueError as error:
@@ -223,15 +278,14 @@ def _json(path: Path, text_field: str) -> Iterator[str | None]:
         yield _field(value, text_field, f"{path} item {number}")
 
 
-def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if path.name.endswith(".gz") else path.open("rb")
-
-
 def _field(value: Any, text_field: str, where: str) -> str | None:
     if isinstance(value, str):
         return value
     if not isinstance(value, dict):
         raise ValueError(f"{where} is a {type(value).__name__}; it should be an object with a text field, or a string")
+    if text_field not in value and "." in text_field and isinstance(value.get(text_field.partition(".")[0]), dict):
+        first, _, rest = text_field.partition(".")
+        return _field(value[first], rest, where)
     if text_field not in value:
         raise ValueError(f"{where} has no field {text_field}; it has: {', '.join(value)}; set data.text_field=…")
     text = value[text_field]

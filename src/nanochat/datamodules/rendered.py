@@ -7,6 +7,8 @@ sha256 of the files. It appears whole under its name or not at all, and is rende
 
 import json
 import logging
+import re
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -23,14 +25,15 @@ from nanochat.datamodules.journal import digest, file_sha256, read_sha256
 from nanochat.datamodules.shards import cores
 from nanochat.runtime.signals import work_for_parent
 from nanochat.tasks.task import Task
-from nanochat.tokenizer.conversations import BadConversation, render
+from nanochat.tokenizer.conversations import BadConversation, is_empty, is_trained, render
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 CHUNK = 512  # guess: conversations a process renders at a time
 BLOCK = 100_000  # guess: conversations counted at a time
 MOST_PROCESSES = 16  # guess: one process writes what they render
 FEW = 4_000  # guess: so many are rendered sooner than processes start
+EMPTY, UNTRAINED, BAD = "empty", "not trained", "bad: "  # what is counted; after BAD comes the reason
 SHOWN = 20  # guess: bad conversations named in a record
 
 log = logging.getLogger("nanochat.data")
@@ -50,6 +53,9 @@ class Rendered:
     numbers: np.ndarray
     bad: list[Bad]
     bad_count: int
+    counts: dict[
+        str, int
+    ]  # conversations with an `empty` message, with one `not trained`, and bad ones by their reason
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -107,7 +113,7 @@ def _open(place: Path, name: str) -> Rendered:
     return Rendered(
         place, name, _map(place / "ids.bin", np.dtype(meta["dtype"])), _map(place / "mask.bin", np.dtype(np.uint8)),
         np.load(place / "offsets.npy"), np.load(place / "numbers.npy"),
-        [(number, reason) for number, reason in meta["bad"]], meta["bad_count"],
+        [(number, reason) for number, reason in meta["bad"]], meta["bad_count"], meta["counts"],
     )  # fmt: skip
 
 
@@ -129,11 +135,13 @@ def _write(task: Task, tokenizer: Tokenizer, place: Path, on_bad: str, processes
         numbers: list[int] = []
         bad: list[Bad] = []
         bad_count = 0
+        counts: Counter[str] = Counter()
         with (folder / "ids.bin").open("wb") as ids_file, (folder / "mask.bin").open("wb") as mask_file:
             for chunk in _chunks(task, tokenizer, dtype, processes):
                 if chunk.bad and on_bad == "error":
                     raise _complaint(task, *chunk.bad[0])
                 bad_count += len(chunk.bad)
+                counts += chunk.counts
                 bad += chunk.bad[: max(SHOWN - len(bad), 0)]
                 ids_file.write(chunk.ids)
                 mask_file.write(chunk.mask)
@@ -147,6 +155,7 @@ def _write(task: Task, tokenizer: Tokenizer, place: Path, on_bad: str, processes
             "dtype": dtype.name,
             "bad": bad,
             "bad_count": bad_count,
+            "counts": counts,
             "sha256": {path.name: read_sha256(path) for path in sorted(folder.iterdir())},
         }
         (folder / "meta.json").write_text(json.dumps(meta, indent=1, default=str))
@@ -162,6 +171,7 @@ class Chunk(NamedTuple):
     lengths: list[int]
     numbers: list[int]
     bad: list[Bad]
+    counts: Counter[str]
 
 
 def _chunks(task: Task, tokenizer: Tokenizer, dtype: np.dtype[Any], processes: int | None) -> Iterator[Chunk]:
@@ -194,14 +204,20 @@ def _render(task: Task, tokenizer: Tokenizer, dtype: np.dtype[Any], span: range)
     all_ids: list[int] = []
     all_mask: list[int] = []
     lengths, numbers, bad = [], [], []
+    counts: Counter[str] = Counter()
     for number in span:
         try:
-            ids, mask = render(tokenizer, task[number])
+            conversation = task[number]
+            ids, mask = render(tokenizer, conversation)
         except BadConversation as error:
             bad.append((number, str(error)))
+            counts[BAD + re.sub(r"message \d+", "a message", error.reason.partition(";")[0])] += 1
             continue
+        messages = conversation["messages"]
+        counts[EMPTY] += any(is_empty(message) for message in messages)
+        counts[UNTRAINED] += any(m["role"] == "assistant" and not is_trained(m) for m in messages)
         all_ids += ids
         all_mask += mask
         lengths.append(len(ids))
         numbers.append(number)
-    return Chunk(np.array(all_ids, dtype).tobytes(), bytes(all_mask), lengths, numbers, bad)
+    return Chunk(np.array(all_ids, dtype).tobytes(), bytes(all_mask), lengths, numbers, bad, counts)

@@ -16,7 +16,7 @@ import numpy as np
 
 from nanochat.datamodules.journal import Journal, digest
 from nanochat.datamodules.packing import Packing, Tally, mix, pack, permutation
-from nanochat.datamodules.shards import Shard, ShardFolder, ShardSpec
+from nanochat.datamodules.shards import Shard, ShardError, ShardFolder, ShardSpec
 
 # guess: smaller parts (bytes on disk) are packed together; more documents fit better, fewer let training start sooner
 SEGMENT_BYTES = 8 * 2**20
@@ -164,10 +164,10 @@ class Rows:
 
     def _too_little(self) -> str:
         tally = self.epoch_tally()
-        more = "data.val_fraction" if self.split == "val" else "the text"
+        more = self.folder.source.more(self.split, tally.documents_read)
         return (
             f"the {self.split} split has {tally.tokens_read:,} tokens in {tally.documents_read:,} documents, less than "
-            f"a row of {self.sequence_len:,} + 1; raise {more} or lower model.sequence_len"
+            f"a row of {self.sequence_len:,} + 1; {more}, or lower model.sequence_len"
         )
 
     def epoch_tally(self) -> Tally:
@@ -195,7 +195,20 @@ class Rows:
             stop = min(last, self._begin[n + 1])
             found.append(self.segment(n).gather(inside, inside + stop - row))
             row = stop
-        return np.concatenate(found).reshape(last - first, self.sequence_len + 1)
+        tokens = np.concatenate(found)
+        if len(tokens) and (worst := int(tokens.max())) >= self.folder.tokenizer.vocab_size:
+            raise self._foreign(range(first, last), worst)
+        return tokens.reshape(last - first, self.sequence_len + 1)
+
+    def _foreign(self, rows: range, worst: int) -> ShardError:
+        """For a token that the vocabulary has not: which file it is in."""
+        opened = [shard for row in rows for shard in self.segment(self.locate(row)[0]).shards]
+        name = next(shard.name for shard in opened if worst in shard.tokens)
+        stems = [spec.stem for spec in self.specs if spec.part.name == name]
+        return ShardError(
+            f"the token shard {self.folder.folder / stems[0]}.bin holds the token {worst:,}, and the vocabulary has "
+            f"{self.folder.tokenizer.vocab_size:,}: it is damaged; delete it, and it is made again"
+        )
 
     def epoch(self, row: int) -> int:
         return self._describe(self.locate(row)[0])[0]

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from nanochat.datamodules.journal import digest, file_sha256
 from nanochat.datamodules.readers import (
+    SPLITTING,
     SUFFIXES,
     TEXT_SUFFIXES,
     check_file,
@@ -36,6 +37,11 @@ from nanochat.runtime.settings import Count, Portion
 
 SPLITS = ("train", "val")
 GROUP_BYTES = 4 * 2**20  # guess: smaller files are read together, so that a folder of notes is not thousands of shards
+SMALL_BYTES = (
+    10 * 2**20
+)  # guess: of less plain text a tenth is for validation, as nanoGPT takes; a hundredth would be a few rows
+FEW_DOCUMENTS = 100  # guess: of fewer a hundredth or a tenth by their hash may be none, so the end of each is taken
+HEAD_CHARS = 10_000  # from: what a tokenizer reads of a document (doc_cap)
 PART_BYTES = 256 * 2**20  # guess: larger files are read in pieces, so that one file keeps several processes busy
 
 
@@ -89,6 +95,18 @@ class TextSource(ABC):
         """What a tokenizer is trained on: this source or, where it is known to be enough for `max_chars` characters,
         its beginning, so that the tokenizer stays the same when more is taken for training."""
         return self
+
+    def notes(self) -> list[str]:
+        """What was decided or passed over without being asked for, a line each."""
+        return []
+
+    def more(self, split: str, documents: int) -> str:
+        """What to do about a split that has too little, `documents` in all."""
+        return "raise data.val_fraction" if split == "val" else "give more text"
+
+    def at_hand(self, part: Part) -> bool:
+        """Whether a part can be read without fetching it."""
+        return True
 
     def check(self) -> None:  # noqa: B027
         """Find what can be found wrong without reading everything. ValueError or OSError."""
@@ -150,11 +168,11 @@ class FileSource(TextSource):
         next(split_text("", documents), None)
         if val_by not in ("hash", "tail", "files"):
             raise ValueError(f"val_by={val_by} is not known; choose data.val_by=hash or data.val_by=tail")
-        if val_by != "files" and not 0 < val_fraction < 1:
+        if val_by != "files" and not (isinstance(val_fraction, int | float) and 0 < val_fraction < 1):
             raise ValueError(f"val_fraction={val_fraction} is not between 0 and 1; try data.val_fraction=0.01")
         if bad_utf8 not in ("error", "replace"):
             raise ValueError(f"bad_utf8={bad_utf8} is not known; choose data.bad_utf8=error or data.bad_utf8=replace")
-        if document_chars is not None and document_chars < 1:
+        if document_chars is not None and not (isinstance(document_chars, int) and document_chars >= 1):
             raise ValueError(f"document_chars={document_chars} is below 1; try data.document_chars=4000 or null")
         self.name = name
         self.text_field = text_field
@@ -177,10 +195,14 @@ class FileSource(TextSource):
         """Where the file of that name is if it need not be fetched."""
         return self.locate(name)
 
+    def at_hand(self, part: Part) -> bool:
+        return all(self.present(name) for name in part.paths)
+
     def settings(self) -> dict[str, Any]:
         return {
             "text_field": self.text_field,
             "documents": self.rule,
+            **({} if self.rule == "file" else {"splitting": SPLITTING}),
             "document_chars": self.document_chars,
             "val_by": self.val_by,
             "val_fraction": None if self.val_by == "files" else self.val_fraction,
@@ -278,15 +300,65 @@ class FileSource(TextSource):
 
 class LocalFiles(FileSource):
     """The text files of a folder (with its folders), a glob, or a single file; `val_path` names those for validation
-    instead of val_by."""
+    instead of val_by.
 
-    def __init__(self, path: str | Path, val_path: str | Path | None = None, **options: Any):
-        super().__init__("local", **{**options, **({"val_by": "files"} if val_path else {})})
+    `auto` of what decides the documents, which `notes` tells: a few texts are split by val_by=tail, else by hash; of little
+    plain text a tenth is for validation, else a hundredth; plain text files that are a document each are cut every `auto_chars`
+    characters, other documents are left whole.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        val_path: str | Path | None = None,
+        *,
+        documents: Literal["file", "paragraph", "line"] = "file",
+        val_by: Literal["auto", "hash", "tail", "files"] = "hash",
+        val_fraction: Portion | Literal["auto"] = 0.01,
+        document_chars: Count | Literal["auto"] | None = None,
+        auto_chars: int | None = None,
+        **options: Any,
+    ):
         self.root = Path(path).expanduser().absolute()
         self.val_root = Path(val_path).expanduser().absolute() if val_path else None
         self.found, self.skipped = find_files(path)
         self.val_found = find_files(val_path)[0] if val_path else []
         self.found = [p for p in self.found if p not in set(self.val_found)]
+        self.decided: list[str] = []
+        self.given = {"documents": documents, "val_by": val_by, "val_fraction": val_fraction, **options}
+        self.cut_by_auto = False
+        plain = all(suffix(p) in TEXT_SUFFIXES for p in self.found)
+        whole = plain and documents == "file"
+        if val_path:
+            val_by, val_fraction = "files", 0.01
+        if val_fraction == "auto":
+            small = plain and sum(p.stat().st_size for p in self.found) < SMALL_BYTES
+            val_fraction = 0.1 if small else 0.01
+        if val_by == "auto":
+            val_by = "tail" if whole and len(self.found) < FEW_DOCUMENTS else "hash"
+            if plain and isinstance(val_fraction, int | float):
+                how = {
+                    "tail": f"the last {val_fraction:.0%} of each file",
+                    "hash": f"{val_fraction:.0%} of the documents",
+                }[val_by]
+                self.decided.append(
+                    f"for validation: {how} (data.val_by={val_by} data.val_fraction={val_fraction:g} data.documents={documents})"
+                )
+        if document_chars == "auto":
+            document_chars = auto_chars if whole else None
+            self.cut_by_auto = document_chars is not None
+            if document_chars and any(p.stat().st_size > document_chars for p in self.found):
+                self.decided.append(
+                    f"long documents are cut into pieces of up to {document_chars:,} characters (data.document_chars; null leaves them whole)"
+                )
+        super().__init__(
+            "local",
+            documents=documents,
+            document_chars=document_chars,
+            val_by=val_by,  # type: ignore[arg-type]  # files is not typed by anybody
+            val_fraction=val_fraction,
+            **options,
+        )
         if not self.found:
             raise ValueError(
                 f"val_path={val_path} leaves no file of {path} for training; name other files in data.path"
@@ -298,6 +370,25 @@ class LocalFiles(FileSource):
         if self.val_found:
             return [self._file(path) for path in self.val_found]
         return sorted(self._listed, key=lambda file: file.sha256)  # so that names do not matter
+
+    def notes(self) -> list[str]:
+        passed = ", ".join(f"{count:,} {ending}" for ending, count in sorted(self.skipped.items()))
+        return [*([f"passed over: {passed}"] if passed else []), *self.decided]
+
+    def more(self, split: str, documents: int) -> str:
+        if documents or self.val_by != "hash":
+            return super().more(split, documents)
+        plain = {suffix(p) for p in self.found} <= set(TEXT_SUFFIXES)
+        ways = ["data.val_by=tail"] if plain else []
+        ways += ["data.documents=paragraph"] if plain and self.rule == "file" else []
+        ways += ["data.val_path=FILE"]
+        return f"a document goes to one side as a whole, and there are too few: set {' or '.join(ways)}"
+
+    def head(self, max_chars: int | None) -> "TextSource":
+        """A tokenizer does not depend on the length of a row: it reads pieces of HEAD_CHARS where `auto` cut."""
+        if not self.cut_by_auto or self.document_chars == HEAD_CHARS:
+            return self
+        return LocalFiles(self.root, self.val_root, **{**self.given, "document_chars": HEAD_CHARS})
 
     def origin(self) -> dict[str, Any]:
         return {"path": str(self.root), "val_path": str(self.val_root) if self.val_root else None}
@@ -320,10 +411,11 @@ class LocalFiles(FileSource):
 def find_files(path: str | Path) -> tuple[list[Path], Counter[str]]:
     """The text files a path names (a file, a folder, a glob), sorted, and how many others by ending. ValueError if
     there is none."""
-    given = Path(path).expanduser().absolute()
+    given, hidden = Path(path).expanduser().absolute(), []
     if given.is_dir():
         names = [p for p in sorted(given.rglob("*")) if p.is_file()]
-        names = [p for p in names if not any(part.startswith(".") for part in p.relative_to(given).parts)]
+        hidden = [p for p in names if any(part.startswith(".") for part in p.relative_to(given).parts)]
+        names = [p for p in names if p not in set(hidden)]
         if base_dir().is_relative_to(given):  # our own files are not the user's text
             names = [p for p in names if not p.is_relative_to(base_dir())]
     elif given.is_file():
@@ -336,8 +428,16 @@ def find_files(path: str | Path) -> tuple[list[Path], Counter[str]]:
                 f"path={path} matches no file; set data.path to a folder, a file or a glob in quotes"
             )
     found = [p for p in names if suffix(p)]
-    skipped = Counter(p.suffix or p.name for p in names if not suffix(p))
+    skipped = Counter(_ending(p) for p in names if not suffix(p))
+    if hidden:
+        skipped["hidden"] = len(hidden)
     if not found:
         there = f"; it holds {', '.join(sorted(skipped))}" if skipped else "; it is empty"
         raise ValueError(f"path={path} has no text file ({' '.join(SUFFIXES)}){there}")
     return found, skipped
+
+
+def _ending(path: Path) -> str:
+    """`.jsonl.lz4` of talks.jsonl.lz4; the name where there is no ending."""
+    inner = Path(path.stem).suffix if path.suffix else ""
+    return ((inner if inner in SUFFIXES else "") + path.suffix or path.name).lower()

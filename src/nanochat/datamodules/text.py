@@ -14,7 +14,16 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from nanochat.datamodules.by_step import Batch, ByStep
-from nanochat.datamodules.download import LEAST_SHARDS, HubDataset, HubFiles, Shards, shard_names, split_files
+from nanochat.datamodules.download import (
+    CHARACTERS_PER_TOKEN,
+    LEAST_SHARDS,
+    HubDataset,
+    HubFiles,
+    Shards,
+    shard_names,
+    split_files,
+)
+from nanochat.datamodules.packing import pack
 from nanochat.datamodules.pydocs import PyDocs
 from nanochat.datamodules.rows import PLAN, Rows
 from nanochat.datamodules.shards import Builders, Encoder, ShardFolder
@@ -23,6 +32,10 @@ from nanochat.runtime.paths import base_dir
 from nanochat.runtime.settings import Count, Seed, Workers, passes_on
 
 Packing = Literal["best_fit", "stream"]
+PIECE_CHARS = 1.5  # measured: experiments/outside_use/sec3_data.md; characters for a token of a row
+PIECE_ROWS = 0.4  # measured: there too; the same as a share of a row, for a tokenizer that is known
+CROP_LIMIT = 0.1  # guess: more of a text than this is not lost without a word
+CROP_CHARS = 2_000_000  # guess: characters of the text that the loss is estimated from, a second or less
 MANIFEST_FILES = 500  # guess: files named in a manifest, which every checkpoint holds; its hash is of all
 
 
@@ -132,6 +145,30 @@ class TextDataModule(ByStep):
             "plan": PLAN,
         }
 
+    def notes(self, tokenizer: Encoder | None = None) -> list[str]:
+        """What was decided without being asked for, and how much packing will crop if that is much; a line each."""
+        return [*self.source.notes(), *self._crops(tokenizer)]
+
+    def _crops(self, tokenizer: Encoder | None) -> list[str]:
+        """Estimated from the beginning of the text, if it is there already."""
+        part = next(iter(self.source.parts("train")), None)
+        if self.packing != "best_fit" or part is None or not self.source.at_hand(part):
+            return []
+        texts, characters = [], 0
+        for text in self.source.read(part, "train"):
+            texts.append(text)
+            characters += len(text)
+            if characters >= CROP_CHARS:
+                break
+        if tokenizer is None:
+            lengths = np.array([len(text) / CHARACTERS_PER_TOKEN + 1 for text in texts]).astype(np.int64)
+        else:
+            lengths = np.array([len(tokenizer.encode_array(text)) + 1 for text in texts], np.int64)
+        packed = pack(self.packing, lengths, self.sequence_len)
+        tally = packed.tally(packed.rows)
+        pieces = int(PIECE_ROWS * self.sequence_len * characters / max(int(lengths.sum()), 1))
+        return crop_note(tally.tokens_cropped / max(tally.tokens_read, 1), pieces)
+
     # ---- Lightning
 
     def prepare_data(self) -> None:
@@ -199,6 +236,16 @@ class TextDataModule(ByStep):
         }
 
 
+def crop_note(share: float, pieces: int) -> list[str]:
+    """A line where best_fit crops more than CROP_LIMIT of the tokens, else none. `pieces`: characters that a document might be cut to."""
+    if share <= CROP_LIMIT:
+        return []
+    return [
+        f"data.packing=best_fit will crop about {share:.0%} of the tokens, the ends of long documents; "
+        f"data.packing=stream loses none, data.document_chars={pieces} few"
+    ]
+
+
 class MicroBatches(IterableDataset):
     """Micro-batches of one rank in order: dicts of idx (B, T) and targets (B, T) int64, `num_targets`, the targets of
     the whole global batch (0-d int64), `step` and `epoch`. Of n loader workers each makes every n-th."""
@@ -254,6 +301,8 @@ def shifted(rows: Rows, numbers: Sequence[int | None]) -> tuple[torch.Tensor, to
 def local(path: str, val_path: str | None = None, **options: Any) -> TextDataModule:
     """Text files of one's own: a folder, a glob or a file of parquet, jsonl, json, txt or md."""
     source, module = _divide(options)
+    if source.get("document_chars") == "auto" and module.get("packing", "best_fit") == "best_fit":
+        source["auto_chars"] = max(int(PIECE_CHARS * module["sequence_len"]), 1)
     return TextDataModule(LocalFiles(path, val_path, **source), **module)
 
 

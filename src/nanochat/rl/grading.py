@@ -1,12 +1,20 @@
 """Whether an answer is right, as a person would say it: "42", "42.", "$42", "42.0" and "forty-two is 42" are one answer."""
 
 import re
+import unicodedata
 from fractions import Fraction
 
-# a number as people write it: sign, currency, thousands in threes, decimals, a fraction, per cent
+VULGAR = "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
+# A number as people write it: sign, currency, then one of these, tried in this order. Groups are of three digits; eight of them are more
+# than any answer has. `(?>` takes what it can and gives nothing back, so that a part of what only looks like a number is none.
 NUMBER = re.compile(
-    r"(?<![\w.,/])(?P<sign>[-+\u2212]?)\s?[$€£¥]?(?P<sign2>[-\u2212]?)"
-    r"(?P<whole>\d{1,3}(?:,\d{3})+|\d+)?(?P<decimals>\.\d+)?(?:/(?P<below>\d+))?(?![\d/]|[.,]\d|[eE]\d)"
+    r"(?<![\w.,/\u2044^])(?P<sign>[-+\u2212]?)\s?[$€£¥]?(?P<sign2>[-\u2212]?)(?>"
+    rf"(?:(?P<before>\d+)[ \u00a0\u202f]?)?(?P<vulgar>[{VULGAR}])"  # ½, 3½, 3 ½
+    r"|(?P<units>\d+)[ \u00a0\u202f](?P<over>\d+)[/\u2044](?P<under>\d+)"  # 3 1/2
+    r"|(?P<whole>\d{1,3}(?:\.\d{3}){1,8}(?=,\d)|\d{1,3}(?:\.\d{3}){2,8})(?:,(?P<comma>\d+))?"  # 1.000,50 and 1.000.000
+    r"|(?=\.?\d)(?P<grouped>\d{1,3}(?P<gap>[,'\u2019_ \u00a0\u2009\u202f])\d{3}(?!\d)(?:(?P=gap)\d{3}(?!\d)){0,7}|\d+)?(?P<decimals>\.\d+)?"
+    r"(?:[/\u2044](?P<below>\d+)|[eE](?P<power>[-+\u2212]?\d{1,2}))?"
+    r")(?![\d/\u2044^²³_]|[.,]\d|[eE][-+\u2212]?\d)"
 )
 LONGEST = 100  # guess: characters; a longer run of digits is no answer
 MARK = "####"  # from: facts sheet 4.4, what GSM8K's answers put before the number
@@ -20,17 +28,33 @@ def numbers(text: str) -> list[Fraction]:
     """
     found = []
     for match in NUMBER.finditer(text):
-        whole, decimals, below = match["whole"], match["decimals"], match["below"]
-        if (whole is None and decimals is None) or len(match[0]) > LONGEST:
+        value = None if len(match[0]) > LONGEST else _value(match)
+        if value is None:
             continue
-        value = Fraction((whole or "0").replace(",", "") + (decimals or ""))
-        if below is not None:
-            if int(below) == 0 or decimals is not None:
-                continue
-            value /= int(below)
         negative = bool(match["sign2"]) or (match["sign"] not in ("", "+") and not _joins(text, match.start()))
         found.append(-value if negative else value)
     return found
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    """What the digits of a match are worth, None if it has none or divides by nothing."""
+    part = match.groupdict()
+    if part["vulgar"]:
+        return int(part["before"] or 0) + Fraction(unicodedata.numeric(part["vulgar"])).limit_denominator(10)
+    if part["units"]:
+        under = int(part["under"])
+        return int(part["units"]) + Fraction(int(part["over"]), under) if under else None
+    if part["whole"]:
+        return Fraction(f"{part['whole'].replace('.', '')}.{part['comma'] or 0}")
+    if part["grouped"] is None and part["decimals"] is None:
+        return None
+    whole = (part["grouped"] or "0").replace(part["gap"] or ",", "")
+    value = Fraction(whole + (part["decimals"] or "")) * Fraction(10) ** int(
+        (part["power"] or "0").replace("\u2212", "-")
+    )
+    if part["below"] is None:
+        return value
+    return value / int(part["below"]) if int(part["below"]) and part["decimals"] is None else None
 
 
 def _joins(text: str, at: int) -> bool:

@@ -102,6 +102,8 @@ class ChatJob(Job):
             show.inherited(inherited)
         self.data.use(self.tokenizer)
         show.mixture(self.data.shares(), self.data.utilisation(), self.data.rows("train").mixture.dropped)
+        for note in self.data.notes():
+            print(f"note: {note}")
         if (rows := self.data.epochs_rows()) < (wanted := self.batch_tokens // self.gpt_config.sequence_len):
             print(
                 f"note: all epochs together are {rows:,} rows and a step is {wanted:,}: most of it is padding; lower batch_tokens"

@@ -1,5 +1,6 @@
 """A run on text: the tokens of the plan set its length, and its tokenizer may have to be trained first."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -8,7 +9,8 @@ from hydra.utils import instantiate
 
 from nanochat import optim
 from nanochat.checkpoint import folder as checkpoint_folder
-from nanochat.datamodules.download import CHARACTERS_PER_TOKEN, shards_needed
+from nanochat.datamodules.download import CHARACTERS_PER_TOKEN, CROPPED, shards_needed
+from nanochat.datamodules.text import PIECE_CHARS, crop_note
 from nanochat.gpt import GPT, GPTConfig, build_arch, from_depth
 from nanochat.inference.generate import complete
 from nanochat.runs.job import Job
@@ -69,6 +71,26 @@ class TextJob(Job):
             return super().no_effect()
         instead = "set optim.groups.matrix.weight_decay=…"
         return {**super().no_effect(), "plan.weight_decay": f"no group of optim has weight_decay: auto; {instead}"}
+
+    def print_plan(self, inherited: Sequence[tuple[str, str, str]] = ()) -> None:
+        """The plan, and what was decided about the text without being asked for."""
+        super().print_plan(inherited)
+        for note in self._notes():
+            print(f"note: {note}")
+
+    def _notes(self) -> list[str]:
+        data, dry = self.config["data"], self.config["dry_run"]
+        if dry and "path" not in data and "dataset" not in data:  # text of this Python, which takes seconds to gather
+            return []
+        if dry and "dataset" in data:  # a dry run asks no hub
+            share = CROPPED[data["packing"]] if data.get("document_chars") is None else 0.0
+            return crop_note(share, int(PIECE_CHARS * self.config["model"]["sequence_len"]))
+        try:
+            return self.data.notes(None if dry else self.tokenizer)
+        except FileNotFoundError:
+            if dry:  # needs no data
+                return []
+            raise
 
     def describe(self) -> str:
         """Which text, and how many of its shards the plan needs and takes."""

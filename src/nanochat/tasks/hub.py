@@ -5,6 +5,7 @@ split are always taken in the order of one permutation with seed 42, which is na
 thousand of a sorted data set are a fair sample of it.
 """
 
+from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
@@ -53,8 +54,12 @@ class HubTask(Task):
         return {**super().settings(), **own}
 
 
-def load_rows(dataset: str, subset: str | None, split: str, columns: tuple[str, ...]) -> Any:
-    """The named columns of a split. FileNotFoundError for a data set that is not there, ValueError for a config, split or
+def load_rows(
+    dataset: str, subset: str | None, split: str, columns: tuple[str, ...], others: Collection[str] | None = None
+) -> Any:
+    """The named columns of a split. `others` (None: any) names what else it may have.
+
+    FileNotFoundError for a data set that is not there, ValueError for a config, split or
     column that it has not, OSError if the hub cannot be reached; each says what there is."""
     import datasets  # slow to import, and the generated tasks need none of it
 
@@ -95,6 +100,12 @@ def load_rows(dataset: str, subset: str | None, split: str, columns: tuple[str, 
     if missing := [name for name in columns if name not in rows.column_names]:
         raise ValueError(
             f"{dataset} {split} {place} has no column {missing[0]}; its columns are: {', '.join(rows.column_names)}"
+        )
+    unread = [name for name in rows.column_names if name not in columns and others is not None and name not in others]
+    if unread:
+        raise ValueError(
+            f"{dataset} {split} also has {', '.join(unread)}, which would not be read; if its conversations are whole without, set "
+            f"`ignore` to [{','.join(unread)}]"
         )
     return rows.select_columns(list(columns))
 

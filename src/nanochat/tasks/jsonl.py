@@ -1,24 +1,29 @@
-"""Your own conversations: a file of JSON lines.
+"""Your own conversations: a file of JSON lines, or of one JSON list, plain or packed, in one of the shapes of `shapes.py`.
 
 A missing file or a line that is no JSON is an error at once. A conversation that breaks the rules is told when it is asked for, with the
 number of its line, so that whoever mixes them can refuse or count it.
 """
 
+import contextlib
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from nanochat.runtime.files import byte_lines, read_bytes
 from nanochat.runtime.held_out import is_held_out
 from nanochat.runtime.settings import Portion
 from nanochat.tasks.generated import share
+from nanochat.tasks.shapes import NAMES, conversation
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.conversations import BadConversation, check
 
 
 class JSONL(Task):
-    """Each line that is not empty is a JSON array of messages, or an object with `messages`; in file order.
+    """Each line that is not empty is a conversation: a JSON array of messages, an object with `messages`, or another shape; in file order.
 
     `split`: all of them, or train and test, where the hash of a conversation puts `held_out` of them into test.
     """
@@ -32,6 +37,7 @@ class JSONL(Task):
         name: str = "jsonl",
         split: Literal["all", "train", "test"] = "all",
         held_out: Portion = 0.05,
+        ignore: Sequence[str] = (),
         **common: Any,
     ):
         super().__init__(name=name, **common)
@@ -43,19 +49,16 @@ class JSONL(Task):
         if split not in ("all", "train", "test"):
             raise ValueError(f"split={split} is not known; set `split` to all, train or test")
         self.split, self.held_out = split, share("held_out", held_out)
+        self.ignore = tuple(ignore)
 
     @cached_property
-    def lines(self) -> list[tuple[int, Any]]:
-        """(number of the line, value) of each conversation of the split. ValueError for a line that is not JSON, or none at all."""
-        found = []
-        for number, line in enumerate(self.path.read_bytes().split(b"\n"), 1):
-            if line.strip():
-                try:
-                    value = json.loads(line)
-                except ValueError as error:  # no JSON, or no UTF-8
-                    raise ValueError(f"{self.path} line {number} is not JSON ({error})") from None
-                if self.split == "all" or is_held_out(json.dumps(value), self.held_out) == (self.split == "test"):
-                    found.append((number, value))
+    def lines(self) -> list[tuple[str, Any]]:
+        """(line or item, value) of each conversation of the split. ValueError for a line that is not JSON, or none at all."""
+        found = [
+            (where, value)
+            for where, value in self._values()
+            if self.split == "all" or is_held_out(json.dumps(value), self.held_out) == (self.split == "test")
+        ]
         if not found and self.split == "all":
             raise ValueError(f"{self.path} holds no conversation; write one JSON a line")
         if not found:
@@ -65,18 +68,61 @@ class JSONL(Task):
             )
         return found
 
+    def _values(self) -> list[tuple[str, Any]]:
+        found: list[tuple[str, Any]] = []
+        for number, line in enumerate(byte_lines(self.path), 1):
+            if line.strip():
+                try:
+                    found.append((f"line {number}", json.loads(line)))
+                except ValueError as error:  # no JSON, or no UTF-8
+                    whole = None if found else self._whole()
+                    if whole is None:
+                        raise ValueError(f"{self.path} line {number} is not JSON ({error})") from None
+                    found = [("item 1", whole)]
+                    break
+        if len(found) == 1 and _is_list_of_conversations(found[0][1]):
+            found = [(f"item {number}", value) for number, value in enumerate(found[0][1], 1)]
+        return found
+
+    def _whole(self) -> Any:
+        """The file as one JSON value over several lines, None if it is none."""
+        try:
+            return json.loads(read_bytes(self.path))
+        except ValueError:
+            return None
+
+    def notes(self) -> list[str]:
+        shapes: Counter[str] = Counter()
+        for _, value in self.lines:
+            with contextlib.suppress(BadConversation):
+                shapes[conversation(value, self.ignore)[1]] += 1
+        return [
+            f"{self.path.name}: {count:,} conversations read as {NAMES[shape]}"
+            for shape, count in shapes.items()
+            if shape in NAMES
+        ]
+
     def total(self) -> int:
         return len(self.lines)
 
     def conversation(self, i: int) -> dict[str, Any]:
-        number, value = self.lines[i]
-        conversation = {"messages": value} if isinstance(value, list) else value
+        where, value = self.lines[i]
         try:
-            check(conversation)
+            found, _ = conversation(value, self.ignore)
+            check(found)
         except BadConversation as error:
-            raise BadConversation(f"{self.path} line {number}: {error}") from None
-        return conversation
+            raise BadConversation(error.reason, f"{self.path} {where}") from None
+        return found
 
     def settings(self) -> dict[str, Any]:
         sha = hashlib.sha256(self.path.read_bytes()).hexdigest()
-        return {**super().settings(), "sha256": sha, "split": self.split, "held_out": self.held_out}
+        own = {"sha256": sha, "split": self.split, "held_out": self.held_out, "ignore": list(self.ignore)}
+        return {**super().settings(), **own}
+
+
+def _is_list_of_conversations(value: Any) -> bool:
+    """Whether a JSON list is of conversations, not of messages."""
+    return isinstance(value, list) and any(
+        isinstance(item, list) or (isinstance(item, dict) and not {"role", "content", "from", "value"} & set(item))
+        for item in value
+    )

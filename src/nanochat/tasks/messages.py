@@ -1,14 +1,17 @@
 """Any hub data set that already is conversations: a column of messages, each a role and a content."""
 
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
-from nanochat.tasks.hub import HubTask
+from nanochat.tasks.hub import HubTask, load_rows
+from nanochat.tasks.shapes import METADATA, conversation
 from nanochat.tokenizer.conversations import BadConversation, check
 
 
 class Messages(HubTask):
-    """`column` holds the messages. A row that breaks the rules (turns that do not alternate, an empty message) raises
-    BadConversation when it is asked for."""
+    """`column` holds the messages. A row that breaks the rules (turns that do not alternate, calls of tools) raises BadConversation when
+    it is asked for. A data set with other columns that might belong to the conversation is a ValueError until `ignore` names them."""
 
     kind = "chat"
 
@@ -20,23 +23,27 @@ class Messages(HubTask):
         subset: str | None = None,
         split: str = "train",
         column: str = "messages",
+        ignore: Sequence[str] = (),
         **common: Any,
     ):
         super().__init__(name=name, dataset=dataset, subset=subset, split=split, **common)
         self.columns = (column,)
+        self.ignore = tuple(ignore)
+
+    @cached_property
+    def rows(self) -> Any:
+        return load_rows(self.dataset, self.subset, self.split, self.columns, METADATA | set(self.ignore))
 
     def conversation(self, i: int) -> dict[str, Any]:
         try:
-            messages = [{"role": m["role"], "content": m["content"]} for m in self.row(i)[self.columns[0]]]
-            conversation = {"messages": messages}
-            check(conversation)
+            messages = [{key: m[key] for key in m if m[key] is not None} for m in self.row(i)[self.columns[0]]]
+            found, _ = conversation(messages)
+            check(found)
         except BadConversation as error:
-            raise BadConversation(f"{self.where(i)}: {error}") from None
-        except (TypeError, KeyError):
-            raise BadConversation(
-                f"{self.where(i)}: column {self.columns[0]} is not a list of messages, each a role and a content"
-            ) from None
-        return conversation
+            raise BadConversation(error.reason, self.where(i)) from None
+        except TypeError:
+            raise BadConversation(f"column {self.columns[0]} is not a list of messages", self.where(i)) from None
+        return found
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "column": self.columns[0]}

@@ -11,6 +11,7 @@ from random import Random
 from string import ascii_lowercase
 from typing import Any
 
+from nanochat.runtime.files import text_lines
 from nanochat.runtime.held_out import is_held_out
 from nanochat.runtime.paths import hub_dir
 from nanochat.runtime.settings import Part
@@ -112,7 +113,7 @@ class Words(Generated):
             given = f"path={path}" if self.path else str(path)
             raise FileNotFoundError(f"{given} is not a file; set `path` of {self.name} to a file with a word a line")
         words = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(text_lines(path.read_text(encoding="utf-8")), 1):
             if word := line.strip():
                 if not word.isalpha():
                     raise ValueError(

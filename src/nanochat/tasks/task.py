@@ -73,6 +73,10 @@ class Task(ABC):
             raise IndexError(f"{self.name} has no conversation {i}; it has {len(self):,}")
         return self.conversation(self._indices[i])
 
+    def notes(self) -> list[str]:
+        """What was decided about the data without being asked for, a line each."""
+        return []
+
     def settings(self) -> dict[str, Any]:
         """What decides the conversations, as JSON: equal settings, equal conversations. Loads the data.
 

@@ -22,7 +22,7 @@ def run(cfg: DictConfig) -> None:
     folder = cached_folder(source, cfg.kind, *chosen)
     made_before = folder.is_dir()
     began = time.perf_counter()
-    tokenizer = train_or_load(source, cfg.kind, *chosen)
+    tokenizer = train_or_load(source, cfg.kind, cfg.vocab_size, cfg.max_chars, cfg.doc_cap)
     how = "found, made before" if made_before else f"trained in {time.perf_counter() - began:.1f} s"
     if cfg.out:
         folder = Path(cfg.out).expanduser().absolute()

@@ -2,6 +2,8 @@
 
 A conversation is a dict with `messages`, each a `role` (an optional system message, then user and assistant in turn) and `content`: a
 string, or for the assistant also a list of parts `{type, text}` of type text, python (a call of the tool) and python_output (its result).
+A message may be empty, as nanochat trains it. `weight: 0` on one of the assistant's (or train, trainable, loss: true, false, 0 or 1) keeps
+it from being learnt. Any other key that holds something is refused by its name.
 Nothing is cut here: how long a conversation may be is for whoever lays out rows to say and to count.
 """
 
@@ -19,18 +21,43 @@ PARTS: dict[str, tuple[str | None, str | None, int]] = {
 }
 
 
+WEIGHTS = ("weight", "train", "trainable", "loss")  # weight is OpenAI's; the others are axolotl's and its like
+
+
 class BadConversation(ValueError):
-    """A conversation that breaks the rules; the message is the reason."""
+    """A conversation that breaks the rules: the `reason`, and before it in the message where it is."""
+
+    def __init__(self, reason: str, where: str = "") -> None:
+        super().__init__(f"{where}: {reason}" if where else reason)
+        self.reason = reason
+
+
+def says_nothing(value: Any) -> bool:
+    """Whether a key with this value might as well not be there: null, or empty."""
+    return value is None or (isinstance(value, str | list | dict) and not value)
+
+
+def is_trained(message: dict[str, Any]) -> bool:
+    """Whether the assistant's message is to be learnt."""
+    return all(message[key] is None or bool(message[key]) for key in WEIGHTS if key in message)
+
+
+def is_empty(message: dict[str, Any]) -> bool:
+    content = message["content"]
+    return not (content if isinstance(content, str) else any(part["text"] for part in content))
 
 
 def check(conversation: Any, *, answered: bool = True) -> None:
-    """Raise BadConversation if it cannot be rendered. `answered`: it must hold a turn of the assistant, and no empty one."""
+    """Raise BadConversation if it cannot be rendered. `answered`: it must hold a turn of the assistant; without, no turn of the user may be
+    empty."""
     messages = conversation.get("messages") if isinstance(conversation, dict) else None
     if not isinstance(messages, list):
         raise BadConversation("it has no list of messages")
     if not messages:
         raise BadConversation("it is empty")
     for number, message in enumerate(messages):
+        if isinstance(message, dict):
+            _check_keys(number, message)
         if not isinstance(message, dict) or "role" not in message or "content" not in message:
             raise BadConversation(f"message {number} has no role and content")
     roles = [message["role"] for message in messages]
@@ -53,15 +80,29 @@ def check(conversation: Any, *, answered: bool = True) -> None:
     if not roles:
         raise BadConversation("it has no turn of the user")
     for number, message in enumerate(messages[offset:], offset):
-        if answered or message["role"] != "assistant" or message["content"] not in ("", []):  # a model may end at once
-            _check_content(number, message["role"], message["content"])
+        _check_content(number, message["role"], message["content"])
+        if not answered and message["role"] == "user" and not message["content"]:
+            raise BadConversation(f"message {number} (user) is empty")
+
+
+def _check_keys(number: int, message: dict[str, Any]) -> None:
+    where = f"message {number}" + (f" ({message['role']})" if isinstance(message.get("role"), str) else "")
+    for key, value in message.items():
+        if key in ("role", "content") or says_nothing(value):
+            continue
+        if key not in WEIGHTS:
+            raise BadConversation(f"{where} has {key}, which is not learnt; a message has role, content and weight")
+        if not isinstance(value, int | float) or value not in (0, 1):
+            raise BadConversation(f"{where} has {key}: {value!r}; it must be 0 or 1, or true or false")
+        if value and message.get("role") in ("user", "system"):
+            raise BadConversation(f"{where} has {key}: {value!r}; only what the assistant writes is trained")
+    if len({bool(message[key]) for key in WEIGHTS if message.get(key) is not None}) > 1:
+        raise BadConversation(f"{where} has {' and '.join(key for key in WEIGHTS if key in message)} that disagree")
 
 
 def _check_content(number: int, role: str, content: Any) -> None:
     where = f"message {number} ({role})"
     if isinstance(content, str):
-        if not content:
-            raise BadConversation(f"{where} is empty")
         return
     if role != "assistant" or not isinstance(content, list):
         raise BadConversation(
@@ -73,8 +114,8 @@ def _check_content(number: int, role: str, content: Any) -> None:
             raise BadConversation(f"{where} has a part of type {kind!r}; types are {', '.join(PARTS)}")
         if not isinstance(part.get("text"), str):
             raise BadConversation(f"{where} has a part ({kind}) without text")
-    if not any(part["text"] for part in content):
-        raise BadConversation(f"{where} is empty")
+        if extra := [key for key in part if key not in ("type", "text") and not says_nothing(part[key])]:
+            raise BadConversation(f"{where} has a part ({kind}) with {extra[0]}; a part has type and text")
 
 
 def merged(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -89,6 +130,7 @@ def _pieces(messages: list[dict[str, Any]]) -> Iterator[tuple[str, bool, int]]:
     """(text or name of a special token, is it special, mask) in order, after bos."""
     for message in messages:
         role, content = message["role"], message["content"]
+        learnt = int(role == "assistant" and is_trained(message))
         yield f"<|{role}_start|>", True, 0
         if role == "user":
             yield content, False, 0
@@ -97,11 +139,11 @@ def _pieces(messages: list[dict[str, Any]]) -> Iterator[tuple[str, bool, int]]:
             for part in parts:
                 before, after, mask = PARTS[part["type"]]
                 if before is not None:
-                    yield before, True, mask
-                yield part["text"], False, mask
+                    yield before, True, mask * learnt
+                yield part["text"], False, mask * learnt
                 if after is not None:
-                    yield after, True, mask
-        yield f"<|{role}_end|>", True, int(role == "assistant")
+                    yield after, True, mask * learnt
+        yield f"<|{role}_end|>", True, learnt
 
 
 def _layout(tokenizer: Tokenizer, messages: list[dict[str, Any]]) -> tuple[list[int], list[int]]:

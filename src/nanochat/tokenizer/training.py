@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import logging
 import os
 import shutil
 from collections import Counter, deque
@@ -28,6 +29,8 @@ HASH = "hash.txt"  # of a kept tokenizer, beside its files
 CHUNK_CHARS = 4_000_000  # guess: about a quarter of a second of counting; merging its counts takes 10 ms
 ALONE_CHARS = 16_000_000  # guess: below this (about a second on one core) helpers would not pay for starting
 
+log = logging.getLogger("nanochat.data")
+
 
 class TextSource(Protocol):
     """What is asked of a text source here; `nanochat.datamodules.sources` has them."""
@@ -38,14 +41,21 @@ class TextSource(Protocol):
 
 
 def train_bpe(
-    texts: Iterable[str], vocab_size: int, *, max_chars: int | None, doc_cap: int | None, workers: int = 1
+    texts: Iterable[str],
+    vocab_size: int,
+    *,
+    max_chars: int | None,
+    doc_cap: int | None,
+    workers: int = 1,
+    fewer: bool = False,
 ) -> BPETokenizer:
     """Byte-level BPE with exactly `vocab_size` ids: bytes, merges, nine specials. Same words and counts, same ids.
 
     max_chars: stop once more than this many characters were read (the document that crosses it still counts).
     doc_cap: only this many characters of each document; None = all.
     workers: processes that count words; helpers start only for a large corpus, and their number changes nothing in the
-    result. ValueError: vocab_size below 265, nothing to read, or text that runs out of merges before `vocab_size`.
+    result. fewer: text that runs out of merges makes a smaller vocabulary.
+    ValueError: vocab_size below 265, nothing to read, or text that runs out of merges before `vocab_size`.
     """
     if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < SMALLEST_VOCAB:
         raise ValueError(
@@ -55,13 +65,16 @@ def train_bpe(
     counts = count_words(limited(texts, max_chars=max_chars, doc_cap=doc_cap), workers=workers)
     wanted = vocab_size - SMALLEST_VOCAB
     merges = learn_merges({word.encode(): count for word, count in counts.items()}, wanted)
-    if len(merges) < wanted:
-        reached = SMALLEST_VOCAB + len(merges)
-        raise ValueError(
-            f"vocab_size={vocab_size:,} is more than this text can fill: at {reached:,} every word in it is one token;"
-            f" set vocab_size={reached} or less, or give more text"
-        )
+    if len(merges) < wanted and not fewer:
+        raise _too_large(vocab_size, SMALLEST_VOCAB + len(merges))
     return BPETokenizer(merges)
+
+
+def _too_large(vocab_size: int, reached: int) -> ValueError:
+    return ValueError(
+        f"vocab_size={vocab_size:,} is more than this text can fill: at {reached:,} every word in it is one token;"
+        f" set vocab_size={reached} or less, or auto, or give more text"
+    )
 
 
 def train_char(texts: Iterable[str], *, max_chars: int | None, doc_cap: int | None) -> CharTokenizer:
@@ -145,10 +158,12 @@ def train_or_load(
     doc_cap: int | str | None = "auto",
     path: Path | str | None = None,
     workers: int | None = None,
+    auto_vocab_size: int | None = None,
 ) -> Tokenizer:
     """The tokenizer of a text source with these settings: from `path`, or as made before, or made now and kept.
 
-    `auto` takes the value of AUTO. Kept under `base_dir()/tokenizers/<key>`, where the key covers the settings and
+    `auto` takes the value of AUTO, for the vocabulary `auto_vocab_size` where that is given, or as many as a small text
+    can fill. Kept under `base_dir()/tokenizers/<key>`, where the key covers the settings and
     the manifest of what is read (the source's `head`); the folder appears whole or not at all. A character table reads
     the validation documents as well, as it must know every character. workers: None = as many as there are cores.
     ValueError for settings as in `train_bpe`, a vocab_size for kind "char", and settings that contradict what lies in
@@ -156,13 +171,16 @@ def train_or_load(
     """
     if path is not None:
         return chosen_by_path(Path(path).expanduser(), kind, vocab_size, max_chars, doc_cap)
-    vocab_size, max_chars, doc_cap = settings(kind, vocab_size, max_chars, doc_cap)
+    fewer = vocab_size == "auto"
+    vocab_size, max_chars, doc_cap = settings(kind, vocab_size, max_chars, doc_cap, auto_vocab_size)
     folder = cached_folder(source, kind, vocab_size, max_chars, doc_cap)
     if folder.is_dir():
         known = load_tokenizer(folder)
         if (folder / HASH).is_file() and (folder / HASH).read_text().strip() != known.hash:
-            raise ValueError(f"{folder} is damaged or was changed: not the tokenizer that was trained; delete this folder to train it again")
-        return known
+            raise ValueError(
+                f"{folder} is damaged or was changed: not the tokenizer that was trained; delete this folder to train it again"
+            )
+        return _as_asked(known, vocab_size, fewer)
     source = source.head(max_chars)
     tokenizer: Tokenizer
     if kind == "char":
@@ -172,7 +190,7 @@ def train_or_load(
         assert vocab_size is not None  # settings() saw to it
         cores = workers or os.cpu_count() or 1
         documents = source.documents("train")
-        tokenizer = train_bpe(documents, vocab_size, max_chars=max_chars, doc_cap=doc_cap, workers=cores)
+        tokenizer = train_bpe(documents, vocab_size, max_chars=max_chars, doc_cap=doc_cap, workers=cores, fewer=fewer)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     tokenizer.save(temporary)
     (temporary / HASH).write_text(f"{tokenizer.hash}\n")
@@ -182,6 +200,19 @@ def train_or_load(
         if not folder.is_dir():  # else another process was first, with the same tokenizer
             raise
         shutil.rmtree(temporary)
+    return _as_asked(tokenizer, vocab_size, fewer)
+
+
+def _as_asked(tokenizer: Tokenizer, vocab_size: int | None, fewer: bool) -> Tokenizer:
+    """The tokenizer; where its text could not fill the vocabulary that is said, or with a size that was given is an error."""
+    if vocab_size is not None and tokenizer.vocab_size < vocab_size:
+        if not fewer:
+            raise _too_large(vocab_size, tokenizer.vocab_size)
+        log.info(
+            "vocabulary: %s, all that this text can fill (tokenizer.vocab_size=auto would be %s)",
+            f"{tokenizer.vocab_size:,}",
+            f"{vocab_size:,}",
+        )
     return tokenizer
 
 
@@ -196,16 +227,23 @@ def chosen_by_path(
         )
     if vocab_size not in ("auto", None, tokenizer.vocab_size):
         raise ValueError(
-            f"vocab_size={vocab_size}, but the tokenizer in {path} has {tokenizer.vocab_size}; leave vocab_size=auto"
+            f"vocab_size={vocab_size}, but the tokenizer in {path} has {tokenizer.vocab_size}; "
+            "leave tokenizer.vocab_size=auto"
         )
     for name, value in (("max_chars", max_chars), ("doc_cap", doc_cap)):
         if value not in ("auto", None):
-            raise ValueError(f"{name}={value} has no effect on the finished tokenizer in {path}; leave {name}=auto")
+            raise ValueError(
+                f"{name}={value} has no effect on the finished tokenizer in {path}; leave tokenizer.{name}=auto"
+            )
     return tokenizer
 
 
 def settings(
-    kind: str, vocab_size: int | str | None, max_chars: int | str | None, doc_cap: int | str | None
+    kind: str,
+    vocab_size: int | str | None,
+    max_chars: int | str | None,
+    doc_cap: int | str | None,
+    auto_vocab_size: int | None = None,
 ) -> tuple[int | None, int | None, int | None]:
     """(vocab_size, max_chars, doc_cap) with `auto` worked out; ValueError for what cannot be meant."""
     if kind not in AUTO:
@@ -214,6 +252,8 @@ def settings(
     values: dict[str, int | None] = {}
     for name, value in given.items():
         chosen = AUTO[kind][name] if value == "auto" else value
+        if name == "vocab_size" and value == "auto" and kind == "bpe" and auto_vocab_size is not None:
+            chosen = auto_vocab_size
         if isinstance(chosen, str | float | bool):
             raise ValueError(f"{name}={value} is not a whole number; give one, or auto")
         values[name] = chosen

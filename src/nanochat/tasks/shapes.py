@@ -1,0 +1,93 @@
+"""What people write conversations as: messages, ShareGPT, Alpaca. What is not read is refused by its name, never dropped."""
+
+from collections.abc import Collection
+from typing import Any
+
+from nanochat.tokenizer.conversations import BadConversation, says_nothing
+
+# Keys beside a conversation that are about it. Any other that holds something changes what should be learnt (tools, a second answer), so
+# it is refused until somebody says that it may be left aside.
+METADATA = frozenset(
+    "id idx index uuid uid hash conversation_id conversation_hash conv_id dialogue_id message_id parent_id thread_id prompt_id task_id "
+    "source sources source_split dataset dataset_name origin url split subset category topic full_topic domain services tags labels "
+    "language lang license author model model_name generator created created_at date timestamp version score scores rating quality "
+    "difficulty turn turns num_turns num_tokens length metadata meta title".split()
+)
+SHAREGPT = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+NAMES = {"ShareGPT": "ShareGPT (from and value)", "Alpaca": "Alpaca (instruction, input and output)"}
+
+
+def conversation(value: Any, ignore: Collection[str] = ()) -> tuple[dict[str, Any], str]:
+    """A JSON value as a conversation, with the name of its shape. `ignore` names keys that may be left aside. BadConversation for what
+    is of no known shape, or holds more than is read."""
+    if isinstance(value, list):
+        value = {"messages": value}
+    if not isinstance(value, dict):
+        raise BadConversation("it has no list of messages")
+    key = next((key for key in ("messages", "conversations", "conversation") if isinstance(value.get(key), list)), None)
+    if key is None and {"instruction", "output"} <= set(value):
+        return _alpaca(value, ignore), "Alpaca"
+    if key is None:
+        raise BadConversation(f"it has no list of messages{_advice(value)}")
+    messages = value[key]
+    if not any(isinstance(message, dict) and "from" in message for message in messages):
+        _check_rest(value, {key}, ignore)
+        return {**({} if key == "messages" else {"messages": messages}), **value}, "messages"
+    _check_rest(value, {key, "system"}, ignore)
+    before = [{"role": "system", "content": value["system"]}] if value.get("system") else []
+    return {"messages": [*before, *(_sharegpt(number, m) for number, m in enumerate(messages))]}, "ShareGPT"
+
+
+def _sharegpt(number: int, message: Any) -> Any:
+    if not isinstance(message, dict) or "from" not in message or "value" not in message:
+        raise BadConversation(f"message {number} has no from and value, as others have")
+    rest = {key: value for key, value in message.items() if key not in ("from", "value")}
+    given = message["from"]
+    return {
+        "role": SHAREGPT.get(given, given) if isinstance(given, str) else given,
+        "content": message["value"],
+        **rest,
+    }
+
+
+def _alpaca(value: dict[str, Any], ignore: Collection[str]) -> dict[str, Any]:
+    # `text` is the three written into a template
+    _check_rest(value, {"instruction", "input", "output", "system", "text"}, ignore)
+    for key in ("instruction", "input", "output", "system"):
+        if not isinstance(value.get(key, ""), str | None):
+            raise BadConversation(f"its {key} is not text")
+    question = "\n\n".join(text for text in (value["instruction"], value.get("input")) if text)
+    before = [{"role": "system", "content": value["system"]}] if value.get("system") else []
+    return {
+        "messages": [
+            *before,
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": value["output"] or ""},
+        ]
+    }
+
+
+def _check_rest(value: dict[str, Any], read: set[str], ignore: Collection[str]) -> None:
+    for key, held in value.items():
+        if key not in read and key not in METADATA and key not in ignore and not says_nothing(held):
+            raise BadConversation(f"it has {key}, which is not read; take it out, or name it in `ignore`")
+
+
+def _advice(value: dict[str, Any]) -> str:
+    """The keys there are, and the line that makes messages of the first two that are text."""
+    texts = [key for key, held in value.items() if isinstance(held, str) and key not in METADATA]
+    line = ""
+    if len(texts) > 1:
+        user, assistant = texts[:2]
+        line = (
+            f"""; if {user} is said by the user and {assistant} by the assistant: jq -c '{{messages: [{{role: "user", content: .["{user}"]}}, """
+            f"""{{role: "assistant", content: .["{assistant}"]}}]}}' FILE > talks.jsonl"""
+        )
+    return f", its keys are: {', '.join(value) or 'none'}{line}"
