@@ -31,7 +31,10 @@ START = ["init_from=start@latest", "save_every=2", "eval_every=20"]
 KINDS = {  # steps, words
     "base": (120, [*TEXT, "save_every=2", "eval_every=20"]),
     "ranks": (160, [*TEXT, "trainer.devices=2", "save_every=2", "eval_every=20"]),
-    "sft": (160, ["+phase=sft", *TINY, "trainer.compile=false", *START, "data=jsonl", "data.path={base}/talks.jsonl", "data.num_workers=2", "eval_tokens=4096"]),
+    "sft": (160, [
+        "+phase=sft", *TINY, "trainer.compile=false", *START, "data=jsonl", "data.path={base}/talks.jsonl", "data.num_workers=2",
+        "eval_tokens=4096",
+    ]),
     "rl": (50, [
         "+phase=rl", *TINY, *START, "task=simple_spelling", "task.path=library", "task.size=200", "rollout.questions=4", "rollout.samples=8",
         "rollout.max_tokens=16", "rollout.tools=false", "rewards.answer._target_=letter_reward.letters_e", "+rewards.answer._partial_=true",
@@ -70,7 +73,9 @@ def wait_for(process: subprocess.Popen, event: Callable[[], bool]) -> None:
 
 def children(process: subprocess.Popen) -> list[int]:
     """The ranks: processes that were started by this one and train."""
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+    listed = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
+    ).stdout
     return [int(line.split()[0]) for line in listed.splitlines() if "nanochat.train" in line]
 
 

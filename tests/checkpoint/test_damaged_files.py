@@ -50,7 +50,9 @@ def test_a_flipped_bit_is_named_with_a_sound_one_beside_it(run: Path, name: str,
     assert open_checkpoint("r@latest", device="cpu").path.name == "step_000020"  # and every file was hashed once
     flip(run / "checkpoints" / "step_000020" / name, bit)
     for opens in (lambda: open_checkpoint("r@latest", device="cpu"), lambda: resolve("r@20", run.parents[1])):
-        with pytest.raises(ValueError, match=rf"step_000020/{name} is damaged .*xxh3_128.* newest sound: .*step_000010$"):
+        with pytest.raises(
+            ValueError, match=rf"step_000020/{name} is damaged .*xxh3_128.* newest sound: .*step_000010$"
+        ):
             opens()
     assert open_checkpoint("r@10", device="cpu").path.name == "step_000010"
     found, problems = RunCheckpoints(run / "checkpoints").latest_sound()

@@ -46,7 +46,10 @@ def zone(monkeypatch: pytest.MonkeyPatch):
         # neither record says when: the names do, as UTC and as local time
         (("2026-03-01_13-00-00", None), ("2026-03-01_12-30-00Z", None)),
         # many in one second
-        (("2026-03-01_12-30-00Z-2", "2026-03-01T12:30:00.300+00:00"), ("2026-03-01_12-30-00Z-10", "2026-03-01T12:30:00.900+00:00")),
+        (
+            ("2026-03-01_12-30-00Z-2", "2026-03-01T12:30:00.300+00:00"),
+            ("2026-03-01_12-30-00Z-10", "2026-03-01T12:30:00.900+00:00"),
+        ),
     ],
 )
 def test_latest_and_auto_go_by_the_start(tmp_path: Path, zone, older, newer) -> None:

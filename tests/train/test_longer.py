@@ -17,7 +17,12 @@ from tests.train.conftest import environment, losses, the_run
 
 pytestmark = pytest.mark.slow
 Train = Callable[..., "subprocess.CompletedProcess[str]"]
-FLAT = ["optim.schedule.warmdown_frac=0", "optim.schedule.weight_decay=constant", "optim.schedule.warmup_steps=1", "save_every=4"]
+FLAT = [
+    "optim.schedule.warmdown_frac=0",
+    "optim.schedule.weight_decay=constant",
+    "optim.schedule.warmup_steps=1",
+    "save_every=4",
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,10 @@ def test_made_longer_it_ends_as_one_that_was_so_long_from_the_start(
     ("words", "said"),
     [
         (["max_steps=8"], "12 steps and cannot have another length: 8 steps are fewer"),
-        (["max_steps=20", "batch_tokens=2048"], "planned with batch_tokens=1024, this command gives 2048; add batch_tokens=1024"),
+        (
+            ["max_steps=20", "batch_tokens=2048"],
+            "planned with batch_tokens=1024, this command gives 2048; add batch_tokens=1024",
+        ),
     ],
 )
 def test_what_would_be_another_run_is_refused(short: Path, train: Train, words: list[str], said: str) -> None:
@@ -69,7 +77,9 @@ def test_what_would_be_another_run_is_refused(short: Path, train: Train, words: 
         (["optim.schedule.warmdown_frac=0"], "Muon weight decay of step 1"),
     ],
 )
-def test_a_schedule_that_follows_the_length_is_named(train: Train, shared_base: Path, words: list[str], what: str) -> None:
+def test_a_schedule_that_follows_the_length_is_named(
+    train: Train, shared_base: Path, words: list[str], what: str
+) -> None:
     name = f"run_name=down-{len(words)}"
     words = [*words, "optim.schedule.warmup_steps=0", "save_every=null", "eval_every=null"]
     train(name, *words, "max_steps=12")
@@ -97,7 +107,20 @@ def test_with_no_checkpoint_to_resume_it_asks(short: Path, train: Train, tmp_pat
     begin = f"init_from=asked/{copy.name}@12"
     assert begin in stderr and len(stderr.strip().splitlines()) == 1
     # what it says works
-    mine = ["data=local", f"data.path={read_config(copy)['data']['path']}", "data.num_workers=0", "data.prepare_workers=0"]
-    command = ["nanochat.train", "+phase=base", "trainer=cpu", "trainer.precision=fp32", "trainer.compile=false", *mine, "batch_tokens=1024"]
+    mine = [
+        "data=local",
+        f"data.path={read_config(copy)['data']['path']}",
+        "data.num_workers=0",
+        "data.prepare_workers=0",
+    ]
+    command = [
+        "nanochat.train",
+        "+phase=base",
+        "trainer=cpu",
+        "trainer.precision=fp32",
+        "trainer.compile=false",
+        *mine,
+        "batch_tokens=1024",
+    ]
     done = processes.run([*command, begin, "max_steps=2", "run_name=begun"], env=environment(shared_base))
     assert done.returncode == 0, done.stderr

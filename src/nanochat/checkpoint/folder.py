@@ -157,7 +157,9 @@ def require(path: Path, *, state: bool = False) -> Path:
         beside = sorted(path.parent.glob("step_*"), reverse=True) if path.parent.is_dir() else []
         sound = next((p for p in beside if p != path and problem(p, state=state) is None), None)
         raise ValueError(
-            wrong + ("; copy it again" if path.is_dir() else "") + (f", or use the newest sound: {sound}" if sound else "")
+            wrong
+            + ("; copy it again" if path.is_dir() else "")
+            + (f", or use the newest sound: {sound}" if sound else "")
         )
     return path
 
@@ -167,7 +169,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError as error:  # of json, or not UTF-8
-        raise ValueError(f"{path} is not readable JSON ({error}); it is damaged or was changed: copy it again") from error
+        raise ValueError(
+            f"{path} is not readable JSON ({error}); it is damaged or was changed: copy it again"
+        ) from error
 
 
 def read_config(path: Path) -> GPTConfig:
@@ -175,7 +179,9 @@ def read_config(path: Path) -> GPTConfig:
     try:
         return GPTConfig.from_json(read_json(file))
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{file} does not describe a model ({error}); it is damaged or was changed: copy it again") from error
+        raise ValueError(
+            f"{file} does not describe a model ({error}); it is damaged or was changed: copy it again"
+        ) from error
     except ValueError as error:
         raise ValueError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
 

@@ -192,12 +192,19 @@ class Job:
             start = lasting_name(self.checkpoints(folder).path(done), base_dir() / "runs") if done else None
             raise ValueError(
                 f"{folder.path} was planned with {old['steps']:,} steps and cannot have another length: {why}; drop max_steps, or begin a "
-                + (f"new run from its weights: init_from={start}, without resume=" if start else "new run: drop resume=")
+                + (
+                    f"new run from its weights: init_from={start}, without resume="
+                    if start
+                    else "new run: drop resume="
+                )
             )
 
     def length_shows(self, before: dict[str, Any], done: int, old: int, new: int) -> str | None:
         """Why the `done` first steps of a run of `old` steps are not those of one of `new` steps, None if they are. `before` is its config."""
-        schedule, groups = optim.build_schedule(self.config["optim"]["schedule"]), self.config["optim"]["groups"].values()
+        schedule, groups = (
+            optim.build_schedule(self.config["optim"]["schedule"]),
+            self.config["optim"]["groups"].values(),
+        )
         decays = [g.get("weight_decay") for g in groups if g["rule"] == "muon"]
         names = {"lr": "learning rate"}
         if decays:
@@ -256,7 +263,9 @@ class Job:
         checkpoints = self.checkpoints(folder)
         start, problems = checkpoints.latest_sound() if folder.resumed else (None, [])
         if problems and start is None:
-            sound = (p for p in map(checkpoints.path, reversed(checkpoints.steps())) if not checkpoint_folder.problem(p))
+            sound = (
+                p for p in map(checkpoints.path, reversed(checkpoints.steps())) if not checkpoint_folder.problem(p)
+            )
             weights = next((lasting_name(p, base_dir() / "runs") for p in sound), None)
             raise ValueError(
                 f"{problems[0]}; no checkpoint of this run can be resumed. Start anew: drop resume="
@@ -271,7 +280,11 @@ class Job:
         end = checkpoints.path(steps[-1]) if steps and steps[-1] >= self.plan.steps else None
         if end is not None and checkpoint_folder.problem(end) is None and self.last_result(folder) is not None:
             length = self.plan.steps
-            batch = "" if self.config["batch_tokens"] or not self.batch_of_report() else f" batch_tokens={self.plan.batch_tokens}"
+            batch = (
+                ""
+                if self.config["batch_tokens"] or not self.batch_of_report()
+                else f" batch_tokens={self.plan.batch_tokens}"
+            )
             grows = self.length_shows(self.config, length, length, 2 * length) is None
             more = f"resume={folder.path} max_steps=N{batch} makes it longer, for N above {length}"
             again = f"init_from={lasting_name(end, base_dir() / 'runs')} begins a new run from it, without resume="

@@ -27,7 +27,13 @@ def console() -> Console:
 
 
 def plan(
-    name: str, plan: Plan, *, batch: str, text: str, machine: tuple[str, float | None] | None, groups: dict[str, dict[str, Any]]
+    name: str,
+    plan: Plan,
+    *,
+    batch: str,
+    text: str,
+    machine: tuple[str, float | None] | None,
+    groups: dict[str, dict[str, Any]],
 ) -> None:
     """The derived numbers as a table. `machine` is its name and the expected seconds of training; None for a dry run. `groups` are the
     optimizer's, which say what of rates and decay the plan decides."""
@@ -43,7 +49,11 @@ def plan(
     table.add_row("horizon", f"{plan.tokens:,} tokens in {plan.steps:,} steps, from {plan.horizon_source}")
     table.add_row("", f"{plan.tokens / sizes['scaling']:.2f} tokens per scaling parameter (matrices + head)")
     table.add_row("batch", f"{plan.batch_tokens:,} tokens = {batch}")
-    scaled = [f"x {plan.lr_factor:.4f} for the batch size"] if any(g.get("scale_batch", True) for g in groups.values()) else []
+    scaled = (
+        [f"x {plan.lr_factor:.4f} for the batch size"]
+        if any(g.get("scale_batch", True) for g in groups.values())
+        else []
+    )
     rules = sorted({group["rule"] for group in groups.values() if group.get("weight_decay") == "auto"})
     decays = [f"{rule.capitalize()} weight decay {plan.weight_decay:.4g}" for rule in rules]
     table.add_row("rates", "; ".join(scaled + decays) or "as the optimizer's groups have them")

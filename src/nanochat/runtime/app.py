@@ -80,7 +80,11 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
             try:
                 if "optim" in cfg:
                     change_rules(
-                        cfg, overridden, lambda name: compose_choice("optim", name), HydraConfig.get().runtime.choices["optim"], choices("optim")
+                        cfg,
+                        overridden,
+                        lambda name: compose_choice("optim", name),
+                        HydraConfig.get().runtime.choices["optim"],
+                        choices("optim"),
                     )
                 take_checked(cfg, config_name)
                 if cfg.paths.hub_dir:
