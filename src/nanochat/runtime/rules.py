@@ -18,9 +18,14 @@ def change_rules(
     `preset(name)` is a choice of the config group optim, `names` all of them, `chosen` the one of this run. The preset called as the rule
     comes first, then any that has the rule for this role. Where none has, only what was typed is left.
     """
-    for role, group in ((cfg.get("optim") or {}).get("groups") or {}).items():
+    groups = cfg.optim.get("groups") if isinstance(cfg.optim, DictConfig) else None
+    for role, group in groups.items() if isinstance(groups, DictConfig) else ():
         key = f"optim.groups.{role}"
-        if not overridden(f"{key}.rule") or preset(chosen)["groups"].get(role, {}).get("rule") == group.rule:
+        if (
+            not isinstance(group, DictConfig)
+            or not overridden(f"{key}.rule")
+            or preset(chosen)["groups"].get(role, {}).get("rule") == group.rule
+        ):
             continue
         presets = (preset(name)["groups"].get(role, {}) for name in sorted(names, key=lambda name: name != group.rule))
         options = next((found for found in presets if found.get("rule") == group.rule), {"rule": group.rule})
