@@ -68,3 +68,10 @@ def test_names_of_new_folders_sort_across_time_zones(tmp_path: Path, zone) -> No
         names.append(open_run({**CONFIG, "resume": False}, tmp_path).path.name)
         time.sleep(1.01)
     assert names == sorted(names) and all(name.endswith("Z") for name in names)
+
+
+def test_a_setting_that_is_a_tuple_is_the_list_that_was_written(tmp_path: Path) -> None:
+    config = {**CONFIG, "optim": {"betas": (0.8, 0.95)}}
+    run = make(tmp_path, "2026-03-01_12-30-00Z", "2026-03-01T12:30:00+00:00")
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert open_run(config, tmp_path).resumed

@@ -58,7 +58,7 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`key: old -> new` for each setting that decides the numbers and is not the same."""
-    a, b = identity(old), identity(new)
+    a, b = identity(old), identity(yaml.safe_load(yaml.safe_dump(new)))  # as it is written: a tuple is a list there
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(set(a) | set(b)) if a.get(key) != b.get(key)]
 
 

@@ -20,7 +20,7 @@ def change_rules(
     """
     groups = cfg.optim.get("groups") if isinstance(cfg.optim, DictConfig) else None
     for role, group in groups.items() if isinstance(groups, DictConfig) else ():
-        key = f"optim.groups.{role}"
+        key = f"optim.groups.{role!s}"
         if (
             not isinstance(group, DictConfig)
             or not overridden(f"{key}.rule")
@@ -29,5 +29,5 @@ def change_rules(
             continue
         presets = (preset(name)["groups"].get(role, {}) for name in sorted(names, key=lambda name: name != group.rule))
         options = next((found for found in presets if found.get("rule") == group.rule), {"rule": group.rule})
-        typed = {name: value for name, value in group.items() if overridden(f"{key}.{name}")}
+        typed = {str(name): value for name, value in group.items() if overridden(f"{key}.{name!s}")}
         OmegaConf.update(cfg, key, {**options, **typed}, merge=False, force_add=True)
