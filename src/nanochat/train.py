@@ -23,7 +23,7 @@ def run(cfg: DictConfig) -> float | None:
     from nanochat.checkpoint.runs import lasting_name, resolve
     from nanochat.runs import parent
     from nanochat.runs.launch import run_ranks
-    from nanochat.runs.run_folder import open_run
+    from nanochat.runs.run_folder import check_resume, open_run
     from nanochat.runtime.paths import base_dir
 
     inherited: parent.Inherited = []
@@ -42,6 +42,7 @@ def run(cfg: DictConfig) -> float | None:
         if words := overridden(key):
             raise ValueError(f"{words[0]} cannot take effect: {why}")
     job.print_plan(inherited)
+    check_resume(config["resume"], base_dir() / "runs")
     if config["dry_run"]:
         print("dry_run=true: nothing was trained")
         return None

@@ -17,6 +17,9 @@ MAX_SOFTCAP = 40.0  # exp(-2 * 40) is still a normal fp32 number, on which gpt/l
 Count = Annotated[int, Field(ge=1, le=2**20)]
 Std = Annotated[float, Field(ge=0, le=100)]
 Scale = Annotated[float, Field(ge=-100, le=100)]
+Windows = Annotated[
+    str, Field(pattern=r"^[SLsl]+$", description="letters S and L, one for each layer in turn", examples=["SSSL"])
+]
 
 
 @dataclass(frozen=True)
@@ -24,18 +27,12 @@ class Arch:
     """What a block contains and with which numbers. Defaults are era E6; `conf/arch/*.yaml` spells each era out."""
 
     name: str = "modern"  # of the era
-    width_rule: Literal["round_up", "plain"] = (
-        "round_up"  # round_up: width to a multiple of head_dim; plain: heads = ceil(width / head_dim)
-    )
+    width_rule: Literal["round_up", "plain"] = "round_up"  # width to whole heads; plain: heads = ceil(width / head_dim)
     rope_base: Annotated[float, Field(ge=1, le=1e12)] = 100_000.0  # of the frequencies
-    rope_dtype: Literal["compute", "bfloat16", "float32"] = (
-        "compute"  # compute | bfloat16 | float32: precision of the cos/sin table
-    )
+    rope_dtype: Literal["compute", "bfloat16", "float32"] = "compute"  # precision of the cos/sin table
     qk_scale: Annotated[float, Field(gt=0, le=100)] = 1.2  # multiplies the normalised q and k
     softcap: Annotated[float, Field(gt=0, le=MAX_SOFTCAP)] = 15.0  # logits = softcap * tanh(z / softcap)
-    window_pattern: Annotated[
-        str, Field(pattern=r"^[SLsl]+$", description="letters S and L, one for each layer in turn", examples=["SSSL"])
-    ] = "SSSL"  # tiled over the layers; the last layer is always L
+    window_pattern: Windows = "SSSL"  # tiled over the layers; the last layer is always L
     short_window_divisor: Count = 4  # S = sequence_len / divisor, rounded up to short_window_multiple
     short_window_multiple: Count = 128  # tokens
     long_window_limited: bool = True  # L is a window of sequence_len (E1 and later) instead of no limit at all (E0)
@@ -49,9 +46,7 @@ class Arch:
     bigram: bool = False  # era E3 only: hashed bigram embedding
     embed_std: Std = 0.8  # of the embedding at the start
     head_std: Std = 0.001  # of the head at the start
-    matrix_init: Literal["uniform", "fan"] = (
-        "uniform"  # uniform: U(-a, a), a = sqrt(3 / width); fan: N(0, s^2) by fan in and out
-    )
+    matrix_init: Literal["uniform", "fan"] = "uniform"  # U(-a, a), a = sqrt(3 / width); fan: N(0, s^2) by fan in, out
     fc_init_scale: Std = 0.4  # of the MLP's first matrix
     resid_init: tuple[Scale, Scale] = (1.15, 1.05)  # first and last layer, linear between
     x0_init: tuple[Scale, Scale] = (0.20, 0.05)  # likewise

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanochat.runtime.settings import Beta, Number, Rate
+from nanochat.runtime.settings import Beta, Decay, Epsilon, Rate
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Options:
 
     lr: Rate
     betas: tuple[Beta, Beta] = (0.8, 0.95)
-    eps: Number = 1e-10
-    weight_decay: Number = 0.0
+    eps: Epsilon = 1e-10
+    weight_decay: Decay = 0.0
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nanochat.gpt import GPT, ROLES
 from nanochat.optim.schedules import Schedule
-from nanochat.runtime.settings import Number, Setting, Settings, check, parameters
+from nanochat.runtime.settings import Decay, Setting, Settings, check, parameters, shown
 
 NOT_RULES = {"__init__", "groups", "schedules"}
 REFERENCE_WIDTH = 768  # from: facts sheet 2.1, AdamW rates of matrices-by-vocabulary scale with (width / 768) ** -0.5
@@ -31,7 +31,7 @@ class OfGroup(Settings):
     rule: str
     scale_width: bool = False  # rate times (width / 768) ** -0.5
     scale_batch: bool = True  # rate times the plan's factor for the batch size
-    weight_decay: Number | Literal["auto"] = 0.0  # auto: the plan's
+    weight_decay: Decay | Literal["auto"] = 0.0  # auto: the plan's
 
 
 def _options(rule: str) -> Any:
@@ -46,7 +46,7 @@ def options_of(values: Mapping[str, Any], path: str) -> dict[str, Setting]:
             f"{path} is not a role of any parameter; the roles are {', '.join(sorted(set(ROLES.values())))}"
         )
     if rule not in rules():
-        raise ValueError(f"{path}.rule={rule} is not known; choose from {', '.join(rules())}")
+        raise ValueError(f"{path}.rule={shown(rule)} is not known; choose from {', '.join(rules())}")
     return {**parameters(_options(rule)), **parameters(OfGroup)}
 
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from nanochat.runtime.hardware import multiplies_bf16
-from nanochat.runtime.settings import Beta, Number, Rate
+from nanochat.runtime.settings import Beta, Decay, Rate
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Options:
     lr: Rate
     momentum: Beta = 0.95
     beta2: Beta = 0.9
-    weight_decay: Number = 0.0
+    weight_decay: Decay = 0.0
     ns_steps: Annotated[int, Field(ge=1, le=20)] = 5  # guess: 20 are far more than converges
     variant: Literal["modern", "classic"] = "modern"
     ns_dtype: Literal["auto", "bfloat16", "float32"] = "auto"

@@ -28,6 +28,7 @@ from nanochat.datamodules.by_step import share_out
 from nanochat.evals.bpb import bits_per_byte
 from nanochat.evals.chat import accuracy
 from nanochat.gpt import GPT, GPTConfig, counts
+from nanochat.gpt.attention import runnable
 from nanochat.modules.phase import PhaseModule
 from nanochat.runs import show
 from nanochat.runs.run_folder import RunFolder, read_config, read_record, write_record
@@ -109,7 +110,16 @@ class Job:
             raise ValueError(
                 f"checkpoints.best_metric={metric} is not known; choose from {', '.join(self.metrics)}, which this run logs and where lower is better"
             )
-        if not config["dry_run"]:
+        wanted = self.attention()
+        if (
+            config["trainer"]["accelerator"] == "cpu"
+            and wanted != "auto"
+            and (no := runnable(wanted, self.device, self.dtype[0]))
+        ):
+            raise ValueError(
+                f"trainer.attention={wanted} cannot run on {self.device}: {no}; try trainer.attention=auto"
+            )
+        if not config["dry_run"]:  # which may be for another machine
             _ = self.dtype
             devices = config["trainer"]["devices"]
             if self.device.type == "cuda" and torch.cuda.device_count() < devices:

@@ -71,12 +71,8 @@ def open_run(config: dict[str, Any], runs: Path, *, folder: Path | None = None) 
     """
     resume, home = config.get("resume"), runs / str(config["run_name"])
     if resume not in (None, False, "auto"):
-        path = Path(str(resume)).expanduser()
-        path = path if path.is_dir() else runs / str(resume)
-        if not (path / CONFIG).is_file():
-            raise ValueError(
-                f"resume={resume} is no run folder; give auto, a folder under {runs}, or init_from=… to start a new run from weights"
-            )
+        path = check_resume(resume, runs)
+        assert path is not None
         changed = differences(read_config(path), config)
         if config.get("max_steps") is not None:  # whether it may have another length is seen when that is planned
             changed = [line for line in changed if line.partition(":")[0] not in LENGTH]
@@ -112,6 +108,19 @@ def open_run(config: dict[str, Any], runs: Path, *, folder: Path | None = None) 
     new.mkdir(parents=True, exist_ok=True)
     folder = new
     return RunFolder(folder, False, lock(folder))
+
+
+def check_resume(resume: Any, runs: Path) -> Path | None:
+    """The run folder that `resume` names, None if it names none. ValueError if there is no such folder."""
+    if resume in (None, False, "auto"):
+        return None
+    path = Path(str(resume)).expanduser()
+    path = path if path.is_dir() else runs / str(resume)
+    if not (path / CONFIG).is_file():
+        raise ValueError(
+            f"resume={resume} is no run folder; give auto, a folder under {runs}, or init_from=… to start a new run from weights"
+        )
+    return path
 
 
 def lock(path: Path) -> Any:

@@ -61,6 +61,8 @@ class TextJob(Job):
             with torch.device("meta"):
                 self.build_optimizer(plan)(GPT(sizes))
 
+        if "dataset" not in self.config["data"]:
+            _ = self.data  # files of one's own are looked for; those of the hub when they are needed
         if "supervise" in self.config["data"]:
             raise ValueError(
                 f"phase {self.config['phase']} trains on conversations, and data= names text; try data=jsonl or data=sft_mix"

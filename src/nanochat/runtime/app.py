@@ -87,6 +87,14 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
                         choices("optim"),
                     )
                 take_checked(cfg, config_name)
+                if (
+                    overridden(r"paths\.hub_dir")
+                    and cfg.paths.hub_dir
+                    and not Path(cfg.paths.hub_dir).expanduser().is_dir()
+                ):
+                    raise ValueError(
+                        f"paths.hub_dir={cfg.paths.hub_dir} is no folder; name a mirror of the hub, or null"
+                    )
                 if cfg.paths.hub_dir:
                     os.environ["NANOCHAT_HUB_DIR"] = cfg.paths.hub_dir
                 return run(cfg)

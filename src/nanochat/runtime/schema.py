@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nanochat.runtime.settings import Built, Count, Number, Positive, Seed, Settings, Whole
+from nanochat.runtime.settings import Built, Count, Decay, Positive, Seed, Settings, Whole
 
 MAX_DEPTH = 512  # guess: four times the deepest of published models; a mistyped one would build for minutes
 MAX_WIDTH = 2**17  # guess, likewise
@@ -73,7 +73,7 @@ class Plan(Settings):
     ratio: Positive | None
     tokens: Positive | None  # so that 1e9 may be typed
     flops: Positive | None
-    weight_decay: Number
+    weight_decay: Decay
     scale: Literal["modern", "classic"]
 
 

@@ -33,6 +33,8 @@ Rate = Annotated[float, Field(ge=0, le=1e4)]  # of learning; guess: far above an
 Portion = Annotated[float, Field(gt=0, lt=1)]  # a part of a whole, neither none nor all of it
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(ge=0, lt=1)]  # likewise, or none
+Decay = Annotated[float, Field(ge=0, le=100)]  # of weights; guess: above it they are gone in a step
+Epsilon = Annotated[float, Field(ge=0, le=1)]
 Beta = Part  # of a running mean
 Seed = Annotated[int, Field(ge=0)]
 Workers = Annotated[int, Field(ge=0, le=1024)]  # guess: more is a mistyped number
