@@ -47,6 +47,7 @@ CHAT = [
     "data.val_path={talks}",
     "data.num_workers=0",
     "data.prepare_workers=0",
+    "data.rows_per_device=1",
     "batch_tokens=128",
     "tasks.limit=2",
 ]
@@ -198,11 +199,7 @@ def one(
             found = recorded(place, run_name, key)
         except ValueError:
             found = "no run"
-        same = (
-            str(found).lower() == kind
-            or (kind == "null" and found is None)
-            or (kind in ("abc",) and str(found).endswith(kind))
-        )
+        same = str(found).lower() == kind or (kind == "null" and found is None) or str(found).endswith(f"/{kind}")
         with contextlib.suppress(TypeError, ValueError):
             same = same or float(found) == float(kind)
         if not same and kind not in ("[1,2]", "{a:1}"):
