@@ -1,7 +1,9 @@
-"""Where a server listens, and who may reach it there."""
+"""Where a server listens, who may reach it there, and under what paths."""
 
 import ipaddress
+import re
 import socket
+from urllib.parse import unquote
 
 from nanochat.inference.execution import guards
 
@@ -55,3 +57,16 @@ def listen(host: str, port: int) -> socket.socket:
             f"port={port} on {host} cannot be had ({error.strerror}); try port=0 for any that is free"
         ) from error
     return bound
+
+
+def canonical(path: str) -> str:
+    """The path that any spelling of it stands for: case, slashes, dots and percent signs do not count."""
+    for _ in range(3):
+        path = unquote(path)
+    words: list[str] = []
+    for word in re.split(r"[/\\]+", path.lower().partition("?")[0]):
+        if word == "..":
+            words = words[:-1]
+        elif word.strip() not in ("", "."):
+            words.append(word.strip())
+    return "/" + "/".join(words)

@@ -28,6 +28,7 @@ from nanochat.inference.engine import Completion, Piece
 from nanochat.inference.generate import TooLong
 from nanochat.inference.sampling import Sampling
 from nanochat.inference.scoring import token_logprobs
+from nanochat.serve.address import canonical
 from nanochat.serve.metrics import Metrics
 from nanochat.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, OriginalRequest, TokenizeRequest
 from nanochat.serve.requests import Request as Asked
@@ -581,5 +582,6 @@ class KeyRequired:
 
 
 def guarded(path: str) -> bool:
-    """Whether a path is the API's, and needs the key."""
-    return path.startswith("/v1/") or path in GUARDED
+    """Whether a path, however it is spelled, is the API's and needs the key."""
+    path = canonical(path)
+    return path == "/v1" or path.startswith("/v1/") or path in GUARDED

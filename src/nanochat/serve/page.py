@@ -34,6 +34,7 @@ from nanochat.inference.sampling import Sampling
 from nanochat.serve.service import WEB_CHAT, Busy, Model, Service
 from nanochat.serve.store import TITLE_LENGTH, Changed, Conversation, Store, new_id
 from nanochat.serve.turn import NOTHING, UPDATES_PER_SECOND, Turn, numbers
+from nanochat.serve.visitors import Sealed, only_for_visitors
 
 SEEDS = 2**31  # a random seed is below
 MOST_COLUMNS = 4  # guess: more are too narrow to read
@@ -50,7 +51,7 @@ MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; media-src 'self' data: blob:; worker-src 'self' blob:; object-src 'none'; "
-    "frame-src 'none'; base-uri 'self'; form-action 'self'"
+    "frame-src 'none'; frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
 )
 CSS = (Path(__file__).parent / "page.css").read_text()
 
@@ -117,6 +118,7 @@ def mount_page(
         css=CSS,
         app_kwargs={"middleware": [Middleware(StaysHere)], "docs_url": None, "redoc_url": None},
     )
+    only_for_visitors(app)
 
 
 def build_page(
@@ -132,7 +134,7 @@ def build_page(
             f"compare=true with {len(service.models)} checkpoint(s); give 2 to {MOST_COLUMNS}, as ckpt=[base,sft]"
         )
     page = Compare(service, defaults) if compare else Page(service, store, defaults, private=private)
-    with gr.Blocks(
+    with Sealed(
         title="nanochat", fill_height=True, fill_width=True, analytics_enabled=False, delete_cache=(3600, 3600)
     ) as blocks:
         page.lay_out()
@@ -155,6 +157,8 @@ class StaysHere:
                 headers["Content-Security-Policy"] = POLICY
                 headers["Referrer-Policy"] = "no-referrer"
                 headers["X-Content-Type-Options"] = "nosniff"
+                headers["X-Frame-Options"] = "DENY"
+                headers["Cross-Origin-Resource-Policy"] = "same-origin"
             await send(message)
 
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
@@ -311,7 +315,7 @@ class Page(Writing):
         self.chat.edit(self.edit, ask, self.view, **quiet)
         self.chat.undo(self.undo, here, self.view, **quiet)
         self.chat.clear(self.clear, here, self.view, **quiet)
-        self.box.stop(self.stop, [self.opened], None, queue=False, **quiet)
+        self.box.stop(self.stop, here, None, queue=False, **quiet)
         self.new.click(self.start_new, [self.owner], self.view, **at_once)
         self.entries.input(self.open, [self.entries, self.owner], self.view, **at_once)
         gr.on([self.new.click, self.entries.input], None, None, None, js=AWAY_ON_A_PHONE)
@@ -556,16 +560,20 @@ class Page(Writing):
         if not opened or not opened["id"]:
             yield self.show({})
             return
-        if turn := self.writing.get(opened["id"]):
+        if turn := self.own_turn(opened, owner):
             turn.stop()
             await turn.task
         self.store.delete(opened["id"], self.whose(owner))
         async for update in self.open(request, "", owner):
             yield update
 
-    def stop(self, opened: dict[str, Any]) -> None:
-        if turn := self.writing.get(opened["id"]):
+    def stop(self, opened: dict[str, Any], owner: str) -> None:
+        if turn := self.own_turn(opened, owner):
             turn.stop()
+
+    def own_turn(self, opened: dict[str, Any], owner: str) -> Turn | None:
+        """What is being written in a conversation, for its owner: an id may have been seen in somebody's address."""
+        return self.writing.get(opened["id"]) if self.found(opened["id"], owner).revision else None
 
     def rename(self, title: str, opened: dict[str, Any], owner: str) -> Any:
         try:

@@ -6,6 +6,7 @@ import socket
 import uvicorn
 from fastapi import FastAPI
 
+from nanochat.serve.connections import bounded
 from nanochat.serve.service import Service
 
 SHUTDOWN_SECONDS = 3  # guess: answers under way have this long after Ctrl-C
@@ -18,7 +19,13 @@ def url_of(bound: socket.socket) -> str:
 
 def serve(app: FastAPI, service: Service, bound: socket.socket) -> None:
     """Answer until Ctrl-C or SIGTERM."""
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
+    config = uvicorn.Config(
+        app,
+        http=bounded(),
+        ws="none",
+        log_level="warning",
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,  # type: ignore[arg-type]
+    )
     service.start()
     bound.listen()  # who comes now waits a moment
     for model in service.models.values():

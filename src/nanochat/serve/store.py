@@ -78,6 +78,9 @@ class Store:
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+                for file in (self.path, *(Path(f"{self.path}{kind}") for kind in ("-wal", "-shm"))):
+                    if file.exists() and file.stat().st_mode & 0o077:  # one made elsewhere may be open to others
+                        file.chmod(0o600)
             self._db = sqlite3.connect(
                 self.path or ":memory:", timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
             )
