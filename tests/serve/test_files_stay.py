@@ -235,7 +235,7 @@ def event_of(config: dict, element: str, target: str) -> dict:
 
 def test_what_one_visitor_has_another_cannot_reach_by_any_route(tmp_path):
     with (
-        page(tmp_path) as (url, store, uploads),
+        page(tmp_path) as (url, store, _),
         closing(client(url)) as alice,
         closing(client(url)) as mallory,
         httpx.Client(base_url=url) as nobody,
@@ -324,7 +324,8 @@ def test_other_users_of_the_machine_read_nothing(tmp_path, umask):
             store.put(Conversation([{"role": "user", "content": "x"}]))
             for file in path.parent.glob(f"{path.name}*"):
                 print(oct(stat.S_IMODE(file.stat().st_mode)))
-        print(oct(stat.S_IMODE((Path(sys.argv[2]) / "new").stat().st_mode)), oct(stat.S_IMODE(os.stat(os.environ.get("GRADIO_TEMP_DIR") or visitors.private_folder().name).st_mode)))
+        for folder in (Path(sys.argv[2]) / "new", visitors.private_folder().name):
+            print(oct(stat.S_IMODE(os.stat(folder).st_mode)))
     """
     found = subprocess.run(
         [sys.executable, "-c", code, str(umask), str(tmp_path)], capture_output=True, text=True, check=True

@@ -115,7 +115,8 @@ def test_what_never_ends_is_cut_off_and_kept_nowhere(begin):
 
 @pytest.mark.parametrize(
     "half",
-    [b"", b"GE", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX", POST + b"Content-Length: 50000\r\n\r\n{", POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab"],
+    [b"", b"GE", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX", POST + b"Content-Length: 50000\r\n\r\n{",
+     POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab"],
     ids=["nothing", "a word", "a head", "a body", "a chunk"],
 )  # fmt: skip
 @pytest.mark.parametrize("after_another", [False, True])
@@ -296,12 +297,22 @@ def test_cors_lets_one_origin_in():
 
 @pytest.mark.parametrize(
     ("host", "origin", "passes"),
-    [("chat.example", "http://chat.example", True), ("chat.example", "https://chat.example", True), ("chat.example:443", "https://chat.example", True),
-     ("chat.example:80", "http://chat.example", True), ("chat.example:8000", "http://chat.example:8000", True), ("chat.example:8000", "http://chat.example", False),
-     ("chat.example", "http://chat.example.evil", False), ("chat.example", "http://evil.example#chat.example", False),
-     ("chat.example", "http://chat.example@evil.example", False), ("CHAT.example", "http://chat.EXAMPLE", True), ("[::1]:8000", "http://[::1]:8000", True),
-     ("chat.example", "null", False), ("chat.example:x", "http://chat.example:x", False)],
-)  # fmt: skip
+    [
+        ("chat.example", "http://chat.example", True),
+        ("chat.example", "https://chat.example", True),  # TLS ends before this server
+        ("chat.example:443", "https://chat.example", True),
+        ("chat.example:80", "http://chat.example", True),
+        ("chat.example:8000", "http://chat.example:8000", True),
+        ("CHAT.example", "http://chat.EXAMPLE", True),
+        ("[::1]:8000", "http://[::1]:8000", True),
+        ("chat.example:8000", "http://chat.example", False),
+        ("chat.example", "http://chat.example.evil", False),
+        ("chat.example", "http://evil.example#chat.example", False),
+        ("chat.example", "http://chat.example@evil.example", False),
+        ("chat.example", "null", False),
+        ("chat.example:x", "http://chat.example:x", False),
+    ],
+)
 def test_an_origin_is_compared_with_the_host(host, origin, passes):
     headers = [(b"host", host.encode()), (b"origin", origin.encode())]
     assert (Origins(None, [], local=False).refused(headers) is None) is passes

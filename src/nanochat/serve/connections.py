@@ -7,7 +7,6 @@ and so many in all: the oldest gives way to a new one, so that those who keep th
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -64,7 +63,8 @@ class Unfinished:
                 del self.of[protocol.address]
 
     def make_room(self, address: str) -> None:
-        for those, most in ((self.of.get(address, {}), self.per_address), (self.all, self.in_all)):
+        own: OrderedDict[Bounded, None] = self.of.get(address, OrderedDict())
+        for those, most in ((own, self.per_address), (self.all, self.in_all)):
             while len(those) > most:
                 oldest = next(iter(those))
                 if time.monotonic() - oldest.since < self.grace_seconds:
@@ -179,6 +179,6 @@ class Bounded(HttpToolsProtocol):
         super().on_response_complete()
 
 
-def bounded(**limits: Any) -> Callable[..., asyncio.Protocol]:
+def bounded(**limits: Any) -> Any:
     """For uvicorn's `http`."""
     return partial(Bounded, Unfinished(**limits))

@@ -24,7 +24,7 @@ def serve(app: FastAPI, service: Service, bound: socket.socket) -> None:
         http=bounded(),
         ws="none",
         log_level="warning",
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     service.start()
     bound.listen()  # who comes now waits a moment
