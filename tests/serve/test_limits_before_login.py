@@ -129,6 +129,24 @@ def test_half_a_request_is_given_up(half, after_another):
         assert b" 200 " not in answer(connection)  # and the server closed
 
 
+def test_a_flood_of_requests_in_one_piece_is_not_even_parsed():
+    """100 connections with 2,000 each stalled /health for 20 s."""
+    with server() as url, connect(url) as connection:
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 2000)
+        assert answer(connection).count(b"HTTP/1.1 200") <= 20  # and the server closed
+        assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_the_rest_of_a_refused_body_is_not_taken_for_ever():
+    with server(key=KEY) as url, connect(url) as connection:
+        connection.sendall(POST + b"Content-Length: 9999999999\r\n\r\n")
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 2**30:
+                sent += connection.send(b"a" * 65536)
+        assert sent < 2**25  # what the sockets hold
+
+
 def test_a_body_that_comes_slowly_but_steadily_is_read():
     body = json.dumps({"messages": [{"role": "user", "content": "x" * 100}]}).encode()
     with server(head_seconds=0.5, body_seconds=3.0) as url, connect(url) as connection:

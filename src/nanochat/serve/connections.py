@@ -20,6 +20,8 @@ BODY_SECONDS = 20.0  # from: Apache's mod_reqtimeout, body=20,MinRate=500
 BODY_RATE = 500.0  # bytes/s, from: the same
 FRAMING = 8  # bytes of a chunked body to one of its content: "1\r\nx\r\n" has 6
 LINGER_SECONDS = 2.0  # guess: for the rest of a body that was refused already
+LINGER_BYTES = 2**20  # guess: of it
+PIPELINED = 16  # guess: requests sent before the answer to the one before; browsers and the usual clients send none
 SEND_SECONDS = 60.0  # from: nginx's send_timeout; a client that reads nothing for so long is gone
 PER_ADDRESS = 64  # guess: unfinished; a browser opens 6
 UNFINISHED = 256  # guess: in all
@@ -91,6 +93,7 @@ class Bounded(HttpToolsProtocol):
         self.since = time.monotonic()  # of the first byte of a request, or the connection
         self.head, self.came, self.content = True, 0, 0  # is in its head; bytes of the request, and of its body
         self.refused_at: float | None = None  # answered before all of it came
+        self.content_then = 0  # bytes of its body when it was
         self.writing: asyncio.TimerHandle | None = None
 
     # --- the connection ---
@@ -115,7 +118,9 @@ class Bounded(HttpToolsProtocol):
             self.begin()  # before the first byte is looked at: empty lines go before a request
         self.came += len(data)
         super().data_received(data)
-        if self in self.unfinished.all and self.came - FRAMING * self.content > HEAD_BYTES:
+        if self.refused_at is not None and self.content > self.content_then + LINGER_BYTES:
+            self.end(408)
+        elif self in self.unfinished.all and self.came - FRAMING * self.content > HEAD_BYTES:
             self.end(431)
 
     def until(self) -> float:
@@ -148,6 +153,12 @@ class Bounded(HttpToolsProtocol):
             self.writing.cancel()
             self.writing = None
 
+    def send_400_response(self, msg: str) -> None:
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            super().send_400_response(msg)
+        else:  # not into an answer
+            self.transport.close()
+
     # --- a request ---
 
     def begin(self) -> None:
@@ -156,6 +167,8 @@ class Bounded(HttpToolsProtocol):
         self.unfinished.add(self)
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= PIPELINED:
+            raise ValueError("too many requests before an answer")  # httptools stops; see send_400_response
         super().on_message_begin()
         if self not in self.unfinished.all:  # one of several in what came
             self.begin()
@@ -175,7 +188,7 @@ class Bounded(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         if self in self.unfinished.all and not self.head:
-            self.refused_at = time.monotonic()
+            self.refused_at, self.content_then = time.monotonic(), self.content
         super().on_response_complete()
 
 
