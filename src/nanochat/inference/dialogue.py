@@ -12,7 +12,7 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 def fit(
     tokenizer: Tokenizer, messages: list[dict[str, Any]], *, context: int, room: int, forget: bool
 ) -> tuple[list[int], int]:
-    """Token ids that ask for the next answer, and how many of the oldest turns were left out for it.
+    """Token ids that ask for the next answer, or for more of a last message of the assistant, and how many of the oldest turns were left out for it.
 
     With `forget` the oldest turns (of user and assistant together; never a system message or the last question) are left out until `room`
     of the `context` tokens are free for the answer. Without, all of it has to fit, with one token free. TooLong if it does not,
@@ -23,7 +23,7 @@ def fit(
 
     @cache
     def without(oldest: int) -> list[int]:
-        return render_prompt(tokenizer, {"messages": [*system, *turns[2 * oldest :]]})
+        return render_prompt(tokenizer, {"messages": [*system, *turns[2 * oldest :]]}, go_on=True)
 
     if len(without(0)) <= context - (max(1, min(room, context // 2)) if forget else 1):
         return without(0), 0

@@ -29,10 +29,11 @@ from torch import Tensor
 from nanochat.gpt import GPT
 from nanochat.gpt.cache import Ahead, KVCache, to_device
 from nanochat.inference.calculator import calculate
+from nanochat.inference.constrained import Constraint
 from nanochat.inference.generate import TooLong, check
 from nanochat.inference.pool import Found, PrefixPool
 from nanochat.inference.sampling import Drawing, Drawn, Sampling, begin_draw
-from nanochat.inference.stream import TextStream
+from nanochat.inference.stream import Fragment, PartStream
 from nanochat.runtime import hardware
 from nanochat.tokenizer.conversations import PARTS
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -62,9 +63,7 @@ class Completion:
     ids: list[int]
     mask: list[int]  # 1: sampled, 0: forced by a tool
     text: str
-    finish_reason: (
-        str  # "stop": the model or a stop string ended it | "length": max_tokens or the context | "cancelled" | "error"
-    )
+    finish_reason: str  # "stop": the model, a stop string or its grammar ended it | "tool_calls": a call of a function did | "length": max_tokens or the context | "cancelled" | "error"
     logprobs: list[float | None] = field(default_factory=list, compare=False)  # None: forced by a tool
     top_logprobs: list[list[tuple[int, float]]] = field(
         default_factory=list, compare=False
@@ -75,13 +74,6 @@ class Completion:
     parts: list[dict[str, str]] = field(
         default_factory=list
     )  # the text as a message has it: {type, text}, marks left out
-
-
-class Fragment(NamedTuple):
-    """A piece of a text, whole characters only: `kind` is that of the part it stands in, or "mark" for a token that opens or closes one."""
-
-    kind: str  # "text" | "python" | "python_output" | "mark"
-    text: str
 
 
 @dataclass
@@ -102,6 +94,7 @@ class Text:
         self, prompt: list[int], sampling: Sampling, tokenizer: Tokenizer, *, seed: str, max_tokens: int, vocab: int = 0
     ) -> None:
         self.prompt, self.sampling, self.tokenizer, self.max_tokens = prompt, sampling, tokenizer, max_tokens
+        self.vocab = vocab
         self.random = random.Random(seed)
         self.ids: list[int] = []
         self.mask: list[int] = []
@@ -110,8 +103,7 @@ class Text:
         self.fragments: list[
             Fragment
         ] = []  # its text as far as it is certain; an answer without tools is all of kind "text"
-        self.kind, self.part_start = "text", 0  # the part being written, and how many tokens come before it
-        self.stream = TextStream(sampling.stop)
+        self.stream = PartStream(sampling.stop)
         self.marks = _marks(tokenizer) if sampling.tools else {}
         self.forced: deque[int] = deque()
         self.program: str | None = None  # Python to be run before it goes on
@@ -120,8 +112,39 @@ class Text:
         if sampling.penalises:
             self.seen = np.zeros(vocab, dtype=bool)
             self.seen[prompt] = True
+        self.constraint = Constraint.of(tokenizer, sampling.grammar) if sampling.grammar else None
+        self.adds: np.ndarray | None = None  # (V,) what is added to its logits, where anything is
+        self.counts: dict[int, int] = {}  # token -> how often it is in the answer, where that is penalised
+        if sampling.logit_bias or sampling.frequency_penalty or sampling.presence_penalty:
+            self.adds = np.zeros(vocab, dtype=np.float32)
+            for token, value in sampling.logit_bias:
+                self.adds[token] = value
         self.finish_reason: str | None = None
         self.end: Drawn | None = None
+
+    def added(self) -> np.ndarray | None:
+        """What is added to the logits of its next token, (V,): penalties and biases, and -inf for what may not come."""
+        early = len(self.ids) < self.sampling.min_tokens
+        if not early and self.constraint is None:
+            return self.adds
+        if self.forced:
+            return None
+        added = np.zeros(self.vocab, dtype=np.float32) if self.adds is None else self.adds.copy()
+        if self.constraint is not None:
+            added[~self.constraint.allowed(self.vocab)] = -np.inf
+        if early:
+            ends = [self.tokenizer.specials["<|assistant_end|>"], self.tokenizer.bos_id]
+            others = added > -np.inf
+            others[ends] = False
+            if others.any():  # where a grammar leaves the end alone, it is the end
+                added[ends] = -np.inf
+        return added
+
+    def admit(self, drawn: Drawn) -> None:
+        """Let what closes its grammar come instead of `drawn`, if after that it could not be closed any more in the tokens that are left."""
+        if self.constraint is not None and not self.forced and drawn.id < len(self.tokenizer.tokens):
+            room = self.max_tokens - len(self.ids)
+            self.forced.extend(self.constraint.instead_of(drawn.id, room))
 
     def uniform(self) -> float:
         """A number below 1 for the next token, with the 24 bits that fp32 keeps."""
@@ -143,34 +166,28 @@ class Text:
         self.top.append(drawn.top if mask else [])
         if self.seen is not None:
             self.seen[token] = True
+        if self.adds is not None and (self.sampling.frequency_penalty or self.sampling.presence_penalty):
+            n = self.counts[token] = self.counts.get(token, 0) + 1
+            bias = dict(self.sampling.logit_bias).get(token, 0.0)
+            self.adds[token] = bias - self.sampling.presence_penalty - n * self.sampling.frequency_penalty
         if token in self.marks:
-            self._enter(token)
+            self.fragments += self.stream.enter(self.marks[token], self.tokenizer.piece(token).decode())
         else:
-            self._write(self.stream.feed(self.tokenizer.piece(token)))
+            self.fragments += self.stream.feed(self.tokenizer.piece(token))
         if self.sampling.tools:
             self._watch(token, specials)
         if self.stream.stopped:
-            needed = self.part_start + self.stream.tokens()
+            needed = self.stream.tokens()
             for kept in (self.ids, self.mask, self.logprobs, self.top):
                 del kept[needed:]
             self.finish("stop")
-        elif len(self.ids) == self.max_tokens:
-            self.finish("length")
+        elif (self.constraint is not None and self.constraint.take(token)) or len(self.ids) == self.max_tokens:
+            whole = self.constraint is not None and self.constraint.matcher.is_accepting()
+            self.finish("length" if not whole else "stop" if self.sampling.grammar else "tool_calls")
 
     def finish(self, reason: str) -> None:
-        self._write(self.stream.finish())
+        self.fragments += self.stream.finish()
         self.finish_reason = reason
-
-    def _write(self, text: str) -> None:
-        if text:
-            self.fragments.append(Fragment(self.kind, text))
-
-    def _enter(self, mark: int) -> None:
-        """Go into the part that `mark` opens, or back to the text. Stop strings count within one part of text."""
-        self._write(self.stream.finish())
-        self.fragments.append(Fragment("mark", self.tokenizer.piece(mark).decode()))
-        self.kind, self.part_start = self.marks[mark], len(self.ids)
-        self.stream = TextStream(self.sampling.stop if self.kind == "text" else ())
 
     def _watch(self, token: int, specials: dict[str, int]) -> None:
         if token == specials["<|python_start|>"]:
@@ -183,6 +200,8 @@ class Text:
             self.tell(result)
             self.expression = None
         elif self.expression is not None:
+            if not self.expression and self.sampling.calls and self.tokenizer.piece(token).startswith(b"{"):
+                self.constraint = Constraint.beginning(self.tokenizer, self.sampling.calls, token)
             self.expression.append(token)
 
     def tell(self, result: str | None) -> None:
@@ -429,6 +448,8 @@ class Engine:
         context, vocab = self.gpt.config.sequence_len, self.gpt.config.vocab_size
         if sampling.python and self.run_python is None:
             raise ValueError("python=true, but no Python is run here; start the program itself with python=true")
+        if beyond := [token for token, _ in sampling.logit_bias if token >= vocab]:
+            raise ValueError(f"logit_bias has the id {beyond[0]}; ids go from 0 to {vocab - 1}")
         if not prompt:
             raise ValueError(f"{name} has no tokens; start with bos")
         if min(prompt) < 0 or max(prompt) >= vocab:
@@ -499,12 +520,15 @@ class Engine:
         logits = torch.cat(found) if len(found) > 1 else found[0]  # (B, V)
         texts = self._texts()
         drawing = begin_draw(
-            logits, [text.sampling for text in texts], [text.uniform() for text in texts], [text.seen for text in texts]
-        )
+            logits, [text.sampling for text in texts], [text.uniform() for text in texts], [text.seen for text in texts],
+            [text.added() for text in texts],
+        )  # fmt: skip
         ahead = self._look_ahead(texts, drawing.ids) if self.looks_ahead else None
         drawn = self._read(drawing)
         if ahead is not None:
             ahead.tokens = [text.next(token) for text, token in zip(texts, drawn, strict=True)]
+        for text, token in zip(texts, drawn, strict=True):
+            text.admit(token)
         self.stats.steps += 1
         for (request, sample), text, token in zip(self.live, texts, drawn, strict=True):
             pieces.append(self._take(request, sample, text, token))

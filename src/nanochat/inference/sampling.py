@@ -1,6 +1,7 @@
 """How a text is sampled, and the draw: a token per row for rows that each have their own settings.
 
-What a row may become is cut in this order: the repetition penalty, the temperature, the k likeliest, of these the likeliest that hold
+What a row may become is cut in this order: the repetition penalty, what is added to its logits (penalties of frequency and presence, biases,
+-inf for what may not come), the temperature, the k likeliest, of these the likeliest that hold
 `top_p`, of these the ones at least `min_p` times as likely as the first. One uniform number is looked up in what is left.
 
 Rows that look their number up in the same order of tokens are drawn together, so a batch is a few products over rows, however the other
@@ -41,6 +42,15 @@ class Sampling:
         False  # run what the model calls as Python where the calculator has no result; see inference/execution.py
     )
     top_logprobs: int = 0  # how many of the likeliest tokens to return with each one
+    # as OpenAI's: each time that a token is in the answer already makes its logit smaller by the first, once at all by the second
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (id, what is added to its logit)
+    min_tokens: int = 0  # no end token before so many; a stop string still ends it
+    grammar: str | None = None  # of llguidance: what the answer must be (inference/constrained.py)
+    calls: str | None = (
+        None  # of llguidance: what a call that the model opens with "{" must be; the answer ends with it
+    )
 
     def __post_init__(self) -> None:
         t, p, m, penalty = self.temperature, self.top_p, self.min_p, self.repetition_penalty
@@ -74,11 +84,16 @@ class Sampling:
             "seed": (_number(self.seed) and isinstance(self.seed, int), "must be a whole number"),
             "tools": (isinstance(self.tools, bool), "must be true or false"),
             "python": (isinstance(self.python, bool), "must be true or false"),
+            "frequency_penalty": (_added(self.frequency_penalty), "must lie between -2 and 2, as OpenAI has it"),
+            "presence_penalty": (_added(self.presence_penalty), "must lie between -2 and 2, as OpenAI has it"),
+            "min_tokens": (self.min_tokens is not None and _count(self.min_tokens, 0), "must be at least 0"),
             "top_logprobs": (self.top_logprobs is not None and _count(self.top_logprobs, 0), "must be at least 0"),
         }
         for name, (keeps, rule) in rules.items():
             if not keeps:
                 raise ValueError(f"{name}={getattr(self, name)!r} {rule}")
+        if any(token < 0 or not -100 <= value <= 100 for token, value in self.logit_bias):
+            raise ValueError(f"logit_bias={dict(self.logit_bias)} must have ids and numbers between -100 and 100")
         object.__setattr__(self, "stop", tuple(self.stop))
 
     @cached_property
@@ -97,6 +112,10 @@ class Sampling:
 
 def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _added(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -2 <= value <= 2
 
 
 def _count(value: object, least: int) -> bool:
@@ -156,9 +175,10 @@ def draw(
     samplings: Sequence[Sampling],
     uniform: Sequence[float],
     seen: Sequence[np.ndarray | None] = (),
+    added: Sequence[np.ndarray | None] = (),
 ) -> list[Drawn]:
     """`begin_draw`, waited for."""
-    return begin_draw(logits, samplings, uniform, seen).read()
+    return begin_draw(logits, samplings, uniform, seen, added).read()
 
 
 def begin_draw(
@@ -166,13 +186,15 @@ def begin_draw(
     samplings: Sequence[Sampling],
     uniform: Sequence[float],
     seen: Sequence[np.ndarray | None] = (),
+    added: Sequence[np.ndarray | None] = (),
 ) -> Drawing:
     """A token per row of logits (B, V): the one at `uniform[r]` of the cumulative distribution that `samplings[r]` leaves.
 
     Uniform numbers have 24 bits: times any fp32 total they are below it, so that what is looked up is always found.
-    `seen[r]` (V,) marks the tokens in the text of row r, for the rows with a penalty. Only a penalty waits for a GPU.
+    `seen[r]` (V,) marks the tokens in the text of row r, for the rows with a repetition penalty, and `added[r]` (V,) is added
+    to its logits, for rows that have such. Only these wait for a GPU.
     """
-    logits = _penalised(logits, samplings, seen)
+    logits = _added_to(_penalised(logits, samplings, seen), added)
     groups: dict[tuple[str, int | None], list[int]] = {}
     for row, sampling in enumerate(samplings):
         groups.setdefault(sampling.order, []).append(row)
@@ -247,6 +269,15 @@ def _penalised(logits: Tensor, samplings: Sequence[Sampling], seen: Sequence[np.
     marks = [mark for mark in (seen[row] for row in rows) if mark is not None]
     was = torch.from_numpy(np.stack(marks)).to(logits.device)  # (N, V); waits for a GPU
     return logits.index_copy(0, at, torch.where(was, torch.where(x > 0, x / penalty, x * penalty), x))
+
+
+def _added_to(logits: Tensor, added: Sequence[np.ndarray | None]) -> Tensor:
+    rows = [row for row, values in enumerate(added) if values is not None]
+    if not rows:
+        return logits
+    values = torch.from_numpy(np.stack([values for values in added if values is not None])).to(logits.device)  # (N, V)
+    at = to_device(rows, logits.device)
+    return logits.index_copy(0, at, logits[at] + values.to(logits.dtype))
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:

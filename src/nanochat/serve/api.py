@@ -1,8 +1,9 @@
-"""OpenAI's API over a service (chat completions, completions, models), and the original's stream of an answer.
+"""OpenAI's API over a service (chat completions, completions, responses, models), and the original's stream of an answer.
 
-What a small model cannot do is refused by name. Beyond OpenAI's fields a request may set top_k, min_p and repetition_penalty, and the
-message of an answer that called the calculator has `parts`, which may be sent back. Settings of sampling that a request leaves out are
-the server's.
+What a small model cannot do is refused by name. Beyond OpenAI's fields a request may set top_k, min_p, repetition_penalty, min_tokens and
+strict, and the message of an answer that called the calculator has `parts`, which may be sent back. A last message of the assistant is
+continued; what comes back does not repeat it. More max_tokens than there is room for are as many as there is room for, unless
+strict=true. Settings of sampling that a request leaves out are the server's.
 """
 
 import asyncio
@@ -12,8 +13,8 @@ import random
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -27,13 +28,23 @@ from starlette.types import Receive, Scope, Send
 from nanochat.inference.engine import Completion, Piece
 from nanochat.inference.generate import TooLong
 from nanochat.inference.sampling import Sampling
-from nanochat.inference.scoring import token_logprobs
 from nanochat.serve.address import canonical
+from nanochat.serve import logprobs, responses, tools
+from nanochat.serve.logprobs import NOTHING, Offsets, Text
 from nanochat.serve.metrics import Metrics
-from nanochat.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, OriginalRequest, TokenizeRequest
+from nanochat.serve.requests import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Message,
+    OriginalRequest,
+    ResponsesRequest,
+    TokenizeRequest,
+)  # fmt: skip
 from nanochat.serve.requests import Request as Asked
 from nanochat.serve.service import WEB_CHAT, Busy, Model, Service, UnknownModel
 from nanochat.serve.worker import EngineFailed, Reply
+from nanochat.tokenizer.conversations import render_prompt
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 # in the place of an error as pydantic has it, beside "list[int]", "function-after[…]" …
@@ -52,6 +63,7 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
     _errors(app, metrics)
     if api_key is not None:
         app.add_middleware(KeyRequired, api_key=api_key)
+    app.add_middleware(PlainPaths)  # what is added last comes first
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -81,14 +93,23 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
     async def model(name: str) -> dict[str, Any]:
         return _model(service.model(name))
 
-    @app.post("/v1/chat/completions", responses=ERRORS | STREAM)
-    async def chat(asked: ChatRequest, request: Request) -> Response:
+    async def begin_chat(asked: ChatRequest) -> tuple[Model, Reply]:
+        """The answer to a conversation on its way, decoded as it was asked for."""
         model = service.model(asked.model)
         most = asked.max_completion_tokens or asked.max_tokens
-        sampling = _sampling(asked, defaults, model, most, logprobs=asked.top_logprobs or 0)
-        sampling = replace(sampling, tools=asked.tool_choice != "none")
-        messages = [message.as_project() for message in asked.messages]
-        reply, _ = service.chat(model.name, messages, sampling, num_samples=asked.samples)
+        sampling = _sampling(asked, defaults, most, logprobs=asked.top_logprobs or 0)
+        wanted = await asyncio.to_thread(tools.grammars, asked, model.tokenizer)
+        sampling = replace(sampling, tools=asked.choice != "none", **wanted)
+        offered = asked.tools if asked.choice != "none" else None
+        messages = tools.conversation(asked.messages, offered)
+        reply, _ = service.chat(
+            model.name, messages, sampling, num_samples=asked.samples, strict=asked.strict, call=asked.forced
+        )
+        return model, reply
+
+    @app.post("/v1/chat/completions", responses=ERRORS | STREAM)
+    async def chat(asked: ChatRequest, request: Request) -> Response:
+        model, reply = await begin_chat(asked)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model.name}
         if asked.stream:
             return _event_stream(_chat_events(asked, model, reply, head, metrics))
@@ -99,19 +120,30 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
             choices.append(
                 {
                     "index": index,
-                    "message": _message(answer),
-                    "logprobs": _chat_logprobs(answer, model.tokenizer) if asked.logprobs else None,
-                    "finish_reason": answer.finish_reason,
+                    "message": _message(asked, answer),
+                    "logprobs": logprobs.chat_logprobs(answer, model.tokenizer) if asked.logprobs else None,
+                    "finish_reason": _finish_reason(asked, answer.finish_reason),
                 }
             )
         return JSONResponse(head | {"object": "chat.completion", "choices": choices, "usage": _usage([reply])})
+
+    @app.post("/v1/responses", responses=ERRORS | STREAM)
+    async def respond(asked: ResponsesRequest, request: Request) -> Response:
+        model, reply = await begin_chat(asked.as_chat())
+        answer = responses.Answer(asked, model.name)
+        if asked.stream:
+            return _event_stream(_response_events(answer, reply, metrics))
+        if not await _gather([reply], request, metrics):
+            return Response(status_code=499)
+        (completion,) = reply.request.completions
+        return JSONResponse(answer.ended(content(completion), completion.finish_reason, _usage([reply])))
 
     @app.post("/v1/completions", responses=ERRORS | STREAM)
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         model = service.model(asked.model)
         prompts = asked.prompts()
         head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model.name}
-        sampling = _sampling(asked, defaults, model, asked.max_tokens or None, logprobs=asked.logprobs or 0)
+        sampling = _sampling(asked, defaults, asked.max_tokens or None, logprobs=asked.logprobs or 0)
         sampling = replace(sampling, tools=False, python=False)
         service.make_room(model, len(prompts) * asked.samples)
         replies: list[Reply] = []
@@ -119,7 +151,9 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
             try:
                 for number, prompt in enumerate(prompts):  # equal prompts get answers of their own
                     own = replace(sampling, seed=sampling.seed + number * 2**64)
-                    replies.append(service.complete(model.name, prompt, own, num_samples=asked.samples))
+                    replies.append(
+                        service.complete(model.name, prompt, own, num_samples=asked.samples, strict=asked.strict)
+                    )
             except Exception:
                 for reply in replies:
                     reply.cancel()
@@ -130,7 +164,7 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
 
         async def echo() -> None:
             for prompt in prompts if asked.echo else []:
-                echoed.append(await _echoed(asked.logprobs, model, prompt, service.ids(model, prompt)))
+                echoed.append(await logprobs.echoed(asked.logprobs, model, prompt, service.ids(model, prompt)))
 
         if not await _gather(replies, request, metrics, echo()):
             return Response(status_code=499)
@@ -138,10 +172,10 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
         def body() -> bytes:
             choices: list[dict[str, Any]] = []
             for number in range(len(prompts)):
-                before = echoed[number] if echoed else Text("", [], [], [])
+                before = echoed[number] if echoed else NOTHING
                 answers = replies[number].request.completions if replies else [None]
                 for answer in answers:
-                    text = before + _continuation(answer, model.tokenizer) if answer else before
+                    text = before + logprobs.continuation(answer, model.tokenizer) if answer else before
                     choices.append(
                         {
                             "text": text.text,
@@ -163,8 +197,13 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
     @app.post("/tokenize", responses=ERRORS)
     async def tokenize(asked: TokenizeRequest) -> dict[str, Any]:
         model = service.model(asked.model)
-        ids = [model.tokenizer.bos_id] * asked.add_special_tokens + with_specials(model.tokenizer, asked.prompt)
-        return {"tokens": ids, "count": len(ids), "max_model_len": model.context}
+        tokenizer = model.tokenizer
+        if asked.messages is not None:
+            ids = render_prompt(tokenizer, {"messages": tools.conversation(asked.messages)}, go_on=True)
+        else:
+            ids = [tokenizer.bos_id] * asked.add_special_tokens + with_specials(tokenizer, asked.prompt or "")
+        names = [logprobs.name_of(tokenizer.piece(number)) for number in ids] if asked.return_token_strs else None
+        return {"tokens": ids, "count": len(ids), "max_model_len": model.context, "token_strs": names}
 
     @app.post("/detokenize", responses=ERRORS)
     async def detokenize(asked: DetokenizeRequest) -> dict[str, Any]:
@@ -176,7 +215,7 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
         if given.get("top_k") == 0:
             given["top_k"] = None
         sampling = replace(WEB_CHAT, seed=_random_seed(), python=defaults.python, **given)
-        messages = [message.model_dump() for message in asked.messages]
+        messages = tools.conversation([Message(role=m.role, content=m.content, parts=None) for m in asked.messages])
         reply, _ = service.chat(None, messages, sampling)
         return _event_stream(_original_events(service, reply, metrics))
 
@@ -189,6 +228,20 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
         return error_response(404, f"there is no {request.method} /v1/{rest} here")
 
     return app
+
+
+class PlainPaths:
+    """A path of the API means the same with slashes at its end."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].endswith("/"):
+            plain = scope["path"].rstrip("/")
+            if guarded(plain) or plain == "/health":
+                scope = {**scope, "path": plain, "raw_path": plain.encode()}
+        await self.app(scope, receive, send)
 
 
 class WrongMethod:
@@ -205,14 +258,25 @@ class WrongMethod:
 # --- requests --------------------------------------------------------------------------------------------------
 
 
-def _sampling(asked: Asked, defaults: Sampling, model: Model, max_tokens: int | None, *, logprobs: int) -> Sampling:
-    if max_tokens is not None and max_tokens > model.context:
-        raise ValueError(f"max_tokens={max_tokens:,} is more than the model's context of {model.context:,}")
+def _sampling(asked: Asked, defaults: Sampling, max_tokens: int | None, *, logprobs: int) -> Sampling:
+    if max_tokens is not None and (asked.min_tokens or 0) > max_tokens:
+        raise ValueError(f"min_tokens={asked.min_tokens:,} is more than max_tokens={max_tokens:,}")
     given: dict[str, Any] = {
         key: value
-        for key in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+        for key in (
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+            "repetition_penalty",
+            "seed",
+            "frequency_penalty",
+            "presence_penalty",
+            "min_tokens",
+        )
         if (value := getattr(asked, key)) is not None
     }
+    given["logit_bias"] = tuple((int(token), value) for token, value in (asked.logit_bias or {}).items() if value)
     if given.get("top_k") == 0:
         given["top_k"] = None
     if given.get("temperature", 1) < 1e-6:
@@ -269,87 +333,28 @@ async def _gather(
 # --- answers ---------------------------------------------------------------------------------------------------
 
 
-def _message(answer: Completion) -> dict[str, Any]:
-    content = "".join(part["text"] for part in answer.parts if part["type"] == "text")
-    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-    if any(part["type"] != "text" for part in answer.parts):
-        message["parts"] = answer.parts
+def content(answer: Completion) -> str:
+    return "".join(part["text"] for part in answer.parts if part["type"] == "text")
+
+
+def _message(asked: ChatRequest, answer: Completion) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": content(answer), "refusal": None}
+    parts, call = answer.parts, None
+    if asked.forced:
+        call = tools.called(answer.text, whole=answer.finish_reason == "stop")
+        parts, message["content"] = [], ""
+    elif asked.tools and parts and parts[-1]["type"] == "python":
+        call = tools.called(parts[-1]["text"], whole=answer.finish_reason == "tool_calls")
+        parts = parts[:-1] if call else parts
+    if call:
+        message |= {"content": message["content"] or None, "tool_calls": [call]}
+    if any(part["type"] != "text" for part in parts):
+        message["parts"] = parts
     return message
 
 
-def _token(tokenizer: Tokenizer, token: int) -> dict[str, Any]:
-    piece = tokenizer.piece(token)
-    return {"token": piece.decode("utf-8", errors="replace"), "bytes": list(piece)}
-
-
-def _chat_logprob(tokenizer: Tokenizer, token: int, logprob: float, top: list[tuple[int, float]]) -> dict[str, Any]:
-    likeliest = [_token(tokenizer, other) | {"logprob": value} for other, value in top]
-    return _token(tokenizer, token) | {"logprob": logprob, "top_logprobs": likeliest}
-
-
-def _chat_logprobs(completion: Completion, tokenizer: Tokenizer) -> dict[str, Any]:
-    rows = zip(completion.ids, completion.logprobs, completion.top_logprobs, strict=True)
-    return {"content": [_chat_logprob(tokenizer, *row) for row in rows if row[1] is not None]}  # type: ignore[arg-type]
-
-
-@dataclass
-class Text:
-    """A text with its tokens, as the API of completions tells them."""
-
-    text: str
-    tokens: list[str]
-    values: list[float | None]
-    top: list[dict[str, float] | None]
-    ids: Sequence[int] = ()  # of a prompt
-
-    def __add__(self, other: "Text") -> "Text":
-        return Text(
-            self.text + other.text, self.tokens + other.tokens, self.values + other.values, self.top + other.top
-        )
-
-    def logprobs(self) -> dict[str, Any]:
-        offsets, at = [], 0
-        for token in self.tokens:
-            offsets.append(at)
-            at += len(token)
-        return {"tokens": self.tokens, "token_logprobs": self.values, "top_logprobs": self.top, "text_offset": offsets}
-
-
-def _named(tokenizer: Tokenizer, top: list[tuple[int, float]], own: tuple[int, float] | None) -> dict[str, float]:
-    """The likeliest tokens by name, and the one that is there."""
-    named: dict[str, float] = {}
-    for token, value in [*top, own] if own else top:  # pieces of characters may have one name: the likeliest keeps it
-        named.setdefault(_token(tokenizer, token)["token"], value)
-    return named
-
-
-def _continuation(completion: Completion, tokenizer: Tokenizer) -> Text:
-    """What was written, with the token that ended it where the model did: it has no text, but a log-probability."""
-    rows = list(zip(completion.ids, completion.logprobs, completion.top_logprobs, strict=True))
-    if completion.end_id is not None:
-        rows.append((completion.end_id, completion.end_logprob, completion.end_top))
-    names = [_token(tokenizer, token)["token"] for token, _, _ in rows]
-    tops: list[dict[str, float] | None] = [
-        _named(tokenizer, top, None if value is None else (token, value)) for token, value, top in rows
-    ]
-    return Text(completion.text, names, [value for _, value, _ in rows], tops)
-
-
-async def _echoed(logprobs: int | None, model: Model, prompt: str | list[int], ids: list[int]) -> Text:
-    tokens = [_token(model.tokenizer, token)["token"] for token in ids]
-    text = prompt if isinstance(prompt, str) else model.tokenizer.decode(ids)
-    values: list[float | None] = [None] * len(ids)
-    tops: list[dict[str, float] | None] = [None] * len(ids)
-    if logprobs is not None:
-        worker = model.idlest()
-        found = await worker.call(lambda: token_logprobs(worker.engine.gpt, ids, logprobs))
-        values[1:] = [value for value, _ in found]
-        tops[1:] = [
-            _named(model.tokenizer, likeliest, (token, value))
-            for token, (value, likeliest) in zip(ids[1:], found, strict=True)
-        ]
-    first = 1 if isinstance(prompt, str) else 0  # the bos that was put before a text
-    return Text(text, tokens[first:], values[first:], tops[first:], ids)
+def _finish_reason(asked: ChatRequest, reason: str | None) -> str | None:
+    return "tool_calls" if asked.forced and reason == "stop" else reason
 
 
 def _usage(replies: list[Reply]) -> dict[str, Any]:
@@ -395,22 +400,40 @@ async def _chat_events(
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return _event(head | {"choices": [choice]})
 
+    calls = {index: tools.CallStream() if asked.forced else None for index in range(asked.samples)}
     try:
         for index in range(asked.samples):
-            yield chunk(index, {"role": "assistant", "content": ""})
+            yield chunk(index, {"role": "assistant", "content": None if asked.forced else ""})
         async for sample, pieces in _watched(reply, metrics):
             delta: dict[str, Any] = {}
             for kind, text in (fragment for piece in pieces for fragment in piece.fragments):
-                if kind == "text":
+                call = calls[sample]
+                if not asked.forced and kind == "mark":  # a part has ended, another begins
+                    if call and (rest := call.rest()):
+                        delta.setdefault("parts", []).append({"type": "python", "text": rest})
+                    calls[sample] = tools.CallStream() if asked.tools else None
+                elif asked.forced or (call and kind == "python"):
+                    deltas, rest = call.feed(text)  # type: ignore[union-attr]
+                    if deltas:
+                        delta.setdefault("tool_calls", []).extend(deltas)
+                    if rest:
+                        delta.setdefault("parts", []).append({"type": kind, "text": rest})
+                elif kind == "text":
                     delta["content"] = delta.get("content", "") + text
-                elif kind != "mark":
+                else:
                     delta.setdefault("parts", []).append({"type": kind, "text": text})
+            reason = pieces[-1].finish_reason
+            if reason and (call := calls[sample]):
+                if not asked.forced and (rest := call.rest()):
+                    delta.setdefault("parts", []).append({"type": "python", "text": rest})
+                if reason == "length" and (cut := call.cut()):
+                    delta.setdefault("tool_calls", []).extend(cut)
             drawn = [piece.drawn for piece in pieces if piece.drawn is not None] if asked.logprobs else []
-            rows = [_chat_logprob(model.tokenizer, token.id, token.logprob, token.top) for token in drawn]
+            rows = [logprobs.chat_logprob(model.tokenizer, token.id, token.logprob, token.top) for token in drawn]
             if delta or rows:
                 yield chunk(sample, delta, {"content": rows} if rows else None)
-            if pieces[-1].finish_reason:
-                yield chunk(sample, {}, None, pieces[-1].finish_reason)
+            if reason:
+                yield chunk(sample, {}, None, _finish_reason(asked, reason))
         if asked.stream_options and asked.stream_options.include_usage:
             yield _event(head | {"choices": [], "usage": _usage([reply])})
     except EngineFailed as error:
@@ -424,27 +447,25 @@ async def _completion_events(
     head = head | {"object": "text_completion"}
     try:
         for number, reply in enumerate(replies):
-            offsets = [0] * asked.samples
+            offsets = [Offsets() for _ in range(asked.samples)]
             async for sample, pieces in _watched(reply, metrics):
                 text = "".join(fragment.text for piece in pieces for fragment in piece.fragments)
-                logprobs = None
-                drawn = (
-                    [piece.drawn for piece in pieces if piece.drawn is not None] if asked.logprobs is not None else []
-                )
-                if drawn:
-                    names = [_token(model.tokenizer, token.id)["token"] for token in drawn]
-                    tops: list[dict[str, float] | None] = [
-                        _named(model.tokenizer, token.top, (token.id, token.logprob)) for token in drawn
-                    ]
-                    logprobs = Text(text, names, [token.logprob for token in drawn], tops).logprobs()
-                    logprobs["text_offset"] = [offsets[sample] + at for at in logprobs["text_offset"]]
-                    offsets[sample] += sum(map(len, names))
+                told = None
+                if asked.logprobs is not None and (drawn := [p.drawn for p in pieces if p.drawn is not None]):
+                    bytes_of = [model.tokenizer.piece(token.id) for token in drawn]
+                    told = Text(
+                        text,
+                        [logprobs.name_of(piece) for piece in bytes_of],
+                        [token.logprob for token in drawn],
+                        [logprobs.named(model.tokenizer, token.top, (token.id, token.logprob)) for token in drawn],
+                        [offsets[sample].next(piece) for piece in bytes_of],
+                    ).logprobs()
                 reason = pieces[-1].finish_reason
-                if text or logprobs or reason:
+                if text or told or reason:
                     choice = {
                         "index": number * asked.samples + sample,
                         "text": text,
-                        "logprobs": logprobs,
+                        "logprobs": told,
                         "finish_reason": reason,
                     }
                     yield _event(head | {"choices": [choice]})
@@ -457,6 +478,22 @@ async def _completion_events(
             if not reply.request.done:
                 reply.cancel()
     yield "data: [DONE]\n\n"
+
+
+async def _response_events(answer: responses.Answer, reply: Reply, metrics: Metrics) -> AsyncIterator[str]:
+    def events(found: list[dict[str, Any]]) -> str:
+        return "".join(f"event: {event['type']}\n{_event(event)}" for event in found)
+
+    yield events(answer.begin())
+    reason: str | None = None
+    try:
+        async for _, pieces in _watched(reply, metrics):
+            text = "".join(f.text for piece in pieces for f in piece.fragments if f.kind == "text")
+            yield events(answer.delta(text) if text else [])
+            reason = pieces[-1].finish_reason
+        yield events(answer.end(content(reply.request.completions[0]), reason, _usage([reply])))
+    except EngineFailed as error:
+        yield events([answer.event("error", code="server_error", message=str(error), param=None)])
 
 
 async def _original_events(service: Service, reply: Reply, metrics: Metrics) -> AsyncIterator[str]:

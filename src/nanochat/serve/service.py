@@ -1,5 +1,6 @@
 """The checkpoints being served, by name, with their engines: what the page and the API ask for answers."""
 
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,17 +72,29 @@ class Service:
         return next(iter(self.models.values()))
 
     def model(self, name: str | None) -> Model:
-        """The model called `name`, the first one for None. UnknownModel if there is none."""
+        """The model called `name`, the first one for None; RUN is the latest step there is of it. UnknownModel if there is none, or several."""
         if name is None:
             return self.default
-        if name not in self.models:
+        if name in self.models:
+            return self.models[name]
+        steps = {
+            found: int(step[1])
+            for found in self.models
+            if (step := re.fullmatch(re.escape(name) + r"@(\d+)(-\d+)?", found))
+        }
+        newest = [found for found in steps if steps[found] == max(steps.values())]
+        if len(newest) > 1:
+            raise UnknownModel(f"{name!r} may be several models that are served here; name one of: {', '.join(newest)}")
+        if not newest:
             raise UnknownModel(f"the model {name!r} is not served here; there are: {', '.join(self.models)}")
-        return self.models[name]
+        return self.models[newest[0]]
 
     def chat(
-        self, name: str | None, messages: list[dict[str, Any]], sampling: Sampling, *, num_samples: int = 1, forget: bool = False
+        self, name: str | None, messages: list[dict[str, Any]], sampling: Sampling, *, num_samples: int = 1, forget: bool = False,
+        strict: bool = False, call: bool = False,
     ) -> tuple[Reply, int]:  # fmt: skip
-        """The answer to a conversation, and how many of its oldest turns were forgotten, which `forget` allows.
+        """The answer to a conversation, and how many of its oldest turns were forgotten, which `forget` allows. `strict`: all of `max_tokens`
+        must fit. `call`: the answer begins within a call.
 
         UnknownModel, WrongKind, BadConversation, TooLong or Busy where there will be no answer.
         """
@@ -94,13 +107,25 @@ class Service:
         self.make_room(model, num_samples)
         room = sampling.max_tokens or model.context // 2
         prompt, forgotten = fit(model.tokenizer, messages, context=model.context, room=room, forget=forget)
+        prompt = [*prompt, model.tokenizer.specials["<|python_start|>"]] if call else prompt
+        _check_room(model, prompt, sampling, strict)
         return model.idlest().submit(prompt, sampling, num_samples), forgotten
 
-    def complete(self, name: str | None, prompt: str | list[int], sampling: Sampling, *, num_samples: int = 1) -> Reply:
+    def complete(
+        self,
+        name: str | None,
+        prompt: str | list[int],
+        sampling: Sampling,
+        *,
+        num_samples: int = 1,
+        strict: bool = False,
+    ) -> Reply:
         """What follows a text (then bos is put before it) or token ids, as they are. Same errors as `chat`."""
         model = self.model(name)
         self.make_room(model, num_samples)
-        return model.idlest().submit(self.ids(model, prompt), sampling, num_samples)
+        ids = self.ids(model, prompt)
+        _check_room(model, ids, sampling, strict)
+        return model.idlest().submit(ids, sampling, num_samples)
 
     def ids(self, model: Model, prompt: str | list[int]) -> list[int]:
         """Ids of a prompt, with bos before a text. TooLong for a text that nobody has to read to know."""
@@ -131,3 +156,13 @@ class Service:
         for model in self.models.values():
             for worker in model.workers:
                 worker.close()
+
+
+def _check_room(model: Model, prompt: list[int], sampling: Sampling, strict: bool) -> None:
+    """TooLong where `strict` and the answer might be cut by the context."""
+    room = model.context - len(prompt)
+    if strict and (sampling.max_tokens or 0) > room:
+        raise TooLong(
+            f"max_tokens={sampling.max_tokens:,} is more than the {room:,} that the prompt of {len(prompt):,} tokens leaves in the model's "
+            f"context of {model.context:,}; lower it, or leave out strict"
+        )

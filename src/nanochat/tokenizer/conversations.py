@@ -164,16 +164,21 @@ def render(tokenizer: Tokenizer, conversation: dict[str, Any]) -> tuple[list[int
     return _layout(tokenizer, conversation["messages"])
 
 
-def render_prompt(tokenizer: Tokenizer, conversation: dict[str, Any]) -> list[int]:
-    """ids of a conversation up to where the assistant is to speak; a last message of the assistant is left out. Raises BadConversation."""
+def render_prompt(tokenizer: Tokenizer, conversation: dict[str, Any], *, go_on: bool = False) -> list[int]:
+    """ids of a conversation up to where the assistant is to speak. A last message of the assistant is left out, or with `go_on` not ended,
+    so that what follows continues it. Raises BadConversation."""
     messages = conversation.get("messages") if isinstance(conversation, dict) else None
-    if (
+    answered = (
         isinstance(messages, list)
-        and messages
+        and bool(messages)
         and isinstance(messages[-1], dict)
         and messages[-1].get("role") == "assistant"
-    ):
-        messages = messages[:-1]
+    )
+    if answered and go_on:
+        check({"messages": messages}, answered=False)
+        return _layout(tokenizer, conversation["messages"])[0][:-1]
+    if answered:
+        messages = conversation["messages"][:-1]
     check({"messages": messages}, answered=False)
     assert messages is not None
     return [*_layout(tokenizer, messages)[0], tokenizer.specials["<|assistant_start|>"]]
