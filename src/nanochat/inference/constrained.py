@@ -17,6 +17,7 @@ import numpy as np
 
 from nanochat.tokenizer.tokenizer import Tokenizer
 
+INTEGERS = {"minimum": -(2**53) + 1, "maximum": 2**53 - 1}  # from: RFC 7493, 2.2; a small model never ends a number
 MAX_CLOSING = 512  # guess: tokens of a way to the end; a schema that needs more is not closed in time
 # which sign to take outside strings: one that closes something, or else the beginning of the shortest value
 CLOSING = b'}]"0nft1'
@@ -79,13 +80,20 @@ def _json(schema: dict[str, Any], lenient: bool) -> str:
 
 
 def _closed(schema: Any) -> Any:
-    """The schema without properties that it does not name, where it does not say that there may be others: a small model invents them."""
+    """The schema without properties that it does not name, where it does not say that there may be others, which a small model invents, and
+    without integers that JSON's readers do not keep, where it has no bounds."""
     if isinstance(schema, list):
         return [_closed(one) for one in schema]
     if not isinstance(schema, dict) or "allOf" in schema:
         return schema
     literal = ("const", "enum", "default", "examples")
     found = {key: value if key in literal else _closed(value) for key, value in schema.items()}
+    if (
+        schema.get("type") == "integer"
+        and not any("imum" in key for key in schema)
+        and not schema.keys() & {"enum", "const", "multipleOf"}
+    ):
+        found |= INTEGERS
     if isinstance(schema.get("properties"), dict):
         # names of properties, not keywords
         found["properties"] = {name: _closed(value) for name, value in schema["properties"].items()}

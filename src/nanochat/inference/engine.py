@@ -63,7 +63,9 @@ class Completion:
     ids: list[int]
     mask: list[int]  # 1: sampled, 0: forced by a tool
     text: str
-    finish_reason: str  # "stop": the model, a stop string or its grammar ended it | "tool_calls": a call of a function did | "length": max_tokens or the context | "cancelled" | "error"
+    # "stop": the model, a stop string or its grammar ended it | "tool_calls": a call of a client's function did
+    # "length": max_tokens or the context | "cancelled" | "error"
+    finish_reason: str
     logprobs: list[float | None] = field(default_factory=list, compare=False)  # None: forced by a tool
     top_logprobs: list[list[tuple[int, float]]] = field(
         default_factory=list, compare=False

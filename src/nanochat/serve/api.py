@@ -50,6 +50,7 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 # in the place of an error as pydantic has it, beside "list[int]", "function-after[…]" …
 NOT_FIELDS = ("body", "str", "int")
 NOT_A_FIELD = re.compile(r"[^\w]")
+CALL_SHARE = 4  # guess: a call that has to come takes a quarter of the context where max_tokens is not given; its result has to fit too
 # with /v1/…, what needs the key; /health does not
 GUARDED = (
     "/chat/completions", "/stats", "/metrics", "/openapi.json", "/tokenizer_info", "/tokenize", "/detokenize",
@@ -98,6 +99,10 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
         model = service.model(asked.model)
         most = asked.max_completion_tokens or asked.max_tokens
         sampling = _sampling(asked, defaults, most, logprobs=asked.top_logprobs or 0)
+        if asked.forced and most is None:
+            sampling = replace(
+                sampling, max_tokens=max(1, min(sampling.max_tokens or model.context, model.context // CALL_SHARE))
+            )
         wanted = await asyncio.to_thread(tools.grammars, asked, model.tokenizer)
         sampling = replace(sampling, tools=asked.choice != "none", **wanted)
         offered = asked.tools if asked.choice != "none" else None
