@@ -10,6 +10,7 @@ whatever is open. When it is as long as what is left of `max_tokens`, it is take
 import functools
 import json
 import logging
+import re
 from typing import Any
 
 import llguidance
@@ -56,7 +57,9 @@ def compiled(tokenizer: Tokenizer, grammar: str) -> llguidance.LLMatcher:
     """The grammar at its beginning, to be copied. ValueError with llguidance's reason for one that cannot be kept to."""
     matcher = llguidance.LLMatcher(_tokenizer(tokenizer), grammar, log_level=0)
     if matcher.is_error():
-        raise ValueError(" ".join(matcher.get_error().split()) or "it cannot be compiled")
+        reason = re.split(r"\n\s*\d+ \|", matcher.get_error())[0]  # the grammar itself follows, which nobody wrote
+        reason = re.sub(r"^at \S+ failed to compile JSON schema: ", "", " ".join(reason.split()))
+        raise ValueError(reason or "it cannot be compiled")
     return matcher
 
 
