@@ -76,6 +76,7 @@ def test_too_few_tokens_for_any_answer_is_a_length(gpt):
     assert answer.finish_reason == "length" and len(answer.ids) == 5
 
 
+@torch.no_grad()
 def test_logprobs_are_of_what_the_grammar_leaves(gpt):
     grammar = json_grammar({"enum": ["ab", "ax", "b"]})
     (answer,) = written(gpt, Sampling(max_tokens=9, seed=2, grammar=grammar, top_logprobs=5))

@@ -146,7 +146,15 @@ def test_set_takes_every_setting_of_sampling(gpt, typed: str, values: dict) -> N
 
 
 def test_there_is_no_setting_of_sampling_that_set_does_not_have() -> None:
-    of_programs = {"top_logprobs", "frequency_penalty", "presence_penalty", "logit_bias", "min_tokens", "grammar", "calls"}
+    of_programs = {
+        "top_logprobs",
+        "frequency_penalty",
+        "presence_penalty",
+        "logit_bias",
+        "min_tokens",
+        "grammar",
+        "calls",
+    }
     assert {field.name for field in fields(Sampling)} - of_programs == set(SETTINGS)
 
 
