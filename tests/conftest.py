@@ -1,13 +1,74 @@
-"""What holds for every test: one thread, so that a busy machine slows nothing down more than it must."""
+"""What holds for every test, whoever starts them and wherever: what they inherit is set here, and nowhere else. One thread each, so that a busy
+machine slows nothing down more than it must."""
 
+import atexit
+import contextlib
+import getpass
+import os
+import re
+import resource
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
-import pytest
-import torch
+# What changes what a command does, says or looks like; a launcher's, which Lightning would join; and what makes an interpreter another one.
+# The GPUs to use and a proxy stay as they are.
+INHERITED = re.compile(
+    r"NANOCHAT_(?!HUB_DIR$|WRITE_GOLDEN$)|WANDB_|HF_|HUGGING|HYDRA_|GRADIO_|UVICORN_|OPENAI_|PL_|TORCHELASTIC_|SLURM_|PMI_|OMPI_|KUBERNETES_"
+    r"|LC_|(RANK|LOCAL_RANK|GROUP_RANK|NODE_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT|LANGUAGE|NO_COLOR|CLICOLOR|FORCE_COLOR"
+    r"|CLICOLOR_FORCE|TTY_COMPATIBLE|TTY_INTERACTIVE|COLUMNS|LINES|PYTHON(OPTIMIZE|INSPECT|STARTUP|WARNINGS|IOENCODING|DONTWRITEBYTECODE|NOUSERSITE|SAFEPATH"
+    r"|DEVMODE|UNBUFFERED))$"
+)
 
-# a shell that starts the tests in the background has them ignore Ctrl-C, and every process they start
-signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def set_environment() -> None:
+    """Variables, file modes, limits, home folder and stdin, for this process and those that it starts."""
+    for name in [name for name in os.environ if INHERITED.match(name)]:
+        del os.environ[name]
+    home = Path(os.path.expanduser("~"))
+    for name, place in (("PLAYWRIGHT_BROWSERS_PATH", ".cache/ms-playwright"), ("GIT_CONFIG_GLOBAL", ".gitconfig")):
+        with contextlib.suppress(OSError):
+            if (home / place).exists():
+                os.environ.setdefault(name, str(home / place))
+    # nobody's caches, passwords or settings; and one that can be written
+    os.environ["HOME"] = tempfile.mkdtemp(prefix="nanochat-home-")
+    atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
+    os.environ.update(NETRC=os.devnull, LANG="C.UTF-8", TERM="xterm", OMP_NUM_THREADS="1")
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # an id without a name, as a container may have
+        os.environ["USER"] = "tester"
+    for name in ("no_proxy", "NO_PROXY"):  # for the servers that tests start
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost,127.0.0.1,::1"]))
+    source = str(Path(__file__).parents[1] / "src")
+    if source in os.environ.pop("PYTHONPATH", "").split(os.pathsep):  # this checkout is not installed
+        os.environ["PYTHONPATH"] = source
+    os.umask(0o022)
+    for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE):
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)
+    try:
+        os.fstat(0)
+    except OSError:
+        os.open(os.devnull, os.O_RDONLY)  # the lowest number that is free
+
+
+set_environment()
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals() -> None:
+    """Commands that tests start have every signal as a terminal's foreground has it: a shell lets what it puts in the background ignore Ctrl-C, and
+    `nohup` SIGHUP. This process goes on ignoring the latter: a handler that does nothing, which exec makes the default of."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

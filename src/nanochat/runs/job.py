@@ -16,6 +16,7 @@ import torch
 from hydra.utils import get_class, instantiate
 
 from nanochat import optim
+from nanochat.callbacks import loggers
 from nanochat.callbacks.evaluate import Eval, Evaluate
 from nanochat.callbacks.report import Report
 from nanochat.callbacks.sample import Sample
@@ -106,6 +107,7 @@ class Job:
         for task in self.eval_tasks.values():
             len(task)  # is its data there?
         self.check_init_optimizer()
+        loggers.check(config["logger"] or {})
         if (metric := config["checkpoints"]["best_metric"]) not in self.metrics:
             raise ValueError(
                 f"checkpoints.best_metric={metric} is not known; choose from {', '.join(self.metrics)}, which this run logs and where lower is better"
@@ -461,7 +463,7 @@ class Job:
             print(f"attention: {chosen['attention']}")
             show.optimizer(self.build_optimizer(self.plan)(gpt))
             print(f"run folder: {folder.path}")
-        loggers = (
+        made = (
             [
                 instantiate(logger, folder=folder.path, resume_step=resume_step)
                 for logger in (self.config["logger"] or {}).values()
@@ -475,7 +477,7 @@ class Job:
             strategy=settings["strategy"] if self.world_size > 1 else "auto", precision="32-true", max_steps=self.plan.steps, max_epochs=-1,
             accumulate_grad_batches=self.data.accumulate,
             gradient_clip_val=settings["gradient_clip_val"] if module.automatic_optimization else None,
-            limit_val_batches=0, num_sanity_val_steps=0, log_every_n_steps=1, logger=loggers, use_distributed_sampler=False,
+            limit_val_batches=0, num_sanity_val_steps=0, log_every_n_steps=1, logger=made, use_distributed_sampler=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder.path,
             callbacks=callbacks,
             plugins=[FolderCheckpointIO(self.gpt_config, self.tokenizer, {"config": self.config, **read_record(folder)})],
