@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -42,8 +43,10 @@ def set_environment() -> None:
     for name in ("no_proxy", "NO_PROXY"):  # for the servers that tests start
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost,127.0.0.1,::1"]))
     source = str(Path(__file__).parents[1] / "src")
-    if source in os.environ.pop("PYTHONPATH", "").split(os.pathsep):  # this checkout is not installed
+    others = os.environ.pop("PYTHONPATH", "").split(os.pathsep)
+    if source in others:  # this checkout is not installed
         os.environ["PYTHONPATH"] = source
+    sys.path[:] = [path for path in sys.path if path == source or path not in filter(None, others)]
     os.umask(0o022)
     for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE):
         with contextlib.suppress(OSError, ValueError):

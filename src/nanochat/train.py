@@ -7,6 +7,7 @@ process per device, which is handed the resolved config. Heavy imports wait unti
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,16 @@ def build_job(config: dict[str, Any], tokenizer_folder: Path | None = None) -> A
 
 def rank_main() -> None:
     """What every process of several does: no Hydra, no folder of its own, no output but rank 0's."""
-    from nanochat.runs.launch import read_launch
-    from nanochat.runtime.signals import StopAtOnce, stop_with_parent
+    from nanochat.runs.launch import read_launch, trace_file
+    from nanochat.runtime.signals import StopAtOnce, end_undisturbed, stop_with_parent, take_ctrl_c
 
     rank = int(os.environ["RANK"])
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s", stream=sys.stdout, force=True
     )
     stop_with_parent()
+    take_ctrl_c()
+    folder = None
     try:
         folder, config = read_launch()
         build_job(config, folder.path / "tokenizer").train(folder)
@@ -105,10 +108,17 @@ def rank_main() -> None:
             dist.is_initialized()
         ):  # Lightning does it for NCCL alone; threads of gloo left running may abort a process as it ends
             dist.destroy_process_group()
+        end_undisturbed()
     except (ValueError, OSError) as error:
         stop(one_line(error) if rank == 0 else f"rank {rank}: {one_line(error)}")
     except (KeyboardInterrupt, StopAtOnce):
+        end_undisturbed()
         sys.exit(130)  # said by the process that started the ranks
+    except Exception:
+        if folder is None:
+            raise
+        trace_file(folder.path, rank).write_text(traceback.format_exc())
+        sys.exit(1)
 
 
 main = command("train", run)

@@ -6,6 +6,7 @@ What a logger needs from outside (a package, a login, the network) is looked at 
 import hashlib
 import importlib.util
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,4 +97,4 @@ def check_tensorboard() -> None:
         )
 
 
-CHECKS = {wandb: check_wandb, tensorboard: check_tensorboard}
+CHECKS: dict[Any, Callable[..., None]] = {wandb: check_wandb, tensorboard: check_tensorboard}

@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.runs.run_folder import RunFolder, not_forked
-from nanochat.runtime.signals import handle_stops
+from nanochat.runtime.signals import STOPS, CtrlC, EndedBy, handle_stops
 
 RANK_OF = "NANOCHAT_RANK_OF"  # the file that says which run this process is a rank of
+TRACE = ".trace"  # a rank's file for what it did not expect
+SAID = 2  # the exit code of a rank that has said what is wrong
+GRACE = 10.0  # guess: seconds that ranks have to end after a second Ctrl-C; one that is stopped (SIGSTOP, a debugger) never does
 
 
 def is_rank() -> bool:
@@ -64,17 +67,24 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> bool
         ranks.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, pass_fds=[lock]))
 
     sent: list[int] = []
-    why = None
+    failed: tuple[int, int] | None = None
+    ctrl_c, patience = CtrlC(), float("inf")
 
     def forward(signum: int, frame: object) -> None:
+        nonlocal patience
         sent.append(signum)
+        if signum == signal.SIGINT and ctrl_c.again():
+            patience = min(patience, time.monotonic() + GRACE)
         for rank in ranks:
             rank.send_signal(signum)
 
     old = handle_stops(forward)
     try:
         while any(rank.poll() is None for rank in ranks):
-            if why := failure([rank.poll() for rank in ranks]):
+            if time.monotonic() > patience:
+                for rank in ranks:
+                    rank.kill()
+            if failed is None and (failed := failure([rank.poll() for rank in ranks])):
                 time.sleep(1)  # let the others say what they know
                 for rank in ranks:
                     if rank.poll() is None:
@@ -87,30 +97,50 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> bool
             time.sleep(0.1)
     finally:
         for number, handler in old.items():
-            signal.signal(number, handler)
+            if number != signal.SIGINT or not ctrl_c.came:  # it may be about to arrive a second time
+                signal.signal(number, handler)
         for rank in ranks:
             if rank.poll() is None:
                 rank.kill()
         launch.unlink(missing_ok=True)
-    why = why or failure([rank.returncode for rank in ranks])
-    if why and signal.SIGINT in sent:
-        raise KeyboardInterrupt
-    if why:
+        traces = {path.suffix: path.read_text() for path in folder.path.glob(f"{TRACE}.*")}
+        for number in range(processes):
+            trace_file(folder.path, number).unlink(missing_ok=True)
+    if failed := failed or failure([rank.returncode for rank in ranks]):
+        number, code = failed
+        if signal.SIGINT in sent:
+            raise KeyboardInterrupt
+        told = [*sent, *(stop for stop in STOPS if code in (-stop, 128 + stop))]
+        if told and code not in (SAID, -signal.SIGKILL):
+            name = signal.Signals(told[0]).name
+            raise EndedBy(
+                told[0],
+                f"{name} ended rank {number} before it could save; the same command with resume=auto goes on in {folder.path}",
+            )
+        if code > 0:  # where a signal has ended one, the others only miss it
+            print(traces.get(f".{number}", ""), end="", file=sys.stderr)
         raise ValueError(
-            f"{why}; what it said is above. The same command with resume=auto goes on after the last checkpoint in {folder.path}"
+            f"rank {number} {became(code)}; what it said is above. This command with resume=auto goes on after the last checkpoint in {folder.path}"
         )
     return bool(sent)
 
 
-def failure(codes: Sequence[int | None]) -> str | None:
-    """What became of a rank that failed, by the exit codes so far; one that was killed before one that missed it.
+def failure(codes: Sequence[int | None]) -> tuple[int, int] | None:
+    """(rank, exit code) of one that failed, by the exit codes so far; one that was killed before one that missed it.
 
     >>> failure([None, 0]), failure([1, 0]), failure([1, -9])
-    (None, 'rank 0 failed with exit code 1', 'rank 1 was killed by SIGKILL, which is also how a machine without memory left does it')
+    (None, (0, 1), (1, -9))
     """
-    code, rank = min(((code, rank) for rank, code in enumerate(codes) if code), default=(0, 0))
+    return min(((rank, code) for rank, code in enumerate(codes) if code), key=lambda found: found[1], default=None)
+
+
+def became(code: int) -> str:
+    """What became of a process that failed, in words."""
     if code == -signal.SIGKILL:
-        return f"rank {rank} was killed by SIGKILL, which is also how a machine without memory left does it"
-    if code < 0:
-        return f"rank {rank} was ended by {signal.Signals(-code).name}"
-    return f"rank {rank} failed with exit code {code}" if code else None
+        return "was killed by SIGKILL, which is also how a machine without memory left does it"
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+
+
+def trace_file(folder: Path, rank: int) -> Path:
+    """Where a rank leaves the traceback of what it did not expect. The process that started it shows that of the first to fail."""
+    return folder / f"{TRACE}.{rank}"

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,20 @@ def not_forked(handle: Any) -> Any:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    return yaml.safe_load((path / CONFIG).read_text())
+    """ValueError if it is empty or damaged, as a full disk or a crash of the machine leaves a file."""
+    return _parsed(path / CONFIG, yaml.safe_load, yaml.YAMLError)
+
+
+def _parsed(file: Path, parse: Callable[[str], Any], error: type[Exception]) -> dict[str, Any]:
+    try:
+        found = parse(file.read_text(encoding="utf-8"))
+    except (error, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{file} is empty or damaged, so this run cannot be resumed; move {file.parent} away, or start another run with resume=false"
+        )
+    return found
 
 
 def write_record(folder: RunFolder, config: dict[str, Any], facts: dict[str, Any]) -> None:
@@ -156,7 +170,7 @@ def write_record(folder: RunFolder, config: dict[str, Any], facts: dict[str, Any
     code = dict(facts["code"])
     diff = code.pop("diff", "")
     if folder.resumed and (folder.path / RECORD).is_file():
-        record = json.loads((folder.path / RECORD).read_text())
+        record = _parsed(folder.path / RECORD, json.loads, ValueError)
         number = len(record.setdefault("resumptions", [])) + 1
         if diff and diff != _read(folder.path / "code.diff"):
             code["diff_file"] = f"code-resumption-{number}.diff"
@@ -184,8 +198,8 @@ def _replace(path: Path, text: str) -> None:
 
 def read_record(folder: RunFolder) -> dict[str, Any]:
     """record.json with the code's diff in it; empty if the process was killed before it was written."""
-    text = _read(folder.path / RECORD)
-    record = json.loads(text) if text else {}
+    file = folder.path / RECORD
+    record = _parsed(file, json.loads, ValueError) if file.is_file() else {}
     if name := record.get("code", {}).get("diff_file"):
         record["code"]["diff"] = _read(folder.path / name)
     return record

@@ -25,7 +25,7 @@ from nanochat.runtime.paths import base_dir, conf_dir
 from nanochat.runtime.rules import change_rules
 from nanochat.runtime.schema import COMMANDS
 from nanochat.runtime.settings import check
-from nanochat.runtime.signals import StopAtOnce
+from nanochat.runtime.signals import EndedBy, StopAtOnce, end_undisturbed, take_ctrl_c
 
 # Settings that hold free text or a path: taken as typed, whatever Hydra's grammar would make of a comma, a bracket or a space.
 TEXT_KEYS = (
@@ -64,6 +64,7 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
     def main() -> Any:
         # with this set Hydra raises what happened instead of printing its own report, so that one line can be made of it
         os.environ["HYDRA_FULL_ERROR"] = "1"
+        take_ctrl_c()
         given, debug = sys.argv[1:], "debug=true" in sys.argv[1:]
         words = [word for word in given if word not in ("-m", "--multirun")]
         if len(words) == len(given):
@@ -115,13 +116,17 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
                 from nanochat.runtime.settings_page import show_help
 
                 return show_help(config_name, [word for word in words if not word.startswith("-")])
-            return hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+            result = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+            end_undisturbed()
+            return result
         except USER_ERRORS as error:
             if debug:
                 raise
             stop(one_line(error, config_name))
         except (KeyboardInterrupt, StopAtOnce) as interrupt:
             stop(str(interrupt) or "interrupted", code=130)
+        except EndedBy as ended:
+            stop(str(ended), code=128 + ended.number)
 
     main.__name__ = "main"
     return main
@@ -220,6 +225,7 @@ def listed(words: list[str], repeated: tuple[str, ...]) -> list[str]:
 
 
 def stop(message: str, code: int = 2) -> NoReturn:
+    end_undisturbed()
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(code)
 

@@ -26,6 +26,14 @@ class StopAtOnce(BaseException):
     """A second Ctrl-C. Lightning would make exit code 1 of a KeyboardInterrupt."""
 
 
+class EndedBy(BaseException):
+    """A signal ended a run before it could save: its number, and the line that says so."""
+
+    def __init__(self, number: int, line: str) -> None:
+        super().__init__(line)
+        self.number = number
+
+
 class Unfailing:
     """An output whose reader may be gone: the end of a pipe that Ctrl-C has ended too, or a closed terminal."""
 
@@ -61,6 +69,31 @@ class CtrlC:
         if self._first is None:
             self._first = now
         return now - self._first > ONE_PRESS
+
+
+def take_ctrl_c() -> None:
+    """Ctrl-C is a KeyboardInterrupt, as Python has it, but one press is one: the same one arriving twice would interrupt what the first began."""
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
+        return
+    last = -ONE_PRESS
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before >= ONE_PRESS:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, handle)
+    # the last that is done of what was to be done at exit: from then on Python itself has the signal kill
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+
+
+def end_undisturbed() -> None:
+    """For a process that has its result, or its error, and only ends: Ctrl-C changes neither; pressed twice it ends here and now."""
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
+        return
+    ctrl_c = CtrlC()
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130) if ctrl_c.again() else None)
 
 
 def handle_stops(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
