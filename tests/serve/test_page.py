@@ -20,7 +20,7 @@ from nanochat.inference.engine import Engine  # noqa: E402
 from nanochat.inference.sampling import Sampling  # noqa: E402
 from nanochat.serve.page import build_page, mount_page  # noqa: E402
 from nanochat.serve.service import Model, Service  # noqa: E402
-from nanochat.serve.store import Store  # noqa: E402
+from nanochat.serve.store import Conversation, Store  # noqa: E402
 from nanochat.serve.worker import Worker  # noqa: E402
 from nanochat.tokenizer.tokenizer import BPETokenizer  # noqa: E402
 
@@ -335,7 +335,7 @@ def test_an_answer_is_made_again_and_taken_back_and_all_is_cleared(server, page)
     ask(page, "one", "question 1")
     ask(page, "two", "question 2")
     first = bot(page)[-1]
-    button(page, "Retry").click()
+    button(page, "Retry").last.click()
     wait_until(lambda: bot(page)[-1] != first and "question 2" in bot(page)[-1])  # another seed
     rest(page)
     assert user(page) == ["one", "two"]
@@ -359,7 +359,7 @@ def test_a_seed_that_is_set_gives_the_same_answer_and_settings_reach_the_engine(
     c = server.store.get(server.store.entries()[0].id)
     assert c.settings["system"] == "Be kind." and c.messages[1]["made"]["sampling"]["seed"] == 77
     page.fill("#max_tokens input", "")
-    button(page, "Retry").click()
+    button(page, "Retry").last.click()
     sync_api.expect(page.get_by_test_id("bot").last).to_contain_text("'Be kind.\\n\\none', question 1, seed 77")
     rest(page)
     page.reload()
@@ -476,7 +476,7 @@ def test_errors_are_a_line_and_lose_nothing_that_was_typed(server, page):
     page.get_by_text("out of memory").wait_for()
     rest(page)
     assert user(page) == ["one"]
-    button(page, "Retry").click()
+    button(page, "Retry").last.click()
     sync_api.expect(page.get_by_test_id("bot").last).to_contain_text("question 1")
     ask(page, "nothing", "…")
     ask(page, "two", "question 3")
@@ -484,7 +484,7 @@ def test_errors_are_a_line_and_lose_nothing_that_was_typed(server, page):
     server.store.put(replace(c, messages=c.messages[:-1]))  # as a killed server leaves it
     page.reload()
     wait_until(lambda: user(page)[-1:] == ["two"] and bot(page)[-1].strip() == "…")
-    button(page, "Retry").click()
+    button(page, "Retry").last.click()
     sync_api.expect(page.get_by_test_id("bot").last).to_contain_text("question 3")
     rest(page)
 
@@ -610,6 +610,234 @@ def test_everything_can_be_done_by_keyboard(server, visit):
     assert {"Edit", "Retry", "Undo", "Clear", "New conversation", "radio", "Export all"} <= names
 
 
+# --- long conversations -----------------------------------------------------------------------------------------
+
+PICTURE = """() => {
+    const scrolls = [...document.querySelectorAll("main *, main")].filter(
+        (e) => e.tagName !== "TEXTAREA" && e.clientHeight && e.scrollHeight > e.clientHeight + 1
+            && /auto|scroll/.test(getComputedStyle(e).overflowY));
+    const box = document.querySelector("#box").getBoundingClientRect(), whole = document.documentElement;
+    const tools = document.querySelector("#chat .top-panel")?.getBoundingClientRect();
+    return {
+        box: [box.left >= 0, box.top >= 0, box.right <= window.innerWidth, box.bottom <= window.innerHeight, box.height >= 30],
+        whole: [whole.scrollWidth - window.innerWidth, whole.scrollHeight - window.innerHeight],
+        scrolls: scrolls.map((e) => e.className.split(" ")[0]),
+        below: [...document.querySelectorAll(".bubble-wrap")].map((e) => e.scrollHeight - e.clientHeight - Math.round(e.scrollTop)),
+        covered: tools ? document.querySelector("#chat .bubble-wrap").getBoundingClientRect().top < tools.bottom : false,
+    };
+}"""
+
+
+def in_order(page, columns: int = 1) -> None:
+    """The box is in the window, nothing but the conversations scrolls, and they are at their end."""
+    good = {"box": [True] * 5, "whole": [0, 0], "scrolls": ["bubble-wrap"] * columns, "below": [0] * columns}
+    wait_until(lambda: {key: value for key, value in page.evaluate(PICTURE).items() if key in good} == good)
+
+
+def twelve_turns() -> list[dict]:
+    calls = [
+        {"type": "text", "text": "34+57="},
+        {"type": "python", "text": "34+57"},
+        {"type": "python_output", "text": "91"},
+    ]
+    code = f"{ANSWERS['code']}\n\n{FENCE}\n{'x' * 500}\n{FENCE}\n\n| a | b |\n|---|---|\n| 1 | 2 |"
+    answers = ["\n\n".join([ANSWERS["long"]] * 3), calls, code, "y" * 500]
+    made = {"model": "first", "sampling": {"seed": 7}, "prompt_tokens": 812, "tokens": 120, "tokens_per_second": 88.2,
+            "context": 4096, "forgotten_turns": 0, "finish_reason": "stop"}  # fmt: skip
+    return [
+        message
+        for n in range(12)
+        for message in (
+            {"role": "user", "content": f"Question {n}: " + "tell me more " * 20},
+            {"role": "assistant", "content": answers[n % 4], "made": made},
+        )
+    ]
+
+
+@pytest.fixture(scope="module")
+def long_talk(server, window):
+    """The address of a long conversation of the window that stays open."""
+    window.click("#new")
+    ask(window, "whose", "question 1")
+    owner = server.store.get(window.url.split("conversation=")[1]).owner
+    return f"{server.url}?conversation={server.store.put(Conversation(twelve_turns(), owner=owner, model='first')).id}"
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (1920, 1080), (390, 844), (820, 1180)])
+def test_a_long_conversation_scrolls_in_its_own_area_and_the_box_stays(visit, server, page, long_talk, width, height):
+    page = visit(server, long_talk.removeprefix(server.url), context=page.context)
+    page.set_viewport_size({"width": width, "height": height})
+    wait_until(lambda: len(user(page)) == 12)
+    in_order(page)
+    assert width > 1400 or not page.evaluate(PICTURE)["covered"]
+    page.set_viewport_size({"width": width, "height": 500})  # a keyboard comes up
+    in_order(page)
+    page.locator("#box textarea").fill("line\n" * 20)
+    in_order(page)
+
+
+def test_the_newest_text_is_in_view_unless_one_scrolled_up(server, page, long_talk):
+    page.goto(long_talk)
+    wait_until(lambda: len(user(page)) == 12)
+    in_order(page)
+    server.engine("first").pause = 0.02
+    page.evaluate("document.querySelector('#chat .bubble-wrap').scrollTo(0, 0)")
+    send(page, "long")
+    sync_api.expect(page.get_by_test_id("bot").last).to_contain_text("word3")
+    wait_until(lambda: page.evaluate(PICTURE)["below"][0] < 100)  # who sends something sees it
+    page.evaluate("document.querySelector('#chat .bubble-wrap').scrollTo(0, 50)")
+    length = len(bot(page)[-1])
+    wait_until(lambda: len(bot(page)[-1]) > length + 30)
+    assert page.evaluate("document.querySelector('#chat .bubble-wrap').scrollTop") == 50
+    rest(page)
+
+
+# --- branches, search, files ------------------------------------------------------------------------------------
+
+
+def branch(page, name: str, answer: int):
+    return page.locator("#chat .branches").nth(answer).get_by_role("button", name=name, exact=True)
+
+
+def test_any_answer_is_made_again_and_the_earlier_ones_are_kept_with_what_followed(server, page):
+    for text in ("one", "two", "three"):
+        ask(page, text, f"'{text}', question")
+    old = bot(page)
+    branch(page, "Retry", 1).click()
+    wait_until(lambda: user(page) == ["one", "two"] and bot(page)[1:2] not in ([], [old[1]]) and "seed" in bot(page)[1])
+    rest(page)
+    sync_api.expect(page.locator("#chat .branches").nth(1)).to_contain_text("2/2")
+    ask(page, "other", "'other', question 3")
+    new = bot(page)
+    branch(page, "Earlier answer", 1).click()
+    wait_until(lambda: bot(page) == old and user(page) == ["one", "two", "three"])
+    assert (
+        branch(page, "Earlier answer", 1).is_disabled() and page.locator("#chat .branches").nth(0).inner_text() == "⟳"
+    )
+    page.reload()
+    wait_until(lambda: bot(page) == old)
+    branch(page, "Later answer", 1).click()
+    wait_until(lambda: bot(page) == new and user(page) == ["one", "two", "other"])
+    branch(page, "Retry", 0).click()
+    wait_until(lambda: user(page) == ["one"] and bot(page) and bot(page)[0] != old[0])
+    rest(page)
+    branch(page, "Earlier answer", 0).click()
+    wait_until(lambda: bot(page) == new)  # the branches of the branch are there too
+    sync_api.expect(page.locator("#chat .branches").nth(1)).to_contain_text("2/2")
+
+
+def test_an_edited_first_message_renames_its_conversation_unless_a_title_was_typed(server, page):
+    ask(page, "one", "question 1")
+    for text in ("better", "best"):
+        button(page, "Edit").first.click()
+        page.locator("#chat textarea").fill(text)
+        button(page, "Submit").click()
+        sync_api.expect(page.get_by_test_id("bot").last).to_contain_text(f"'{text}', question 1")
+        rest(page)
+        assert listed(page)[0] == ("better" if text == "better" else "My name")
+        open_section(page, "This conversation")
+        page.fill("#title input, #title textarea", "My name")
+        page.press("#title input, #title textarea", "Enter")
+        wait_until(lambda: listed(page)[0] == "My name")
+
+
+def test_conversations_are_searched_in_titles_and_contents(server, visit):
+    page = visit(server)
+    for text in ("the first about whales", "tool", "Größe"):
+        ask(page, text, "")
+        page.click("#new")
+        wait_until(lambda: user(page) == [])
+        rest(page)
+    for typed, found in [("whales ABOUT", ["the first about whales"]), ("34+57", ["tool"]), ("GRÖSSE", ["Größe"])]:
+        page.fill("#search input, #search textarea", typed)
+        wait_until(lambda found=found: listed(page) == found)
+    page.get_by_text("Größe", exact=True).first.click()
+    wait_until(lambda: user(page) == ["Größe"])
+    ask(page, "more", "question 2")
+    assert listed(page) == ["Größe"]  # the list stays as it was searched
+    page.click("#new")
+    page.fill("#search input, #search textarea", "role")  # a word of the form, not of a conversation
+    wait_until(lambda: listed(page) == [])
+    page.fill("#search input, #search textarea", "")
+    wait_until(lambda: listed(page) == ["Größe", "tool", "the first about whales"])
+
+
+def test_a_text_file_is_attached_and_others_are_refused(server, page, tmp_path):
+    def attach(name: str, content: bytes) -> None:
+        (tmp_path / name).write_bytes(content)
+        with page.expect_file_chooser() as chooser:
+            page.click("#attach")
+        chooser.value.set_files(tmp_path / name)
+
+    typed = page.locator("#box textarea")
+    typed.fill("What is this?")
+    uploads = []
+    page.on("request", lambda request: "upload" in request.url and uploads.append(request.url))
+    attach("bad.txt", "Größe".encode("latin-1"))
+    page.get_by_text("bad.txt is not text in UTF-8").wait_for()
+    attach("zero.bin", b"a\0b")
+    page.get_by_text("zero.bin is not text in UTF-8").wait_for()
+    attach("long.txt", b"a" * 50_001)
+    page.get_by_text("long.txt has 50,001 characters; at most 50,000").wait_for()
+    attach("huge.txt", b"a" * 300_000)
+    page.get_by_text("huge.txt has 300,000 bytes; at most 50,000").wait_for()
+    attach("empty.txt", b"\n")
+    page.get_by_text("empty.txt is empty").wait_for()
+    assert typed.input_value() == "What is this?"
+    attach("<b>notes.md", f"# Größe\n{FENCE}\ncode\n{FENCE}\n".encode())
+    sync_api.expect(typed).to_have_value(
+        f"What is this?\n\n<b>notes.md:\n{FENCE}`\n# Größe\n{FENCE}\ncode\n{FENCE}\n{FENCE}`\n"
+    )
+    page.press("#box textarea", "Enter")
+    sync_api.expect(page.get_by_test_id("bot").last).to_contain_text("question 1")
+    rest(page)
+    (c,) = [server.store.get(page.url.split("conversation=")[1])]
+    assert c.messages[0]["content"].startswith("What is this?\n\n<b>notes.md:") and c.title.startswith("What is this?")
+    sync_api.expect(page.locator("#chat .user-row pre")).to_contain_text("# Größe")
+    assert uploads == []  # the server was never sent a file
+
+
+def test_names_in_an_import_are_plain_text_everywhere(server, page, tmp_path):
+    name = "[m](https://example.com/m) <a href='https://example.com/a'>a</a> https://example.com/u www.example.com a@example.com \\(x\\)"
+    messages = twelve_turns()[:2]
+    messages[1]["made"] |= {"model": name, "sampling": {"seed": name}}
+    messages[1]["content"] = [{"type": "python", "text": name}, {"type": "python_output", "text": "1"}]
+    (tmp_path / "c.json").write_text(json.dumps([{"title": name, "model": name, "messages": messages}]))
+    with page.expect_file_chooser() as chooser:
+        page.click("#import")
+    chooser.value.set_files(tmp_path / "c.json")
+    page.get_by_text("it was held with [m](https://example.com/m) <a").wait_for()
+    sync_api.expect(page.locator("#numbers")).to_contain_text(f"{name} · 88 tokens/s")
+    sync_api.expect(page.locator("#numbers")).to_contain_text(f"seed {name}")
+    wait_until(lambda: listed(page)[0].startswith("[m](https://example.com/m) <a href="))
+    sync_api.expect(page.locator("#chat .thought-group").first).to_contain_text(
+        "calculator: [m](https://example.com/m)"
+    )
+    assert page.locator("a[href*=example], .katex").count() == 0
+
+
+def test_what_a_browser_may_ask_for_is_checked():
+    from nanochat.serve.page import quoted, read_asked
+
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    assert read_asked(talk, {"question": 0, "branch": None}) == (0, None)
+    for bad in (
+        None,
+        [],
+        {},
+        {"question": 1},
+        {"question": True},
+        {"question": 9},
+        {"question": -2},
+        {"question": 0, "branch": "1"},
+    ):
+        with pytest.raises(ValueError, match="load the page again"):
+            read_asked(talk, bad)
+    for bad in ([], {}, {"name": "x", "bytes": 1, "text": {"path": "/"}}, {"name": "x", "bytes": "1", "text": "a"}):
+        with pytest.raises(ValueError, match=r"choose one|can be attached"):
+            quoted(bad)
+
+
 # --- side by side -----------------------------------------------------------------------------------------------
 
 
@@ -637,9 +865,11 @@ def test_models_are_compared_with_the_same_question_and_seed(visit):
     page.locator("#box").get_by_text("Stop").click()
     wait_until(lambda: not any(server.engine(each).live for each in server.service.models))
     rest(page)
-    page.set_viewport_size({"width": 390, "height": 844})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    page.set_viewport_size({"width": 1280, "height": 800})
+    for _ in range(4):
+        ask(page, "code", "This is it")
+    for width, height in [(390, 844), (390, 500), (820, 1180), (1920, 1080), (1280, 800)]:
+        page.set_viewport_size({"width": width, "height": height})
+        in_order(page, 3)
     page.click("#sidebar button.toggle-button, [aria-label='Toggle Sidebar']")
     page.click("#new")
     wait_until(lambda: page.get_by_test_id("bot").count() == 0)

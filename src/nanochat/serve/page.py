@@ -13,12 +13,10 @@ file of the store knows them all.
 import asyncio
 import hmac
 import os
-import random
-import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +29,19 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat.inference.sampling import Sampling
-from nanochat.serve.service import WEB_CHAT, Busy, Model, Service
-from nanochat.serve.store import TITLE_LENGTH, Changed, Conversation, Store, new_id
-from nanochat.serve.turn import NOTHING, UPDATES_PER_SECOND, Turn, numbers
+from nanochat.serve.branches import anew, switched
+from nanochat.serve.page_compare import Compare
+from nanochat.serve.page_rows import answered, begun, choices_of, fenced, line_of, question_at, rows
+from nanochat.serve.page_settings import LATEX, Shown, Writing, tell, warn, with_system
+from nanochat.serve.service import MAX_CHARACTERS, WEB_CHAT, Busy, Service
+from nanochat.serve.store import Changed, Conversation, Store, new_id, shortened, title_of
+from nanochat.serve.turn import Turn
 from nanochat.serve.visitors import Sealed, only_for_visitors
 
-SEEDS = 2**31  # a random seed is below
 MOST_COLUMNS = 4  # guess: more are too narrow to read
 UPLOAD_BYTES = 2**25  # guess: of an import
+ATTACHED = MAX_CHARACTERS // 2  # guess: characters of a file; a conversation may have twice as many
 QUEUE_SECONDS = 0.02  # guess: between two looks for a click; gradio's 0.001 takes 4 % of a core for nothing (measured)
-# single dollars are prices more often than formulas: GSM8K is full of them
-LATEX: list[dict[str, str | bool]] = [
-    {"left": "$$", "right": "$$", "display": True},
-    {"left": "\\[", "right": "\\]", "display": True},
-    {"left": "\\(", "right": "\\)", "display": False},
-]
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 POLICY = (
@@ -54,33 +50,8 @@ POLICY = (
     "frame-src 'none'; frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
 )
 CSS = (Path(__file__).parent / "page.css").read_text()
-
-ID_IN_ADDRESS = """(opened) => {
-    const url = new URL(window.location);
-    if (opened && opened.id) url.searchParams.set("conversation", opened.id); else url.searchParams.delete("conversation");
-    window.history.replaceState(window.history.state, "", url);
-}"""
-ON_ARRIVAL = """(owner) => {
-    const id = new URL(window.location).searchParams.get("conversation") || "";
-    return [owner, {id, wide: window.innerWidth > 1000}];
-}"""
-SAVE_FILE = """(text) => {
-    if (!text) return;
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
-    link.download = "conversations.json";
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-}"""
-# not on a phone, where it would open the keyboard
-TO_THE_BOX = """() => { if (window.innerWidth > 1000) setTimeout(() => document.querySelector("#box textarea")?.focus(), 50); }"""
-AWAY_ON_A_PHONE = """() => {
-    if (window.innerWidth <= 768) document.querySelector("#sidebar.open .toggle-button")?.click();
-}"""
+SCRIPT = (Path(__file__).parent / "page.js").read_text()
 ASK_FIRST = """(opened, owner) => [window.confirm("Delete this conversation?") ? opened : null, owner]"""
-
-
-Shown = AsyncIterator[Sequence[Any]]  # values for the outputs of a handler, again and again
 
 
 class Refused(ValueError):
@@ -116,6 +87,7 @@ def mount_page(
             block_title_text_weight="500",
         ),
         css=CSS,
+        head=f'<meta name="viewport" content="width=device-width, initial-scale=1, interactive-widget=resizes-content"><script>{SCRIPT}</script>',
         app_kwargs={"middleware": [Middleware(StaysHere)], "docs_url": None, "redoc_url": None},
     )
     only_for_visitors(app)
@@ -164,83 +136,6 @@ class StaysHere:
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
 
 
-class Writing:
-    """What both pages share: the settings, and the turns that are being written."""
-
-    def __init__(self, service: Service, defaults: Sampling) -> None:
-        self.service, self.defaults = service, defaults
-        self.turns: list[Turn] = []
-
-    def lay_out_settings(self) -> None:
-        """`values_of` and `settings_of` know their order."""
-        d = self.defaults
-        self.seed = gr.Number(
-            d.seed, label="Seed", info="of the last answer, if it is random", precision=0, elem_id="seed", render=False
-        )
-        with gr.Accordion("Settings", open=False, elem_id="settings"):
-            self.settings: list[Any] = [
-                gr.Textbox(label="System prompt", lines=2, max_lines=6, elem_id="system"),
-                gr.Slider(0, 2, d.temperature, step=0.05, label="Temperature", info="0: always the likeliest token", elem_id="temperature"),
-                gr.Number(d.top_k, label="Top-k", info="empty: every token", precision=0, minimum=1, elem_id="top_k"),
-                gr.Slider(0, 1, d.top_p or 1, step=0.01, label="Top-p", info="1: off"),
-                gr.Slider(0, 1, d.min_p or 0, step=0.01, label="Min-p", info="0: off"),
-                gr.Slider(1, 2, d.repetition_penalty or 1, step=0.05, label="Repetition penalty", info="1: off"),
-                gr.Number(d.max_tokens, label="Longest answer", info="tokens; empty: until the context is full", precision=0,
-                          minimum=1, elem_id="max_tokens"),
-                gr.Checkbox(True, label="Random seed", elem_id="random_seed"),
-                self.seed.render(),
-                gr.Checkbox(d.tools, label="Calculator", info="the model's calls of it are answered", elem_id="tools"),
-            ]  # fmt: skip
-
-    def values_of(self, settings: dict[str, Any]) -> list[Any]:
-        """What the components of the settings show."""
-        s = Sampling(**{**asdict(self.defaults), **settings.get("sampling", {})})
-        return [
-            settings.get("system", ""), s.temperature, s.top_k, s.top_p or 1, s.min_p or 0, s.repetition_penalty or 1, s.max_tokens,
-            settings.get("random_seed", True), s.seed, s.tools,
-        ]  # fmt: skip
-
-    def settings_of(self, values: tuple[Any, ...]) -> dict[str, Any]:
-        """The other way. ValueError for what makes no sense."""
-        system, temperature, top_k, top_p, min_p, penalty, max_tokens, random_seed, seed, tools = values
-        sampling = replace(
-            self.defaults,
-            temperature=temperature,
-            top_k=_whole(top_k),
-            top_p=None if top_p == 1 else top_p,
-            min_p=min_p or None,
-            repetition_penalty=None if penalty == 1 else penalty,
-            max_tokens=_whole(max_tokens),
-            seed=_whole(seed) or 0,
-            tools=tools,
-        )
-        return {"system": system or "", "random_seed": random_seed, "sampling": asdict(sampling)}
-
-    def drawn(self, settings: dict[str, Any]) -> tuple[dict[str, Any], Sampling]:
-        """The settings with the seed that the next answer is written with, and that sampling."""
-        sampling = Sampling(**settings["sampling"])
-        if settings["random_seed"]:
-            sampling = replace(sampling, seed=random.randrange(SEEDS))
-        return {**settings, "sampling": asdict(sampling)}, sampling
-
-    def begin(self, turn: Turn) -> Turn:
-        self.turns = [other for other in self.turns if not other.task.done()] + [turn]
-        return turn
-
-    def left(self, request: gr.Request) -> None:
-        """A page was closed or loaded again: nobody reads what is being written there."""
-        for turn in self.turns:
-            if turn.session == request.session_hash:
-                turn.stop()
-
-    def lay_out(self) -> None:
-        raise NotImplementedError
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)
-
-
 # --- one model at a time ----------------------------------------------------------------------------------------
 
 
@@ -253,6 +148,7 @@ class Page(Writing):
         self.writing: dict[str, Turn] = {}  # by conversation
         self.passages: dict[str, Turn] = {}  # by session
         self.shown: dict[str, str] = {}  # the conversation that a session looks at
+        self.sought: dict[str, set[str]] = {}  # the conversations that a session searched for
 
     def lay_out(self) -> None:
         first = self.service.default
@@ -261,8 +157,16 @@ class Page(Writing):
         self.opened = gr.JSON({"id": "", "revision": 0}, visible="hidden")
         self.arrival = gr.JSON(visible="hidden")
         self.file = gr.Textbox(visible="hidden")
+        self.attached = gr.JSON(visible="hidden")
+        self.answers = gr.JSON([], visible="hidden")  # `choices_of` what is shown
+        self.asked = gr.JSON(visible="hidden")
+        turn_to = gr.Button(visible="hidden", elem_id="turn_to")  # `page.js` presses it
         with gr.Sidebar(width=300, open=False, elem_id="sidebar") as self.sidebar:
             self.new = gr.Button("New conversation", variant="primary", elem_id="new")
+            self.search = gr.Textbox(
+                placeholder="Search", show_label=False, container=False, max_lines=1, max_length=200, elem_id="search",
+                label="Search conversations",
+            )  # fmt: skip
             self.entries = gr.Radio([], show_label=False, container=False, elem_id="conversations")
             with gr.Accordion("This conversation", open=False, elem_id="this") as self.this:
                 self.title = gr.Textbox(label="Title", max_lines=1, elem_id="title", info="Enter keeps it")
@@ -285,11 +189,13 @@ class Page(Writing):
                 show_label=False, elem_id="chat", editable="user", buttons=["copy", "copy_all"], latex_delimiters=LATEX,
                 allow_tags=False, feedback_options=None, placeholder="### What shall we talk about?", scale=1, height="100%",
             )  # fmt: skip
-            self.box = gr.Textbox(
-                interactive=False,  # before `arrive` nobody knows whose it is
-                placeholder="Ask something", show_label=False, container=False, lines=1, max_lines=8, submit_btn="Send",
-                elem_id="box", label="Your message",
-            )  # fmt: skip
+            with gr.Row(elem_id="asking"):
+                attach = gr.Button("Attach", size="sm", scale=0, min_width=64, elem_id="attach")
+                self.box = gr.Textbox(
+                    interactive=False,  # before `arrive` nobody knows whose it is
+                    placeholder="Ask something", show_label=False, container=False, lines=1, max_lines=8, submit_btn="Send",
+                    elem_id="box", label="Your message", scale=1,
+                )  # fmt: skip
             self.numbers = gr.Markdown(elem_id="numbers")
         with gr.Column(visible=not first.chats, scale=1, elem_id="text") as self.text:
             self.passage = gr.Textbox(
@@ -303,7 +209,7 @@ class Page(Writing):
             self.text_numbers = gr.Markdown(elem_id="text_numbers")
 
         self.view: list[Any] = [
-            self.chat, self.numbers, self.opened, self.entries, self.title, self.box, self.model, *self.settings
+            self.chat, self.answers, self.numbers, self.opened, self.entries, self.title, self.box, self.model, *self.settings
         ]  # fmt: skip
         here: list[Any] = [self.opened, self.owner]
         ask: list[Any] = [*here, self.model, *self.settings]
@@ -311,22 +217,39 @@ class Page(Writing):
         at_once = {**quiet, "trigger_mode": "multiple"}
 
         self.box.submit(self.send, [self.box, *ask], self.view, **at_once)
-        self.chat.retry(self.retry, ask, self.view, **quiet)
+        self.box.submit(None, None, None, js="() => nanochat.toTheEnd()")
+        turn_to.click(
+            self.turn_to, [self.asked, *ask], self.view, js="(_, ...rest) => [nanochat.asked(), ...rest]", **quiet
+        )
+        self.answers.change(None, [self.answers], None, js="(value) => nanochat.drawAnswers(value)")
+        attach.click(
+            self.attach, [self.attached, self.box], [self.box], js=f"async (_, typed) => [await nanochat.pickFile({4 * ATTACHED}), typed]", **quiet,
+        ).then(None, None, None, js="(value) => nanochat.toTheBox(value)")  # fmt: skip
+        gr.on(
+            [self.search.change, self.search.submit],
+            self.find,
+            [self.search, *here],
+            [self.entries],
+            trigger_mode="always_last",
+            **quiet,
+        )
         self.chat.edit(self.edit, ask, self.view, **quiet)
         self.chat.undo(self.undo, here, self.view, **quiet)
         self.chat.clear(self.clear, here, self.view, **quiet)
         self.box.stop(self.stop, here, None, queue=False, **quiet)
         self.new.click(self.start_new, [self.owner], self.view, **at_once)
         self.entries.input(self.open, [self.entries, self.owner], self.view, **at_once)
-        gr.on([self.new.click, self.entries.input], None, None, None, js=AWAY_ON_A_PHONE)
+        gr.on([self.new.click, self.entries.input], None, None, None, js="(value) => nanochat.awayOnAPhone(value)")
         self.title.submit(self.rename, [self.title, *here], [self.entries], **quiet)
         delete.click(self.delete, here, self.view, js=ASK_FIRST, **at_once)
-        export.click(self.export, here, [self.file], **quiet).then(None, [self.file], None, js=SAVE_FILE)
+        export.click(self.export, here, [self.file], **quiet).then(
+            None, [self.file], None, js="(value) => nanochat.saveFile(value)"
+        )
         export_all.click(self.export_all, [self.owner], [self.file], **quiet).then(
-            None, [self.file], None, js=SAVE_FILE
+            None, [self.file], None, js="(value) => nanochat.saveFile(value)"
         )
         load.upload(self.load, [load, self.owner], self.view, **at_once)
-        self.opened.change(None, [self.opened], None, js=ID_IN_ADDRESS)
+        self.opened.change(None, [self.opened], None, js="(value) => nanochat.idInAddress(value)")
         self.model.change(self.pick, [self.model], [self.talk, self.text], **quiet)
         kept = [
             c.release if isinstance(c, gr.Slider) else c.input if isinstance(c, gr.Checkbox) else c.blur
@@ -348,8 +271,12 @@ class Page(Writing):
         blocks = gr.context.Context.root_block
         assert blocks is not None
         blocks.load(
-            self.arrive, [self.owner, self.arrival], [self.owner, self.sidebar, *self.view], js=ON_ARRIVAL, **at_once
-        ).then(None, None, None, js=TO_THE_BOX)
+            self.arrive,
+            [self.owner, self.arrival],
+            [self.owner, self.sidebar, *self.view],
+            js="(value) => nanochat.onArrival(value)",
+            **at_once,
+        ).then(None, None, None, js="(value) => nanochat.toTheBox(value)")
 
     # --- what is shown ---
 
@@ -357,21 +284,25 @@ class Page(Writing):
         """A value for each component of the view; those not named stay as they are."""
         return [view.get(component, gr.skip()) for component in self.view]
 
-    def all_of(self, c: Conversation, owner: str) -> dict[Any, Any]:
+    def all_of(self, c: Conversation, owner: str, session: str) -> dict[Any, Any]:
         """Everything about a conversation that is not being written. A new one has the settings that the page has."""
         made = next((message["made"] for message in reversed(c.messages) if "made" in message), None)
         view = {
             self.chat: rows(answered(c.messages))[0],
-            self.numbers: numbers(made) if made else "",
+            self.answers: choices_of(answered(c.messages)),
+            self.numbers: line_of(made) if made else "",
             self.opened: {"id": c.id if c.revision else "", "revision": c.revision},
-            self.entries: self.listed(c.id, owner),
+            self.entries: self.listed(c.id, owner, session),
             self.title: c.title,
             self.box: gr.update(submit_btn="Send", stop_btn=False, interactive=True),
         }
         return view | dict(zip(self.settings, self.values_of(c.settings), strict=True)) if c.revision else view
 
-    def listed(self, id: str, owner: str) -> Any:
-        choices = [(entry.title, entry.id) for entry in self.store.entries(self.whose(owner))]
+    def listed(self, id: str, owner: str, session: str) -> Any:
+        """The list, with only what was searched for and what is shown where something was."""
+        sought = self.sought.get(session)
+        entries = [e for e in self.store.entries(self.whose(owner)) if sought is None or e.id in sought or e.id == id]
+        choices = [(entry.title, entry.id) for entry in entries]
         return gr.update(choices=choices, value=id if any(id == other for _, other in choices) else None)
 
     def whose(self, owner: str) -> str | None:
@@ -429,7 +360,8 @@ class Page(Writing):
 
     async def watch(self, c: Conversation, turn: Turn, owner: str, session: str, box: str | None = None) -> Shown:
         """Show `c` and the answer that is being written to it, as long as the session looks at it."""
-        view = self.all_of(c, owner)
+        view = self.all_of(c, owner, session)
+        view[self.answers] = choices_of(c.messages)  # without the one that is being written
         stops: dict[str, Any] = {"submit_btn": False, "stop_btn": "Stop", "interactive": True}
         view[self.box] = gr.update(**stops | ({} if box is None else {"value": box}))
         view[self.chat] = rows([*c.messages, *begun(turn)], writing=True)[0]
@@ -439,19 +371,20 @@ class Page(Writing):
             if self.shown.get(session) != c.id:
                 break
             chat = rows([*c.messages, *begun(turn)], writing=True)[0]
-            yield self.show({self.chat: chat, self.numbers: numbers(turn.made()) if turn.parts else ""})
+            yield self.show({self.chat: chat, self.numbers: line_of(turn.made()) if turn.parts else ""})
         if self.shown.get(session) != c.id:
             yield self.show({})  # what is yielded last is sent once more in the end
             return
         if turn.error:
-            gr.Warning(f"the engine failed ({turn.error}); what it wrote is kept, try again")
-        yield self.show(self.all_of(self.found(c.id, owner), owner))
+            warn(f"the engine failed ({turn.error}); what it wrote is kept, try again")
+        yield self.show(self.all_of(self.found(c.id, owner), owner, session))
 
     # --- what is done ---
 
     def left(self, request: gr.Request) -> None:
         super().left(request)
         self.shown.pop(str(request.session_hash), None)
+        self.sought.pop(str(request.session_hash), None)
         self.passages.pop(str(request.session_hash), None)
 
     async def tried(
@@ -462,13 +395,13 @@ class Page(Writing):
             async for update in do(self.current(str(request.session_hash), opened, owner)):
                 yield update
         except (ValueError, Busy) as error:
-            gr.Warning(str(error))
+            warn(str(error))
             if isinstance(error, Refused):
                 yield self.show({})
                 return
             c = self.found(opened["id"], owner)
             self.shown[str(request.session_hash)] = c.id
-            view = self.all_of(c, owner)
+            view = self.all_of(c, owner, str(request.session_hash))
             yield self.show(view if isinstance(error, Changed) else {self.chat: view[self.chat]})
 
     async def arrive(self, request: gr.Request, owner: str, arrival: dict[str, Any]) -> Shown:
@@ -481,17 +414,17 @@ class Page(Writing):
         """Show a conversation, with the answer that is being written to it; a new one for ""."""
         session, c = str(request.session_hash), self.found(id, owner)
         if id and not c.revision:
-            gr.Info("there is no such conversation")
+            tell("there is no such conversation")
         self.shown[session] = c.id
         if turn := self.writing.get(c.id):
             async for update in self.watch(c, turn, owner, session):
                 yield update
             return
-        view = self.all_of(c, owner)
+        view = self.all_of(c, owner, session)
         if c.model in self.service.models:
             view[self.model] = c.model
         elif c.model:
-            gr.Info(f"it was held with {c.model}, which is not served now")
+            tell(f"it was held with {c.model}, which is not served now")
             view[self.model] = next(
                 (m.name for m in self.service.models.values() if m.chats), self.service.default.name
             )
@@ -504,7 +437,7 @@ class Page(Writing):
     async def send(self, request: gr.Request, text: str, opened: dict[str, Any], owner: str, *ask: Any) -> Shown:
         def sent(c: Conversation) -> Shown:
             messages = [*c.messages, {"role": "user", "content": text}]
-            return self.answer(request, replace(c, messages=messages), owner, *ask, box="")
+            return self.answer(request, with_messages(c, messages), owner, *ask, box="")
 
         if not text.strip():
             yield self.show({})
@@ -512,26 +445,34 @@ class Page(Writing):
         async for update in self.tried(request, opened, owner, sent):
             yield update
 
-    async def retry(
-        self, request: gr.Request, event: gr.RetryData, opened: dict[str, Any], owner: str, *ask: Any
-    ) -> Shown:
-        def again(c: Conversation) -> Shown:
-            messages = c.messages[: question_at(c.messages, event.index) + 1]
-            return self.answer(request, replace(c, messages=messages), owner, *ask)
+    async def turn_to(
+        self, request: gr.Request, asked: Any, opened: dict[str, Any], owner: str, *ask: Any
+    ) -> Shown:  # fmt: skip
+        """Another answer to a question: one that was kept, or a new one where `branch` is None; then the old ones are kept."""
 
-        async for update in self.tried(request, opened, owner, again):
+        async def turned(c: Conversation) -> Shown:
+            question, branch = read_asked(c.messages, asked)
+            if branch is None:
+                async for update in self.answer(request, replace(c, messages=anew(c.messages, question)), owner, *ask):
+                    yield update
+                return
+            kept = self.store.put(replace(c, messages=switched(c.messages, question, branch)))
+            yield self.show(self.all_of(kept, owner, str(request.session_hash)))
+
+        async for update in self.tried(request, opened, owner, turned):
             yield update
 
     async def edit(
         self, request: gr.Request, event: gr.EditData, opened: dict[str, Any], owner: str, *ask: Any
     ) -> Shown:
-        """What followed the message goes; where that is more than its answer, the conversation as it was is kept beside."""
+        """What followed the message goes; where that is more than one answer, the conversation as it was is kept beside."""
 
         def edited(c: Conversation) -> Shown:
             at = question_at(c.messages, event.index)
-            new = replace(c, messages=[*c.messages[:at], {"role": "user", "content": str(event.value)}])
+            new = with_messages(c, [*c.messages[:at], {"role": "user", "content": str(event.value)}])
             old = replace(c, id=new_id(), revision=0, title=f"Before an edit: {c.title}")
-            return self.answer(request, new, owner, *ask, beside=old if len(c.messages) > at + 2 else None)
+            more = len(c.messages) > at + 2 or "branches" in c.messages[at]
+            return self.answer(request, new, owner, *ask, beside=old if more else None)
 
         async for update in self.tried(request, opened, owner, edited):
             yield update
@@ -541,7 +482,8 @@ class Page(Writing):
 
         async def undone(c: Conversation) -> Shown:
             at = question_at(c.messages, event.index)
-            view = self.all_of(self.store.put(replace(c, messages=c.messages[:at])), owner)
+            kept = self.store.put(with_messages(c, c.messages[:at]))
+            view = self.all_of(kept, owner, str(request.session_hash))
             yield self.show({**view, self.box: gr.update(value=c.messages[at]["content"])})
 
         async for update in self.tried(request, opened, owner, undone):
@@ -549,8 +491,8 @@ class Page(Writing):
 
     async def clear(self, request: gr.Request, opened: dict[str, Any], owner: str) -> Shown:
         async def cleared(c: Conversation) -> Shown:
-            kept = self.store.put(replace(c, messages=[])) if c.revision else c
-            yield self.show(self.all_of(kept, owner))
+            kept = self.store.put(with_messages(c, [])) if c.revision else c
+            yield self.show(self.all_of(kept, owner, str(request.session_hash)))
 
         async for update in self.tried(request, opened, owner, cleared):
             yield update
@@ -575,12 +517,30 @@ class Page(Writing):
         """What is being written in a conversation, for its owner: an id may have been seen in somebody's address."""
         return self.writing.get(opened["id"]) if self.found(opened["id"], owner).revision else None
 
-    def rename(self, title: str, opened: dict[str, Any], owner: str) -> Any:
+    def find(self, request: gr.Request, text: str, opened: dict[str, Any], owner: str) -> Any:
+        session = str(request.session_hash)
+        if text.strip():
+            self.sought[session] = {entry.id for entry in self.store.search(text, self.whose(owner))}
+        else:
+            self.sought.pop(session, None)
+        return self.listed(opened["id"], owner, session)
+
+    def attach(self, file: Any, typed: str) -> Any:
+        """A file's text goes into the box, so whoever sends it sees what is sent. The file itself never comes here."""
+        if file is None:
+            return gr.skip()
+        try:
+            return f"{typed}\n\n{quoted(file)}".lstrip()
+        except ValueError as error:
+            warn(str(error))
+            return gr.skip()
+
+    def rename(self, request: gr.Request, title: str, opened: dict[str, Any], owner: str) -> Any:
         try:
             self.store.set(opened["id"], self.whose(owner), title=title)
         except ValueError as error:
-            gr.Warning(str(error))
-        return self.listed(opened["id"], owner)
+            warn(str(error))
+        return self.listed(opened["id"], owner, str(request.session_hash))
 
     def keep(self, opened: dict[str, Any], owner: str, model: str, *values: Any) -> None:
         """Settings that were changed between two answers. A conversation is never one of a base checkpoint."""
@@ -594,7 +554,7 @@ class Page(Writing):
 
     def export(self, opened: dict[str, Any], owner: str) -> str:
         if not opened["id"]:
-            gr.Info("there is nothing to export yet")
+            tell("there is nothing to export yet")
             return ""
         return self.store.export(opened["id"], self.whose(owner))
 
@@ -606,12 +566,12 @@ class Page(Writing):
             read = Path(file).read_bytes
             loaded = await asyncio.to_thread(lambda: self.store.load(read(), owner if self.private else ""))
         except ValueError as error:
-            gr.Warning(str(error))
+            warn(str(error))
             yield self.show({})
             return
         finally:
             Path(file).unlink(missing_ok=True)
-        gr.Info(f"{len(loaded)} conversation{'s' * (len(loaded) != 1)} imported")
+        tell(f"{len(loaded)} conversation{'s' * (len(loaded) != 1)} imported")
         async for update in self.open(request, loaded[-1].id, owner):
             yield update
 
@@ -627,18 +587,18 @@ class Page(Writing):
                 Turn(self.service.complete(model, text, sampling), self.service.model(model), sampling, session=session)
             )
         except (ValueError, Busy) as error:
-            gr.Warning(str(error))
+            warn(str(error))
             yield [gr.skip()] * 5
             return
         self.passages[session] = turn
         seed = settings["sampling"]["seed"]
         yield gr.update(interactive=False), [*before, text], "", seed, gr.update(interactive=True)
         async for _ in turn.updates():
-            yield text + turn.text, gr.skip(), numbers(turn.made()), gr.skip(), gr.skip()
+            yield text + turn.text, gr.skip(), line_of(turn.made()), gr.skip(), gr.skip()
         if turn.error:
-            gr.Warning(f"the engine failed ({turn.error}); try again")
+            warn(f"the engine failed ({turn.error}); try again")
         yield (
-            gr.update(value=text + turn.text, interactive=True), gr.skip(), numbers(turn.made()), seed, gr.update(interactive=False)
+            gr.update(value=text + turn.text, interactive=True), gr.skip(), line_of(turn.made()), seed, gr.update(interactive=False)
         )  # fmt: skip
 
     def halt(self, request: gr.Request) -> None:
@@ -649,178 +609,33 @@ class Page(Writing):
         return (before[-1], before[:-1]) if before else (text, before)
 
 
-# --- several at once --------------------------------------------------------------------------------------------
+def with_messages(c: Conversation, messages: list[dict[str, Any]]) -> Conversation:
+    """A title that came from the first question goes on coming from there; one that was typed stays."""
+    return replace(c, messages=messages, title="" if c.title == title_of(c.messages) else c.title)
 
 
-class Compare(Writing):
-    """A column for each model, all asked the same with the same seed; each goes on with its own answers. Nothing is kept."""
+def read_asked(messages: list[dict[str, Any]], asked: Any) -> tuple[int, int | None]:
+    """The question and the branch that the browser asks for. ValueError for what is none."""
+    question, branch = (asked.get("question"), asked.get("branch")) if isinstance(asked, dict) else (None, None)
+    if type(question) is not int or not 0 <= question < len(messages) or messages[question]["role"] != "user":
+        raise ValueError(f"question={question!r} is none of this conversation; load the page again")
+    if branch is not None and type(branch) is not int:
+        raise ValueError(f"branch={branch!r} is no number of an answer; load the page again")
+    return question, branch
 
-    def lay_out(self) -> None:
-        with gr.Sidebar(width=300, open=False, elem_id="sidebar"):
-            new = gr.Button("New conversation", variant="primary", elem_id="new")
-            self.lay_out_settings()
-        self.talks = gr.JSON({}, visible="hidden")  # model -> its messages
-        self.columns = []
-        with gr.Row(elem_id="columns"):
-            for model in self.service.models.values():
-                with gr.Column(min_width=260, elem_classes="side"):
-                    what = model.phase or "checkpoint"
-                    gr.Markdown(
-                        f"**{model.name}** ({what}, {'chats' if model.chats else 'continues the text as it is'})"
-                    )
-                    chat = gr.Chatbot(
-                        show_label=False, elem_classes="compared", buttons=["copy"], latex_delimiters=LATEX, allow_tags=False,
-                        feedback_options=None, height=None, placeholder=" ", render_markdown=model.chats,
-                    )  # fmt: skip
-                    self.columns.append((model, chat, gr.Markdown(elem_classes="numbers")))
-        self.box = gr.Textbox(
-            placeholder="Ask all of them", show_label=False, container=False, lines=1, max_lines=8, submit_btn="Send", autofocus=True,
-            elem_id="box", elem_classes="for_all", label="Your message",
-        )  # fmt: skip
-        each = [component for _, chat, line in self.columns for component in (chat, line)]
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-        asked = self.box.submit(self.send, [self.box, self.talks, *self.settings], [self.box, self.talks, self.seed, *each], **quiet)  # fmt: skip
-        self.box.stop(self.stop, None, None, queue=False, **quiet)
-        gr.on(
-            [new.click, *(chat.clear for _, chat, _ in self.columns)],
-            self.clear,
-            None,
-            [self.box, self.talks, self.seed, *each],
-            cancels=[asked],
-            **quiet,
+
+def quoted(file: Any) -> str:
+    """The text of a file that the browser read, {name, bytes, text}, with its name, as it goes into a message. ValueError in one line."""
+    if not isinstance(file, dict) or not isinstance(file.get("text"), str | None):
+        raise ValueError("this is no file; choose one")
+    name, size, text = shortened(str(file.get("name"))), file.get("bytes"), file.get("text")
+    if type(size) is not int or size > 4 * ATTACHED or len(text or "") > ATTACHED:
+        size = f"{len(text):,} characters" if text else f"{size:,} bytes" if type(size) is int else "no size"
+        raise ValueError(
+            f"{name} has {size}; at most {ATTACHED:,} characters can be attached: paste the part that matters"
         )
-
-    async def send(self, request: gr.Request, text: str, talks: dict[str, Any], *values: Any) -> Shown:
-        if not text.strip():
-            yield [gr.skip()] * (3 + 2 * len(self.columns))
-            return
-        question = {"role": "user", "content": text}
-        asked = {model.name: [*talks.get(model.name, []), question] for model, _, _ in self.columns}
-        turns: list[Turn] = []
-        try:
-            settings, sampling = self.drawn(self.settings_of(values))
-            for model, _, _ in self.columns:
-                turns.append(self.ask(request, model, asked[model.name], settings, sampling))
-        except (ValueError, Busy) as error:
-            for turn in turns:
-                turn.stop()
-            gr.Warning(str(error))
-            yield [gr.skip()] * (3 + 2 * len(self.columns))
-            return
-
-        def columns() -> Iterator[Any]:
-            for turn, messages in zip(turns, asked.values(), strict=True):
-                yield rows([*messages, *begun(turn)], writing=not turn.task.done())[0]
-                yield numbers(turn.made()) if turn.parts else ""
-
-        stops = gr.update(value="", submit_btn=False, stop_btn="Stop")
-        yield stops, gr.skip(), sampling.seed, *columns()
-        while any(not turn.task.done() for turn in turns):
-            await asyncio.wait([turn.task for turn in turns], timeout=1 / UPDATES_PER_SECOND)
-            yield gr.skip(), gr.skip(), gr.skip(), *columns()
-        for turn in turns:
-            if turn.error:
-                gr.Warning(f"the engine of {turn.model} failed ({turn.error})")
-        talks = {name: [*asked[name], turn.message()] for name, turn in zip(asked, turns, strict=True)}
-        yield gr.update(submit_btn="Send", stop_btn=False), talks, sampling.seed, *columns()
-
-    def ask(
-        self, request: gr.Request, model: Model, messages: list[dict[str, Any]], settings: dict[str, Any], sampling: Sampling
-    ) -> Turn:  # fmt: skip
-        """A base checkpoint gets the last question as a text to continue, and nothing else."""
-        if model.chats:
-            asked = with_system(settings, messages)
-            reply, forgotten = self.service.chat(model.name, asked, sampling, forget=True)
-        else:
-            sampling, forgotten = replace(sampling, tools=False), 0
-            reply = self.service.complete(model.name, messages[-1]["content"], sampling)
-        return self.begin(Turn(reply, model, sampling, forgotten=forgotten, session=str(request.session_hash)))
-
-    def stop(self, request: gr.Request) -> None:
-        self.left(request)
-
-    def clear(self, request: gr.Request) -> list[Any]:
-        self.left(request)
-        return [gr.update(submit_btn="Send", stop_btn=False), {}, gr.skip(), *([[], ""] * len(self.columns))]
-
-
-# --- messages as Gradio shows them ------------------------------------------------------------------------------
-
-
-def rows(messages: list[dict[str, Any]], *, writing: bool = False) -> tuple[list[dict[str, Any]], list[int]]:
-    """What a Chatbot shows, and the number of the message that each of it is of. `writing`: the last message may have an open call."""
-    shown: list[dict[str, Any]] = []
-    number_of: list[int] = []
-    for number, message in enumerate(messages):
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        of_message = list(_rows(message["role"], parts, writing and number == len(messages) - 1))
-        shown += of_message
-        number_of += [number] * len(of_message)
-    return shown, number_of
-
-
-def _rows(role: str, parts: list[dict[str, str]], writing: bool) -> Iterator[dict[str, Any]]:
-    """A call of the calculator and its result are one item, which opens."""
-    last = len(parts) - 1
-    for n, part in enumerate(parts):
-        kind, text = part["type"], part["text"]
-        if kind == "text":
-            yield {"role": role, "content": escaped(text) if n else text}
-        elif kind == "python" or (n == 0 or parts[n - 1]["type"] != "python"):
-            call = text if kind == "python" else ""
-            result = text if kind == "python_output" else None
-            if kind == "python" and n < last and parts[n + 1]["type"] == "python_output":
-                result = parts[n + 1]["text"]
-            line = call if result is None else f"{call} → {result}"
-            pending = writing and n == last and result is None
-            yield {
-                "role": role,
-                "content": fenced(call if result is None else f"{call}\n{result}"),
-                "metadata": {"title": plain(f"calculator: {line}"), "status": "pending" if pending else "done"},
-            }
-
-
-def escaped(text: str) -> str:
-    """What follows a call goes on with a line: a result with a full stop, "91.", is no list, nor is "+ 3" or "# 4"."""
-    return re.sub(r"^(\s*\d*)([.)#>+*-])(?=\s|$)", r"\1\\\2", text)
-
-
-def fenced(text: str) -> str:
-    """A code block, whatever is in it."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text}\n{fence}"
-
-
-def plain(text: str) -> str:
-    """One line that Markdown leaves as it is."""
-    line = " ".join(text.split())
-    line = line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
-    return re.sub(r"([\\`*_{}\[\]()<>#!|~$&])", r"\\\1", line)
-
-
-def begun(turn: Turn) -> list[dict[str, Any]]:
-    """Its message as far as it is; none before the first token, where Gradio shows that it is waiting."""
-    return [turn.message()] if turn.parts or turn.task.done() else []
-
-
-def answered(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """With an answer to a last question that got none, because the server was killed."""
-    return (
-        [*messages, {"role": "assistant", "content": NOTHING}]
-        if messages and messages[-1]["role"] == "user"
-        else messages
-    )
-
-
-def question_at(messages: list[dict[str, Any]], row: Any) -> int:
-    """The number of the question that a row of the Chatbot is, or answers."""
-    numbers_of = rows(messages)[1]
-    at = numbers_of[min(row[0] if isinstance(row, list | tuple) else row, len(numbers_of) - 1)]
-    return next(n for n in range(at, -1, -1) if messages[n]["role"] == "user")
-
-
-def with_system(settings: dict[str, Any], messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    system = settings["system"]
-    return [{"role": "system", "content": system}, *messages] if system.strip() else messages
+    if text is None or "\0" in text:
+        raise ValueError(f"{name} is not text in UTF-8; only that can be attached")
+    if not text.strip():
+        raise ValueError(f"{name} is empty; there is nothing to attach")
+    return f"{name}:\n{fenced(text.rstrip())}\n"

@@ -1,9 +1,9 @@
 """Conversations in one SQLite file, which outlives the server and any way it ends.
 
 A conversation is kept whole under its id, its messages in the form of `tokenizer/conversations.py`; a message of the assistant also has
-`made`, which says by what model and how. Every change is one transaction, written to the log before the call returns: a killed process
-loses nothing that was put, a machine that loses its power perhaps the last moments. A revision guards a conversation that two open it:
-who puts an older one is told, and nothing is overwritten.
+`made`, which says by what model and how, one of the user may have `branches` (`branches.py`). Every change is one transaction, written to
+the log before the call returns: a killed process loses nothing that was put, a machine that loses its power perhaps the last moments. A
+revision guards a conversation that two open it: who puts an older one is told, and nothing is overwritten.
 """
 
 import json
@@ -12,6 +12,7 @@ import secrets
 import sqlite3
 import threading
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 
 from nanochat.inference.sampling import Sampling
 from nanochat.runtime.paths import base_dir
+from nanochat.serve.branches import texts
 from nanochat.tokenizer.conversations import BadConversation, check
 
 VERSION = 1  # of the table and of what is exported
@@ -112,6 +114,21 @@ class Store:
         rows = self._all(f"SELECT id, title, updated FROM conversations WHERE {where} ORDER BY updated DESC", values)
         return [Entry(*row) for row in rows]
 
+    def search(self, text: str, owner: str | None = None) -> list[Entry]:
+        """The entries that have every word of `text` in their title or in what was written, on any branch, in any case.
+
+        Reads them all; how long that takes, and why there is no index: experiments/chat_page/README.md.
+        """
+        words = _folded(text).split()
+        return [entry for entry in self.entries(owner) if self._has(entry, words)]
+
+    def _has(self, entry: Entry, words: list[str]) -> bool:
+        rows = self._all(
+            "SELECT messages FROM conversations WHERE id = ?", [entry.id]
+        )  # one at a time: writers wait for no more
+        whole = _folded("\n".join([entry.title, *(text for row in rows for text in texts(json.loads(row[0])))]))
+        return all(word in whole for word in words)
+
     def get(self, id: str, owner: str | None = None) -> Conversation | None:
         where, values = _owned(owner)
         rows = self._all(f"SELECT {COLUMNS} FROM conversations WHERE id = ? AND {where}", [id, *values])
@@ -122,7 +139,7 @@ class Store:
         now = time.time()
         new = replace(
             conversation,
-            title=_title(conversation.title) or title_of(conversation.messages),
+            title=shortened(conversation.title) or title_of(conversation.messages),
             created=conversation.created or now,
             updated=now,
             revision=conversation.revision + 1,
@@ -138,7 +155,7 @@ class Store:
     def set(self, id: str, owner: str | None = None, **values: Any) -> None:
         """Change `title`, `model` or `settings` beside whatever else happens to a conversation; nothing if there is none."""
         assert set(values) <= {"title", "model", "settings"}
-        if "title" in values and not (title := _title(values["title"])):
+        if "title" in values and not (title := shortened(values["title"])):
             raise ValueError(f"title={values['title']!r} is empty; type a name for the conversation")
         elif "title" in values:
             values["title"] = title
@@ -203,12 +220,18 @@ def default_path() -> Path:
 def title_of(messages: list[dict[str, Any]]) -> str:
     """The beginning of the first question."""
     first = next((message["content"] for message in messages if message["role"] == "user"), "")
-    return _title(first) or "New conversation"
+    return shortened(first) or "New conversation"
 
 
-def _title(text: str) -> str:
+def shortened(text: str) -> str:
+    """One line of at most TITLE_LENGTH characters."""
     line = " ".join(text.split())
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
+
+
+def _folded(text: str) -> str:
+    """Equal for what differs only in case, or in how an accent or a wide letter is encoded."""
+    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
 
 
 COLUMNS = ", ".join(f.name for f in fields(Conversation))
@@ -268,7 +291,10 @@ def parsed(text: str | bytes) -> Iterator[Conversation]:
 def _checked(item: dict[str, Any]) -> Conversation:
     messages = item.get("messages")
     if messages != []:  # one that was cleared may be empty
-        check({"messages": messages}, answered=False)
+        try:
+            check({"messages": _without_branches(messages)}, answered=False)
+        except RecursionError:
+            raise BadConversation("its branches are nested too deep") from None
     assert isinstance(messages, list)
     settings, model, title = item.get("settings", {}), item.get("model"), item.get("title", "")
     if not isinstance(settings, dict):
@@ -281,13 +307,45 @@ def _checked(item: dict[str, Any]) -> Conversation:
     return Conversation([_message(message) for message in messages], _settings(settings), model, title)
 
 
+def _without_branches(messages: Any) -> Any:
+    """What `check` has to see. BadConversation where one of the branches cannot follow its question."""
+    if not isinstance(messages, list):
+        return messages
+    plain = [{k: v for k, v in m.items() if k != "branches"} if isinstance(m, dict) else m for m in messages]
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict) or "branches" not in message:
+            continue
+        kept = message["branches"]
+        at, others = (kept.get("at"), kept.get("others")) if isinstance(kept, dict) else (None, None)
+        if (
+            message.get("role") != "user"
+            or not isinstance(others, list)
+            or type(at) is not int
+            or not 0 <= at <= len(others)
+        ):
+            raise BadConversation(
+                f'message {number} has branches that are not {{"at": number, "others": [messages, …]}} of a question'
+            )
+        for tail in others:
+            check(
+                {"messages": [plain[number], *(_without_branches(tail) if isinstance(tail, list) else [tail])]},
+                answered=False,
+            )
+    return plain
+
+
 def _message(message: dict[str, Any]) -> dict[str, Any]:
     """What of a message is kept, that has passed the check."""
     content = message["content"]
     if isinstance(content, list):
         content = [{"type": part["type"], "text": part["text"]} for part in content]
-    made = {"made": message["made"]} if isinstance(message.get("made"), dict) else {}
-    return {"role": message["role"], "content": content} | (made if message["role"] == "assistant" else {})
+    kept = {"role": message["role"], "content": content}
+    if message["role"] == "assistant" and isinstance(message.get("made"), dict):
+        kept["made"] = message["made"]
+    if "branches" in message:
+        others = [[_message(each) for each in tail] for tail in message["branches"]["others"]]
+        kept["branches"] = {"at": message["branches"]["at"], "others": others}
+    return kept
 
 
 def _settings(settings: dict[str, Any]) -> dict[str, Any]:
