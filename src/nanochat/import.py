@@ -20,7 +20,9 @@ def run(cfg: DictConfig) -> Path:
         raise ValueError(f"{out} is there already; choose another out=, or delete it")
     found = imported.find(cfg.src, Path(cfg.tokenizer_dir).expanduser() if cfg.tokenizer_dir else None)
     if found is None:
-        raise ValueError(f"{cfg.src} holds no model_STEP.pt, and is no model on the hub (ORG/NAME); give the folder with it")
+        raise ValueError(
+            f"{cfg.src} holds no model_STEP.pt, and is no model on the hub (ORG/NAME); give the folder with it"
+        )
     arch: Any = OmegaConf.to_container(cfg.arch) if cfg.arch else None
     imported.convert(found, out, arch)
     return out

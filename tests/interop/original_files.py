@@ -40,7 +40,6 @@ def encoding(vocab_size: int = SIZES["vocab_size"]) -> tiktoken.Encoding:
     return tiktoken.Encoding(name="rustbpe", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=specials)
 
 
-
 def write(
     root: Path, era: str = "modern", *, group: str = "base_checkpoints", tag: str = "d4", step: int = 10, prefix: str = "",
     vocab_size: int = SIZES["vocab_size"], tokenizer: Path | None = None, **meta: object,
@@ -53,7 +52,13 @@ def write(
     weights[prefix + "transformer.wte.weight"] = weights[prefix + "transformer.wte.weight"].bfloat16()
     torch.save(weights, folder / f"model_{step:06d}.pt")
     sizes = {**SIZES, "vocab_size": vocab_size, **({} if era == "classic" else {"window_pattern": PATTERN})}
-    content = {"step": step, "val_bpb": None, "model_config": sizes, "loop_state": {"min_val_bpb": float("inf")}, **meta}
+    content = {
+        "step": step,
+        "val_bpb": None,
+        "model_config": sizes,
+        "loop_state": {"min_val_bpb": float("inf")},
+        **meta,
+    }
     (folder / f"meta_{step:06d}.json").write_text(json.dumps(content))
     place = tokenizer or root / "tokenizer"
     place.mkdir(parents=True, exist_ok=True)

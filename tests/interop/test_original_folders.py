@@ -131,7 +131,9 @@ def test_two_steps_tags_and_phases_are_listed(base: Path, root: Path) -> None:
     assert opened(f"{source}:20", base)
     write(root, tag="d6")
     write(root, group="chatrl_checkpoints", tag="d6")
-    with pytest.raises(ValueError, match=r"holds 3 models of nanochat; choose one of: .*base_checkpoints/d4, .*chatrl_checkpoints/d6"):
+    with pytest.raises(
+        ValueError, match=r"holds 3 models of nanochat; choose one of: .*base_checkpoints/d4, .*chatrl_checkpoints/d6"
+    ):
         opened(root, base)
 
 

@@ -66,7 +66,10 @@ def convert(found: Original, out: Path, arch: dict[str, Any] | None = None) -> N
     extra = {} if own_bytes is None else {ORIGINAL_BYTES: own_bytes.numpy()}
     folder.save(out, weights, config, tokenizer, lineage, arrays=extra)
     if found.phase not in (None, phase):
-        print(f"note: {found.folder} holds a {phase} model, whatever its folder is called: it is taken as that", file=sys.stderr)
+        print(
+            f"note: {found.folder} holds a {phase} model, whatever its folder is called: it is taken as that",
+            file=sys.stderr,
+        )
     print(
         f"converted {found.model_file}: arch {config.arch.name}, {counts.parameters(config)['total']:,} parameters, step {found.step:,}, "
         f"phase {phase or 'unknown'} -> {out}",

@@ -48,7 +48,9 @@ def arch_of(
     """
     possible = candidates(shapes)
     if chosen is not None and chosen["name"] not in possible:
-        raise ValueError(f"arch={chosen['name']} does not fit: these are the tensors of {' or '.join(possible)}; drop arch=")
+        raise ValueError(
+            f"arch={chosen['name']} does not fit: these are the tensors of {' or '.join(possible)}; drop arch="
+        )
     if chosen is None and len(possible) > 1:
         raise ValueError(
             "the file does not say which softcap it was trained with: 15 (17 January to 2 March 2026, arch=e2) or "

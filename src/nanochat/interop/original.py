@@ -22,7 +22,12 @@ from nanochat.interop.eras import arch_of
 from nanochat.interop.tiktoken_pickle import read_tokenizer
 from nanochat.tokenizer.tokenizer import BPETokenizer
 
-PHASES = {"base_checkpoints": "base", "mid_checkpoints": "mid", "chatsft_checkpoints": "sft", "chatrl_checkpoints": "rl"}
+PHASES = {
+    "base_checkpoints": "base",
+    "mid_checkpoints": "mid",
+    "chatsft_checkpoints": "sft",
+    "chatrl_checkpoints": "rl",
+}
 MODEL, TOKENIZER = re.compile(r"model_(\d+)\.pt"), "tokenizer.pkl"
 PARTS = ("model_*.pt", "meta_*.json", "tokenizer*", "token_bytes.pt")  # of a published model; not its optimizer
 COMPILED = "_orig_mod."  # what torch.compile put before every name
@@ -75,7 +80,9 @@ def _leaves(path: Path) -> list[Path]:
     if _steps(path):
         return [path]
     groups = [path] if path.name in PHASES else [path / name for name in PHASES]
-    return [tag for group in groups if group.is_dir() for tag in sorted(group.iterdir()) if tag.is_dir() and _steps(tag)]
+    return [
+        tag for group in groups if group.is_dir() for tag in sorted(group.iterdir()) if tag.is_dir() and _steps(tag)
+    ]
 
 
 def _steps(folder: Path) -> list[int]:
@@ -104,7 +111,9 @@ def _step(folder: Path, wanted: int | None) -> int:
 def _complete(folder: Path, step: int, tokenizer: Path | None) -> Original:
     found = Original(folder, step, PHASES.get(folder.parent.name), _tokenizer_file(folder, tokenizer))
     if not found.meta_file.is_file():
-        raise ValueError(f"{found.model_file} has no {found.meta_file.name} beside it, which holds the sizes; copy both")
+        raise ValueError(
+            f"{found.model_file} has no {found.meta_file.name} beside it, which holds the sizes; copy both"
+        )
     return found
 
 
@@ -129,7 +138,9 @@ def published(name: str, mirror: Path | None, cache: Path) -> Path:
     """The files of a model on the hub, `ORG/NAME`: from a local mirror, or downloaded into `cache` once (resumable)."""
     if mirror is not None:
         if not (mirror / name).is_dir():
-            raise ValueError(f"{name} is not in the mirror {mirror}; put it there, or unset NANOCHAT_HUB_DIR to download it")
+            raise ValueError(
+                f"{name} is not in the mirror {mirror}; put it there, or unset NANOCHAT_HUB_DIR to download it"
+            )
         return mirror / name
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -178,7 +189,9 @@ def read_weights(original: Original) -> dict[str, Tensor]:
     return {name.removeprefix(COMPILED): tensor for name, tensor in found.items()}
 
 
-def config_of(original: Original, meta: dict[str, Any], weights: dict[str, Tensor], arch: dict[str, Any] | None) -> GPTConfig:
+def config_of(
+    original: Original, meta: dict[str, Any], weights: dict[str, Tensor], arch: dict[str, Any] | None
+) -> GPTConfig:
     """Sizes by the meta file, architecture by the tensors, or the switches `arch` (`eras.arch_of`)."""
     sizes = meta["model_config"]
     if missing := [name for name in SIZES if type(sizes.get(name)) is not int]:
@@ -201,7 +214,9 @@ def fitted(original: Original, weights: dict[str, Tensor], config: GPTConfig) ->
         wanted = {name: tuple(p.shape) for name, p in GPT(config).state_dict().items()}
     if wrong := sorted(wanted.keys() ^ weights.keys()):
         side = "lacks" if wrong[0] in wanted else "has no place for"
-        raise ValueError(f"{original.model_file} does not fit {original.meta_file.name}: the model {side} {', '.join(wrong[:3])}")
+        raise ValueError(
+            f"{original.model_file} does not fit {original.meta_file.name}: the model {side} {', '.join(wrong[:3])}"
+        )
     result = {}
     for name, shape in wanted.items():
         tensor = weights[name]
@@ -235,7 +250,9 @@ def token_bytes_of(original: Original, config: GPTConfig) -> Tensor | None:
         lengths = torch.load(file, map_location="cpu", weights_only=True)
         if isinstance(lengths, Tensor) and tuple(lengths.shape) == (config.vocab_size,):
             return lengths.to(torch.int32)
-    raise ValueError(f"{file} does not hold {config.vocab_size:,} numbers; copy the one that came with the model, or delete it")
+    raise ValueError(
+        f"{file} does not hold {config.vocab_size:,} numbers; copy the one that came with the model, or delete it"
+    )
 
 
 def settings_of(meta: dict[str, Any], phase: str | None, arch: str) -> dict[str, Any]:

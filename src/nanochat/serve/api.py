@@ -28,8 +28,8 @@ from starlette.types import Receive, Scope, Send
 from nanochat.inference.engine import Completion, Piece
 from nanochat.inference.generate import TooLong
 from nanochat.inference.sampling import Sampling
-from nanochat.serve.address import canonical
 from nanochat.serve import logprobs, responses, tools
+from nanochat.serve.address import canonical
 from nanochat.serve.logprobs import NOTHING, Offsets, Text
 from nanochat.serve.metrics import Metrics
 from nanochat.serve.requests import (
