@@ -42,6 +42,7 @@ def run(cfg: DictConfig) -> float | None:
     for key, why in job.no_effect().items():
         if words := overridden(key):
             raise ValueError(f"{words[0]} cannot take effect: {why}")
+    job.check_length()
     job.print_plan(inherited)
     check_resume(config["resume"], base_dir() / "runs")
     if config["dry_run"]:

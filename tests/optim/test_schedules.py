@@ -84,7 +84,7 @@ def test_rising_momentum_wins_where_the_two_ranges_overlap():
 
 @pytest.mark.parametrize("N", [1, 2, 5, 20, 100, 399])
 def test_short_runs_reach_their_full_rate(N):
-    """Fewer than 400 steps: 40 steps of warmup are cut to a tenth of the run."""
+    """Fewer than 400 steps: the 40 of `auto` are cut to a tenth of the run."""
     s = schedule("muon")
     rates = [s.lr(it, N) for it in range(N)]
     assert max(rates) == 1.0
@@ -125,7 +125,8 @@ def test_other_settings_that_cannot_be_are_one_clear_line(change):
     [
         ({"foo": 1}, r"optim\.schedule\.foo is not a setting.*warmup_steps.*weight_decay"),
         ({"warmup_steps": 2.5}, r"optim\.schedule\.warmup_steps=2.5 must be a whole number"),
-        ({"warmup_steps": "many"}, r"optim\.schedule\.warmup_steps=many must be a whole number"),
+        ({"warmup_steps": "many"}, r"optim\.schedule\.warmup_steps=many must be .*auto"),
+        ({"warmup_auto_steps": -1}, r"optim\.schedule\.warmup_auto_steps=-1 must be a whole number from 0 up"),
         ({"momentum_steps": True}, r"optim\.schedule\.momentum_steps=true must be a whole number"),
         ({"warmdown_frac": None}, r"optim\.schedule\.warmdown_frac=null must be a number"),
         ({"final_lr_frac": [0.1]}, r"optim\.schedule\.final_lr_frac=\[0.1\] must be a number"),

@@ -14,10 +14,11 @@ from nanochat.runtime.settings import Beta, Fraction, Whole, check, check_fields
 class Schedule:
     """Multipliers for step `step` of `total`. Fractions are of the run; `*_steps` are optimizer steps.
 
-    warmup_steps longer than the run is cut to a tenth of it, so that a short run still reaches its full rate.
+    `warmup_steps: auto` is `warmup_auto_steps`, but at most a tenth of the run, so that a short run still reaches its full rate; a number holds.
     """
 
-    warmup_steps: Whole = 40  # up to the full rate
+    warmup_steps: Whole | Literal["auto"] = "auto"  # up to the full rate
+    warmup_auto_steps: Whole = 40  # what auto is, in runs of ten times as many steps and more
     warmdown_frac: Fraction = 0.65  # share of the run in which the rate goes down
     final_lr_frac: Fraction = 0.05  # of the rate, at the end
     init_lr_frac: Fraction = 1.0  # of every rate, over the whole run
@@ -34,8 +35,33 @@ class Schedule:
         return round(self.warmdown_frac * total)
 
     def warmup(self, total: int) -> int:
-        """Warmup steps of a run of `total` steps: never more than a tenth of it (guess; nanochat's 40 are 2 % or less of its runs)."""
-        return min(self.warmup_steps, total // 10)
+        """Warmup steps of a run of `total` steps. A tenth is a guess: nanochat's 40 are 8 % or less of its runs, and it never cuts them."""
+        if isinstance(self.warmup_steps, int):
+            return self.warmup_steps
+        return min(self.warmup_auto_steps, total // 10)
+
+    def check_length(self, total: int) -> None:
+        """ValueError for a warmup that a run of `total` steps does not come to the end of."""
+        if self.warmup(total) > total:
+            raise ValueError(
+                f"optim.schedule.warmup_steps={self.warmup_steps} is longer than the run of {total:,} steps, which would never reach its "
+                "full rate; lower it, or type auto"
+            )
+
+    def describe(self, total: int) -> str:
+        """Warmup and warmdown of a run of `total` steps, and what was shortened.
+
+        >>> Schedule(warmup_steps=3).describe(10)
+        'warm-up 3 steps, warm-down 6'
+        >>> Schedule().describe(100)
+        'warm-up 10 steps, a tenth of the run (auto: at most 40; optim.schedule.warmup_steps=40 takes all), warm-down 65'
+        """
+        up, down, auto = self.warmup(total), self.warmdown_steps(total), self.warmup_auto_steps
+        text = f"warm-up {up:,} steps"
+        if self.warmup_steps == "auto" and up < auto:
+            fits = f"; optim.schedule.warmup_steps={auto} takes all" if auto <= total else ""
+            text += f", a tenth of the run (auto: at most {auto:,}{fits})"
+        return f"{text}, warm-down {down:,}"
 
     def lr(self, step: int, total: int) -> float:
         """Multiplier of every learning rate.

@@ -83,7 +83,18 @@ class Job:
 
     def no_effect(self) -> dict[str, str]:
         """Settings that this kind of run has no use for, and why."""
-        return dict.fromkeys(ONLY_RL, f"phase {self.config['phase']} asks no questions; add +phase=rl, or drop it")
+        found = dict.fromkeys(ONLY_RL, f"phase {self.config['phase']} asks no questions; add +phase=rl, or drop it")
+        if self.config["optim"]["schedule"].get("warmup_steps", "auto") != "auto":
+            found["optim.schedule.warmup_auto_steps"] = "optim.schedule.warmup_steps is a number, which holds; drop one"
+        return found
+
+    def check_length(self) -> None:
+        """Raise for a schedule that the planned steps are too few for."""
+        optim.build_schedule(self.config["optim"]["schedule"]).check_length(self.plan.steps)
+
+    def notes(self) -> tuple[str, ...]:
+        """What of the plan is not what one would expect, and what to type for that."""
+        return self.plan.notes
 
     def describe(self) -> str:
         """What the run reads, for the plan."""
@@ -150,9 +161,10 @@ class Job:
     def print_plan(self, inherited: Sequence[tuple[str, str, str]] = ()) -> None:
         """The derived numbers, before anything is trained. `inherited`: (setting, value, source) of what the parent's run gives."""
         machine = None if self.config["dry_run"] else (self.hardware.name, self.expected_seconds)
+        schedule = optim.build_schedule(self.config["optim"]["schedule"]).describe(self.plan.steps)
         show.plan(
             self.config["run_name"], self.plan, batch=self.data_shape(), text=self.describe(), machine=machine,
-            groups=self.config["optim"]["groups"],
+            groups=self.config["optim"]["groups"], schedule=schedule, notes=self.notes(),
         )  # fmt: skip
 
     def share_out(self, plan: Plan, sizes: GPTConfig) -> tuple[int, int]:
@@ -177,7 +189,7 @@ class Job:
         )
 
     def _plan_facts(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self.plan).items() if k != "config"}
+        return {k: v for k, v in vars(self.plan).items() if k not in ("config", "notes")}
 
     def check_plan(self, folder: RunFolder) -> None:
         """ValueError if the run to continue was planned otherwise. It may become longer where a run of the new length would have done the

@@ -34,9 +34,11 @@ def plan(
     text: str,
     machine: tuple[str, float | None] | None,
     groups: dict[str, dict[str, Any]],
+    schedule: str,
+    notes: Sequence[str] = (),
 ) -> None:
-    """The derived numbers as a table. `machine` is its name and the expected seconds of training; None for a dry run. `groups` are the
-    optimizer's, which say what of rates and decay the plan decides."""
+    """The derived numbers as a table, then the notes. `machine` is its name and the expected seconds of training; None for a dry run.
+    `groups` are the optimizer's, which say what of rates and decay the plan decides."""
     config, sizes = plan.config, counts.parameters(plan.config)
     table = Table(title=f"{name}: plan", title_justify="left", show_header=False)
     table.add_row(
@@ -57,6 +59,7 @@ def plan(
     rules = sorted({group["rule"] for group in groups.values() if group.get("weight_decay") == "auto"})
     decays = [f"{rule.capitalize()} weight decay {plan.weight_decay:.4g}" for rule in rules]
     table.add_row("rates", "; ".join(scaled + decays) or "as the optimizer's groups have them")
+    table.add_row("schedule", schedule)
     table.add_row("text", text)
     if machine is not None:
         device, seconds = machine
@@ -64,6 +67,8 @@ def plan(
             "time", f"about {short_time(seconds)} of training on {device}" if seconds else f"not known for {device}"
         )
     console().print(table)
+    for note in notes:
+        print(f"note: {note}")
 
 
 def rl_plan(job: Any) -> None:

@@ -69,6 +69,9 @@ class TextJob(Job):
             )
 
     def no_effect(self) -> dict[str, str]:
+        if self.config["plan"]["scale"] == "classic":
+            classic = "plan.scale=classic decays nothing; set optim.groups.matrix.weight_decay=…"
+            return {**super().no_effect(), "plan.weight_decay": classic}
         if optim.uses_planned_decay(self.config["optim"]["groups"]):
             return super().no_effect()
         instead = "set optim.groups.matrix.weight_decay=…"
@@ -93,6 +96,10 @@ class TextJob(Job):
             if dry:  # needs no data
                 return []
             raise
+
+    def notes(self) -> tuple[str, ...]:
+        mixed = mixed_generations(self.config, self.gpt_config.vocab_size)
+        return (mixed, *self.plan.notes) if mixed else self.plan.notes
 
     def describe(self) -> str:
         """Which text, and how many of its shards the plan needs and takes."""
@@ -129,3 +136,25 @@ class TextJob(Job):
             config, self._sizes(config.vocab_size, 12, **by_depth), max_steps=self.config["max_steps"],
             batch_tokens=self.config["batch_tokens"], world_size=self.world_size, **self.config["plan"],
         )  # fmt: skip
+
+
+def mixed_generations(config: dict[str, Any], vocab_size: int) -> str | None:
+    """A line that names which of a run's choices belong to which of nanochat's generations, if some are classic and others modern.
+
+    What neither generation has (other rules, a small vocabulary) is no part of the mixture.
+    """
+    by_length = not any((config["max_steps"], config["plan"]["tokens"], config["plan"]["flops"]))
+    matrix = config["optim"]["groups"].get("matrix", {})
+    which = {
+        "arch": config["arch"]["name"],
+        "optim": matrix.get("variant", "modern") if matrix.get("rule") == "muon" else None,
+        "plan.scale": config["plan"]["scale"],
+        "plan.ratio": {20: "classic", 12: "modern"}.get(config["plan"]["ratio"]) if by_length else None,
+        "tokenizer.vocab_size": {65536: "classic", 32768: "modern"}.get(vocab_size),
+        "trainer.gradient_clip_val": {1: "classic", None: "modern"}.get(config["trainer"]["gradient_clip_val"]),
+    }
+    first = [which[name] for name in ("arch", "optim", "plan.scale")]
+    if "classic" not in first or "modern" not in which.values():
+        return None
+    parts = [f"{kind}: {', '.join(n for n, w in which.items() if w == kind)}" for kind in ("classic", "modern")]
+    return f"mixed generations: {'; '.join(parts)}; experiment=classic sets all"

@@ -5,7 +5,7 @@ also when it is set by tokens, steps or FLOPs, so a short run gets a small batch
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nanochat.gpt import GPTConfig, counts
 
@@ -30,6 +30,7 @@ class Plan:
     lr_factor: float
     weight_decay: float
     horizon_source: str
+    notes: tuple[str, ...] = field(default=(), compare=False)  # where it is not what the law or the original gives
 
     @property
     def tokens(self) -> int:
@@ -45,17 +46,27 @@ def reference_tokens(reference: GPTConfig, ratio: float | None) -> float:
     return (ratio or REF_RATIO) * counts.parameters(reference)["scaling"]
 
 
-def auto_batch_tokens(horizon: float, ref_horizon: float) -> int:
+def auto_batch_tokens(horizon: float, ref_horizon: float, min_steps: int = MIN_STEPS) -> int:
     """Tokens per step for a run of `horizon` tokens: a power of two near REF_BATCH * (horizon / ref_horizon)**0.383.
 
-    Never so large that fewer than MIN_STEPS steps are left.
+    Never so large that fewer than `min_steps` steps are left.
 
     >>> auto_batch_tokens(8_757_727_488, 1_321_210_944)
     1048576
     """
     law = 2 ** round(math.log2(REF_BATCH * (horizon / ref_horizon) ** BATCH_EXPONENT))
-    most = 2 ** math.floor(math.log2(max(1.0, horizon / MIN_STEPS)))
-    return min(law, most)
+    return min(law, 2 ** math.floor(math.log2(max(1.0, horizon / min_steps)))) if min_steps else law
+
+
+def scaled_rates(batch_tokens: int) -> tuple[float, list[str]]:
+    """The factor on the rates for a batch of another size than the reference's, and a note where it is not the square root."""
+    law = math.sqrt(batch_tokens / REF_BATCH)
+    if law >= MIN_LR_FACTOR:
+        return law, []
+    return MIN_LR_FACTOR, [
+        f"rates x {MIN_LR_FACTOR:g} for a batch of {batch_tokens:,} tokens, and not the {law:.4g} of the law, which is too low for small "
+        "batches (measured); optim.groups.….lr sets a rate"
+    ]
 
 
 def check_scale(scale: str) -> None:
@@ -109,6 +120,8 @@ def make_plan(
     else:
         raise ValueError("nothing sets the length of the run; give plan.ratio, plan.tokens, plan.flops or max_steps")
 
+    typed = batch_tokens
+
     def batch_for(horizon: float) -> int:
         if scale == "classic":
             return REF_BATCH
@@ -147,12 +160,27 @@ def make_plan(
         )
     if scale == "classic":
         return Plan(config, horizon, batch_tokens, steps, 1.0, 0.0, source)
-    lr_factor = max(MIN_LR_FACTOR, math.sqrt(batch_tokens / REF_BATCH))
+    lr_factor, notes = scaled_rates(batch_tokens)
+    law = auto_batch_tokens(
+        (ratio or REF_RATIO) * sizes["scaling"], ref, min_steps=0
+    )  # the original's, however long the run is
+    if typed is None and batch_tokens < law and round(law / row) * row > batch_tokens:
+        fits = max(1, round(law / row)) * row
+        why = "fitted to the shorter run" if given else f"so that {MIN_STEPS} steps are left"
+        notes.insert(
+            0, f"{source} makes a step {batch_tokens:,} tokens, {why}; for the original's {law:,} (that of plan.ratio={ratio or REF_RATIO:g}) "
+            f"type batch_tokens={fits}"
+        )  # fmt: skip
     # nanochat's D_ref / D is that of the parameters: it takes D for ratio * P also when steps or FLOPs make the run another length
     decay = (
         weight_decay * math.sqrt(batch_tokens / REF_BATCH) * counts.parameters(reference)["scaling"] / sizes["scaling"]
     )
-    return Plan(config, horizon, batch_tokens, steps, lr_factor, min(MAX_WEIGHT_DECAY, decay), source)
+    if decay > MAX_WEIGHT_DECAY:
+        notes.append(
+            f"Muon weight decay {MAX_WEIGHT_DECAY:g}, and not the {decay:.4g} of the law, with which it would outrun the updates; "
+            "optim.groups.matrix.weight_decay sets it"
+        )
+    return Plan(config, horizon, batch_tokens, steps, lr_factor, min(MAX_WEIGHT_DECAY, decay), source, tuple(notes))
 
 
 def make_epochs_plan(
@@ -166,13 +194,13 @@ def make_epochs_plan(
         raise ValueError(f"max_steps={max_steps} gives a run of zero steps; it must be above 0")
     check_scale(scale)
     steps = max_steps or -(-rows // max(batch_tokens // config.sequence_len, 1))
-    factor = 1.0 if scale == "classic" else max(MIN_LR_FACTOR, math.sqrt(batch_tokens / REF_BATCH))
+    factor, notes = (1.0, []) if scale == "classic" else scaled_rates(batch_tokens)
     source = (
         f"max_steps={max_steps:,}"
         if max_steps
         else f"{epochs} epoch{'s' if epochs > 1 else ''} of {rows // epochs:,} rows"
     )
-    return Plan(config, steps * batch_tokens, batch_tokens, steps, factor, 0.0, source)
+    return Plan(config, steps * batch_tokens, batch_tokens, steps, factor, 0.0, source, tuple(notes))
 
 
 def estimate_seconds(plan: Plan, peak_flops: float | None, devices: int, mfu: float) -> float | None:
