@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
+
 from nanochat.gpt import GPT, GPTConfig
 
 era, folder = sys.argv[1], Path(sys.argv[2])
