@@ -1,7 +1,8 @@
 """The original beside ours, number by number: `python experiments/parity/run.py peer=DIR [classic=DIR]`, DIR a checkout of the original.
 
-`peer` is a commit of the modern generation, `classic` one of the classic generation (tried: 92d63d4, 10231df). Runs
-its tests on our classes (shims.py), then compares the classic generation's logits and eight optimizer steps in fp32. Needs no network, card or compiler.
+`peer` is a commit of the modern generation, `classic` one of the classic generation (tried: 92d63d4, 10231df).
+Runs its tests on our classes (shims.py), then compares the classic generation's logits and eight optimizer steps in fp32.
+Needs no network, card or compiler.
 """
 
 import os
