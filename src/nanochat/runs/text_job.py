@@ -1,6 +1,5 @@
 """A run on text: the tokens of the plan set its length, and its tokenizer may have to be trained first."""
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -77,13 +76,8 @@ class TextJob(Job):
         instead = "set optim.groups.matrix.weight_decay=…"
         return {**super().no_effect(), "plan.weight_decay": f"no group of optim has weight_decay: auto; {instead}"}
 
-    def print_plan(self, inherited: Sequence[tuple[str, str, str]] = ()) -> None:
-        """The plan, and what was decided about the text without being asked for."""
-        super().print_plan(inherited)
-        for note in self._notes():
-            print(f"note: {note}")
-
-    def _notes(self) -> list[str]:
+    def _about_text(self) -> list[str]:
+        """What was decided about the text without being asked for."""
         data, dry = self.config["data"], self.config["dry_run"]
         if dry and "path" not in data and "dataset" not in data:  # text of this Python, which takes seconds to gather
             return []
@@ -99,7 +93,7 @@ class TextJob(Job):
 
     def notes(self) -> tuple[str, ...]:
         mixed = mixed_generations(self.config, self.gpt_config.vocab_size)
-        return (mixed, *self.plan.notes) if mixed else self.plan.notes
+        return (*([mixed] if mixed else []), *self.plan.notes, *self._about_text())
 
     def describe(self) -> str:
         """Which text, and how many of its shards the plan needs and takes."""
