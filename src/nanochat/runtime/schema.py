@@ -144,6 +144,7 @@ class TokenizerSettings(Settings):
 
 
 class TokenizerChoice(TokenizerSettings):
+    auto_vocab_size: Annotated[int, Field(le=MAX_VOCAB)] | None
     path: str | None
 
 
