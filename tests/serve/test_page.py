@@ -676,22 +676,6 @@ def test_a_long_conversation_scrolls_in_its_own_area_and_the_box_stays(visit, se
     in_order(page)
 
 
-def test_the_newest_text_is_in_view_unless_one_scrolled_up(server, page, long_talk):
-    page.goto(long_talk)
-    wait_until(lambda: len(user(page)) == 12)
-    in_order(page)
-    server.engine("first").pause = 0.02
-    page.evaluate("document.querySelector('#chat .bubble-wrap').scrollTo(0, 0)")
-    send(page, "long")
-    sync_api.expect(page.get_by_test_id("bot").last).to_contain_text("word3")
-    wait_until(lambda: page.evaluate(PICTURE)["below"][0] < 100)  # who sends something sees it
-    page.evaluate("document.querySelector('#chat .bubble-wrap').scrollTo(0, 50)")
-    length = len(bot(page)[-1])
-    wait_until(lambda: len(bot(page)[-1]) > length + 30)
-    assert page.evaluate("document.querySelector('#chat .bubble-wrap').scrollTop") == 50
-    rest(page)
-
-
 # --- branches, search, files ------------------------------------------------------------------------------------
 
 
