@@ -210,9 +210,7 @@ def test_an_evaluation_that_fails_is_logged_and_training_goes_on(
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_a_report(train: Train, shared_base: Path) -> None:
-    done = train(
-        "run_name=nan", "max_steps=30", "optim.groups.matrix.lr=1e4", "optim.groups.embedding.lr=1e4", code=2
-    )
+    done = train("run_name=nan", "max_steps=30", "optim.groups.matrix.lr=1e4", "optim.groups.embedding.lr=1e4", code=2)
     (line,) = [x for x in done.stderr.splitlines() if x.startswith("error:")]
     step = int(line.split("at step ")[1].split(";")[0])
     report = json.loads((the_run(shared_base, "nan") / f"not_finite_step_{step:06d}" / "report.json").read_text())

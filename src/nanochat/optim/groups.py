@@ -113,7 +113,7 @@ def build(
         raise ValueError(
             f"optim.groups names no rule for {', '.join(missing)}; the model has the roles {', '.join(present)}"
         )
-    result = []
+    result, factors = [], []
     for role, given in groups.items():
         path = f"optim.groups.{role}"
         options = check(given, options_of(given, path), f"{path}.")
@@ -122,8 +122,8 @@ def build(
             continue
         rule = options["rule"]
         scale_width, scale_batch = options.pop("scale_width", False), options.pop("scale_batch", True)
-        options["lr"] *= ((width / REFERENCE_WIDTH) ** -0.5 if scale_width else 1.0) * (
-            lr_factor if scale_batch else 1.0
+        factors.append(
+            ((width / REFERENCE_WIDTH) ** -0.5 if scale_width else 1.0) * (lr_factor if scale_batch else 1.0)
         )
         if options.get("weight_decay") == "auto":
             options["weight_decay"] = weight_decay or 0.0
@@ -132,7 +132,10 @@ def build(
                 f"optim.groups.{role}: muon updates matrices, {flat[0]} has shape {tuple(params[flat[0]].shape)}; use adamw"
             )
         result.append({"params": [params[n] for n in names], "names": names, "role": role, **options})
-    return GroupedOptimizer(result, gpt.compute_dtype)
+    optimizer = GroupedOptimizer(result, gpt.compute_dtype)
+    for group, factor in zip(optimizer.param_groups, factors, strict=True):  # the range is that of the typed rate
+        group["lr"] = group["initial_lr"] = group["lr"] * factor
+    return optimizer
 
 
 def load_moments(optimizer: GroupedOptimizer, saved: dict[str, Any]) -> int:

@@ -34,7 +34,7 @@ def plan(
     text: str,
     machine: tuple[str, float | None] | None,
     groups: dict[str, dict[str, Any]],
-    schedule: str,
+    schedule: str = "",
     notes: Sequence[str] = (),
 ) -> None:
     """The derived numbers as a table, then the notes. `machine` is its name and the expected seconds of training; None for a dry run.
