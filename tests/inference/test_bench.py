@@ -67,11 +67,11 @@ def test_the_command_measures_a_checkpoint_or_fresh_weights_and_tells_what_is_wr
     assert "fresh weights, depth 2, vocabulary 8,192" in fresh.stdout
     for words, reason in (
         ([f"ckpt={tmp_path}/talks", "model=d12"], "model=d12 cannot take effect: ckpt="),
-        (["batches=[0]"], "batches=[0] must be a list of numbers from 1 up"),
+        (["batches=[0]"], "batches=[0] must be a whole number from 1 up, or a list"),
         (["batches=many"], "batches="),
         (["decode_tokens=1"], "decode_tokens=1 must be at least 2"),
         (["prompt_tokens=2048"], "lower one of them"),
-        (["vocab_size=100"], "vocab_size=100 must lie between"),
+        (["vocab_size=100"], "vocab_size=100 must be a whole number from 265"),
     ):
         wrong = bench(*words)
         assert wrong.returncode == 2 and reason in wrong.stderr and wrong.stderr.count("\n") == 1, wrong.stderr

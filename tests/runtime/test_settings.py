@@ -79,7 +79,7 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         ("val_task=[1,2]", "val_task=[1,2] must be a group of settings"),
         ("phase=[[1]]", "phase=[[1]] is not known; choose from: base, mid, rl, sft, sft_classic"),
         ("data=null", "data=null is not known; choose from: climbmix"),
-        ("arch=5", "arch=5 is not known; choose from: classic, modern"),
+        ("arch=5", "arch=5 is not known; choose from: classic, e1, e2"),
         ("model=d3", "model=d3 is not known; model.depth=3 makes a model of any depth"),
         ("model.depth=100000", "model.depth=100000 must be a whole number from 1 to 512"),
         ("lr=0.1", "lr is not a setting; did you mean optim.groups.head.lr=…? (7 settings are called lr)"),

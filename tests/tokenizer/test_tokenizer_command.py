@@ -59,7 +59,7 @@ def test_command_makes_a_character_table(command, capsys):
     [
         (["vocab_size=100"], "vocab_size=100 is not a whole number from 265 up"),
         (["vocab_size=60000"], "set vocab_size="),
-        (["kind=words"], "choose bpe or char"),
+        (["kind=words"], "choose from bpe, char"),
         (["kind=char", "vocab_size=300"], "vocab_size=300 has no effect with kind=char"),
         (["doc_cap=0"], "doc_cap=0"),
         (["vocabsize=300"], "vocab_size"),

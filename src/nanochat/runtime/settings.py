@@ -170,7 +170,7 @@ def _group(
             checked[key] = _value(value, known[key].annotation, path, wrong)
     for key, setting in known.items():
         if key not in values:
-            if setting.default is REQUIRED:
+            if setting.default is REQUIRED and not values.get("_partial_"):  # what is left is given when it is called
                 wrong.append(f"{prefix}{key} must be given: add {prefix}{key}=…")
             elif not prefix:  # of a command: what the files in conf/ need not say
                 checked[key] = setting.default

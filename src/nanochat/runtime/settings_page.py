@@ -39,6 +39,7 @@ COMMON = {
     "top_k": "only so many of the likeliest tokens; null: all", "max_tokens": "of a text", "limit": "at most so many",
     "project": "of Weights & Biases", "offline": "true: nothing is sent",
     "mirror_only": "true: never ask the hub", "callbacks": "what else happens every N steps", "data": "null: the text of its run",
+    "arch": "switches of the network; null: as the checkpoint has them",
     "name": "how it is called",
     "dataset": "on the hub, or a folder of that name in the mirror", "subset": "the data set's config; null: the default one",
     "size": "conversations", "sequence_len": "tokens of a row", "ckpt": "a checkpoint or run folder, or RUN@latest, RUN@best, RUN@STEP",
