@@ -252,7 +252,7 @@ def test_path_is_loaded_and_must_agree(tmp_path):
         train_or_load(Source(), "char", path=tmp_path)
     with pytest.raises(ValueError, match=r"leave tokenizer\.vocab_size=auto"):
         train_or_load(Source(), "bpe", 300, path=tmp_path)
-    with pytest.raises(ValueError, match="leave tokenizer.doc_cap=auto"):
+    with pytest.raises(ValueError, match=r"leave tokenizer\.doc_cap=auto"):
         train_or_load(Source(), "bpe", doc_cap=100, path=tmp_path)
 
 
