@@ -26,6 +26,7 @@
     const awayOnAPhone = () => {
         if (window.innerWidth <= PHONE) document.querySelector("#sidebar.open .toggle-button")?.click();
     };
+    window.matchMedia(`(max-width: ${PHONE}px)`).addEventListener("change", awayOnAPhone); // a window that was made narrow, a turned tablet
 
     // A file is read here and never sent as one: {name, bytes, text}, text null where it is too long or not UTF-8; null for none.
     const pickFile = (mostBytes) => new Promise((resolve) => {

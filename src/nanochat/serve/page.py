@@ -103,7 +103,7 @@ def build_page(
     """
     if compare and not 2 <= len(service.models) <= MOST_COLUMNS:
         raise ValueError(
-            f"compare=true with {len(service.models)} checkpoint(s); give 2 to {MOST_COLUMNS}, as ckpt=[base,sft]"
+            f"compare=true with {len(service.models)} checkpoint(s); give 2 to {MOST_COLUMNS}, as ckpt=base ckpt=sft"
         )
     page = Compare(service, defaults) if compare else Page(service, store, defaults, private=private)
     with Sealed(

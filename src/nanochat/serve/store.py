@@ -292,7 +292,7 @@ def _checked(item: dict[str, Any]) -> Conversation:
     messages = item.get("messages")
     if messages != []:  # one that was cleared may be empty
         try:
-            check({"messages": _without_branches(messages)}, answered=False)
+            check({"messages": _without_notes(messages)}, answered=False)
         except RecursionError:
             raise BadConversation("its branches are nested too deep") from None
     assert isinstance(messages, list)
@@ -307,11 +307,11 @@ def _checked(item: dict[str, Any]) -> Conversation:
     return Conversation([_message(message) for message in messages], _settings(settings), model, title)
 
 
-def _without_branches(messages: Any) -> Any:
-    """What `check` has to see. BadConversation where one of the branches cannot follow its question."""
+def _without_notes(messages: Any) -> Any:
+    """What `check` has to see: without `made` and `branches`. BadConversation where one of the branches cannot follow its question."""
     if not isinstance(messages, list):
         return messages
-    plain = [{k: v for k, v in m.items() if k != "branches"} if isinstance(m, dict) else m for m in messages]
+    plain = [{k: v for k, v in m.items() if k not in ("made", "branches")} if isinstance(m, dict) else m for m in messages]
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or "branches" not in message:
             continue
@@ -328,7 +328,7 @@ def _without_branches(messages: Any) -> Any:
             )
         for tail in others:
             check(
-                {"messages": [plain[number], *(_without_branches(tail) if isinstance(tail, list) else [tail])]},
+                {"messages": [plain[number], *(_without_notes(tail) if isinstance(tail, list) else [tail])]},
                 answered=False,
             )
     return plain
