@@ -6,6 +6,7 @@ import shutil
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -631,7 +632,12 @@ PICTURE = """() => {
 def in_order(page, columns: int = 1) -> None:
     """The box is in the window, nothing but the conversations scrolls, and they are at their end."""
     good = {"box": [True] * 5, "whole": [0, 0], "scrolls": ["bubble-wrap"] * columns, "below": [0] * columns}
-    wait_until(lambda: {key: value for key, value in page.evaluate(PICTURE).items() if key in good} == good)
+    def found():
+        return {key: value for key, value in page.evaluate(PICTURE).items() if key in good}
+
+    with suppress(AssertionError):
+        wait_until(lambda: found() == good)
+    assert found() == good
 
 
 def twelve_turns() -> list[dict]:
@@ -658,6 +664,7 @@ def twelve_turns() -> list[dict]:
 def long_talk(server, window):
     """The address of a long conversation of the window that stays open."""
     window.click("#new")
+    wait_until(lambda: user(window) == [])
     ask(window, "whose", "question 1")
     owner = server.store.get(window.url.split("conversation=")[1]).owner
     return f"{server.url}?conversation={server.store.put(Conversation(twelve_turns(), owner=owner, model='first')).id}"
@@ -740,6 +747,7 @@ def test_conversations_are_searched_in_titles_and_contents(server, visit):
     ask(page, "more", "question 2")
     assert listed(page) == ["Größe"]  # the list stays as it was searched
     page.click("#new")
+    wait_until(lambda: user(page) == [])
     page.fill("#search input, #search textarea", "role")  # a word of the form, not of a conversation
     wait_until(lambda: listed(page) == [])
     page.fill("#search input, #search textarea", "")

@@ -218,8 +218,8 @@ def test_ctrl_c_ends_a_pipe(ckpt: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["prompt=x", "top_p=3"], "top_p=3.0 must be at least"),
-        (["prompt=x", "seed=x"], "seed='x' must be a whole number"),
+        (["prompt=x", "top_p=3"], "top_p=3 must be a number above 0 and at most 1"),
+        (["prompt=x", "seed=x"], "seed=x must be a whole number from 0 up"),
         (["prompt=x", "stop=[1]"], "stop=[1] must be a list of texts"),
         (["prompt= "], "prompt= is empty; type a question"),
         ([f"prompt={'x' * 5000}"], "the last question has 5,00"),

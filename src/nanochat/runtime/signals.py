@@ -71,16 +71,19 @@ class CtrlC:
         return now - self._first > ONE_PRESS
 
 
-def take_ctrl_c() -> None:
-    """Ctrl-C is a KeyboardInterrupt, as Python has it, but one press is one: the same one arriving twice would interrupt what the first began."""
+def take_ctrl_c(one_press: float = ONE_PRESS) -> None:
+    """Ctrl-C is a KeyboardInterrupt, as Python has it, but one press is one: the same one arriving twice would interrupt what the first began.
+
+    `one_press`: seconds within which two are the same.
+    """
     if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         return
-    last = -ONE_PRESS
+    last = -one_press
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal last
         before, last = last, time.monotonic()
-        if last - before >= ONE_PRESS:
+        if last - before >= one_press:
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, handle)

@@ -317,6 +317,8 @@ class Page(Writing):
 
     def current(self, session: str, opened: dict[str, Any], owner: str) -> Conversation:
         """What the page shows, to be changed. Refused if it is being written, Changed if it is not what the store has."""
+        if opened["id"] and self.shown.get(session, opened["id"]) != opened["id"]:
+            raise Refused("another conversation is being opened; do this again when it is here")
         # one that is new there may have its first question already, and the page not know it yet
         if (opened["id"] or self.shown.get(session)) in self.writing:
             raise Refused("an answer is being written in this conversation; wait for it, or stop it")
@@ -523,7 +525,7 @@ class Page(Writing):
             self.sought[session] = {entry.id for entry in self.store.search(text, self.whose(owner))}
         else:
             self.sought.pop(session, None)
-        return self.listed(opened["id"], owner, session)
+        return self.listed(self.shown.get(session, opened["id"]), owner, session)  # the page may not know yet what is opened
 
     def attach(self, file: Any, typed: str) -> Any:
         """A file's text goes into the box, so whoever sends it sees what is sent. The file itself never comes here."""

@@ -10,12 +10,16 @@ import gradio as gr
 from nanochat.inference.sampling import Sampling
 from nanochat.serve.page_rows import begun, line_of, plain, rows
 from nanochat.serve.page_settings import LATEX, Shown, Writing, warn, with_system
-from nanochat.serve.service import Busy, Model
+from nanochat.serve.service import Busy, Model, Service
 from nanochat.serve.turn import UPDATES_PER_SECOND, Turn
 
 
 class Compare(Writing):
     """A column for each model, all asked the same with the same seed; each goes on with its own answers. Nothing is kept."""
+
+    def __init__(self, service: Service, defaults: Sampling) -> None:
+        super().__init__(service, defaults)
+        self.asking: dict[str, object] = {}  # by session: what tells its last question from those before
 
     def lay_out(self) -> None:
         with gr.Sidebar(width=300, open=False, elem_id="sidebar"):
@@ -42,6 +46,7 @@ class Compare(Writing):
         each = [component for _, chat, line in self.columns for component in (chat, line)]
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
         asked = self.box.submit(self.send, [self.box, self.talks, *self.settings], [self.box, self.talks, self.seed, *each], **quiet)  # fmt: skip
+        self.box.submit(None, None, None, js="() => nanochat.toTheEnd()")
         self.box.stop(self.stop, None, None, queue=False, **quiet)
         gr.on(
             [new.click, *(chat.clear for _, chat, _ in self.columns)],
@@ -70,6 +75,9 @@ class Compare(Writing):
             yield [gr.skip()] * (3 + 2 * len(self.columns))
             return
 
+        session, mine = str(request.session_hash), object()
+        self.asking[session] = mine
+
         def columns() -> Iterator[Any]:
             for turn, messages in zip(turns, asked.values(), strict=True):
                 yield rows([*messages, *begun(turn)], writing=not turn.task.done())[0]
@@ -79,6 +87,9 @@ class Compare(Writing):
         yield stops, gr.skip(), sampling.seed, *columns()
         while any(not turn.task.done() for turn in turns):
             await asyncio.wait([turn.task for turn in turns], timeout=1 / UPDATES_PER_SECOND)
+            if self.asking.get(session) is not mine:  # cleared: nothing of it may come back
+                yield [gr.skip()] * (3 + 2 * len(self.columns))
+                return
             yield gr.skip(), gr.skip(), gr.skip(), *columns()
         for turn in turns:
             if turn.error:
@@ -99,7 +110,11 @@ class Compare(Writing):
         return self.begin(Turn(reply, model, sampling, forgotten=forgotten, session=str(request.session_hash)))
 
     def stop(self, request: gr.Request) -> None:
-        self.left(request)
+        super().left(request)
+
+    def left(self, request: gr.Request) -> None:
+        super().left(request)
+        self.asking.pop(str(request.session_hash), None)
 
     def clear(self, request: gr.Request) -> list[Any]:
         self.left(request)

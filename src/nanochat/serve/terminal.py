@@ -10,10 +10,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from nanochat.runtime.signals import take_ctrl_c
 from nanochat.serve.talk import Talk
 
 with contextlib.suppress(ImportError):  # not on every system
     import readline  # noqa: F401  # input() then edits lines with it
+
+TWO_PRESSES = 0.05  # guess: seconds between two of a person's, who may press twice in a row to quit
 
 
 @contextmanager
@@ -45,6 +48,7 @@ def converse(talk: Talk) -> None:
     pressed = False  # Ctrl-C, at an empty prompt just now
     with streams(), talk.engine.frozen():
         if person:
+            take_ctrl_c(TWO_PRESSES)
             talk.screen.note(f"{talk.model}; /help lists the commands, Ctrl-C stops an answer, Ctrl-D quits")
         while True:
             try:
