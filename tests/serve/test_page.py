@@ -157,12 +157,13 @@ def browsers(watched):
 @pytest.fixture
 def visit(watched, browsers):
     """Opens a window on a server, as a person who was never here; in the end, nothing was asked of any other address."""
-    contexts, new, seen = [], *watched
+    contexts, others, new, seen = [], [], *watched
     seen["requests"].clear()
     seen["errors"].clear()
 
     def visit(server, address="", *, context=None, elsewhere=False, **options):
         page = (context or browsers[elsewhere]).new_page()
+        others.extend([page] if context else [])
         if options:
             contexts.append(new(**options))
             page = contexts[-1].new_page()
@@ -175,7 +176,7 @@ def visit(watched, browsers):
 
     yield visit
     for page in (
-        browsers[0].pages + browsers[1].pages
+        browsers[0].pages + browsers[1].pages + others
     ):  # each holds two of the six connections that a browser has to a server
         page.close()
     for context in contexts:
@@ -632,6 +633,7 @@ PICTURE = """() => {
 def in_order(page, columns: int = 1) -> None:
     """The box is in the window, nothing but the conversations scrolls, and they are at their end."""
     good = {"box": [True] * 5, "whole": [0, 0], "scrolls": ["bubble-wrap"] * columns, "below": [0] * columns}
+
     def found():
         return {key: value for key, value in page.evaluate(PICTURE).items() if key in good}
 
@@ -681,6 +683,26 @@ def test_a_long_conversation_scrolls_in_its_own_area_and_the_box_stays(visit, se
     in_order(page)
     page.locator("#box textarea").fill("line\n" * 20)
     in_order(page)
+
+
+BELOW = "[...document.querySelectorAll('.bubble-wrap')].map((e) => e.scrollHeight - e.clientHeight - Math.round(e.scrollTop))"
+UP = "document.querySelectorAll('.bubble-wrap').forEach((e) => e.scrollTo(0, 0))"
+
+
+def test_who_sends_or_retries_from_scrolled_up_sees_the_newest_text(visit, server, page, long_talk):
+    page = visit(server, long_talk.removeprefix(server.url), context=page.context)
+    wait_until(lambda: len(user(page)) == 12 and page.evaluate(BELOW) == [0])
+    page.evaluate(UP)
+    wait_until(lambda: page.evaluate(BELOW)[0] > 1000)
+    send(page, "hello")
+    sync_api.expect(page.get_by_test_id("bot").last).to_contain_text("question 13")
+    wait_until(lambda: page.evaluate(BELOW) == [0])
+    rest(page)
+    page.evaluate(UP)
+    wait_until(lambda: page.evaluate(BELOW)[0] > 1000)
+    branch(page, "Retry", 12).click()
+    sync_api.expect(page.locator("#chat .branches").nth(12)).to_contain_text("2/2")
+    wait_until(lambda: page.evaluate(BELOW) == [0])
 
 
 # --- branches, search, files ------------------------------------------------------------------------------------
@@ -808,6 +830,22 @@ def test_names_in_an_import_are_plain_text_everywhere(server, page, tmp_path):
     assert page.locator("a[href*=example], .katex").count() == 0
 
 
+def test_nothing_is_done_to_a_conversation_that_is_being_left():
+    from nanochat.serve.page import Page, Refused
+
+    store = Store(None)
+    talk, other = (store.put(Conversation(twelve_turns(), owner="me")) for _ in range(2))
+    shown = Page(Service([model("first", "sft")]), store, Sampling(), private=True)
+    opened = {"id": talk.id, "revision": talk.revision}
+    assert shown.current("s", opened, "me").id == talk.id  # after a restart nobody knows what is shown
+    shown.shown["s"] = talk.id
+    assert shown.current("s", opened, "me").id == talk.id
+    for opening in (other.id, "a new one"):
+        shown.shown["s"] = opening
+        with pytest.raises(Refused, match="another conversation is being opened"):
+            shown.current("s", opened, "me")
+
+
 def test_what_a_browser_may_ask_for_is_checked():
     from nanochat.serve.page import quoted, read_asked
 
@@ -858,13 +896,27 @@ def test_models_are_compared_with_the_same_question_and_seed(visit):
     wait_until(lambda: not any(server.engine(each).live for each in server.service.models))
     rest(page)
     for _ in range(4):
-        ask(page, "code", "This is it")
+        asked = page.get_by_test_id("user").count()
+        send(page, "code")
+        wait_until(lambda asked=asked: page.get_by_test_id("user").count() == asked + 3)
+        rest(page)
     for width, height in [(390, 844), (390, 500), (820, 1180), (1920, 1080), (1280, 800)]:
         page.set_viewport_size({"width": width, "height": height})
         in_order(page, 3)
+    page.set_viewport_size({"width": 1280, "height": 500})
+    page.evaluate(UP)
+    wait_until(lambda: min(page.evaluate(BELOW)) > 100)
+    for each in server.service.models:
+        server.engine(each).pause = 0.02
+    send(page, "long")
+    wait_until(lambda: all("word1" in columns.nth(n).inner_text() for n in (1, 2)))
+    wait_until(lambda: page.evaluate(BELOW) == [0] * 3)
     page.click("#sidebar button.toggle-button, [aria-label='Toggle Sidebar']")
     page.click("#new")
-    wait_until(lambda: page.get_by_test_id("bot").count() == 0)
+    wait_until(lambda: page.get_by_test_id("bot").count() == 0)  # in the middle of an answer
+    wait_until(lambda: not any(server.engine(each).live for each in server.service.models))
+    rest(page)
+    assert page.get_by_test_id("bot").count() == 0
     server.close()
 
 

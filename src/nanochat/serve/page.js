@@ -49,6 +49,7 @@
     const press = (question, branch) => {
         asked = { question, branch };
         document.querySelector("#turn_to").click();
+        if (branch === null) toTheEnd();
     };
     const button = (label, sign, action) => {
         const made = document.createElement("button");
@@ -78,14 +79,21 @@
     const drawAnswers = (value) => { answers = value ?? []; draw(); };
     // Who reads the newest text goes on reading it where a keyboard, the sidebar or a turned phone changes the room for it.
     const left = new WeakSet(), near = 100; // those that were scrolled up; CSS pixels, as Gradio has it
+    const last = new WeakMap(), widths = new WeakMap();
     document.addEventListener("scroll", ({ target: e }) => {
         if (!e.matches?.(".bubble-wrap")) return;
-        if (e.scrollHeight - e.scrollTop - e.clientHeight > near) left.add(e); else left.delete(e);
+        if (e.scrollHeight - e.scrollTop - e.clientHeight <= near) left.delete(e);
+        else if (e.scrollTop < (last.get(e) ?? 0)) left.add(e); // text that is wrapped anew may have put the end further down, too
+        last.set(e, e.scrollTop);
     }, true);
-    const toTheEnd = () => document.querySelectorAll(".bubble-wrap").forEach((e) => e.scrollTo(0, e.scrollHeight));
-    const room = new ResizeObserver((changes) => changes.forEach(({ target: e }) => left.has(e) || e.scrollTo(0, e.scrollHeight)));
+    const toTheEnd = () => document.querySelectorAll(".bubble-wrap").forEach((e) => { left.delete(e); e.scrollTo(0, e.scrollHeight); });
+    const room = new ResizeObserver((changes) => changes.forEach(({ target: e, contentRect: { width } }) => {
+        const area = e.closest(".bubble-wrap"), rewrapped = widths.get(e) !== width;
+        widths.set(e, width);
+        if (area && (e === area || rewrapped) && !left.has(area)) area.scrollTo(0, area.scrollHeight);
+    }));
     new MutationObserver((changes) => {
-        document.querySelectorAll(".bubble-wrap").forEach((e) => room.observe(e));
+        document.querySelectorAll(".bubble-wrap, .bubble-wrap > .message-wrap").forEach((e) => room.observe(e));
         if (changes.some(({ target }) => target.closest?.("#chat") || target.querySelector?.("#chat"))) draw();
     }).observe(document.documentElement, { childList: true, subtree: true });
 

@@ -234,6 +234,7 @@ class Page(Writing):
             **quiet,
         )
         self.chat.edit(self.edit, ask, self.view, **quiet)
+        self.chat.edit(None, None, None, js="() => nanochat.toTheEnd()")
         self.chat.undo(self.undo, here, self.view, **quiet)
         self.chat.clear(self.clear, here, self.view, **quiet)
         self.box.stop(self.stop, here, None, queue=False, **quiet)
@@ -525,7 +526,9 @@ class Page(Writing):
             self.sought[session] = {entry.id for entry in self.store.search(text, self.whose(owner))}
         else:
             self.sought.pop(session, None)
-        return self.listed(self.shown.get(session, opened["id"]), owner, session)  # the page may not know yet what is opened
+        return self.listed(
+            self.shown.get(session, opened["id"]), owner, session
+        )  # the page may not know yet what is opened
 
     def attach(self, file: Any, typed: str) -> Any:
         """A file's text goes into the box, so whoever sends it sees what is sent. The file itself never comes here."""

@@ -311,7 +311,9 @@ def _without_notes(messages: Any) -> Any:
     """What `check` has to see: without `made` and `branches`. BadConversation where one of the branches cannot follow its question."""
     if not isinstance(messages, list):
         return messages
-    plain = [{k: v for k, v in m.items() if k not in ("made", "branches")} if isinstance(m, dict) else m for m in messages]
+    plain = [
+        {k: v for k, v in m.items() if k not in ("made", "branches")} if isinstance(m, dict) else m for m in messages
+    ]
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or "branches" not in message:
             continue
