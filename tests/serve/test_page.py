@@ -695,7 +695,7 @@ def test_who_sends_or_retries_from_scrolled_up_sees_the_newest_text(visit, serve
     page.evaluate(UP)
     wait_until(lambda: page.evaluate(BELOW)[0] > 1000)
     send(page, "hello")
-    sync_api.expect(page.get_by_test_id("bot").last).to_contain_text("question 13")
+    sync_api.expect(page.get_by_test_id("bot").last).to_contain_text("first on 'hello'")
     wait_until(lambda: page.evaluate(BELOW) == [0])
     rest(page)
     page.evaluate(UP)
