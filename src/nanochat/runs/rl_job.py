@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -37,6 +38,12 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "tools", "python")
 class RLJob(ChatJob):
     result = "val/error"
     metrics = ("val/error",)
+
+    def __init__(self, config: dict[str, Any], tokenizer_folder: Path | None = None) -> None:
+        for key in ("algo", "rollout", "pass_at_k", "preflight"):
+            if config[key] is None:
+                raise ValueError(f"{key}=null leaves phase {config['phase']} without settings it needs; drop it")
+        super().__init__(config, tokenizer_folder)
 
     @cached_property
     def data(self) -> Any:
