@@ -198,7 +198,9 @@ def page(window, visit):
     """A window that stays open from test to test, with a new conversation. `visit` checks what it asked for."""
     window.click("#new")
     sync_api.expect(window.get_by_test_id("user")).to_have_count(0)
-    wait_until(lambda: "conversation=" not in window.url)  # before, what is sent is refused: the one before is being left
+    wait_until(
+        lambda: "conversation=" not in window.url
+    )  # before, what is sent is refused: the one before is being left
     rest(window)
     return window
 
