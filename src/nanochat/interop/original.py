@@ -139,7 +139,8 @@ def published(name: str, mirror: Path | None, cache: Path) -> Path:
     if mirror is not None:
         if not (mirror / name).is_dir():
             raise ValueError(
-                f"{name} is not in the mirror {mirror}; put it there, or unset NANOCHAT_HUB_DIR to download it"
+                f"there is no folder {name} here, and {name} is not in the mirror {mirror}; put it there, "
+                "or unset NANOCHAT_HUB_DIR to download it"
             )
         return mirror / name
     from huggingface_hub import snapshot_download
@@ -150,7 +151,7 @@ def published(name: str, mirror: Path | None, cache: Path) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"cannot get {name} from the hub ({reason}); go online, or download it elsewhere and give its folder"
+            f"there is no folder {name} here, and none on the hub ({reason}); go online, or download it elsewhere and give its folder"
         ) from error
 
 
