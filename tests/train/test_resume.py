@@ -300,11 +300,11 @@ def test_a_pipe_that_ends_by_the_same_signal_keeps_nothing_from_being_saved(
 @pytest.mark.parametrize("words", [[], ["trainer.devices=2"]], ids=["one", "ranks"])
 def test_a_second_ctrl_c_stops_at_once(words: list[str], shared_base: Path, tiny: list[str]) -> None:
     name = f"at-once-{len(words)}"
-    process = start(shared_base, tiny, name, *SLOW_STEPS, *words, "batch_tokens=2097152", stdout=subprocess.PIPE)
+    process = start(shared_base, tiny, name, *SLOW_STEPS, *words, "batch_tokens=4194304", stdout=subprocess.PIPE)
     until_it_says(process, b"run folder")
-    time.sleep(2.5)  # in the first step, which takes ten seconds
+    time.sleep(2.5)  # in the first step, which takes twenty seconds
     to_all(process, signal.SIGINT)
-    time.sleep(1.2)
+    time.sleep(2.5)
     to_all(process, signal.SIGINT)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 130 and said.decode().strip().endswith("error: interrupted"), said.decode()

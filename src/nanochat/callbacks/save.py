@@ -12,7 +12,7 @@ import lightning as L
 from nanochat.callbacks.every import StepCallback, check_every, is_due
 from nanochat.checkpoint.runs import RunCheckpoints
 from nanochat.modules.phase import PhaseModule
-from nanochat.runtime.signals import CtrlC, StopAtOnce, handle_stops
+from nanochat.runtime.signals import CtrlC, handle_stops, stop_at_once
 
 
 class Save(StepCallback):
@@ -40,8 +40,8 @@ class Save(StepCallback):
         self.listen(trainer)
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        for number, handler in self._old_handlers.items():
-            if number != signal.SIGINT or not self._ctrl_c.came:  # it may be about to arrive a second time
+        if not self.told_to_stop:  # else the process is about to end, and the same signal may be about to come again
+            for number, handler in self._old_handlers.items():
                 signal.signal(number, handler)
         self._old_handlers = {}
 
@@ -50,7 +50,7 @@ class Save(StepCallback):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._ctrl_c.again():
-            raise StopAtOnce
+            stop_at_once()
         if number == signal.SIGINT and not self.told_to_stop and self._speaks:
             # not by print, which may be at work where the signal came
             with contextlib.suppress(OSError):

@@ -96,8 +96,8 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> bool
                         rank.kill()
             time.sleep(0.1)
     finally:
-        for number, handler in old.items():
-            if number != signal.SIGINT or not ctrl_c.came:  # it may be about to arrive a second time
+        if not sent:  # else this process is about to end, and the same signal may be about to come again
+            for number, handler in old.items():
                 signal.signal(number, handler)
         for rank in ranks:
             if rank.poll() is None:

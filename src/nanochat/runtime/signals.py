@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ONE_PRESS = 1.0  # guess: seconds; two SIGINT within it are one Ctrl-C, sent by the terminal and again by a launcher or `timeout`
@@ -24,6 +24,21 @@ ONE_PRESS = 1.0  # guess: seconds; two SIGINT within it are one Ctrl-C, sent by 
 
 class StopAtOnce(BaseException):
     """A second Ctrl-C. Lightning would make exit code 1 of a KeyboardInterrupt."""
+
+
+def stop_at_once() -> NoReturn:
+    """For a signal handler: raise StopAtOnce, and again where that came in a `__del__` or an `atexit` function, whose errors Python drops."""
+    said = sys.unraisablehook
+
+    def hook(dropped: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(dropped.exc_type, StopAtOnce):
+            return said(dropped)
+        main = threading.main_thread().ident
+        assert main is not None
+        threading.Timer(0.01, signal.pthread_kill, (main, signal.SIGINT)).start()
+
+    sys.unraisablehook = hook
+    raise StopAtOnce
 
 
 class EndedBy(BaseException):
@@ -58,10 +73,6 @@ class CtrlC:
 
     def __init__(self) -> None:
         self._first: float | None = None
-
-    @property
-    def came(self) -> bool:
-        return self._first is not None
 
     def again(self) -> bool:
         """Whether the Ctrl-C that has just come is another one than the first."""
@@ -138,10 +149,17 @@ def held_back() -> Iterator[None]:
 
 
 def leave_signals() -> None:
-    """In a process that works for another one: leave to it what stops a run, however often that comes. See `kill_workers_at_exit`."""
+    """In a process that works for another one: leave to it what stops a run, however often that comes. See `kill_workers_at_exit`.
+
+    What it was handing to that process when it ended is no error either.
+    """
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    said = sys.excepthook
+    sys.excepthook = lambda kind, error, trace: (
+        None if issubclass(kind, (ConnectionError, EOFError)) else said(kind, error, trace)
+    )
 
 
 @functools.cache
@@ -149,6 +167,7 @@ def kill_workers_at_exit() -> None:
     """Workers that leave SIGTERM to this process are not ended by what multiprocessing sends them at its end, which then waits for them."""
 
     def kill() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch has the death of a worker raise an error
         for child in multiprocessing.active_children():
             child.kill()
 

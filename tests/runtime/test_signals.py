@@ -1,0 +1,30 @@
+"""Signals that come where an exception is dropped."""
+
+import subprocess
+import sys
+
+PROGRAM = """
+import signal, sys, time
+from nanochat.runtime.signals import StopAtOnce, stop_at_once
+
+signal.signal(signal.SIGINT, lambda *_: stop_at_once())
+
+class Holder:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0)
+
+try:
+    holder = Holder()
+    del holder
+    print("dropped", flush=True)
+    time.sleep(20)
+    print("lost")
+except StopAtOnce:
+    print("stopped")
+"""
+
+
+def test_a_stop_that_comes_in_a_destructor_is_not_lost() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["dropped", "stopped"] and not done.stderr, done.stdout + done.stderr
