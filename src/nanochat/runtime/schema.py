@@ -326,7 +326,18 @@ class Import(Bare):
     tokenizer_dir: str | None
 
 
+class Runs(Bare):
+    name: str | None
+    format: Literal["table", "json"]
+    delete: str | list[str] | None
+    archive: str | list[str] | None
+    archive_dir: str
+    force: bool
+    confirm: bool
+
+
 COMMANDS: dict[str, type[Settings]] = {
     "train": Train, "sample": SampleCommand, "cli": Cli, "chat": Chat, "bench": Bench, "evaluate": Evaluate, "data": DataCommand,
     "tokenizer": Tokenizer, "import": Import,
+    "runs": Runs,
 }  # fmt: skip

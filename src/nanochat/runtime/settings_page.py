@@ -18,7 +18,7 @@ from nanochat.runtime.settings import SPECIAL, listed, shown
 Row = tuple[str, str, str, str]  # key, default, rule, meaning
 # what a composition of nothing but the command lacks
 PAGES = {"train": (["+phase=base"], ["+phase=rl"]), "evaluate": ([],), "data": ([],), "tokenizer": ([],), "sample": ([],), "cli": ([],),
-         "chat": ([],), "bench": ([],), "import": ([],)}  # fmt: skip
+         "chat": ([],), "bench": ([],), "import": ([],), "runs": ([],)}  # fmt: skip
 # groups of which one is chosen, and where its settings stand in a composed config
 GROUPS = {
     "data": "data",
