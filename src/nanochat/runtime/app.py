@@ -112,6 +112,7 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
             register()
             for word in words if len(words) == len(given) else ():
                 check_choice(word)
+            check_flags(config_name, given)
             if {"--help", "-h"} & set(given):
                 from nanochat.runtime.settings_page import show_help
 
@@ -160,6 +161,14 @@ def _keep(node: DictConfig, values: dict[str, Any]) -> None:
                 node[key] = plain
         else:
             node[key] = value
+
+
+def check_flags(config_name: str, words: list[str]) -> None:
+    """ValueError for flags of nanochat's scripts, with the line to type here. Hydra's own (`--cfg`, `--help`) pass."""
+    from nanochat.interop import habits
+
+    if any(word.startswith("--") for word in words) and (script := habits.script_for(config_name, words)):
+        raise ValueError(habits.one_line(script, words))
 
 
 def check_choice(word: str) -> None:
