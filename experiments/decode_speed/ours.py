@@ -10,15 +10,16 @@ import time
 
 import torch
 
-from nanochat.gpt import GPT, from_depth
+from nanochat.gpt import from_depth
 from nanochat.inference.engine import Engine
+from nanochat.inference.frozen_gpt import FrozenGPT
 from nanochat.inference.measure import any_tokenizer
 from nanochat.inference.sampling import Sampling
 
 depth, vocab, prompt, decode, threads = map(int, sys.argv[1:6])
 torch.set_num_threads(threads)
 dtype = torch.bfloat16 if os.environ.get("BF16") == "1" else torch.float32
-gpt = GPT.build(from_depth(depth, vocab_size=vocab), compute_dtype=dtype).only_run()
+gpt = FrozenGPT.build(from_depth(depth, vocab_size=vocab), compute_dtype=dtype)
 tokenizer, drawn = any_tokenizer(vocab), random.Random(0)
 
 

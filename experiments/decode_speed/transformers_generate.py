@@ -14,6 +14,7 @@ from transformers import NanoChatConfig, NanoChatForCausalLM
 
 from nanochat.gpt import GPT, build_arch, from_depth
 from nanochat.inference.engine import Engine
+from nanochat.inference.frozen_gpt import FrozenGPT
 from nanochat.inference.measure import any_tokenizer
 from nanochat.runtime.paths import conf_dir
 
@@ -46,7 +47,7 @@ def named(name: str) -> str:
 theirs.load_state_dict({named(name): weight[:vocab] if "embed" in named(name) or "lm_head" in name else weight
                         for name, weight in gpt.state_dict().items()})  # fmt: skip
 theirs.eval()
-gpt.only_run()
+gpt = FrozenGPT.of(gpt)
 engine, chosen = Engine(gpt, any_tokenizer(vocab), prefill_tokens=None), random.Random(0)
 
 

@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 
 from nanochat.gpt import GPT, counts, from_depth
-from nanochat.gpt.cache import KVCache, kept_dtype
-from nanochat.gpt.fixed_step import one_query
+from nanochat.inference.cache import KVCache, kept_dtype
 from nanochat.inference.engine import Engine
+from nanochat.inference.frozen_gpt import FrozenGPT
 from nanochat.inference.measure import any_tokenizer
+from nanochat.inference.one_query import one_query_in_loops
 from nanochat.inference.sampling import Sampling
 from nanochat.runtime import hardware
 
@@ -75,8 +76,8 @@ def steps(gpt: GPT) -> None:
 @torch.inference_mode()
 def attentions(gpt: GPT) -> None:
     c, kept = gpt.config, kept_dtype(gpt)
-    compiled = torch.compile(one_query, dynamic=False)
-    print("attention of one query: rows, slots, us of SDPA, us of one_query compiled")
+    compiled = torch.compile(one_query_in_loops, dynamic=False)
+    print("attention of one query: rows, slots, us of SDPA, us of one_query_in_loops compiled")
     for rows in (1, 8, 64):
         for slots in (512, 2048):
             q = torch.randn(rows, c.n_head, c.head_dim, dtype=kept, device=device)
@@ -108,7 +109,7 @@ def products(gpt: GPT) -> None:
         print(f"{rows:6} x {columns:5} {found[0]:8.1f} {share[0]:5.0f} % {found[1]:8.1f} {share[1]:5.0f} %")
 
 
-network = GPT.build(from_depth(depth, vocab_size=vocab), device=device, compute_dtype=dtype).only_run()
+network = FrozenGPT.build(from_depth(depth, vocab_size=vocab), device=device, compute_dtype=dtype)
 steps(network)
 attentions(network)
 products(network)

@@ -13,8 +13,8 @@ from nanochat.runtime.app import command, overridden
 
 def run(cfg: DictConfig) -> dict[str, Any]:
     from nanochat.checkpoint.opened import open_checkpoint
-    from nanochat.gpt import GPT
     from nanochat.gpt.config import build_arch, from_depth
+    from nanochat.inference.frozen_gpt import FrozenGPT
     from nanochat.inference.measure import any_tokenizer, measure
     from nanochat.runtime import hardware
 
@@ -30,7 +30,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         tokenizer = any_tokenizer(cfg.vocab_size)
         gpt_config = from_depth(**config["model"], vocab_size=cfg.vocab_size, arch=build_arch(config["arch"]))
-        gpt = GPT.build(gpt_config, seed=cfg.seed, device=device, compute_dtype=dtype).only_run()
+        gpt = FrozenGPT.build(gpt_config, seed=cfg.seed, device=device, compute_dtype=dtype)
         what = f"fresh weights, depth {gpt_config.n_layer}, vocabulary {cfg.vocab_size:,}"
     batches = [cfg.batches] if isinstance(cfg.batches, int) else list(cfg.batches)
     found = measure(

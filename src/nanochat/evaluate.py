@@ -18,7 +18,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     from nanochat.checkpoint.opened import open_checkpoint
     from nanochat.evals.bpb import bits_per_byte
     from nanochat.evals.chat import accuracy
-    from nanochat.inference.generate import complete
+    from nanochat.inference.complete import complete
 
     names = list(cfg.evals) if isinstance(cfg.evals, ListConfig) else str(cfg.evals).split(",")
     known = ["bpb", "sample", *choices("task")]

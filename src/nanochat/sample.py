@@ -9,9 +9,12 @@ def run(cfg: DictConfig) -> None:
     from pathlib import Path
 
     from nanochat.checkpoint.opened import open_checkpoint
-    from nanochat.inference.generate import check, complete
+    from nanochat.inference.complete import complete
+    from nanochat.inference.sampling import Sampling
 
-    check(max_tokens=cfg.max_tokens, temperature=cfg.temperature, top_k=cfg.top_k, num_samples=cfg.num_samples)
+    Sampling(max_tokens=cfg.max_tokens, temperature=cfg.temperature, top_k=cfg.top_k)
+    if cfg.num_samples < 1:
+        raise ValueError(f"num_samples={cfg.num_samples} must be at least 1")
     start = str(cfg.start)
     if start.startswith("FILE:"):
         start = Path(start.removeprefix("FILE:")).read_text()

@@ -6,7 +6,8 @@ from omegaconf import OmegaConf
 
 from nanochat.checkpoint import folder
 from nanochat.gpt import GPT, Arch, GPTConfig, build_arch
-from nanochat.gpt.frozen import Frozen, packs
+from nanochat.inference.frozen import packs
+from nanochat.inference.frozen_gpt import FrozenGPT
 from nanochat.runtime.paths import conf_dir
 from nanochat.tokenizer.tokenizer import BPETokenizer
 
@@ -32,9 +33,9 @@ def saved(request, tmp_path):
 def test_a_checkpoint_read_to_be_run_gives_the_same_logits(saved, dtype):
     trained, runs = folder.load_gpt(saved, compute_dtype=dtype), folder.load_to_run(saved, compute_dtype=dtype)
     idx = torch.arange(40)[None] % 50
-    with torch.no_grad(), trained.frozen():
-        assert torch.equal(trained(idx), runs(idx))
-    with runs.frozen():  # a second freezing changes nothing
+    with torch.no_grad():
+        assert torch.equal(FrozenGPT.of(trained)(idx), runs(idx))
+        assert FrozenGPT.of(runs) is runs
         torch.testing.assert_close(
             runs(idx), trained(idx).detach(), rtol=0, atol=1e-4 if dtype == torch.float32 else 0.2
         )
@@ -46,12 +47,12 @@ def test_a_checkpoint_read_to_be_run_gives_the_same_logits(saved, dtype):
 @pytest.mark.parametrize("by_rows", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_it_holds_is_each_weight_once_in_the_compute_dtype(saved, dtype, by_rows, monkeypatch):
-    monkeypatch.setattr("nanochat.gpt.frozen.PACKING_PAYS", dict.fromkeys((torch.float32, torch.bfloat16), 1))
+    monkeypatch.setattr("nanochat.inference.frozen.PACKING_PAYS", dict.fromkeys((torch.float32, torch.bfloat16), 1))
     runs = folder.load_to_run(saved, compute_dtype=dtype)
     before = {name: runs.value(name).clone() for name in folder.read_weights(saved)}
     if by_rows:
-        runs.only_run(by_rows=True)
-    frozen = [module.frozen.weight for module in runs.modules() if isinstance(getattr(module, "frozen", None), Frozen)]
+        runs.unpack()
+    frozen = [layer.frozen.weight for _, layer in runs._layers()]
     packed = [weight for weight in frozen if weight.is_mkldnn]
     assert len(packed) == (len(frozen) if packs(runs.device, dtype) and not by_rows else 0)
     held = [t for t in [*runs.parameters(), *frozen] if not t.is_mkldnn]
@@ -59,10 +60,8 @@ def test_what_it_holds_is_each_weight_once_in_the_compute_dtype(saved, dtype, by
     total = sum(storages.values()) + sum(weight.numel() * dtype.itemsize for weight in packed)
     assert total == dtype.itemsize * sum(value.numel() for value in before.values())
     assert all(torch.equal(runs.value(name), value) for name, value in before.items())
-    if packed:
-        assert runs.lm_head.weight is None, "nobody takes it for one that is there"
-        with pytest.raises(RuntimeError, match="only runs"):
-            runs.state_dict()
+    with pytest.raises(RuntimeError, match="only runs"):
+        runs.state_dict()
 
 
 def test_losses_of_one_that_only_runs_are_those_of_one_that_trains(saved):

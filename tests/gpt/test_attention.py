@@ -87,25 +87,6 @@ def test_key_heads_serve_contiguous_groups_of_query_heads(name, H, G):
         torch.testing.assert_close(BACKENDS[name](q, k, v, window).double(), plain(q, k, v, window), **FP32)
 
 
-@pytest.mark.parametrize("products_pay", [0, 2**40], ids=["products", "sdpa"])
-@pytest.mark.parametrize(("H", "G"), [(1, 1), (4, 4), (6, 2), (4, 1)])
-def test_one_query_sees_what_its_mask_leaves(H, G, products_pay, monkeypatch):
-    monkeypatch.setattr(attention, "PRODUCTS_PAY", products_pay)
-    q, k, v = draw(3, 1, 40, H, G)
-    room_k, room_v = (
-        torch.cat((x, x), 1).transpose(1, 2) for x in (k, v)
-    )  # a slice of something with more room, as kept
-    lengths = [40, 1, 17]
-    mask = torch.zeros(3, 1, 1, 40)
-    for row, n in enumerate(lengths):
-        mask[row, ..., n:] = -math.inf
-    for m, sizes in ((None, [40] * 3), (mask, lengths)):
-        y = attention.one_query(q.transpose(1, 2), room_k[:, :, :40], room_v[:, :, :40], m).transpose(1, 2)
-        for row, n in enumerate(sizes):
-            one = slice(row, row + 1)
-            torch.testing.assert_close(y[one].double(), plain(q[one], k[one, :n], v[one, :n], None), **FP32)
-
-
 @pytest.mark.parametrize("n", [1, 16, 20])
 @pytest.mark.parametrize("name", runnable_here())
 def test_window_n_sees_n_plus_one_keys(name, n):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from plain_gpt import FACTS, Plain, arch, plain_logits, random_gpt, rms, tokens
 
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.gpt.model import norm, rotate
+from nanochat.gpt.elementary import norm, rotate
 
 # fp32 keeps 24 bits; five layers of sums of about 160 terms leave 1e-5 to 2e-5 of logits up to 15 (3 seeds, all eras)
 FP32 = {"rtol": 0, "atol": 4e-5}

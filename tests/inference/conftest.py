@@ -21,4 +21,4 @@ def gpt() -> GPT:
 @pytest.fixture(autouse=True)
 def packed(monkeypatch):
     """Weights of networks as small as these would be left as they are."""
-    monkeypatch.setattr("nanochat.gpt.frozen.PACKING_PAYS", dict.fromkeys((torch.float32, torch.bfloat16), 1))
+    monkeypatch.setattr("nanochat.inference.frozen.PACKING_PAYS", dict.fromkeys((torch.float32, torch.bfloat16), 1))

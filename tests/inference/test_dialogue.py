@@ -4,7 +4,7 @@ import pytest
 from tiny_networks import TOKENIZER
 
 from nanochat.inference.dialogue import fit
-from nanochat.inference.generate import TooLong
+from nanochat.inference.request import TooLong
 from nanochat.tokenizer.conversations import render_prompt
 
 

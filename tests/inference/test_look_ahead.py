@@ -5,9 +5,9 @@ from copy import deepcopy
 
 import pytest
 import torch
-from tiny_networks import ARCHS, SPECIAL, TOKENIZER, T, V, chain, random_gpt, scripted
+from tiny_networks import ARCHS, SPECIAL, TOKENIZER, T, V, cache_of, chain, random_gpt, scripted
 
-from nanochat.gpt.cache import KVCache
+from nanochat.inference.cache import KVCache
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling import Sampling
 
@@ -19,11 +19,11 @@ DRAWN = torch.randint(V, (40, T), generator=torch.Generator().manual_seed(5)).to
 @torch.no_grad()
 def test_logits_equal_the_full_forward_pass_whether_the_guess_was_right_or_not(arch, share, monkeypatch):
     """Rows come and go at random; a third of the guesses are wrong, and some steps are not looked ahead to at all."""
-    monkeypatch.setattr("nanochat.gpt.cache.FIRST_CAPACITY", 4)
-    monkeypatch.setattr("nanochat.gpt.cache.LEAST_BYTES", 1 if share else 2**60)
-    monkeypatch.setattr("nanochat.gpt.cache.LEAST_COPIES", 2)
+    monkeypatch.setattr("nanochat.inference.cache.FIRST_CAPACITY", 4)
+    monkeypatch.setattr("nanochat.inference.cache.LEAST_BYTES", 1 if share else 2**60)
+    monkeypatch.setattr("nanochat.inference.cache.LEAST_COPIES", 2)
     gpt, drawn = random_gpt(arch), random.Random(arch)
-    cache, texts, guesses, used = KVCache(gpt, 8), [], [], 0
+    cache, texts, guesses, used = cache_of(gpt, 8), [], [], 0
     for _ in range(150):
         for row in reversed(range(len(texts))):
             if len(texts[row]) == T or drawn.random() < 0.1:
@@ -63,7 +63,7 @@ def test_logits_equal_the_full_forward_pass_whether_the_guess_was_right_or_not(a
 def test_a_copy_of_a_full_window_begins_nothing_shorter_once_a_step_is_begun(begun):
     """The next token stands where the first did, in layers with a window."""
     gpt = random_gpt()
-    cache = KVCache(gpt, 2)
+    cache = cache_of(gpt, 2)
     n = min(cache.slots)
     cache.step([], [DRAWN[0][: n - 1]], [1])
     cache.step([(DRAWN[0][n - 2], DRAWN[0][n - 1])])
@@ -73,7 +73,7 @@ def test_a_copy_of_a_full_window_begins_nothing_shorter_once_a_step_is_begun(beg
     assert (
         [cache.can_begin(0, k) for k in (n - 1, n)] == [copy.can_begin(0, k) for k in (n - 1, n)] == [not begun, True]
     )
-    rows = KVCache(gpt, 2)
+    rows = cache_of(gpt, 2)
     rows.adopt(copy, 1)
     logits = rows.step([(DRAWN[0][n - 1], DRAWN[0][n])])
     torch.testing.assert_close(logits, gpt(torch.tensor([DRAWN[0][: n + 1]]))[:, -1], rtol=0, atol=1e-4)
@@ -121,7 +121,7 @@ def test_completions_are_the_same_with_and_without(any_gpt, seed, monkeypatch):
     """In double precision: other rows beside a text change the last bits of its logits, and one in 10,000 draws of fp32 with them."""
     any_gpt = deepcopy(any_gpt)
     any_gpt.compute_dtype = torch.float64
-    monkeypatch.setattr("nanochat.gpt.cache.FIRST_CAPACITY", 4)
+    monkeypatch.setattr("nanochat.inference.cache.FIRST_CAPACITY", 4)
     monkeypatch.setattr("nanochat.inference.pool.MIN_SHARED", 4)  # fewer than a window has
     plain = run(Engine(any_gpt, TOKENIZER, max_rows=5, prefill_tokens=16), requests(seed), random.Random(seed))
     engine = Engine(any_gpt, TOKENIZER, max_rows=5, prefill_tokens=16)

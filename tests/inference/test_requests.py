@@ -11,6 +11,7 @@ from tiny_networks import (
     TOKENIZER,
     T,
     V,
+    cache_of,
     chain,
     plain_distribution,
     plain_greedy,
@@ -19,12 +20,14 @@ from tiny_networks import (
 )
 
 from nanochat.gpt import GPT
-from nanochat.gpt.cache import KVCache
-from nanochat.inference.engine import Completion, Engine, Request
+from nanochat.inference.cache import KVCache
+from nanochat.inference.engine import Engine
 from nanochat.inference.execution import python_tool
-from nanochat.inference.generate import TooLong
+from nanochat.inference.frozen_gpt import FrozenGPT
 from nanochat.inference.pool import PrefixPool
+from nanochat.inference.request import Request, TooLong
 from nanochat.inference.sampling import Sampling
+from nanochat.inference.text import Completion
 
 GREEDY = Sampling(temperature=0, tools=False)
 LONG = PROMPTS[4]  # 31 tokens
@@ -328,12 +331,13 @@ def test_each_row_has_its_own_stop_strings():
 @torch.no_grad()
 def test_a_prompt_read_in_chunks_is_one_read_at_once(any_gpt, chunk):
     """With smear, windows shorter and longer than a chunk, value embeddings, bigrams; then it goes on as a row among others."""
-    cache = KVCache(any_gpt, 1)
+    frozen = FrozenGPT.of(any_gpt)
+    cache = cache_of(frozen, 1)
     for start in range(0, len(LONG), chunk):
         hidden = cache.read(LONG[start : start + chunk], LONG[start - 1] if start else None)
         full = any_gpt(torch.tensor([LONG[: start + chunk]]))[0, -1:]
         torch.testing.assert_close(any_gpt.logits(hidden), full, rtol=0, atol=1e-4)  # fp32 sums in another order
-    rows = KVCache(any_gpt, 4)
+    rows = cache_of(frozen, 4)
     rows.step([], [[7, 8]], [1])
     rows.adopt(cache, 2)
     texts = [[7, 8], list(LONG), list(LONG)]
@@ -560,7 +564,7 @@ def test_a_text_waits_for_its_program_without_a_row_and_others_go_on():
 @pytest.mark.parametrize("arch", ["modern", "classic"])
 def test_after_a_program_the_tokens_are_those_of_the_whole_text(arch):
     """A network with random weights, but that it opens a call first and closes it at once."""
-    gpt = random_gpt(arch, std=0.15)
+    gpt = FrozenGPT.of(random_gpt(arch, std=0.15))
     opens, closes = SPECIAL["<|python_start|>"], SPECIAL["<|python_end|>"]
 
     class Calls(type(gpt)):

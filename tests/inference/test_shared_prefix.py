@@ -4,9 +4,8 @@ import gc
 
 import pytest
 import torch
-from tiny_networks import TOKENIZER, T, V, plain_greedy, random_gpt
+from tiny_networks import TOKENIZER, T, V, cache_of, plain_greedy, random_gpt
 
-from nanochat.gpt.cache import KVCache
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling import Sampling
 
@@ -16,15 +15,15 @@ ALWAYS, NEVER = 1, 2**60
 
 @pytest.fixture(autouse=True)
 def shared(monkeypatch):
-    monkeypatch.setattr("nanochat.gpt.cache.LEAST_BYTES", ALWAYS)
-    monkeypatch.setattr("nanochat.gpt.cache.LEAST_COPIES", 2)
+    monkeypatch.setattr("nanochat.inference.cache.LEAST_BYTES", ALWAYS)
+    monkeypatch.setattr("nanochat.inference.cache.LEAST_COPIES", 2)
 
 
 class Rows:
     """A cache and the texts that are in it; every step is compared with the full forward pass."""
 
     def __init__(self, gpt, rows: int = 12) -> None:
-        self.gpt, self.cache, self.texts = gpt, KVCache(gpt, rows), []
+        self.gpt, self.cache, self.texts = gpt, cache_of(gpt, rows), []
 
     def step(self, joining=(), copies=()) -> None:
         for row, text in enumerate(self.texts):
@@ -49,7 +48,7 @@ class Rows:
 @torch.no_grad()
 def test_logits_equal_the_full_forward_pass_while_rows_and_prompts_come_and_go(any_gpt, monkeypatch, most_padded):
     """Prompts of 3 to 30 tokens beside texts of their own, so that a layer's window begins before, in and after a prompt."""
-    monkeypatch.setattr("nanochat.gpt.shared_prefix.MOST_PADDED", most_padded)
+    monkeypatch.setattr("nanochat.inference.shared_prefix.MOST_PADDED", most_padded)
     rows = Rows(any_gpt)
     rows.step([DRAWN[0][:9], DRAWN[1][:5], DRAWN[2][:3]], [3, 1, 2])
     assert rows.prompts == [9, 3]
@@ -72,7 +71,7 @@ def test_logits_equal_the_full_forward_pass_while_rows_and_prompts_come_and_go(a
 
 @torch.no_grad()
 def test_a_prompt_read_by_itself_is_shared_by_those_who_join_later_too(any_gpt):
-    prompt, rows = KVCache(any_gpt, 1), Rows(any_gpt)
+    prompt, rows = cache_of(any_gpt, 1), Rows(any_gpt)
     prompt.read(DRAWN[0][:20])
     prompt.read(DRAWN[0][20:26], DRAWN[0][19])
     rows.step([DRAWN[1][:4]], [2])
@@ -83,7 +82,7 @@ def test_a_prompt_read_by_itself_is_shared_by_those_who_join_later_too(any_gpt):
         assert rows.prompts == [4, 26]
     del prompt
     gc.collect()
-    other = KVCache(any_gpt, 1)
+    other = cache_of(any_gpt, 1)
     other.read(DRAWN[2][:10])
     rows.cache.adopt(other, 2, of=2)
     rows.texts += [DRAWN[2][:10] for _ in range(2)]
@@ -127,7 +126,7 @@ def test_samples_are_those_of_rows_with_copies(any_gpt, monkeypatch, max_rows):
         return Engine(any_gpt, TOKENIZER, max_rows=max_rows).sample(prompts, sampling, 4, ["a", "b", "c"])
 
     mine = write()
-    monkeypatch.setattr("nanochat.gpt.cache.LEAST_BYTES", NEVER)
+    monkeypatch.setattr("nanochat.inference.cache.LEAST_BYTES", NEVER)
     copies = write()
     assert mine == copies
     assert len({tuple(one.ids) for group in mine for one in group}) == 12
@@ -158,14 +157,14 @@ def test_it_takes_the_room_of_one_prompt():
     gpt = random_gpt()
     each = 2 * gpt.config.n_kv_head * gpt.config.head_dim * 4  # bytes of a token in a layer
     kept = sum(min(30, T if window is None else window + 1) for window in gpt.config.windows)
-    cache = KVCache(gpt, 12)
+    cache = cache_of(gpt, 12)
     cache.step([], [DRAWN[0][:30]], [12])
     assert cache.nbytes() == kept * each
 
 
 @torch.no_grad()
 def test_a_long_prompt_gives_back_the_columns_that_the_others_do_not_need():
-    cache = KVCache(random_gpt(), 5)
+    cache = cache_of(random_gpt(), 5)
     cache.step([], [DRAWN[0][:30], DRAWN[1][:4]], [2, 2])
     for row in (1, 0):
         cache.drop(row)
@@ -176,7 +175,7 @@ def test_a_long_prompt_gives_back_the_columns_that_the_others_do_not_need():
 
 @torch.no_grad()
 def test_memory_of_prompts_that_left_is_given_back_and_counted():
-    cache = KVCache(random_gpt(), 40)
+    cache = cache_of(random_gpt(), 40)
     cache.step([], [DRAWN[0][:9]] * 20, [2] * 20)
     all_of_them = cache.shared.nbytes()
     for _ in range(39):
@@ -189,7 +188,7 @@ def test_memory_of_prompts_that_left_is_given_back_and_counted():
 def test_whether_rows_share_is_decided_by_what_it_saves(monkeypatch):
     """2 sides x 2 heads x 128 numbers of 4 bytes for each token and layer, against 2**20."""
     monkeypatch.undo()
-    cache = KVCache(random_gpt(n_embd=256, n_head=2), 64)
+    cache = cache_of(random_gpt(n_embd=256, n_head=2), 64)
     assert not cache.shares(10_000, 3)
     assert not cache.shares(10_000, 1)
     assert [cache.shares(n, 17) for n in (31, 32)] == [False, True]

@@ -9,6 +9,8 @@ import torch
 from omegaconf import OmegaConf
 
 from nanochat.gpt import GPT, Arch, GPTConfig, build_arch
+from nanochat.inference.cache import KVCache
+from nanochat.inference.frozen_gpt import FrozenGPT
 from nanochat.inference.sampling import Sampling
 from nanochat.tokenizer.tokenizer import BPETokenizer
 
@@ -33,6 +35,11 @@ def random_gpt(arch: str = "modern", seed: int = 0, std: float = 0.4, **sizes) -
         for p in gpt.parameters():
             p.normal_(0, std, generator=drawn)
     return gpt
+
+
+def cache_of(gpt: GPT, rows: int, **how) -> KVCache:
+    """A cache of the network's weights as they are now."""
+    return KVCache(FrozenGPT.of(gpt), rows, **how)
 
 
 STOPS = (SPECIAL["<|assistant_end|>"], SPECIAL["<|bos|>"])
@@ -62,13 +69,13 @@ def chain(*pieces: str) -> dict[int, int]:
     return dict(pairwise(ids))
 
 
-class Scripted(GPT):
+class Scripted(FrozenGPT):
     """What comes next is decided by the last token alone."""
 
     script: dict[int, int]
 
-    def hidden_cached(self, idx, positions, attends, known=0, first=None):
-        return torch.tensor([[self.script.get(t, ord("?")) for t in row] for row in idx[:, known:].tolist()])[..., None]
+    def blocks(self, x, bigram, idx, cos, sin, attends):
+        return torch.tensor([[self.script.get(t, ord("?")) for t in row] for row in idx.tolist()])[..., None]
 
     def logits(self, hidden):
         return torch.nn.functional.one_hot(hidden[..., 0], V).float()

@@ -12,6 +12,7 @@ from serving import Slow, served, server, wait_until
 from tiny_networks import SPECIAL, TOKENIZER, Scripted, T, chain, random_gpt, scripted
 
 from nanochat.inference.engine import Engine
+from nanochat.inference.frozen_gpt import FrozenGPT
 from nanochat.inference.sampling import Sampling
 from nanochat.tokenizer.conversations import render_prompt
 
@@ -389,7 +390,7 @@ def test_what_never_fits_is_400_and_starts_nothing(at, calm):
 
 
 def test_scoring_ends_with_its_client_and_lets_others_write(at):
-    gpt = random_gpt(std=0.15)
+    gpt = FrozenGPT.of(random_gpt(std=0.15))
     counted = []
 
     class Scores(type(gpt)):
@@ -409,7 +410,7 @@ def test_scoring_ends_with_its_client_and_lets_others_write(at):
 
 @pytest.mark.slow
 def test_nobody_waits_for_ever_on_an_engine_that_fails_now_and_then(calm):
-    class Breaks(type(calm)):
+    class Breaks(FrozenGPT):
         steps = 0
 
         def logits(self, hidden):
@@ -418,7 +419,7 @@ def test_nobody_waits_for_ever_on_an_engine_that_fails_now_and_then(calm):
                 raise RuntimeError("again")
             return super().logits(hidden)
 
-    gpt = random_gpt(std=0.15)
+    gpt = FrozenGPT.of(random_gpt(std=0.15))
     gpt.__class__ = Breaks
     with server(served("frail", gpt)) as (url, service):
         codes: list[int] = []
@@ -446,7 +447,7 @@ def test_an_engine_that_ended_is_not_ready(calm):
 
 
 def test_an_engine_that_fails_says_so_and_goes_on(calm):
-    class Breaks(type(calm)):
+    class Breaks(FrozenGPT):
         broken = False
 
         def logits(self, hidden):
@@ -454,7 +455,7 @@ def test_an_engine_that_fails_says_so_and_goes_on(calm):
                 raise RuntimeError("out of luck")
             return super().logits(hidden)
 
-    gpt = random_gpt(std=0.15)
+    gpt = FrozenGPT.of(random_gpt(std=0.15))
     gpt.__class__ = Breaks
     with server(served("frail", gpt)) as (url, _):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from nanochat.checkpoint import hashes
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.inference.frozen_gpt import FrozenGPT
 
 STATE = "trainer/state.pt"
 TEMPORARY = ".writing-"
@@ -237,26 +238,28 @@ def load_gpt(path: Path, *, device: torch.device | str = "cpu", compute_dtype: t
     return gpt
 
 
-def load_to_run(path: Path, *, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32) -> GPT:
-    """The model of a checkpoint folder for decoding and scoring alone, as `GPT.only_run` leaves it.
+def load_to_run(
+    path: Path, *, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32
+) -> FrozenGPT:
+    """The model of a checkpoint folder for decoding and scoring alone.
 
     Read a tensor at a time and cast at once, so reading takes no more memory than running.
     """
+    config = read_config(path)
     with torch.device("meta"):
-        gpt = GPT(read_config(path))
+        expected = set(GPT(config).state_dict())
     file = path / "model.safetensors"
     try:
         with safe_open(file, framework="pt") as mapped:
             names = set(mapped.keys())
-        if wrong := sorted(names ^ set(gpt.state_dict())):
+        if wrong := sorted(names ^ expected):
             raise ValueError(f"{file} does not fit its config.json: see {', '.join(wrong[:3])}")
 
         def read(name: str) -> Tensor:
-            # closed each time: what is mapped counts as memory of the process until nobody has the tensor any more
+            # closed each time: a mapped file counts as memory of the process while any tensor of it lives
             with safe_open(file, framework="pt") as mapped:
                 return mapped.get_tensor(name).to(device)
 
-        gpt.compute_dtype = compute_dtype
-        return gpt.only_run(read)
+        return FrozenGPT.read(config, read, compute_dtype=compute_dtype)
     except SafetensorError as error:
         raise ValueError(f"{path}/model.safetensors cannot be read: {error}") from error

@@ -7,7 +7,7 @@ import torch
 
 from nanochat.checkpoint import folder
 from nanochat.checkpoint.runs import resolve
-from nanochat.gpt import GPT
+from nanochat.inference.frozen_gpt import FrozenGPT
 from nanochat.runtime import hardware
 from nanochat.runtime.paths import base_dir
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -15,7 +15,7 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 
 class Opened(NamedTuple):
     path: Path
-    gpt: GPT  # only runs
+    gpt: FrozenGPT
     tokenizer: Tokenizer
     phase: str | None  # that made it, None if it does not say
     device: torch.device

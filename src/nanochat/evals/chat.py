@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from nanochat.evals.processes import agreed, distributed
 from nanochat.gpt import GPT
-from nanochat.gpt.cache import last_hidden
 from nanochat.inference.engine import Engine
+from nanochat.inference.scoring import last_hidden
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.conversations import render_prompt
 from nanochat.tokenizer.tokenizer import Tokenizer

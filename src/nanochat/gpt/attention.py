@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# measured: bytes of keys, from which on attention of single queries is faster by products (CPU, fp32)
-PRODUCTS_PAY = 2**22
 Attend = Callable[[Tensor, Tensor, Tensor, int | None], Tensor]
 
 
@@ -34,7 +32,10 @@ def reference(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     H, G, D = q.size(2), k.size(2), q.size(3)
     near = (x.cpu() if x.device.type == "mps" else x for x in (q, k, v))
     q64, k64, v64 = (x.double().transpose(1, 2) for x in near)  # (B, heads, length, D)
-    k64, v64 = k64.repeat_interleave(H // G, 1), v64.repeat_interleave(H // G, 1)  # each key head serves H // G queries
+    k64, v64 = (
+        k64.repeat_interleave(H // G, 1),
+        v64.repeat_interleave(H // G, 1),
+    )  # each key head serves H // G queries
     scores = q64 @ k64.mT / math.sqrt(D)  # (B, H, T, S)
     scores = scores.masked_fill(~sees(q.size(1), k.size(1), window, scores.device), -math.inf)
     return (
@@ -42,7 +43,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     )  # in this order: float64 stays on the CPU
 
 
-# --- PyTorch's scaled_dot_product_attention: everywhere -----------------------------------------------------------
+# --- PyTorch's scaled_dot_product_attention: everywhere -------------------------------------------
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
@@ -81,24 +82,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     return torch.cat((first, rest), 1)
 
 
-def one_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention (B, H, 1, D) of one query per row and head, q (B, H, 1, D), over k and v (B, G, S, D), `mask` (B, 1, 1, S) being added.
-
-    On a CPU by products of matrices once there is much to read: PyTorch's kernel is made for many queries and reads half as fast.
-    """
-    B, H, _, D = q.shape
-    G = k.size(1)
-    if not q.is_cpu or B * G * k.size(2) * D * k.itemsize < PRODUCTS_PAY:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=H != G)
-    q = (q / math.sqrt(D)).view(B, G, H // G, D)
-    scores = (k @ q.mT).mT  # (B, G, H / G, S); faster than q @ k.mT
-    if mask is not None:
-        scores = scores + mask
-    return (scores.softmax(-1) @ v).view(B, H, 1, D)
-
-
-# --- FlexAttention: compiled block-sparse kernels on CUDA --------------------------------------------------------
-
+# --- FlexAttention: compiled block-sparse kernels on CUDA -----------------------------------------
 
 _FLEX_MASKS: dict[tuple, object] = {}  # (T, S, window, device) -> BlockMask; made before compiled code looks it up
 
@@ -139,7 +123,11 @@ def flex(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     mask = _flex_mask(T, S, _effective(window, S), q.device)
     kernel = flex_attention if torch.compiler.is_compiling() else _flex_compiled()
     y = kernel(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), block_mask=mask, enable_gqa=q.size(2) != k.size(2)
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        block_mask=mask,
+        enable_gqa=q.size(2) != k.size(2),
     )
     return y.transpose(1, 2)
 
@@ -167,7 +155,15 @@ def runnable(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def prove(
-    name: str, device: torch.device, dtype: torch.dtype, *, H: int, G: int, D: int, T: int, windows: set[int | None]
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    H: int,
+    G: int,
+    D: int,
+    T: int,
+    windows: set[int | None],
 ) -> str | None:
     """One small forward and backward pass of every window on this device against `reference`; the reason it fails, or None."""
     length = min(T, 256)

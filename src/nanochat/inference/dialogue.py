@@ -4,7 +4,7 @@ from bisect import bisect_left
 from functools import cache
 from typing import Any
 
-from nanochat.inference.generate import TooLong
+from nanochat.inference.request import TooLong
 from nanochat.tokenizer.conversations import render_prompt
 from nanochat.tokenizer.tokenizer import Tokenizer
 

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nanochat.gpt import GPT, counts
-from nanochat.gpt.cache import Ahead, kept_dtype, to_device
-from nanochat.inference.engine import Engine, Text
-from nanochat.inference.sampling import Drawing, Drawn, Sampling
+from nanochat.inference.cache import kept_dtype
+from nanochat.inference.engine import Engine
+from nanochat.inference.frozen_gpt import FrozenGPT
+from nanochat.inference.sampling import Sampling
 from nanochat.runtime import hardware
 from nanochat.tokenizer.tokenizer import BPETokenizer, Tokenizer
 
@@ -28,21 +28,6 @@ class Decoding:
     mbu_percent: float | None
     mfu_percent: float | None
     peak_bytes: int | None  # of device memory; None on a CPU
-
-
-class Endless(Engine):
-    """Its texts go on until they are as long as was asked for, whatever the model says."""
-
-    @property
-    def _ends(self) -> list[int]:
-        return [self.tokenizer.specials["<|assistant_end|>"], self.tokenizer.bos_id]
-
-    def _read(self, drawing: Drawing) -> list[Drawn]:
-        return [token._replace(id=0) if token.id in self._ends else token for token in super()._read(drawing)]
-
-    def _look_ahead(self, texts: list[Text], drawn: Tensor) -> Ahead | None:
-        ended = torch.isin(drawn, to_device(self._ends, drawn.device))
-        return super()._look_ahead(texts, drawn.masked_fill(ended, 0))
 
 
 def any_tokenizer(vocab_size: int) -> Tokenizer:
@@ -62,7 +47,7 @@ def measure(
 
     ValueError for sizes that do not fit the model.
     """
-    config, device = gpt.config, gpt.device
+    gpt, config, device = FrozenGPT.of(gpt), gpt.config, gpt.device
     for name, value, least in (
         ("prompt_tokens", prompt_tokens, 1),
         ("decode_tokens", decode_tokens, 2),
@@ -90,7 +75,7 @@ def measure(
 
     def run(batch: int) -> tuple[float, list[float]]:
         """Seconds to the first token of all, and of each step after it."""
-        engine = Endless(gpt, tokenizer, max_rows=batch, prefill_tokens=None, compile=compile)
+        engine = Engine(gpt, tokenizer, max_rows=batch, prefill_tokens=None, ends=(), compile=compile)
         ids = range(config.vocab_size - len(tokenizer.specials))
         for n in range(batch):
             sampling = Sampling(temperature=temperature, max_tokens=decode_tokens, seed=n, tools=False)
@@ -102,26 +87,25 @@ def measure(
             steps.append(time.perf_counter() - start)
         return steps[0], steps[1:]
 
-    with gpt.frozen():
-        run(batches[0])  # kernels are chosen, memory is taken
-        prefill = min(
-            _prefill(gpt, [drawn.randrange(config.vocab_size) for _ in range(prompt_tokens)]) for _ in range(repeats)
-        )
-        sweep = []
-        for batch in batches:
-            if compile:
-                run(batch)  # each size is compiled when it is first met
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            runs = [run(batch) for _ in range(repeats)]
-            step = statistics.median(seconds for _, steps in runs for seconds in steps)
-            sweep.append(
-                Decoding(
-                    batch, min(first for first, _ in runs), step, batch / step,
-                    percent((weight_bytes + batch * kv_read) / step, bandwidth), percent(batch * flops / step, machine.peak_flops),
-                    torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-                )
-            )  # fmt: skip
+    run(batches[0])  # kernels are chosen, memory is taken
+    prefill = min(
+        _prefill(gpt, [drawn.randrange(config.vocab_size) for _ in range(prompt_tokens)]) for _ in range(repeats)
+    )
+    sweep = []
+    for batch in batches:
+        if compile:
+            run(batch)  # each size is compiled when it is first met
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        runs = [run(batch) for _ in range(repeats)]
+        step = statistics.median(seconds for _, steps in runs for seconds in steps)
+        sweep.append(
+            Decoding(
+                batch, min(first for first, _ in runs), step, batch / step,
+                percent((weight_bytes + batch * kv_read) / step, bandwidth), percent(batch * flops / step, machine.peak_flops),
+                torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            )
+        )  # fmt: skip
     return {
         "device": machine.name, "dtype": str(gpt.compute_dtype).removeprefix("torch."),
         "peak_bandwidth_bytes_per_sec": bandwidth, "peak_flops_per_sec": machine.peak_flops,

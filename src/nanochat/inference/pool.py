@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nanochat.gpt.cache import KVCache
+from nanochat.inference.cache import KVCache
 
 MAX_ENTRIES = 256  # guess: what is looked through in 0.1 ms (measured)
 MIN_SHARED = 16  # guess: fewer tokens are read again as cheaply, together with other prompts

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanochat.gpt.cache import to_device
+from nanochat.inference.ahead import to_device
 
 LEAST_TOP_P = 1e-6  # guess: less is the likeliest token alone, which fp32 must still tell from none
 PENALTIES = (0.01, 100)  # guess: beyond them logits overflow
@@ -84,10 +84,22 @@ class Sampling:
             "seed": (_number(self.seed) and isinstance(self.seed, int), "must be a whole number"),
             "tools": (isinstance(self.tools, bool), "must be true or false"),
             "python": (isinstance(self.python, bool), "must be true or false"),
-            "frequency_penalty": (_added(self.frequency_penalty), "must lie between -2 and 2, as OpenAI has it"),
-            "presence_penalty": (_added(self.presence_penalty), "must lie between -2 and 2, as OpenAI has it"),
-            "min_tokens": (self.min_tokens is not None and _count(self.min_tokens, 0), "must be at least 0"),
-            "top_logprobs": (self.top_logprobs is not None and _count(self.top_logprobs, 0), "must be at least 0"),
+            "frequency_penalty": (
+                _added(self.frequency_penalty),
+                "must lie between -2 and 2, as OpenAI has it",
+            ),
+            "presence_penalty": (
+                _added(self.presence_penalty),
+                "must lie between -2 and 2, as OpenAI has it",
+            ),
+            "min_tokens": (
+                self.min_tokens is not None and _count(self.min_tokens, 0),
+                "must be at least 0",
+            ),
+            "top_logprobs": (
+                self.top_logprobs is not None and _count(self.top_logprobs, 0),
+                "must be at least 0",
+            ),
         }
         for name, (keeps, rule) in rules.items():
             if not keeps:
@@ -265,7 +277,10 @@ def _penalised(logits: Tensor, samplings: Sequence[Sampling], seen: Sequence[np.
     if not rows:
         return logits
     at = to_device(rows, logits.device)
-    x, penalty = logits[at], _column([samplings[row].repetition_penalty or 1 for row in rows], logits)
+    x, penalty = (
+        logits[at],
+        _column([samplings[row].repetition_penalty or 1 for row in rows], logits),
+    )
     marks = [mark for mark in (seen[row] for row in rows) if mark is not None]
     was = torch.from_numpy(np.stack(marks)).to(logits.device)  # (N, V); waits for a GPU
     return logits.index_copy(0, at, torch.where(was, torch.where(x > 0, x / penalty, x * penalty), x))

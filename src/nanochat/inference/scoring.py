@@ -1,9 +1,11 @@
-"""How likely a given text is, token by token."""
+"""How likely a given text is, token by token, and the state after it: no decoding."""
 
 import torch
+from torch import Tensor
 
 from nanochat.gpt import GPT
-from nanochat.inference.generate import TooLong
+from nanochat.gpt.attention import sdpa
+from nanochat.inference.request import TooLong
 
 CHUNK = 128  # guess: positions whose V logits exist at a time
 
@@ -33,3 +35,17 @@ def token_logprobs(gpt: GPT, ids: list[int], top: int = 0) -> list[tuple[float, 
             best = [list(zip(i, v, strict=True)) for i, v in zip(where.tolist(), values.tolist(), strict=True)]
         found += zip(own, best, strict=True)
     return found
+
+
+def last_hidden(gpt: GPT, texts: list[list[int]]) -> Tensor:
+    """Hidden state after the last token of each text, (N, C): texts of any lengths in one forward
+    pass, padded on the right."""
+    device, longest = gpt.device, max(map(len, texts))
+    idx = torch.tensor([text + [0] * (longest - len(text)) for text in texts], device=device)  # (N, T)
+    gpt.grow_rope(longest)
+    x, bigram = gpt.embed(idx)
+    cos, sin = gpt.cos[:, :longest], gpt.sin[:, :longest]
+    # not `gpt.hidden`: flex would compile a kernel for every length
+    hidden = gpt.blocks(x, bigram, idx, cos, sin, [sdpa] * gpt.config.n_layer)
+    ends = torch.tensor([len(text) - 1 for text in texts], device=device)
+    return hidden[torch.arange(len(texts), device=device), ends]

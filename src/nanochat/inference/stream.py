@@ -2,6 +2,7 @@
 
 import codecs
 from bisect import bisect_left
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -164,6 +165,21 @@ class PartStream:
             found.append(fragment)
             self._waiting.pop(0)
         return [*found, Fragment("text", certain)] if certain else found
+
+
+def merge_parts(fragments: Iterable[Fragment]) -> list[dict[str, str]]:
+    """The parts that fragments make up; a mark begins another one."""
+    parts: list[dict[str, str]] = []
+    open_part = False
+    for kind, text in fragments:
+        if kind == "mark":
+            open_part = False
+        elif open_part:
+            parts[-1]["text"] += text
+        else:
+            parts.append({"type": kind, "text": text})
+            open_part = True
+    return parts
 
 
 def _overlap(text: str, stop: str) -> int:

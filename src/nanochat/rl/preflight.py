@@ -14,7 +14,7 @@ import torch
 
 from nanochat.evals.pass_at_k import RIGHT, unbiased
 from nanochat.gpt import GPT
-from nanochat.inference.engine import Completion
+from nanochat.inference.text import Completion
 from nanochat.rl.algorithms import has_signal
 from nanochat.rl.collect import Collector, Row, drawn_logprobs, micro_batches, padded
 from nanochat.rl.policy import logprobs

@@ -11,7 +11,7 @@ from nanochat.checkpoint import folder as checkpoint_folder
 from nanochat.datamodules.download import CHARACTERS_PER_TOKEN, CROPPED, shards_needed
 from nanochat.datamodules.text import PIECE_CHARS, crop_note
 from nanochat.gpt import GPT, GPTConfig, build_arch, from_depth
-from nanochat.inference.generate import complete
+from nanochat.inference.complete import complete
 from nanochat.runs.job import Job
 from nanochat.runtime.plan import Plan, make_plan
 from nanochat.tokenizer import Tokenizer, load_tokenizer, train_or_load

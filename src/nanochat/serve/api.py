@@ -25,9 +25,9 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from nanochat.inference.engine import Completion, Piece
-from nanochat.inference.generate import TooLong
+from nanochat.inference.request import Piece, TooLong
 from nanochat.inference.sampling import Sampling
+from nanochat.inference.text import Completion
 from nanochat.serve import logprobs, responses, tools
 from nanochat.serve.address import canonical
 from nanochat.serve.logprobs import NOTHING, Offsets, Text

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat.inference.engine import Completion
 from nanochat.inference.scoring import token_logprobs
+from nanochat.inference.text import Completion
 from nanochat.serve.service import Model
 from nanochat.tokenizer.tokenizer import Tokenizer
 

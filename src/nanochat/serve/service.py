@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.inference.dialogue import fit
-from nanochat.inference.generate import TooLong
+from nanochat.inference.request import TooLong
 from nanochat.inference.sampling import Sampling
 from nanochat.serve.worker import Reply, Worker
 from nanochat.tokenizer.tokenizer import Tokenizer

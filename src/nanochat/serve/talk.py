@@ -15,8 +15,10 @@ from typing import Any
 
 from nanochat.checkpoint.folder import write_json
 from nanochat.inference.dialogue import fit
-from nanochat.inference.engine import Engine, Fragment, Request, merge_parts
+from nanochat.inference.engine import Engine
+from nanochat.inference.request import Request
 from nanochat.inference.sampling import Sampling
+from nanochat.inference.stream import Fragment, merge_parts
 from nanochat.serve.screen import Screen
 from nanochat.tokenizer.conversations import BadConversation, check
 

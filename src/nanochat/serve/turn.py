@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from typing import Any
 
-from nanochat.inference.engine import Fragment, merge_parts
 from nanochat.inference.sampling import Sampling
+from nanochat.inference.stream import Fragment, merge_parts
 from nanochat.serve.service import Model
 from nanochat.serve.worker import EngineFailed, Reply
 

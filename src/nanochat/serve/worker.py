@@ -14,7 +14,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from nanochat.inference.engine import Engine, Piece, Request
+from nanochat.inference.engine import Engine
+from nanochat.inference.request import Piece, Request
 from nanochat.inference.sampling import Sampling
 from nanochat.runtime import hardware
 

@@ -1,13 +1,13 @@
 """A step of decoding whose shapes stay the same from token to token, so that it can be compiled and, on CUDA, recorded.
 
-`KVCache.step` looks no further than what is written and takes only the rows in use, so its shapes change with every token. Here every row
-there is room for takes part, over all slots there is room for; what is not written is masked. That is more arithmetic in far fewer
-kernels. Recording (a CUDA graph) then leaves a single launch per token.
+`KVCache.step` looks no further than what is written and takes only the rows in use, so its shapes
+change with every token. Here every row there is room for takes part, over all slots there is room
+for; what is not written is masked. That is more arithmetic in far fewer kernels. Recording (a CUDA
+graph) then leaves a single launch per token.
 """
 
 import itertools
 import logging
-import math
 import types
 import weakref
 from collections.abc import Callable
@@ -18,17 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.gpt.attention import Attend
-from nanochat.gpt.model import GPT
+from nanochat.inference.frozen_gpt import FrozenGPT
+from nanochat.inference.one_query import one_query_in_loops
 
 log = logging.getLogger(__name__)
 
 RECOMPILATIONS = 64  # guess: more than there are sizes of a cache, 7 of rows times 3 of tokens
 NUMBERS = itertools.count(1)
-WARM_UPS = 2  # from: PyTorch's notes on CUDA graphs, which ask for a few runs beside the capture
+WARM_UPS = 2  # from: PyTorch's notes on CUDA graphs, which ask for a few runs before the capture
 
 
-def fixed_step(gpt: GPT, numbers: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
-    """Logits (R, V) after the second token of each row of numbers (R, 3): the token before it, it, and how many tokens come before it.
+def fixed_step(gpt: FrozenGPT, numbers: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+    """Logits (R, V) after the second token of each row of numbers (R, 3): the token before it, it, and
+    how many tokens come before it.
 
     Its key and value are written into those of every layer, (R, G, slots, D).
     """
@@ -47,11 +49,10 @@ def fixed_step(gpt: GPT, numbers: Tensor, keys: list[Tensor], values: list[Tenso
             slot, dtype = at[:, 0] % slots, q.dtype
             q, k, v = (x.to(keys[layer].dtype) for x in (q, k, v))
             keys[layer][rows, :, slot], values[layer][rows, :, slot] = k[:, 0], v[:, 0]  # (R, G, D)
+            k, v, seen = keys[layer], values[layer], visible[slots]  # (R, G, slots, D), (R, slots)
             if q.is_cpu:
-                return one_query(q[:, 0], keys[layer], values[layer], visible[slots])[:, None].to(dtype)
-            y = F.scaled_dot_product_attention(
-                q.transpose(1, 2), keys[layer], values[layer], attn_mask=visible[slots][:, None, None], enable_gqa=gqa
-            )
+                return one_query_in_loops(q[:, 0], k, v, seen)[:, None].to(dtype)
+            y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=seen[:, None, None], enable_gqa=gqa)
             return y.transpose(1, 2).to(dtype)
 
         return attend
@@ -60,47 +61,35 @@ def fixed_step(gpt: GPT, numbers: Tensor, keys: list[Tensor], values: list[Tenso
     return gpt.logits(hidden[:, 0])
 
 
-def one_query(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    """Attention (R, H, D) of one query per row and head, q (R, H, D), over the visible of k and v (R, G, S, D), visible (R, S).
-
-    Written out, inductor makes two loops of it that read keys and values once; the kernel of PyTorch is made for many queries
-    (measured on two cores, d12 and 512 slots: a step of 28 ms became one of 22).
-    """
-    R, H, D = q.shape
-    G = k.size(1)
-    q = q.view(R, G, H // G, 1, D)
-    scores = (q * k[:, :, None]).sum(-1) / math.sqrt(D)  # (R, G, H / G, S)
-    weights = scores.masked_fill(~visible[:, None, None], -math.inf).softmax(-1)
-    return (weights[..., None] * v[:, :, None]).sum(3).view(R, H, D)
+COMPILED: weakref.WeakKeyDictionary[FrozenGPT, Callable[..., Tensor]] = weakref.WeakKeyDictionary()
 
 
-COMPILED: weakref.WeakKeyDictionary[GPT, Callable[..., Tensor]] = weakref.WeakKeyDictionary()
+def compiled(gpt: FrozenGPT) -> Callable[..., Tensor]:
+    """`fixed_step` for this network, compiled for each size of a cache when it is first met.
 
-
-def compiled(gpt: GPT) -> Callable[..., Tensor]:
-    """`fixed_step` for this network, compiled for each size of a cache when it is first met; the network only runs from here on.
-
-    To look before each step whether a module has changed took a fifth of it (d4), and these cannot change: so nobody looks. But numbers of
-    the network become constants, and compiled forms are kept by code: each network gets code of its own, lest it take another's for its own.
+    torch.compile's guards check before each step whether a module has changed, which took a fifth of
+    it (d4). These modules cannot change, so the guards are left out. But numbers of the network become
+    constants, and compiled forms are kept by code object: each network gets a code object of its own,
+    or it could run with the numbers of another.
     """
     if gpt not in COMPILED:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILATIONS)
         code = fixed_step.__code__.replace(co_name=f"fixed_step_{next(NUMBERS)}")
         unchanging: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
         step = types.FunctionType(code, fixed_step.__globals__)
-        COMPILED[gpt.only_run(by_rows=True)] = torch.compile(step, dynamic=False, fullgraph=True, options=unchanging)
+        COMPILED[gpt.unpack()] = torch.compile(step, dynamic=False, fullgraph=True, options=unchanging)
     return COMPILED[gpt]
 
 
 class CompiledStep:
     """`fixed_step` of one network over one cache, compiled; on CUDA recorded as well."""
 
-    def __init__(self, gpt: GPT) -> None:
+    def __init__(self, gpt: FrozenGPT) -> None:
         self.gpt, self._step = gpt, compiled(gpt)
         self.forget()
 
     def forget(self) -> None:
-        """The cache lies elsewhere from now on: what was recorded of it is void."""
+        """The cache is in other memory from now on: what was recorded of it is void."""
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, numbers: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:

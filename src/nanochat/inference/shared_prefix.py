@@ -105,7 +105,8 @@ class SharedPrefixes:
         """The prompt of so many tokens that was added from `source`."""
         known = zip(self._sources, self.lengths, strict=True)
         return next(
-            (i for i, (ref, n) in enumerate(known) if ref is not None and ref() is source and n == tokens), None
+            (i for i, (ref, n) in enumerate(known) if ref is not None and ref() is source and n == tokens),
+            None,
         )
 
     def put(self, layer: int, k: Sequence[Tensor], v: Sequence[Tensor]) -> None:
@@ -152,7 +153,9 @@ class SharedPrefixes:
                 # room that is far too large is given back, so that every prompt is copied for it a few times at most
                 room, P = kept.size(0), min(longest, self.slots[layer])
                 tensors[layer] = self._resized(
-                    kept, room if room < 4 * N else 2 * N, kept.size(2) if kept.size(2) < 2 * P else P
+                    kept,
+                    room if room < 4 * N else 2 * N,
+                    kept.size(2) if kept.size(2) < 2 * P else P,
                 )
 
     def _resized(self, kept: Tensor, room: int, P: int) -> Tensor:
