@@ -3,11 +3,11 @@
     tokens (B, T) -> embed -> n blocks of attention and MLP -> norm -> head -> softcap -> logits (B, T, V)
 
 It differs from a GPT-2 by RMSNorm without gains, rotary positions, normalised queries and keys, relu
-squared, sliding windows, untied embeddings and no biases. From era E1 on a few cheap paths lead past
-the blocks: the embedding is mixed in again before each, every other layer has value embeddings, a
-token sees its predecessor, and the middle layer is taken off the last. `Arch` says which and with
-which numbers (facts sheet 0); tensor names are those of nanochat checkpoints (1.2). Comments name
-the paper that an idea comes from; nanochat took most of them from the modded-nanogpt speedruns.
+squared, sliding windows, untied embeddings and no biases. Later eras add cheap paths past the blocks:
+the embedding is mixed in again before each, every other layer has value embeddings, a token sees its
+predecessor, and a share of the middle layer is taken off the last. `Arch` says which and with which
+numbers (facts sheet 0); tensor names are those of nanochat checkpoints (facts sheet 1.2). Comments
+name the paper that an idea comes from.
 
 The network knows its sizes and the role of each parameter, nothing else. Training and scoring read
 whole texts here; inference/ decodes with the same blocks a token at a time.
@@ -106,7 +106,7 @@ class Attention(nn.Module):
         # arXiv:2302.05442). A turn changes no length, so this order equals norm before RoPE.
         q, k = norm(rotate(q, cos, sin)), norm(rotate(k, cos, sin))
         if self.qk_scale != 1:
-            # that bound is too low to pick one of many tokens: 1.2 makes it 1.44 sqrt(D) (1.3)
+            # lets attention be sharper again: 1.2 makes the bound 1.44 sqrt(D) (facts sheet 1.3)
             q, k = q * self.qk_scale, k * self.qk_scale
         return q, k, v
 
@@ -119,8 +119,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, C) normalised -> (B, T, C)."""
-        # relu squared learns faster per FLOP than GELU and, unlike gated units, needs no third
-        # matrix (So et al. 2021, "Primer", arXiv:2109.08668)
+        # relu squared: found to learn faster than GELU at equal compute, and unlike gated units it
+        # needs no third matrix (So et al. 2021, "Primer", arXiv:2109.08668)
         return self.c_proj(F.relu(self.c_fc(x)).square())
 
 
@@ -173,7 +173,7 @@ class GPT(nn.Module):
             self.bigram_embed = nn.ModuleDict({"embed": Embedding(BIGRAM_ROWS * config.vocab_size, C)})
         self.transformer = Transformer(config)
         # Not tied to wte: an embedding is normalised and may be large, a head has to start small,
-        # and the two want rates of their own (facts sheet 1.2, 2.2).
+        # and the two want different learning rates (facts sheet 2.2).
         self.lm_head = Linear(C, config.padded_vocab_size)
         if arch.smear:
             self.smear_gate = Linear(arch.smear_channels, 1)
@@ -214,26 +214,8 @@ class GPT(nn.Module):
     def init_weights(self, generator: torch.Generator) -> None:
         """Fill every parameter by the arch's rule (facts sheet 1.7), in nanochat's draw order; a
         parameter that is left out is an error."""
-        arch, C = self.config.arch, self.config.n_embd
-        missing = {id(p): name for name, p in self.named_parameters()}
-
-        def done(p: Tensor) -> Tensor:
-            missing.pop(id(p))
-            return p
-
-        def normal(p: Tensor, std: float) -> None:
-            done(p).normal_(0.0, 1.0, generator=generator).mul_(std) if std else done(p).zero_()
-
-        def uniform(p: Tensor, low: float, high: float) -> None:
-            if high > low:
-                done(p).uniform_(low, high, generator=generator)
-            else:
-                done(p).fill_(low)
-
-        def fan(p: Tensor) -> float:
-            n_out, n_in = p.shape
-            return min(1.0, math.sqrt(n_out / n_in)) / math.sqrt(n_in)
-
+        arch, C, fill = self.config.arch, self.config.n_embd, _Filler(self, generator)
+        normal, uniform, done = fill.normal, fill.uniform, fill.done
         # U(-a, a) has the variance a² / 3 = 1 / C: the product with a normalised (C,) has variance 1
         # at any width. Uniform, since it has no outliers (facts sheet 1.7).
         a = math.sqrt(3 / C)
@@ -250,7 +232,7 @@ class GPT(nn.Module):
                 uniform(mlp.c_fc.weight, -fc, fc)
             else:
                 for layer in (attn.c_q, attn.c_k, attn.c_v, mlp.c_fc):
-                    normal(layer.weight, fan(layer.weight))
+                    normal(layer.weight, fill.fan(layer.weight))
             # What writes into the stream starts at 0, so each block starts as the identity: a net of
             # any depth starts as embedding and head, and the rates of one depth suit others (Bachlechner
             # et al. 2020, "ReZero", arXiv:2003.04887; Yang et al. 2022, arXiv:2203.03466).
@@ -279,7 +261,7 @@ class GPT(nn.Module):
         if arch.bigram:
             done(self.bigram_embed["embed"].weight).zero_()
             done(self.bigram_lambdas).fill_(0.1)  # from: facts sheet 0, E3 detail
-        assert not missing, f"init_weights left garbage in {list(missing.values())}"
+        assert not fill.missing, f"init_weights left garbage in {list(fill.missing.values())}"
 
     def parameter_roles(self) -> dict[str, str]:
         """Parameter name -> its role, one of the values of ROLES: what the optimizer groups by."""
@@ -449,6 +431,36 @@ class GPT(nn.Module):
         return loss.head_losses(hidden, head, targets, softcap=softcap, vocab=config.vocab_size)
 
 
+class _Filler:
+    """Fills parameters, each once, and knows which are still `missing`."""
+
+    def __init__(self, gpt: GPT, generator: torch.Generator) -> None:
+        self.generator = generator
+        self.missing = {id(p): name for name, p in gpt.named_parameters()}
+
+    def done(self, p: Tensor) -> Tensor:
+        self.missing.pop(id(p))
+        return p
+
+    def normal(self, p: Tensor, std: float) -> None:
+        if std:
+            self.done(p).normal_(0.0, 1.0, generator=self.generator).mul_(std)
+        else:
+            self.done(p).zero_()
+
+    def uniform(self, p: Tensor, low: float, high: float) -> None:
+        if high > low:
+            self.done(p).uniform_(low, high, generator=self.generator)
+        else:
+            self.done(p).fill_(low)
+
+    @staticmethod
+    def fan(p: Tensor) -> float:
+        """Standard deviation for a weight (n_out, n_in) by how much goes in and out."""
+        n_out, n_in = p.shape
+        return min(1.0, math.sqrt(n_out / n_in)) / math.sqrt(n_in)
+
+
 def set_matmul_precision(device: torch.device) -> None:
     """TF32 for fp32 matrix products on CUDA (facts sheet 1.8); elsewhere PyTorch's own setting."""
     if device.type == "cuda":
@@ -456,7 +468,7 @@ def set_matmul_precision(device: torch.device) -> None:
 
 
 # Start of a parameter's name -> its role. Matrices get an update for matrices (Muon); tables, of
-# which a batch touches few rows, and scalars get AdamW, each with a rate of its own (2.2).
+# which a batch touches few rows, and scalars get AdamW, each with its own rate (facts sheet 2.2).
 ROLES = {
     "transformer.wte": "embedding",
     "bigram_embed": "embedding",

@@ -88,7 +88,7 @@ def attend_texts(cache: KVCache, sizes: list[int], at: Tensor, which: list[int],
     most = max((sizes[text] for _, text in copied), default=0)
     lengths = torch.tensor(sizes, device=device)
     row = torch.arange(N, device=device).repeat_interleave(lengths, output_size=sum(sizes))  # (P)
-    # for layers that cannot keep the longest text: what stands in each slot, (N, slots)
+    # for layers that cannot keep the longest text: what is in each slot, (N, slots)
     held = {slots: _held(lengths[:, None], slots) for slots in set(cache.slots) if slots < longest}
 
     def padded(x: Tensor) -> Tensor:  # (P, 1, heads, D) -> (N, longest, heads, D)
@@ -125,7 +125,7 @@ def attend_texts(cache: KVCache, sizes: list[int], at: Tensor, which: list[int],
 
 
 def _held(lengths: Tensor, slots: int) -> Tensor:
-    """Token that stands in each slot of a row of that many tokens, (N, slots), for lengths (N, 1): the
+    """Token that is in each slot of a row of that many tokens, (N, slots), for lengths (N, 1): the
     last p with p mod slots == s."""
     s = torch.arange(slots, device=lengths.device)
     # where none is, any: it is not seen

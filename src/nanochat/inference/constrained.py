@@ -57,7 +57,7 @@ def compiled(tokenizer: Tokenizer, grammar: str) -> llguidance.LLMatcher:
     """The grammar at its beginning, to be copied. ValueError with llguidance's reason for one that cannot be kept to."""
     matcher = llguidance.LLMatcher(_tokenizer(tokenizer), grammar, log_level=0)
     if matcher.is_error():
-        reason = re.split(r"\n\s*\d+ \|", matcher.get_error())[0]  # the grammar itself follows, which nobody wrote
+        reason = re.split(r"\n\s*\d+ \|", matcher.get_error())[0]  # what follows is the grammar, which no user wrote
         reason = re.sub(r"^at \S+ failed to compile JSON schema: ", "", " ".join(reason.split()))
         raise ValueError(reason or "it cannot be compiled")
     return matcher
@@ -106,7 +106,7 @@ def _closed(schema: Any) -> Any:
 
 
 class Constraint:
-    """Where one answer stands in its grammar."""
+    """How far one answer is in its grammar."""
 
     def __init__(self, tokenizer: Tokenizer, matcher: llguidance.LLMatcher) -> None:
         self.matcher = matcher

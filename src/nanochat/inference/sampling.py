@@ -235,7 +235,7 @@ def _draw(x: Tensor, rows: list[int], samplings: Sequence[Sampling], uniform: Se
         p, index = _kept(x, samplings)
         cumulative = p.cumsum(-1)
         aim = _column(uniform, p) * cumulative[:, -1:]
-        chosen = torch.searchsorted(cumulative, aim, right=True)  # (N, 1): the first that lies above
+        chosen = torch.searchsorted(cumulative, aim, right=True)  # (N, 1): the first above it
         found = p.gather(-1, chosen).log()
         if most:
             logp = p.log()
@@ -260,7 +260,7 @@ def _kept(x: Tensor, samplings: Sequence[Sampling]) -> tuple[Tensor, Tensor | No
         x, index = x.sort(dim=-1, descending=True, stable=True)
     if any(sampling.temperature != 1 for sampling in samplings):
         x = x / _column([sampling.temperature for sampling in samplings], x)
-    # a row without the setting has a bound that rounding cannot reach, so that it is the same in any company
+    # a row without the setting has a bound that rounding cannot reach, so that it does not depend on the other rows
     mass = [math.inf if s.top_p is None or s.top_p == 1 else s.top_p for s in samplings]
     if min(mass) < math.inf:
         p = x.softmax(-1)

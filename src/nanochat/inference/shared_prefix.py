@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LEAST_COPIES = 4  # guess; 2 is measured to be too few: they save less than the rows beside them then pay
+LEAST_COPIES = 4  # guess; 2 is measured to be too few: they save less than the other rows then pay
 LEAST_BYTES = 2**20  # measured: what a layer must save per step, best for 16 samples of 16 prompts (experiments/rl)
 MOST_PADDED = 2  # guess: times as many rows in one product than there are; beyond, a product for each prompt
 
@@ -24,7 +24,7 @@ class Groups(NamedTuple):
     """Which rows go together; made anew when one comes or goes."""
 
     members: list[Tensor]  # rows of each prompt
-    padded: tuple[Tensor, Tensor] | None  # the same (N, M), filled up with any, and where in it each row stands, (B,)
+    padded: tuple[Tensor, Tensor] | None  # the same (N, M), filled up with any, and where in it each row is, (B,)
     without: Tensor | None  # rows without a prompt
 
     @classmethod

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Fragment(NamedTuple):
-    """A piece of a text, whole characters only: `kind` is that of the part it stands in, or "mark" for a token that opens or closes one."""
+    """A piece of a text, whole characters only: `kind` is that of the part it is in, or "mark" for a token that opens or closes one."""
 
     kind: str  # "text" | "python" | "python_output" | "mark"
     text: str
