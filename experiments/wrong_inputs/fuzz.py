@@ -201,7 +201,7 @@ def one(
             found = "no run"
         same = str(found).lower() == kind or (kind == "null" and found is None) or str(found).endswith(f"/{kind}")
         with contextlib.suppress(TypeError, ValueError):
-            same = same or float(found) == float(kind)
+            same = same or float(str(found).rpartition("/")[2]) == float(kind)
         if not same and kind not in ("[1,2]", "{a:1}"):
             what, line = "accepted without effect", f"recorded {found!r}"
     shown = f"{name}{' dry' if dry and command == 'train' else ''}: {key}={kind}"
