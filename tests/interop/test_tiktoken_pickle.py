@@ -70,7 +70,7 @@ def attacks(mark: Path) -> dict[str, bytes]:
 def test_bad_pickles_are_refused_with_a_line_and_not_run(name: str, tmp_path: Path) -> None:
     mark, file = tmp_path / "run", tmp_path / "tokenizer.pkl"
     file.write_bytes(attacks(mark)[name])
-    with pytest.raises(ValueError, match=r"tokenizer\.pkl is not a tokenizer of nanochat") as refused:
+    with pytest.raises(ValueError, match=r"tokenizer\.pkl is not a nanochat tokenizer") as refused:
         read_tokenizer(file)
     assert "\n" not in str(refused.value) and not mark.exists()
 

@@ -160,7 +160,7 @@ def test_files_that_do_not_load(tmp_path):
     bpe([TEXT], 281).save(tmp_path / "b")
 
     shutil.copy(tmp_path / "b" / "token_bytes.npy", tmp_path / "a" / "token_bytes.npy")
-    with pytest.raises(ValueError, match="does not belong"):
+    with pytest.raises(ValueError, match="does not match"):
         load_tokenizer(tmp_path / "a")
     (tmp_path / "a" / "token_bytes.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(ValueError, match="cannot be read"):
@@ -183,7 +183,7 @@ def test_files_that_do_not_load(tmp_path):
         json.dumps(swapped),
     ):
         (tmp_path / "b" / "tokenizer.json").write_text(content)
-        with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer of nanochat"):
+        with pytest.raises(ValueError, match=r"tokenizer\.json is not a nanochat tokenizer"):
             load_tokenizer(tmp_path / "b")
 
 

@@ -42,11 +42,11 @@ def read_tokenizer(path: Path) -> BPETokenizer:
     try:
         found = _OnlyEncoding(io.BytesIO(path.read_bytes())).load()
     except Exception as error:  # a damaged pickle raises almost anything
-        raise ValueError(f"{path} is not a tokenizer of nanochat: {error or type(error).__name__}") from error
+        raise ValueError(f"{path} is not a nanochat tokenizer: {error or type(error).__name__}") from error
     try:
         return _checked(found)
     except ValueError as error:
-        raise ValueError(f"{path} is not a tokenizer of nanochat: {error}") from error
+        raise ValueError(f"{path} is not a nanochat tokenizer: {error}") from error
 
 
 def _checked(found: Any) -> BPETokenizer:

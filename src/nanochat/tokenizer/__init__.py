@@ -1,4 +1,4 @@
-"""Text to ids and back: training, encoding, decoding, files."""
+"""Tokenizers: training, encoding, decoding, and their files."""
 
 from nanochat.tokenizer.tokenizer import (
     SPECIAL_TOKENS,

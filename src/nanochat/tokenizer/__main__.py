@@ -1,4 +1,5 @@
-"""`python -m nanochat.tokenizer`: train a tokenizer on a text source, keep it, and print how well it compresses."""
+"""`python -m nanochat.tokenizer`: train a tokenizer on a text source, save it, and print a
+compression table."""
 
 import time
 from pathlib import Path
@@ -13,11 +14,13 @@ from nanochat.tokenizer.compression import compression_table, first_characters, 
 from nanochat.tokenizer.samples import SAMPLES
 from nanochat.tokenizer.training import cached_folder, settings
 
-CORPUS_CHARS = 2_000_000  # guess: of each split for the table; changes its second decimal at most
+# guess: characters of each split in the table; changes the second decimal at most
+CORPUS_CHARS = 2_000_000
 
 
 def run(cfg: DictConfig) -> None:
-    chosen = settings(cfg.kind, cfg.vocab_size, cfg.max_chars, cfg.doc_cap)  # before any text is looked for
+    # checked before the text source is opened
+    chosen = settings(cfg.kind, cfg.vocab_size, cfg.max_chars, cfg.doc_cap)
     source = instantiate(cfg.data).source
     folder = cached_folder(source, cfg.kind, *chosen)
     made_before = folder.is_dir()

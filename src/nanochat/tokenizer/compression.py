@@ -1,4 +1,5 @@
-"""How many bytes of text a token holds, beside GPT-2's and GPT-4's encodings. More bytes: more text in a sequence."""
+"""Bytes of text per token, compared with GPT-2's and GPT-4's encodings. More bytes per token mean
+more text in a sequence."""
 
 import hashlib
 import os
@@ -20,9 +21,10 @@ ENCODINGS = {
 
 
 def reference_encodings() -> tuple[dict[str, Counter], str | None]:
-    """(name -> number of tokens of a text, a line that says what is missing). Never uses the network.
+    """Counters of the reference encodings by name, and a line that names those that are missing.
 
-    The files count as there if they lie where `tiktoken` keeps its downloads.
+    A counter maps a text to its number of tokens. The network is never used: only files that
+    `tiktoken` has already downloaded to its cache count.
     """
     try:
         import tiktoken
@@ -44,7 +46,8 @@ def reference_encodings() -> tuple[dict[str, Counter], str | None]:
 
 
 def compression_table(tokenizer: Tokenizer, texts: dict[str, str], references: dict[str, Counter]) -> Table:
-    """One row per text: bytes, tokens, bytes per token, and for each reference its bytes per token and our saving."""
+    """A table with one row per text: bytes, tokens, bytes per token; and, for each reference, its
+    bytes per token and the share of tokens that ours saves."""
     table = Table(
         "text", *(("bytes", "tokens", "bytes/token")), title=f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens"
     )
@@ -57,7 +60,7 @@ def compression_table(tokenizer: Tokenizer, texts: dict[str, str], references: d
         size = len(text.encode("utf-8", "replace"))
         try:
             ours = len(tokenizer.encode_array(text))
-        except ValueError:  # a character table that lacks some of these characters
+        except ValueError:  # a character tokenizer without some of these characters
             table.add_row(name, f"{size:,}", "unknown characters")
             continue
         cells = [name, f"{size:,}", f"{ours:,}", f"{size / max(ours, 1):.2f}"]
@@ -69,7 +72,8 @@ def compression_table(tokenizer: Tokenizer, texts: dict[str, str], references: d
 
 
 def first_characters(documents: Iterable[str], characters: int) -> str:
-    """The beginning of a corpus, whole documents until there are so many characters."""
+    """The first whole documents of a corpus, until they have at least `characters` characters
+    together."""
     taken: list[str] = []
     size = 0
     for document in documents:

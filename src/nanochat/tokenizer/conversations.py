@@ -1,10 +1,15 @@
-"""A conversation as token ids and a mask of those the assistant is to learn (facts sheet 3.4).
+"""A conversation as token ids, with a mask of the tokens that are trained (facts sheet 3.4).
 
-A conversation is a dict with `messages`, each a `role` (an optional system message, then user and assistant in turn) and `content`: a
-string, or for the assistant also a list of parts `{type, text}` of type text, python (a call of the tool) and python_output (its result).
-A message may be empty, as nanochat trains it. `weight: 0` on one of the assistant's (or train, trainable, loss: true, false, 0 or 1) keeps
-it from being learnt. Any other key that holds something is refused by its name.
-Nothing is cut here: how long a conversation may be is for whoever lays out rows to say and to count.
+A conversation is a dict with `messages`. Each message has a `role` (an optional system message
+first, then user and assistant in turn) and a `content`: a string, or, for the assistant, also a
+list of parts `{type, text}`. Part types are text, python (a tool call) and python_output (its
+result).
+
+A message may be empty, as in nanochat's training. `weight: 0` on an assistant message (also train,
+trainable or loss, with true, false, 0 or 1) excludes it from the loss. Any other key with a value
+is an error that names the key.
+
+Nothing is truncated here: the code that packs rows decides about length and counts what it drops.
 """
 
 from collections.abc import Iterator
@@ -13,7 +18,7 @@ from typing import Any
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 ROLES = ("user", "assistant")
-# type of an assistant's part -> (special token before, after, 1 if the assistant writes it)
+# part type -> (special token before, special token after, 1 if the assistant writes it)
 PARTS: dict[str, tuple[str | None, str | None, int]] = {
     "text": (None, None, 1),
     "python": ("<|python_start|>", "<|python_end|>", 1),
@@ -21,11 +26,13 @@ PARTS: dict[str, tuple[str | None, str | None, int]] = {
 }
 
 
-WEIGHTS = ("weight", "train", "trainable", "loss")  # weight is OpenAI's; the others are axolotl's and its like
+# weight is OpenAI's name; the others are used by axolotl and similar tools
+WEIGHTS = ("weight", "train", "trainable", "loss")
 
 
 class BadConversation(ValueError):
-    """A conversation that breaks the rules: the `reason`, and before it in the message where it is."""
+    """A conversation that breaks the rules. `reason` says how; the message starts with its
+    location, `where`."""
 
     def __init__(self, reason: str, where: str = "") -> None:
         super().__init__(f"{where}: {reason}" if where else reason)
@@ -33,12 +40,12 @@ class BadConversation(ValueError):
 
 
 def says_nothing(value: Any) -> bool:
-    """Whether a key with this value might as well not be there: null, or empty."""
+    """Whether a key with this value can be ignored: it is null or empty."""
     return value is None or (isinstance(value, str | list | dict) and not value)
 
 
 def is_trained(message: dict[str, Any]) -> bool:
-    """Whether the assistant's message is to be learnt."""
+    """Whether this assistant message is trained."""
     return all(message[key] is None or bool(message[key]) for key in WEIGHTS if key in message)
 
 
@@ -48,8 +55,10 @@ def is_empty(message: dict[str, Any]) -> bool:
 
 
 def check(conversation: Any, *, answered: bool = True) -> None:
-    """Raise BadConversation if it cannot be rendered. `answered`: it must hold a turn of the assistant; without, no turn of the user may be
-    empty."""
+    """Raise BadConversation if the conversation cannot be rendered.
+
+    With `answered` it needs at least one assistant turn. Without it, no user turn may be empty.
+    """
     messages = conversation.get("messages") if isinstance(conversation, dict) else None
     if not isinstance(messages, list):
         raise BadConversation("it has no list of messages")
@@ -119,7 +128,8 @@ def _check_content(number: int, role: str, content: Any) -> None:
 
 
 def merged(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with a system message, if there is one, put before the first user's, an empty line between them."""
+    """The messages, with a system message merged into the first user message after it, separated by
+    an empty line."""
     if messages[0]["role"] != "system":
         return messages
     first = {**messages[1], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
@@ -127,7 +137,8 @@ def merged(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _pieces(messages: list[dict[str, Any]]) -> Iterator[tuple[str, bool, int]]:
-    """(text or name of a special token, is it special, mask) in order, after bos."""
+    """(text or name of a special token, whether it is special, mask) in order, without the bos
+    token."""
     for message in messages:
         role, content = message["role"], message["content"]
         learnt = int(role == "assistant" and is_trained(message))
@@ -156,7 +167,8 @@ def _layout(tokenizer: Tokenizer, messages: list[dict[str, Any]]) -> tuple[list[
 
 
 def render(tokenizer: Tokenizer, conversation: dict[str, Any]) -> tuple[list[int], list[int]]:
-    """ids and mask of a whole conversation, equally long; mask 1 where the assistant writes. Each part is encoded by itself.
+    """Token ids and mask of a whole conversation, two lists of one length; the mask is 1 where the
+    assistant writes. Each part is encoded separately.
 
     Raises BadConversation.
     """
@@ -165,8 +177,11 @@ def render(tokenizer: Tokenizer, conversation: dict[str, Any]) -> tuple[list[int
 
 
 def render_prompt(tokenizer: Tokenizer, conversation: dict[str, Any], *, go_on: bool = False) -> list[int]:
-    """ids of a conversation up to where the assistant is to speak. A last message of the assistant is left out, or with `go_on` not ended,
-    so that what follows continues it. Raises BadConversation."""
+    """Token ids of a conversation up to the point where the assistant answers.
+
+    A final assistant message is dropped. With `go_on` it is kept and left open, so that the model
+    continues it. Raises BadConversation.
+    """
     messages = conversation.get("messages") if isinstance(conversation, dict) else None
     answered = (
         isinstance(messages, list)

@@ -1,4 +1,5 @@
-"""Fixed texts on which tokenizers are compared, whatever they were trained on. Changing one changes the table."""
+"""Fixed texts for comparing tokenizers, independent of their training text. Changing one changes
+the table."""
 
 ENGLISH = """The ferry left before sunrise, and by the time the fog lifted the harbour had shrunk to a grey line
 behind us. Nobody spoke much. The cook handed round coffee in tin mugs, the mate counted the crates of

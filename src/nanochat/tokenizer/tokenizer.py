@@ -1,16 +1,18 @@
-"""A tokenizer: text to ids and back, and its two files.
+"""Tokenizers: text to ids and back, and the two files of a saved tokenizer.
 
-Ids 0 … V-10 stand for byte strings (kind "bpe": ids 0-255 are the bytes in order, then the merges in training order)
-or for characters (kind "char": in code point order); the last nine are the special tokens. Encoding text never gives
-special ids, whatever the text says: only code that lays out documents and conversations puts them in.
+Ids 0 … V-10 stand for byte strings (kind "bpe": ids 0-255 are the bytes in order, then the merges
+in training order) or for characters (kind "char": in code point order). The last nine ids are the
+special tokens. Encoding text never produces special ids, even if the text contains their names:
+only the code that lays out documents and conversations inserts them.
 
-Text is cut into words, and the ids of every word met before are in a dictionary, so that bulk encoding is one regular
-expression and one dictionary look-up per word. Only new words go through the merges, in `tokenizers`.
+Text is split into words, and the ids of words seen before are kept in a dictionary. Bulk encoding
+is therefore one regular expression and one dictionary look-up per word. Only new words go through
+the merges, in `tokenizers`.
 
-Files: `tokenizer.json` in the format of `tokenizers`, which loads it and gives the same ids (with its
-`encode_special_tokens = True`, since by default that library turns the text "<|bos|>" into the special token), and
-`token_bytes.npy`, the int32 byte length of every token as it stands in raw text (specials 0): what bits per byte
-divides by.
+Files: `tokenizer.json` is in the format of `tokenizers`. That library loads it and gives the same
+ids with `encode_special_tokens = True`; by default it would turn the text "<|bos|>" into the
+special token. `token_bytes.npy` holds the int32 byte length of every token in raw text (0 for
+specials), the denominator of bits per byte.
 """
 
 import hashlib
@@ -28,9 +30,9 @@ from tokenizers import decoders, models, pre_tokenizers
 from nanochat.tokenizer.unicode16 import UNICODE_VERSION
 from nanochat.tokenizer.words import SPLIT_PATTERN, split_words, well_formed
 
-# from: nanochat; the order is the order of the ids
+# from: nanochat; in the order of their ids
 SPECIAL_TOKENS = (
-    "<|bos|>",  # before every document and conversation
+    "<|bos|>",  # starts every document and conversation
     "<|user_start|>",
     "<|user_end|>",
     "<|assistant_start|>",
@@ -42,11 +44,12 @@ SPECIAL_TOKENS = (
 )
 TOKENIZER_FILE, TOKEN_BYTES_FILE = "tokenizer.json", "token_bytes.npy"
 CACHED_WORDS = 500_000  # guess: about 0.1 GB; 100 MB of English prose have 200,000 distinct words
-CACHED_WORD_LENGTH = 64  # guess: longer words hardly ever come again
+CACHED_WORD_LENGTH = 64  # guess: longer words rarely occur twice
 
 
 class Tokenizer(ABC):
-    """What both kinds share. `tokens` are the byte strings of ids 0 … V-10. Pickles without its word cache."""
+    """The common base of both kinds. `tokens` are the byte strings of ids 0 … V-10. The word cache
+    is not pickled."""
 
     kind: ClassVar[str]
 
@@ -55,12 +58,14 @@ class Tokenizer(ABC):
         self.vocab_size = len(self.tokens) + len(SPECIAL_TOKENS)
         self.specials = {name: len(self.tokens) + k for k, name in enumerate(SPECIAL_TOKENS)}
         self.bos_id = self.specials["<|bos|>"]
-        self.token_bytes = np.array([len(t) for t in self.tokens] + [0] * len(SPECIAL_TOKENS), dtype=np.int32)  # (V,)
+        # (V,)
+        self.token_bytes = np.array([len(t) for t in self.tokens] + [0] * len(SPECIAL_TOKENS), dtype=np.int32)
         self.hash = self._hash()
         self._pieces = [*self.tokens, *(name.encode() for name in SPECIAL_TOKENS)]
 
     def _hash(self) -> str:
-        """16 hex digits over all that determines the ids, and nothing else (no library version, no file layout)."""
+        """16 hex digits over everything that determines the ids: not the library version, not the
+        file layout."""
         digest = hashlib.sha256(json.dumps([self.kind, *self._rules(), *SPECIAL_TOKENS]).encode())
         for token in self.tokens:
             digest.update(len(token).to_bytes(4, "little") + token)
@@ -68,21 +73,25 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _rules(self) -> list[str]:
-        """What determines the ids beside kind, tokens and specials."""
+        """What determines the ids besides kind, tokens and specials."""
 
     @abstractmethod
     def encode_array(self, text: str) -> np.ndarray:
-        """The ids of `text` as a read-only int32 array (n,), with no Python integer made: what token shards are made with.
+        """Ids of `text` as a read-only int32 array (n,), built without Python integers; token
+        shards are made with it.
 
-        Never special ids. A lone surrogate is encoded as U+FFFD. Kind "char": ValueError for an unknown character.
+        Special ids never occur. A lone surrogate is encoded as U+FFFD. Kind "char" raises
+        ValueError for an unknown character.
         """
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, as `encode_array`. One core: for more, give each process its own texts."""
+        """Ids of `text` as a list, equal to `encode_array`. Uses one core; to use more, split the
+        texts over processes."""
         return self.encode_array(text).tolist()
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """Bytes of `ids` (list, array, CPU tensor), specials as their names. ValueError for an id beyond 0 … V-1."""
+        """Bytes of `ids` (list, array or CPU tensor), with specials as their names. ValueError for
+        an id outside 0 … V-1."""
         numbers = np.asarray(ids if hasattr(ids, "__array__") else list(ids)).ravel()
         if numbers.size and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= self.vocab_size):
             wrong = next(n for n in numbers.tolist() if not isinstance(n, int) or not 0 <= n < self.vocab_size)
@@ -90,26 +99,27 @@ class Tokenizer(ABC):
         return b"".join(map(self._pieces.__getitem__, numbers.tolist()))
 
     def piece(self, token: int) -> bytes:
-        """The bytes of one id from 0 to V-1, without checking it: for text that grows a token at a time."""
+        """Bytes of one id from 0 to V-1, without a check: for text that grows token by token."""
         return self._pieces[token]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are not valid UTF-8 become U+FFFD."""
+        """Text of `ids`; bytes that are not valid UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     @abstractmethod
     def _library_tokenizer(self) -> tokenizers.Tokenizer:
-        """The same tokenizer as an object of `tokenizers`, without the specials."""
+        """The same tokenizer as a `tokenizers` object, without the specials."""
 
     def to_json(self) -> str:
-        """The text of `tokenizer.json`."""
+        """The content of `tokenizer.json`."""
         library = self._library_tokenizer()
         added = [tokenizers.AddedToken(name, special=True, normalized=False) for name in SPECIAL_TOKENS]
         library.add_special_tokens(added)
         return library.to_str(pretty=False)
 
     def save(self, folder: Path) -> None:
-        """Write both files into `folder`, each under a temporary name first: no reader ever sees half a file."""
+        """Write both files into `folder`, each under a temporary name first, so that no process
+        reads half a file."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in (TOKENIZER_FILE, TOKEN_BYTES_FILE):
@@ -128,7 +138,8 @@ class Tokenizer(ABC):
 
 
 class BPETokenizer(Tokenizer):
-    """Byte-level byte-pair encoding. `merges[k]` is the pair (left id, right id) that makes id 256 + k."""
+    """Byte-level byte-pair encoding. `merges[k]` is the pair (left id, right id) that makes id 256
+    + k."""
 
     kind = "bpe"
 
@@ -157,7 +168,8 @@ class BPETokenizer(Tokenizer):
     def _library_model(self) -> models.BPE:
         names = [printable(token) for token in self.tokens]
         vocab = {name: number for number, name in enumerate(names)}
-        # ignore_merges: a word that is a token is that token; as tiktoken has it, and a little faster
+        # ignore_merges: a word that is itself a token becomes that token, as in tiktoken; it is
+        # also slightly faster
         return models.BPE(vocab, [(names[left], names[right]) for left, right in self.merges], ignore_merges=True)
 
     def _library_tokenizer(self) -> tokenizers.Tokenizer:
@@ -173,7 +185,7 @@ class BPETokenizer(Tokenizer):
 
 
 class WordCache(dict[str, bytes]):
-    """word -> its ids as the bytes of an int32 array; computed when first asked for."""
+    """word -> its ids as the bytes of an int32 array, computed at the first look-up."""
 
     def __init__(self, model: models.BPE):
         super().__init__()
@@ -188,7 +200,7 @@ class WordCache(dict[str, bytes]):
 
 
 class CharTokenizer(Tokenizer):
-    """One token per character. `characters` are its characters in code point order."""
+    """One token per character. `characters` holds them in code point order."""
 
     kind = "char"
 
@@ -226,14 +238,16 @@ class CharTokenizer(Tokenizer):
         return library
 
 
-# `tokenizers` wants a name for what it does not know; it is in no vocabulary, so that is an error there too
+# `tokenizers` requires a name for unknown tokens; this one is in no vocabulary, so that library
+# raises too
 UNKNOWN = "<|unknown|>"
 
 
 def _printable_bytes() -> str:
-    """A printable character for every byte (256 characters): the alphabet of GPT-2, in which `tokenizers` writes bytes.
+    """256 printable characters, one per byte: GPT-2's alphabet, in which `tokenizers` writes bytes.
 
-    Bytes that Latin-1 shows stand for themselves, the others for U+0100 onwards in their order.
+    Bytes that are printable in Latin-1 stand for themselves; the others map to U+0100 and up, in
+    order.
     """
     shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = iter(range(0x100, 0x200))
@@ -244,25 +258,25 @@ PRINTABLE = _printable_bytes()
 
 
 def printable(raw: bytes) -> str:
-    """Bytes as `tokenizers` writes them: one printable character each."""
+    """Bytes as `tokenizers` writes them, one printable character each."""
     return raw.decode("latin-1").translate(PRINTABLE)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer saved in `folder`.
+    """Load the tokenizer saved in `folder`.
 
-    FileNotFoundError if a file is missing; ValueError if `tokenizer.json` is not one of ours or `token_bytes.npy` is
-    not the one that belongs to it.
+    FileNotFoundError if a file is missing. ValueError if `tokenizer.json` has another format, or if
+    `token_bytes.npy` belongs to another tokenizer.
     """
     folder = Path(folder)
     for name in (TOKENIZER_FILE, TOKEN_BYTES_FILE):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}; give a folder that nanochat's tokenizer was saved in")
+            raise FileNotFoundError(f"{folder} has no {name}; give a folder that a nanochat tokenizer was saved in")
     try:
         tokenizer = tokenizer_from_json((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        message = f"{folder / TOKENIZER_FILE} is not a tokenizer of nanochat ({reason}); train one again"
+        message = f"{folder / TOKENIZER_FILE} is not a nanochat tokenizer ({reason}); train one again"
         raise ValueError(message) from error
     try:
         lengths = np.load(folder / TOKEN_BYTES_FILE, allow_pickle=False)
@@ -270,14 +284,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise ValueError(f"{folder / TOKEN_BYTES_FILE} cannot be read ({error}); save the tokenizer again") from error
     if not isinstance(lengths, np.ndarray) or not np.array_equal(lengths, tokenizer.token_bytes):
         raise ValueError(
-            f"{folder / TOKEN_BYTES_FILE} does not belong to the {TOKENIZER_FILE} beside it (other byte lengths);"
+            f"{folder / TOKEN_BYTES_FILE} does not match {TOKENIZER_FILE} in the same folder (other byte lengths);"
             " copy both files from the same folder"
         )
     return tokenizer
 
 
 def tokenizer_from_json(text: str) -> Tokenizer:
-    """The tokenizer that `to_json` wrote as `text`; ValueError or KeyError for another content."""
+    """The tokenizer that `to_json` wrote as `text`; ValueError or KeyError for other content."""
     content = json.loads(text)
     model = content["model"]
     names = sorted(model["vocab"], key=model["vocab"].__getitem__)
@@ -294,7 +308,7 @@ def tokenizer_from_json(text: str) -> Tokenizer:
     else:
         raise ValueError(f"its model is {model['type']}")
     if tokenizer.kind == "bpe" and content["pre_tokenizer"]["pretokenizers"][0]["pattern"] != {"Regex": SPLIT_PATTERN}:
-        raise ValueError("it splits text in another way")
+        raise ValueError("its split pattern is another one")
     if model["vocab"] != expected:
         raise ValueError("its ids are not the bytes, then the merges in order")
     if specials != tokenizer.specials:

@@ -1,10 +1,10 @@
 """Which code points are letters (L), numbers (N) and white space, frozen at Unicode 16.0.
 
-The split pattern says `\\p{L}`, `\\p{N}` and `\\s`. What these mean grows with every Unicode release, and every
-library carries its own release (Python 3.11 has 14.0). With one frozen table the ids of a text depend on the
-tokenizer alone, not on what happens to be installed. Inclusive ranges in hexadecimal, from: Unicode Character
-Database 16.0, general category and White_Space; a test holds them against the regex engines of `tokenizers` and
-`tiktoken`.
+The split pattern contains `\\p{L}`, `\\p{N}` and `\\s`. Their meaning grows with every Unicode
+release, and every library ships its own release (Python 3.11 has 14.0). With one frozen table, the
+ids of a text depend on the tokenizer alone and not on installed versions. The ranges are inclusive,
+in hexadecimal, from: Unicode Character Database 16.0, general category and White_Space. A test
+compares them with the regex engines of `tokenizers` and `tiktoken`.
 """
 
 UNICODE_VERSION = "16.0"
