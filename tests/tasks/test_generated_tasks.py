@@ -184,7 +184,7 @@ def test_word_lists_that_cannot_be_used(tmp_path):
     for text, line in (
         ("a\ndon't\n", r"words\.txt line 2: \"don't\" is not a word of letters only"),
         ("\n\n", r"words\.txt holds no words"),
-        ("zebra\n", "none of the 1 words is for the test split at held_out=0.1"),
+        ("zebra\n", "none of the 1 words belongs to the test split at held_out=0.1"),
     ):
         (tmp_path / "words.txt").write_text(text)
         with pytest.raises(ValueError, match=line):
@@ -194,7 +194,7 @@ def test_word_lists_that_cannot_be_used(tmp_path):
     with pytest.raises(FileNotFoundError, match="spelling_bee needs a list of words; set `path`"):
         SpellingBee(size=1)[0]
     for share in (-0.1, 1, "x"):
-        with pytest.raises(ValueError, match=f"held_out={share} must lie between 0 and 1, or 0 to share everything"):
+        with pytest.raises(ValueError, match=f"held_out={share} must be between 0 and 1, or 0 to share everything"):
             SpellingBee(size=1, held_out=share)
 
 
@@ -272,7 +272,7 @@ def test_arithmetic_difficulty():
         ({"operators": "+%"}, r"operators=\+% must be some of \+ - \* /"),
         ({"operators": ""}, "operators= must be some of"),
         ({"operators": "++"}, r"operators=\+\+ must be some of"),
-        ({"held_out": 0}, "held_out=0 must lie between 0 and 1; try held_out: 0.1"),
+        ({"held_out": 0}, "held_out=0 must be between 0 and 1; try held_out: 0.1"),
     ):
         with pytest.raises(ValueError, match=line):
             Arithmetic(size=1, **wrong)

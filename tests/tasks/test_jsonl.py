@@ -78,11 +78,11 @@ def test_train_and_test_share_nothing_and_lose_nothing(tmp_path):
     assert len({json.dumps(t.settings()) for t in (everything, train, test)}) == 3
     for wrong, line in (
         ({"split": "val"}, "split=val is not known; set `split` to all, train or test"),
-        ({"held_out": 0}, "held_out=0 must lie between 0 and 1"),
+        ({"held_out": 0}, "held_out=0 must be between 0 and 1"),
     ):
         with pytest.raises(ValueError, match=line):
             JSONL(path=path, **wrong)
-    with pytest.raises(ValueError, match=r"holds no conversation for test at held_out=1e-09; raise that"):
+    with pytest.raises(ValueError, match=r"holds no conversation for test at held_out=1e-09; raise it"):
         len(JSONL(path=path, split="test", held_out=1e-9))
 
 

@@ -81,7 +81,7 @@ def test_settings_change_with_what_decides_the_conversations():
 
 
 def test_chat_has_no_score():
-    with pytest.raises(ValueError, match="numbers is chat: nothing in it is right or wrong"):
+    with pytest.raises(ValueError, match="numbers is chat, which has no right or wrong answers"):
         Numbers().score(Numbers()[0], "0")
 
 

@@ -1,4 +1,5 @@
-"""Conversations and scores, one file per task. A task knows text only: no tokenizer is used, no model is seen."""
+"""Tasks: conversations and their scores, one file per task. A task works on text only, without
+tokenizer and model."""
 
 from nanochat.tasks.task import Task
 

@@ -1,4 +1,5 @@
-"""ARC: grade-school science questions of the AI2 Reasoning Challenge, easy and challenging. Letters are the row's: A to E or 1 to 4."""
+"""ARC: grade-school science questions of the AI2 Reasoning Challenge, easy and challenge sets. The
+letters are those of the row: A to E or 1 to 4."""
 
 from typing import Any
 

@@ -1,7 +1,9 @@
-"""Small calculations, answered through the calculator: what teaches a model to call it, on problems without end.
+"""Small calculations answered through the calculator: an unlimited supply of problems that teach a
+model to call the tool.
 
-The assistant writes the problem down, calls the tool, and repeats its result, in under 20 tokens. A problem (two
-operands and an operator) is on one side of train and test only; a + b and b + a are one problem.
+The assistant writes the problem down, calls the tool and repeats its result, in under 20 tokens. A
+problem (two operands and an operator) belongs either to train or to test; a + b and b + a are one
+problem.
 """
 
 import re
@@ -17,7 +19,8 @@ from nanochat.runtime.held_out import is_held_out
 from nanochat.runtime.settings import Portion
 from nanochat.tasks.generated import Generated, Size, Split, share
 
-# operator -> how the calculator is called (its `/` gives 4.0 where a person says 4), and what comes out
+# operator -> (expression for the calculator, result). The calculator's `/` would give 4.0 where a
+# person writes 4
 CALLS = {"+": "+", "-": "-", "*": "*", "/": "//"}
 RESULTS = {"+": add, "-": sub, "*": mul, "/": floordiv}
 SIGNS = {"+": ("+",), "-": ("-",), "*": ("*", "x", "×"), "/": ("/", "÷")}  # noqa: RUF001
@@ -92,7 +95,7 @@ WORDED = {
         "What do you get if you divide {a} by {b}?",
     ),
 }
-# told only where the numbers can be counts of things: from 2 up, and with something left
+# used only where the numbers can be counts of things: from 2 up, with something left over
 STORIES = {
     "+": (
         "I have {a} coins and get {b} more. How many coins do I have now?",
@@ -127,15 +130,17 @@ STORY_SHARE = 0.15  # guess
 WORDED_SHARE = 0.35  # guess; the rest is asked with signs
 NUMBER = re.compile(r"(?<![\d.])-?\d[\d,]*(?:\.\d+)?")
 TRIES = (
-    1000  # guess: problems drawn for one that is on the wanted side; at held_out=0.1 seven are enough half of the time
+    # guess: draws per problem until one belongs to the split; at held_out=0.1 seven are enough half
+    # of the time
+    1000
 )
 
 
 class Arithmetic(Generated):
-    """Two operands of up to `digits` digits, joined by one of `operators` (of + - * /). Every division comes out even, and
-    both its operands have up to `digits` digits.
+    """Two operands of up to `digits` digits, joined by one of `operators` (of + - * /).
 
-    `held_out` is the share of the problems that only the test split has.
+    Every division has an integer result, and both its operands have up to `digits` digits.
+    `held_out` is the share of the problems that occur only in the test split.
     """
 
     kind = "answer"
@@ -171,12 +176,13 @@ class Arithmetic(Generated):
             if is_held_out(named(a, operator, b), self.held_out) == (self.split == "test"):
                 return a, operator, b
         raise ValueError(
-            f"{self.name}: too few problems with digits={self.digits} and operators={self.operators} have their place in "
+            f"{self.name}: too few problems with digits={self.digits} and operators={self.operators} belong to "
             f"the {self.split} split at held_out={self.held_out}; raise digits"
         )
 
     def _number(self, random: Random) -> int:
-        return random.randrange(10 ** random.randint(1, self.digits))  # so that small numbers are not rare
+        # so that small numbers are not rare
+        return random.randrange(10 ** random.randint(1, self.digits))
 
     def conversation(self, i: int) -> dict[str, Any]:
         random = self.random(i)
@@ -207,7 +213,8 @@ class Arithmetic(Generated):
         }
 
     def score(self, conversation: dict[str, Any], completion: str) -> float:
-        """Whether the last number of the completion is the answer; 1,200 and 1200.0 are the same number."""
+        """Whether the last number of the completion is the answer; 1,200 and 1200.0 are the same
+        number."""
         numbers = NUMBER.findall(completion)
         return float(bool(numbers) and Decimal(numbers[-1].replace(",", "")) == Decimal(conversation["answer"]))
 
@@ -220,7 +227,7 @@ class Arithmetic(Generated):
 
 
 def named(a: int, operator: str, b: int) -> str:
-    """What a problem is called when its side is chosen.
+    """The key of a problem, which is hashed to choose its split.
 
     >>> named(7, "+", 3), named(7, "-", 3)
     ('3+7', '7-3')

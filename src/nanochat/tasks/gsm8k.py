@@ -1,7 +1,9 @@
-"""GSM8K: grade-school word problems, answered step by step with calls of the calculator (facts sheet 4.4).
+"""GSM8K: grade-school word problems, answered step by step with calls of the calculator (facts
+sheet 4.4).
 
-Its answers write a calculation as `<<48/2=24>>`; here that is a call of the tool and its result. The grader is the strict one
-published scores were taken with: the first `#### number` of the completion, compared as a string.
+The data set writes a calculation as `<<48/2=24>>`; here it becomes a tool call and its result. The
+grader is the strict one of published scores: the first `#### number` of the completion, compared as
+a string.
 """
 
 import re
@@ -64,7 +66,8 @@ def parts(answer: str) -> list[dict[str, str]]:
 
 
 def marked(text: str) -> str | None:
-    """The number after the first `#### `, without commas; None if there is none. "12." and "12.0" are not "12".
+    """The number after the first `#### `, without commas; None if there is none. "12." and "12.0"
+    are not "12".
 
     >>> marked("so she has #### 1,200")
     '1200'
@@ -74,6 +77,6 @@ def marked(text: str) -> str | None:
 
 
 def score_marked(conversation: dict[str, Any], completion: str) -> float:
-    """1.0 if the completion marks the number that the conversation's last text marks."""
+    """1.0 if completion and last text of the conversation mark the same number, else 0.0."""
     wanted = marked(last_answer(conversation))
     return float(wanted is not None and marked(completion) == wanted)

@@ -1,8 +1,9 @@
 """Tasks whose rows are a Hugging Face data set, read by the `datasets` library.
 
-With a local mirror (`paths.hub_dir`) rows come from `<mirror>/<org>/<name>/` and nothing touches the network. The rows of a
-split are always taken in the order of one permutation with seed 42, which is nanochat's (facts sheet 4.3), so that the first
-thousand of a sorted data set are a fair sample of it.
+With a local mirror (`paths.hub_dir`) rows come from `<mirror>/<org>/<name>/`, without network
+access. The rows of a split are always taken in the order of one permutation with seed 42,
+nanochat's (facts sheet 4.3), so that the first thousand rows of a sorted data set are a random
+sample of it.
 """
 
 from collections.abc import Collection
@@ -18,9 +19,10 @@ SHUFFLE_SEED = 42  # from: facts sheet 4.3
 
 
 class HubTask(Task):
-    """Rows of one split. `dataset` is its name on the hub, `subset` its config (None: the default one)."""
+    """Rows of one split. `dataset` is its name on the hub, `subset` its config (None: the default
+    one)."""
 
-    columns: tuple[str, ...]  # those that conversations are made of
+    columns: tuple[str, ...]  # the columns that conversations are made of
 
     def __init__(self, *, dataset: str, subset: str | None, split: str, **common: Any):
         super().__init__(**common)
@@ -30,12 +32,13 @@ class HubTask(Task):
 
     @cached_property
     def rows(self) -> Any:
-        """A datasets.Dataset in the data set's own order. Raises as `load_rows`."""
+        """The rows as a datasets.Dataset, in the order of the data set. Raises as
+        `load_rows` does."""
         return load_rows(self.dataset, self.subset, self.split, self.columns)
 
     @cached_property
     def order(self) -> np.ndarray:
-        """Conversation i is made of row order[i]."""
+        """Permutation of the rows: conversation i is made of row order[i]."""
         return np.random.default_rng(SHUFFLE_SEED).permutation(len(self.rows))
 
     def total(self) -> int:
@@ -45,11 +48,11 @@ class HubTask(Task):
         return self.rows[int(self.order[i])]
 
     def where(self, i: int) -> str:
-        """What an error calls conversation i."""
+        """The name of conversation i in error messages."""
         return f"row {self.order[i]} of {self.dataset} {self.split}"
 
     def settings(self) -> dict[str, Any]:
-        # the library's own hash of the files and of how they were read
+        # the library's hash of the files and of how they were read
         own = {"dataset": self.dataset, "subset": self.subset, "split": self.split, "rows": self.rows._fingerprint}
         return {**super().settings(), **own}
 
@@ -57,11 +60,13 @@ class HubTask(Task):
 def load_rows(
     dataset: str, subset: str | None, split: str, columns: tuple[str, ...], others: Collection[str] | None = None
 ) -> Any:
-    """The named columns of a split. `others` (None: any) names what else it may have.
+    """The named columns of a split. `others` lists further columns that are allowed (None: any).
 
-    FileNotFoundError for a data set that is not there, ValueError for a config, split or
-    column that it has not, OSError if the hub cannot be reached; each says what there is."""
-    import datasets  # slow to import, and the generated tasks need none of it
+    FileNotFoundError for a missing data set, ValueError for a missing config, split or column,
+    OSError if the hub cannot be reached. Each message lists what exists.
+    """
+    # imported here: it is slow to import, and generated tasks do not need it
+    import datasets
 
     mirror, cache = hub_dir(), str(base_dir() / "datasets")
     place = "in the mirror" if mirror else "on the hub"
@@ -72,14 +77,15 @@ def load_rows(
         )
     source = str(mirror / dataset) if mirror else dataset
     if mirror:
-        datasets.disable_progress_bars()  # nothing is downloaded
+        datasets.disable_progress_bars()  # the files are local
     try:
         builder = datasets.load_dataset_builder(source, subset, cache_dir=cache)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise FileNotFoundError(
-            f"{dataset} is not on the hub, or is not open to everybody; check `dataset`, or log in with `hf auth login`"
+            f"{dataset} is not on the hub, or is private or gated; check `dataset`, or log in with `hf auth login`"
         ) from error
-    except Exception as error:  # the libraries below have many kinds of errors for no network
+    # the libraries below report a missing network with many exception types
+    except Exception as error:
         if configs := _configs(source, subset):
             raise ValueError(
                 f"subset={subset} is not a config of {dataset} {place}; set `subset` to one of: {configs}"
@@ -104,14 +110,14 @@ def load_rows(
     unread = [name for name in rows.column_names if name not in columns and others is not None and name not in others]
     if unread:
         raise ValueError(
-            f"{dataset} {split} also has {', '.join(unread)}, which would not be read; if its conversations are whole without, set "
+            f"{dataset} {split} also has {', '.join(unread)}, which would not be read; if the conversations are complete without, set "
             f"`ignore` to [{','.join(unread)}]"
         )
     return rows.select_columns(list(columns))
 
 
 def _configs(source: str, subset: str | None) -> str:
-    """The configs there are, if asking for `subset` is what went wrong; else ""."""
+    """The configs that exist, if a wrong `subset` was the error; else ""."""
     import datasets
 
     try:

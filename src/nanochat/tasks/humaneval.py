@@ -1,8 +1,9 @@
-"""HumanEval: finish a Python function, judged by running it with the problem's own tests (facts sheet 4.4 and 8).
+"""HumanEval: complete a Python function; scored by running it with the tests of the problem (facts
+sheet 4.4 and 8).
 
-A problem is solved if the program ends with code 0 and came to its last line, so that an answer that exits before the tests ran
-scores nothing. An answer that looks for the judge in its own process can still claim that it did: answer and tests share an
-interpreter, as in everybody's HumanEval.
+A problem is solved if the program exits with code 0 and reached its last line, so that an answer
+that exits before the tests scores 0. Answer and tests share an interpreter, as in every HumanEval,
+so an answer that manipulates the tests can still pass.
 """
 
 import os
@@ -15,11 +16,11 @@ from nanochat.inference.execution import guards, run_python
 from nanochat.tasks.hub import HubTask
 
 FENCED = re.compile(r"```(?:python)?\n(.*?)\n```", re.DOTALL)
-PROGRAMS = 8  # guess: at once, of at most a core each
+PROGRAMS = 8  # guess: at once, of at most one core each
 
 
 class HumanEval(HubTask):
-    """A conversation also has `entry_point` and `test`, which are what a completion is run with."""
+    """A conversation also has `entry_point` and `test`, with which a completion is run."""
 
     kind = "answer"
     columns = ("prompt", "canonical_solution", "entry_point", "test")
@@ -47,7 +48,7 @@ class HumanEval(HubTask):
         }
 
     def score(self, conversation: dict[str, Any], completion: str) -> float:
-        guards()  # the log says, before the first program, what is not guarded
+        guards()  # logs, before the first program, what is not guarded
         return float(run_python(program(conversation, completion)).finished)
 
     def scores(self, conversations: Sequence[dict[str, Any]], completions: Sequence[str]) -> list[float]:
@@ -57,13 +58,15 @@ class HumanEval(HubTask):
 
 
 def program(conversation: dict[str, Any], completion: str) -> str:
-    """The imports of the question, the code of the completion, the tests, and the call that runs them."""
+    """The program to run: imports of the question, code of the completion, tests, and the call of
+    the tests."""
     parts = [imports(conversation["messages"][0]["content"]), code(completion), conversation["test"]]
     return "\n\n".join(parts) + f"\ncheck({conversation['entry_point']})"
 
 
 def imports(question: str) -> str:
-    """The import lines before its first line of anything else; comments and empty lines are passed over.
+    """The import lines before the first line of anything else; comments and empty lines are
+    skipped.
 
     >>> imports("# sums\\nimport math\\n\\ndef f():\\n    import os")
     'import math'
@@ -78,7 +81,7 @@ def imports(question: str) -> str:
 
 
 def code(completion: str) -> str:
-    """What stands in its first fence, or all of it.
+    """The content of the first fenced block; without a fence, the whole completion.
 
     >>> code("Here it is:\\n```python\\nx = 1\\n```\\nand that is all")
     'x = 1'

@@ -1,7 +1,8 @@
-"""Your own conversations: a file of JSON lines, or of one JSON list, plain or packed, in one of the shapes of `shapes.py`.
+"""Your own conversations: a file of JSON lines or of one JSON list, plain or compressed, in one of
+the shapes of `shapes.py`.
 
-A missing file or a line that is no JSON is an error at once. A conversation that breaks the rules is told when it is asked for, with the
-number of its line, so that whoever mixes them can refuse or count it.
+A missing file or a line that is not JSON is an error at once. A conversation that breaks the rules
+raises when it is read, with its line number, so that the data module can stop or count it.
 """
 
 import contextlib
@@ -23,9 +24,10 @@ from nanochat.tokenizer.conversations import BadConversation, check
 
 
 class JSONL(Task):
-    """Each line that is not empty is a conversation: a JSON array of messages, an object with `messages`, or another shape; in file order.
+    """One conversation per non-empty line, in file order: a JSON array of messages, an object with
+    `messages`, or another known shape.
 
-    `split`: all of them, or train and test, where the hash of a conversation puts `held_out` of them into test.
+    `split` is all, train or test; the hash of a conversation puts the share `held_out` into test.
     """
 
     kind = "chat"
@@ -44,7 +46,7 @@ class JSONL(Task):
         self.path = Path(path).expanduser().absolute()
         if not self.path.is_file():
             raise FileNotFoundError(
-                f"path={path} is not a file; set `path` to a file of conversations, one JSON a line"
+                f"path={path} is not a file; set `path` to a file of conversations, one JSON value per line"
             )
         if split not in ("all", "train", "test"):
             raise ValueError(f"split={split} is not known; set `split` to all, train or test")
@@ -53,18 +55,19 @@ class JSONL(Task):
 
     @cached_property
     def lines(self) -> list[tuple[str, Any]]:
-        """(line or item, value) of each conversation of the split. ValueError for a line that is not JSON, or none at all."""
+        """(line or item number, value) of each conversation of the split. ValueError for a line
+        that is not JSON, or if there are none."""
         found = [
             (where, value)
             for where, value in self._values()
             if self.split == "all" or is_held_out(json.dumps(value), self.held_out) == (self.split == "test")
         ]
         if not found and self.split == "all":
-            raise ValueError(f"{self.path} holds no conversation; write one JSON a line")
+            raise ValueError(f"{self.path} holds no conversation; write one JSON value per line")
         if not found:
             raise ValueError(
-                f"{self.path} holds no conversation for {self.split} at held_out={self.held_out:g}; raise that (data.val_fraction=0.3), or "
-                "give another file (data.val_path=FILE)"
+                f"{self.path} holds no conversation for {self.split} at held_out={self.held_out:g}; raise it "
+                "(data.val_fraction=0.3), or give another file (data.val_path=FILE)"
             )
         return found
 
@@ -74,7 +77,7 @@ class JSONL(Task):
             if line.strip():
                 try:
                     found.append((f"line {number}", json.loads(line)))
-                except ValueError as error:  # no JSON, or no UTF-8
+                except ValueError as error:  # not JSON, or not UTF-8
                     whole = None if found else self._whole()
                     if whole is None:
                         raise ValueError(f"{self.path} line {number} is not JSON ({error})") from None
@@ -85,7 +88,7 @@ class JSONL(Task):
         return found
 
     def _whole(self) -> Any:
-        """The file as one JSON value over several lines, None if it is none."""
+        """The file as one JSON value over several lines; None if it is not one."""
         try:
             return json.loads(read_bytes(self.path))
         except ValueError:
@@ -121,7 +124,7 @@ class JSONL(Task):
 
 
 def _is_list_of_conversations(value: Any) -> bool:
-    """Whether a JSON list is of conversations, not of messages."""
+    """Whether a JSON list holds conversations (and not messages)."""
     return isinstance(value, list) and any(
         isinstance(item, list) or (isinstance(item, dict) and not {"role", "content", "from", "value"} & set(item))
         for item in value

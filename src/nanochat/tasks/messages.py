@@ -1,4 +1,4 @@
-"""Any hub data set that already is conversations: a column of messages, each a role and a content."""
+"""Any hub data set of conversations: a column of messages, each with a role and a content."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -10,8 +10,12 @@ from nanochat.tokenizer.conversations import BadConversation, check
 
 
 class Messages(HubTask):
-    """`column` holds the messages. A row that breaks the rules (turns that do not alternate, calls of tools) raises BadConversation when
-    it is asked for. A data set with other columns that might belong to the conversation is a ValueError until `ignore` names them."""
+    """`column` holds the messages.
+
+    A row that breaks the rules (turns that do not alternate, tool calls) raises BadConversation
+    when it is read. Other columns that might belong to the conversation are a ValueError until
+    `ignore` names them.
+    """
 
     kind = "chat"
 

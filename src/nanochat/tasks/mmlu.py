@@ -1,4 +1,5 @@
-"""MMLU: four-choice questions over 57 subjects. nanochat trains on the split auxiliary_train and scores on test."""
+"""MMLU: four-choice questions over 57 subjects. nanochat trains on the split auxiliary_train and
+scores on test."""
 
 from typing import Any
 
@@ -8,7 +9,7 @@ LETTERS = ("A", "B", "C", "D")
 
 
 class MMLU(MultipleChoice):
-    """A conversation also has the `subject`."""
+    """A conversation also has its `subject`."""
 
     carried = ("subject",)
     columns = ("question", "subject", "choices", "answer")

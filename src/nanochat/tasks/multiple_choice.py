@@ -1,6 +1,8 @@
-"""Questions with lettered answers. The wording is nanochat's to the byte, for published models were trained on it.
+"""Questions with lettered answers. The wording equals nanochat's byte for byte, because published
+models were trained on it.
 
-The letter stands directly after `=`, so that it is the same token there and as the answer (facts sheet 4.4).
+The letter directly follows `=`, so that it is the same token there and in the answer (facts sheet
+4.4).
 """
 
 from abc import abstractmethod
@@ -17,14 +19,15 @@ def prompt(question: str, choices: Sequence[str], letters: Sequence[str]) -> str
 
 
 class MultipleChoice(HubTask):
-    """A conversation has `letters`; the answer is one of them. It also has what `carried` names of its row."""
+    """A conversation has `letters`, one of which is the answer, and the fields of its row that
+    `carried` names."""
 
     kind = "choice"
     carried: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def problem(self, row: dict[str, Any]) -> tuple[str, list[str], list[str], str]:
-        """Question, choices, their letters, the right letter."""
+        """Question, choices, letters of the choices, and the right letter."""
 
     def conversation(self, i: int) -> dict[str, Any]:
         row = self.row(i)

@@ -1,4 +1,5 @@
-"""OpenBookQA: elementary science questions. With ARC the stand-in for MMLU's auxiliary_train, which was made from both."""
+"""OpenBookQA: elementary science questions. Together with ARC it replaces MMLU's auxiliary_train,
+which was made from both."""
 
 from typing import Any
 

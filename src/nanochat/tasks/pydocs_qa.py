@@ -1,8 +1,9 @@
-"""Questions about Python's standard library, answered by its own docstrings: real questions and answers with no download.
+"""Questions about Python's standard library, answered by its docstrings: real questions and answers
+without a download.
 
-The same text that `data=pydocs` trains on, so a model asked here has read the answer. Source files are parsed, never imported;
-built-in types and a few C modules have their docstrings nowhere else and are imported. The test split asks about names
-that training never asks about.
+`data=pydocs` trains on the same text, so a model that is asked here has seen the answer. Source
+files are parsed and not imported; built-in types and a few C modules are imported, as their
+docstrings exist nowhere else. The test split asks about names that training never asks about.
 """
 
 import ast
@@ -23,7 +24,8 @@ from nanochat.runtime.settings import Portion
 from nanochat.tasks.generated import Generated, Size, Split, share
 from nanochat.tasks.stdlib import sources
 
-# the beginning of a module, and of a class or function that begins a line, to the end of what may be its docstring
+# the start of a module, or of a class or function at the start of a line, up to the end of its
+# docstring
 MODULE = re.compile(r'.*?("""|\'\'\').*?\1', re.S)
 TOP_LEVEL = re.compile(r"^(?:async )?(?:def|class) \w", re.M)
 DOCSTRING = re.compile(r'.*?:[ \t]*(?:#[^\n]*)?\n\s+[rRuU]?("""|\'\'\'|"|\').*?\1', re.S)
@@ -79,7 +81,7 @@ QUESTIONS = {
         "In Python, what is the module {name}?",
     ),
 }
-SHUFFLE_SEED = 42  # guess: any will do
+SHUFFLE_SEED = 42  # guess: any value works
 
 
 class Entry(NamedTuple):
@@ -89,8 +91,8 @@ class Entry(NamedTuple):
 
 
 class PyDocsQA(Generated):
-    """Each name in turn, in a shuffled order, each time in other words. `held_out` is the share of the names that only the
-    test split asks about."""
+    """Every name in turn, in shuffled order, with varying wording. `held_out` is the share of the
+    names that only the test split asks about."""
 
     kind = "chat"
 
@@ -104,7 +106,9 @@ class PyDocsQA(Generated):
     def entries(self) -> list[Entry]:
         chosen = [e for e in library() if is_held_out(e.name, self.held_out) == (self.split == "test")]
         if not chosen:
-            raise ValueError(f"no name is for the {self.split} split at held_out={self.held_out}; try held_out: 0.1")
+            raise ValueError(
+                f"no name belongs to the {self.split} split at held_out={self.held_out}; try held_out: 0.1"
+            )
         Random(SHUFFLE_SEED).shuffle(chosen)
         return chosen
 
@@ -124,7 +128,8 @@ class PyDocsQA(Generated):
 
 @functools.cache
 def library() -> tuple[Entry, ...]:
-    """What the standard library says about its public modules, classes and functions, each name once, sorted by name."""
+    """Public modules, classes and functions of the standard library with their docstrings, each
+    name once, sorted."""
     found: dict[str, Entry] = {}
     in_sources = (entry for module, source in sources() for entry in described(module, source))
     for entry in (*_built_in(), *in_sources):
@@ -133,9 +138,10 @@ def library() -> tuple[Entry, ...]:
 
 
 def described(module: str, source: str) -> Iterator[Entry]:
-    """The module, and its public classes and functions, that have a docstring which can stand as an answer.
+    """The module and its public classes and functions whose docstring can serve as an answer.
 
-    Only as much of each as goes to the end of its docstring is parsed, a fifth of the time that all of it takes.
+    Each source is parsed only up to the end of its docstring, which takes a fifth of the time of
+    parsing everything.
     """
     starts = [match.start() for match in TOP_LEVEL.finditer(source)]
     heads = [DOCSTRING.match(source, begin, end) for begin, end in pairwise([*starts, len(source)])]
@@ -148,7 +154,7 @@ def described(module: str, source: str) -> Iterator[Entry]:
             continue
         kind, name, node = "module", module, tree
         if number:
-            node = tree.body[0]  # statements after it may follow
+            node = tree.body[0]  # further statements may follow
             kind, name = "class" if isinstance(node, ast.ClassDef) else "function", f"{module}.{node.name}"
         text = ast.get_docstring(node)
         if text and not name.rpartition(".")[2].startswith("_") and (said := answer(name, text)):
@@ -184,7 +190,8 @@ def _methods(name: str, kind: type) -> Iterator[Entry]:
 
 
 def answer(name: str, docstring: str) -> str:
-    """The first sentence or two of a docstring, on one line, as an answer; "" if none is a plain sentence.
+    """The first one or two sentences of a docstring, on one line, as an answer; "" if none is a
+    plain sentence.
 
     >>> answer("m.f", "f(x) -> int\\n\\nReturn `x`, rounded\\nto an :class:`int`.\\n\\nMore.")
     'Return `x`, rounded to an int.'
@@ -192,7 +199,8 @@ def answer(name: str, docstring: str) -> str:
     last = re.escape(name.rpartition(".")[2])
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
         lines = [line.strip() for line in paragraph.splitlines()]
-        while lines and (re.match(rf"(?:\w+\.)*{last}\s*\(", lines[0]) or "->" in lines[0]):  # how it is called
+        # signature lines
+        while lines and (re.match(rf"(?:\w+\.)*{last}\s*\(", lines[0]) or "->" in lines[0]):
             lines.pop(0)
         text = re.sub(r":[a-z:]+:`~?([^`]+)`", r"\1", " ".join(lines))
         text = re.sub(r"``+", "`", re.sub(r"\s+", " ", text)).strip()

@@ -1,12 +1,13 @@
-"""What people write conversations as: messages, ShareGPT, Alpaca. What is not read is refused by its name, never dropped."""
+"""Formats in which conversations are stored: messages, ShareGPT, Alpaca. Content that cannot be
+read is an error that names it; nothing is dropped."""
 
 from collections.abc import Collection
 from typing import Any
 
 from nanochat.tokenizer.conversations import BadConversation, says_nothing
 
-# Keys beside a conversation that are about it. Any other that holds something changes what should be learnt (tools, a second answer), so
-# it is refused until somebody says that it may be left aside.
+# Keys next to a conversation that only describe it. Any other key with a value could change what is
+# trained (tools, a second answer), so it is an error until `ignore` names it.
 METADATA = frozenset(
     "id idx index uuid uid hash conversation_id conversation_hash conv_id dialogue_id message_id parent_id thread_id prompt_id task_id "
     "source sources source_split dataset dataset_name origin url split subset category topic full_topic domain services tags labels "
@@ -25,8 +26,11 @@ NAMES = {"ShareGPT": "ShareGPT (from and value)", "Alpaca": "Alpaca (instruction
 
 
 def conversation(value: Any, ignore: Collection[str] = ()) -> tuple[dict[str, Any], str]:
-    """A JSON value as a conversation, with the name of its shape. `ignore` names keys that may be left aside. BadConversation for what
-    is of no known shape, or holds more than is read."""
+    """A JSON value as a conversation, with the name of its format.
+
+    `ignore` names keys that may be skipped. BadConversation for an unknown format, or for content
+    that would not be read.
+    """
     if isinstance(value, list):
         value = {"messages": value}
     if not isinstance(value, dict):
@@ -47,7 +51,7 @@ def conversation(value: Any, ignore: Collection[str] = ()) -> tuple[dict[str, An
 
 def _sharegpt(number: int, message: Any) -> Any:
     if not isinstance(message, dict) or "from" not in message or "value" not in message:
-        raise BadConversation(f"message {number} has no from and value, as others have")
+        raise BadConversation(f"message {number} has no from and value, unlike the others")
     rest = {key: value for key, value in message.items() if key not in ("from", "value")}
     given = message["from"]
     return {
@@ -58,7 +62,7 @@ def _sharegpt(number: int, message: Any) -> Any:
 
 
 def _alpaca(value: dict[str, Any], ignore: Collection[str]) -> dict[str, Any]:
-    # `text` is the three written into a template
+    # `text` repeats the other three, filled into a template
     _check_rest(value, {"instruction", "input", "output", "system", "text"}, ignore)
     for key in ("instruction", "input", "output", "system"):
         if not isinstance(value.get(key, ""), str | None):
@@ -81,13 +85,14 @@ def _check_rest(value: dict[str, Any], read: set[str], ignore: Collection[str]) 
 
 
 def _advice(value: dict[str, Any]) -> str:
-    """The keys there are, and the line that makes messages of the first two that are text."""
+    """The keys of `value`, and a command line that makes messages of the first two that
+    are text."""
     texts = [key for key, held in value.items() if isinstance(held, str) and key not in METADATA]
     line = ""
     if len(texts) > 1:
         user, assistant = texts[:2]
         line = (
-            f"""; if {user} is said by the user and {assistant} by the assistant: jq -c '{{messages: [{{role: "user", content: .["{user}"]}}, """
+            f"""; if {user} is the user's text and {assistant} the assistant's: jq -c '{{messages: [{{role: "user", content: .["{user}"]}}, """
             f"""{{role: "assistant", content: .["{assistant}"]}}]}}' FILE > talks.jsonl"""
         )
     return f", its keys are: {', '.join(value) or 'none'}{line}"

@@ -1,7 +1,9 @@
-"""Spelling words and counting their letters, made from a list of English words (facts sheet 4.4).
+"""Spelling words and counting their letters, generated from a list of English words (facts sheet
+4.4).
 
-A model sees tokens, not letters. SimpleSpelling teaches what letters a word is made of, SpellingBee to spell it first, count
-aloud, and check with Python. Seeds and the order of draws are nanochat's, the wording is our own.
+A model sees tokens, not letters. SimpleSpelling teaches the letters of a word. SpellingBee teaches
+to spell the word first, count step by step, and check with Python. Seeds and order of draws are
+nanochat's; the wording is this project's.
 """
 
 import hashlib
@@ -20,9 +22,9 @@ from nanochat.tasks.generated import Generated, Size, Split, share
 from nanochat.tasks.gsm8k import marked, score_marked
 from nanochat.tasks.task import last_answer
 
-LIBRARY = "library"  # as a path: the words of the running Python's own documentation
+LIBRARY = "library"  # value of `path` for the words in the running Python's documentation
 WORDS_FILE = "dwyl/english-words/words_alpha.txt"  # in a mirror
-SHUFFLE_SEED = 42  # from: facts sheet 4.4, so that one index is another word in the two tasks
+SHUFFLE_SEED = 42  # from: facts sheet 4.4; with it, one index is a different word in the two tasks
 FROM_WORD = 0.9  # from: facts sheet 4.4, as the next two
 LOWER_CASE = 0.3
 QUESTION_MARK = 0.5
@@ -79,14 +81,15 @@ QUESTIONS = (
     "{word} に {letter} はいくつありますか",
     "単語 {word} の中に {letter} は何回出てきますか",
     "{word} の {letter} を数えてください",
-)  # 30 English, 4 Spanish, 4 Chinese, 4 Korean, 3 French, 3 German, 3 Japanese, as in the facts sheet
+)  # 30 English, 4 Spanish, 4 Chinese, 4 Korean, 3 French, 3 German, 3 Japanese: facts sheet 4.4
 
 
 class Words(Generated):
-    """A task about words: those of the file `path`, one a line in its order, of the word list in the mirror (None), or of the
-    documentation of the running Python ("library").
+    """A task about words: from the file `path` (one per line, in its order), from the word list in
+    the mirror (None), or from the documentation of the running Python ("library").
 
-    `held_out` is the share of the words that only the test split has; 0 lets both splits draw from all, as nanochat does.
+    `held_out` is the share of the words that only the test split has. With 0 both splits draw from
+    all words, as in nanochat.
     """
 
     kind = "answer"
@@ -105,13 +108,15 @@ class Words(Generated):
         if path is None:
             if mirror is None:
                 raise FileNotFoundError(
-                    f"{self.name} needs a list of words; set `path` to a file with a word a line (such as words_alpha.txt of "
+                    f"{self.name} needs a list of words; set `path` to a file with one word per line (such as words_alpha.txt of "
                     "github.com/dwyl/english-words) or to library, or NANOCHAT_HUB_DIR to a mirror with dwyl/english-words/"
                 )
             path = mirror / WORDS_FILE
         if not path.is_file():
             given = f"path={path}" if self.path else str(path)
-            raise FileNotFoundError(f"{given} is not a file; set `path` of {self.name} to a file with a word a line")
+            raise FileNotFoundError(
+                f"{given} is not a file; set `path` of {self.name} to a file with one word per line"
+            )
         words = []
         for number, line in enumerate(text_lines(path.read_text(encoding="utf-8")), 1):
             if word := line.strip():
@@ -121,18 +126,18 @@ class Words(Generated):
                     )
                 words.append(word)
         if not words:
-            raise ValueError(f"{path} holds no words; write one a line")
+            raise ValueError(f"{path} holds no words; write one per line")
         return words
 
     @cached_property
     def words(self) -> list[str]:
-        """Those of this split."""
+        """The words of this split."""
         if self.held_out == 0:
             return self.all_words
         chosen = [word for word in self.all_words if is_held_out(word, self.held_out) == (self.split == "test")]
         if not chosen:
             raise ValueError(
-                f"none of the {len(self.all_words)} words is for the {self.split} split at held_out={self.held_out}; give a "
+                f"none of the {len(self.all_words)} words belongs to the {self.split} split at held_out={self.held_out}; give a "
                 "longer list, or held_out: 0"
             )
         return chosen
@@ -143,7 +148,7 @@ class Words(Generated):
 
 
 class SimpleSpelling(Words):
-    """Spell a word. Right is nothing but `word:w,o,r,d`."""
+    """Spell a word. Only `word:w,o,r,d` is right."""
 
     def __init__(self, *, size: Size, split: Split = "train", name: str = "simple_spelling", **common: Any):
         super().__init__(name=name, size=size, split=split, **common)
@@ -171,13 +176,13 @@ class SimpleSpelling(Words):
 
 
 class SpellingBee(Words):
-    """Count a letter in a word. Graded like GSM8K, by the number after `####`."""
+    """Count a letter in a word. Scored like GSM8K, by the number after `####`."""
 
     def __init__(self, *, size: Size, split: Split = "train", name: str = "spelling_bee", **common: Any):
         super().__init__(name=name, size=size, split=split, **common)
 
     def conversation(self, i: int) -> dict[str, Any]:
-        random = self.random(i)  # the order of draws is the facts sheet's
+        random = self.random(i)  # order of draws: facts sheet 4.4
         word = random.choice(self.words)
         letter = random.choice(word) if random.random() < FROM_WORD else random.choice(ascii_lowercase)
         question = random.choice(QUESTIONS)
@@ -208,7 +213,7 @@ def spelled(word: str) -> str:
 
 
 def counted(word: str, letter: str) -> list[dict[str, str]]:
-    """The answer: spell, count by hand, check with Python."""
+    """The answer as parts: spell the word, count by hand, check with Python."""
     lines, count = [], 0
     for position, found in enumerate(word, 1):
         if found == letter:

@@ -1,7 +1,9 @@
-"""The source of the running Python's standard library, read in place: what there is to learn from without any data set.
+"""The source of the running Python's standard library, read in place: training text that needs no
+data set.
 
-Nothing is imported. So that a Python version has the same modules everywhere, parts that distributions leave out or change, or
-that are for one system only, are left out, and so are tests, tools and data.
+Nothing is imported. Modules that distributions omit or change, or that exist on one system only,
+are excluded, so that a Python version gives the same modules everywhere. Tests, tools and data are
+excluded too.
 """
 
 import functools
@@ -15,12 +17,13 @@ LEFT_OUT = re.compile(
     r"antigravity|curses|dbm|distutils|encodings|ensurepip|genericpath|idlelib|lib2to3|msilib|nt.*path|pydoc_data|"
     r"sitecustomize|test|this|tkinter|turtle|turtledemo|usercustomize|venv|.*\.tests?|.*(windows_|win32|forkserver).*"
 )
-RENAMED = {"posixpath": "os.path"}  # as it is imported
+RENAMED = {"posixpath": "os.path"}  # file name -> name under which it is imported
 IN_PROSE = re.compile(r"(?<= )[a-z]{3,12}(?=[ .,;:])")
 
 
 def sources(folder: Path | None = None, package: str = "") -> Iterator[tuple[str, str]]:
-    """(name, source) of the public modules in a folder (None: all of the library), packages and what is in them."""
+    """(name, source) of the public modules in a folder (None: the whole library), packages with
+    their modules."""
     for path in sorted((folder or Path(sysconfig.get_path("stdlib"))).iterdir()):
         name = f"{package}{path.stem}"
         if path.stem == "__init__":
@@ -35,7 +38,8 @@ def sources(folder: Path | None = None, package: str = "") -> Iterator[tuple[str
 
 @functools.cache
 def words() -> tuple[str, ...]:
-    """Words of its comments and docstrings, those that occur more than once, in alphabetical order: about 5,800."""
+    """Words that occur more than once in its comments and docstrings, in alphabetical order: about
+    5,800."""
     counts: Counter[str] = Counter()
     for _, source in sources():
         counts.update(IN_PROSE.findall(source))

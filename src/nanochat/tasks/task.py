@@ -1,7 +1,8 @@
-"""What a task is: conversations by index, and a score of what a model answers.
+"""The task interface: conversations by index, and a score of a model's answer.
 
-A conversation is a function of the task's settings, its data and the index, never of time, process or the calls before. So whatever
-trains on tasks can name a conversation by (task, index), and worker processes that each take a slice see what one process would.
+A conversation depends only on the settings of the task, its data and the index, not on time,
+process or earlier calls. A trainer can therefore address a conversation by (task, index), and
+worker processes that each take a slice see what one process would see.
 """
 
 import hashlib
@@ -14,17 +15,21 @@ from typing import Any, ClassVar
 from nanochat.runtime.settings import Count, Whole
 from nanochat.tokenizer.conversations import BadConversation
 
-SAMPLE = 1000  # guess: conversations hashed into the settings; a tenth of a second, and a changed template or row shows
+# guess: conversations hashed into the settings; takes a tenth of a second, and detects a changed
+# template or row
+SAMPLE = 1000
 
 
 class Task(ABC):
-    """Conversations start, start + step, ... before `stop` (None: to the end) of those there are.
+    """The conversations start, start + step, ... before `stop` (None: up to the end) of all
+    `total()` ones.
 
-    `repeat` is how often a mixture takes each in an epoch; it is not applied here. Picklable and cheap to construct: data
-    is loaded on first use, by each process for itself.
+    `repeat` is how often a mixture takes each conversation per epoch; it is not applied here. A
+    task is picklable and cheap to construct: each process loads the data at first use.
     """
 
-    # "chat": nothing to score | "choice": the answer is one of conversation["letters"] | "answer": free text, judged by `score`
+    # "chat": nothing to score | "choice": the answer is one of conversation["letters"] | "answer":
+    # free text, scored by `score`
     kind: ClassVar[str]
 
     def __init__(self, *, name: str, start: Whole = 0, stop: Count | None = None, step: Count = 1, repeat: Count = 1):
@@ -36,22 +41,25 @@ class Task(ABC):
 
     @abstractmethod
     def total(self) -> int:
-        """Conversations before start, stop and step are applied."""
+        """Number of conversations before start, stop and step are applied."""
 
     @abstractmethod
     def conversation(self, i: int) -> dict[str, Any]:
-        """Number i of all. BadConversation for one that breaks the rules, naming its row or line and the reason."""
+        """Conversation i of all. BadConversation for one that breaks the rules; the message names
+        row or line and the reason."""
 
     def score(self, conversation: dict[str, Any], completion: str) -> float:
-        """1.0 for a right completion, 0.0 for a wrong one. `completion` is what followed the prompt, as text."""
-        raise ValueError(f"{self.name} is chat: nothing in it is right or wrong; leave it out of what is scored")
+        """1.0 for a right completion, 0.0 for a wrong one. `completion` is the generated text after
+        the prompt."""
+        raise ValueError(f"{self.name} is chat, which has no right or wrong answers; leave it out of what is scored")
 
     def scores(self, conversations: Sequence[dict[str, Any]], completions: Sequence[str]) -> list[float]:
-        """The score of each; a task whose scores take time may work on several at once."""
+        """The score of each completion; a task with slow scores may compute several at once."""
         return [self.score(*pair) for pair in zip(conversations, completions, strict=True)]
 
     def reference(self, conversation: dict[str, Any]) -> str | None:
-        """The answer that is right, short and bare, for a grader that compares as a person would; None where only `score` can tell."""
+        """The right answer, short and bare, for a grader that compares as a person would; None if
+        only `score` can decide."""
         return None
 
     @cached_property
@@ -74,14 +82,15 @@ class Task(ABC):
         return self.conversation(self._indices[i])
 
     def notes(self) -> list[str]:
-        """What was decided about the data without being asked for, a line each."""
+        """Decisions about the data that were made automatically, one line each."""
         return []
 
     def settings(self) -> dict[str, Any]:
-        """What decides the conversations, as JSON: equal settings, equal conversations. Loads the data.
+        """Everything that determines the conversations, as JSON: equal settings mean equal
+        conversations. Loads the data.
 
-        Besides the arguments it holds a hash of up to SAMPLE conversations, evenly spaced, which changes with the data
-        and with the wording of generated ones.
+        Besides the arguments it contains a hash of up to SAMPLE evenly spaced conversations, which
+        changes with the data and with the wording of generated ones.
         """
         return {
             "task": f"{type(self).__module__}.{type(self).__qualname__}",
@@ -99,26 +108,26 @@ class Task(ABC):
         for k in range(min(count, SAMPLE)):
             try:
                 text = json.dumps(self[k * count // min(count, SAMPLE)], sort_keys=True)
-            except BadConversation:  # the reason may name a place, which decides nothing
+            except BadConversation:  # its reason may contain a path, which must not change the hash
                 text = "bad"
             hashed.update(text.encode() + b"\n")
         return hashed.hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what was loaded: another process loads it again."""
+        """Pickle without loaded data: another process loads it again."""
         loaded = {key for kind in type(self).__mro__ for key, v in vars(kind).items() if isinstance(v, cached_property)}
         return {key: value for key, value in vars(self).items() if key not in loaded}
 
 
 def whole(key: str, value: Any, low: int) -> int:
-    """`value` if it is a whole number from `low` up, else ValueError."""
+    """`value` if it is an integer of at least `low`, else ValueError."""
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
         raise ValueError(f"{key}={value} must be a whole number from {low} up")
     return value
 
 
 def last_answer(conversation: dict[str, Any]) -> str:
-    """The assistant's last text: its content, or the last text part of it."""
+    """The assistant's last text: the content of its last message, or the last text part of it."""
     content = conversation["messages"][-1]["content"]
     if isinstance(content, str):
         return content
