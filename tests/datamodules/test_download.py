@@ -280,7 +280,7 @@ def test_files_are_told_by_their_names_without_a_readme(declared):
     assert split_files(where, None, "train") == ["data/train-0.jsonl", "data/train-1.jsonl"]
     assert split_files(where, "data", "test") == ["data/test-0.jsonl"]
     assert split_files(where, "more", "train") == ["more/x.jsonl"]
-    with pytest.raises(ValueError, match="config=none is no folder of a/b; its folders are data, more"):
+    with pytest.raises(ValueError, match="config=none is not a folder of a/b; its folders are data, more"):
         split_files(where, "none", "train")
 
 

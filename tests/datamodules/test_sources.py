@@ -234,7 +234,7 @@ def test_bad_paths(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"matches no file; set data\.path"):
         LocalFiles(tmp_path / "none")
     (tmp_path / "a.csv").write_text("x")
-    with pytest.raises(ValueError, match=r"a\.csv is of no known kind; a text file is one of \.parquet"):
+    with pytest.raises(ValueError, match=r"a\.csv has no known suffix; text files are \.parquet"):
         LocalFiles(tmp_path / "a.csv")
 
 

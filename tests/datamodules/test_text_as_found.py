@@ -171,7 +171,7 @@ def test_a_plan_that_crops_much_says_so_first_and_how_much(tmp_path):
     data.prepare_all()
     tally = data.rows("train").epoch_tally()
     said = int(
-        re.search(r"about (\d+)% of the tokens.*data.packing=stream loses none, data.document_chars=25 few", note)[1]
+        re.search(r"about (\d+)% of the tokens.*data.packing=stream crops none, data.document_chars=25 few", note)[1]
     )
     assert abs(said - 100 * tally.tokens_cropped / tally.tokens_read) < 3  # the order of the documents is another
 

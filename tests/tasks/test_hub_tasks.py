@@ -289,7 +289,12 @@ MIRRORED = [
     (OpenBookQA(), 4957),
     (OpenBookQA(split="test"), 500),
     (HumanEval(), 164),
-    (Messages(name="dolly", dataset="databricks/databricks-dolly-15k"), 14213),
+    (
+        Messages(
+            name="dolly", dataset="databricks/databricks-dolly-15k", ignore=["instruction", "context", "response"]
+        ),
+        14213,
+    ),
     (Messages(name="oasst", dataset="OpenAssistant/oasst1-en-threads"), 298),
     (Messages(name="self_dialogue", dataset="jfainberg/self_dialogue_corpus"), 22239),
     (Messages(name="schema_guided", dataset="google-research-datasets/dstc8-schema-guided-dialogue"), 12174),

@@ -209,7 +209,7 @@ def test_empty_messages_are_trained_as_nanochat_does_and_counted(tokenizer, tmp_
     assert ids == [tokenizer.bos_id, *(special[f"<|{name}|>"] for name in names)] and mask == [0, 0, 0, 0, 1]
     made = data(path, tokenizer, tmp_path)
     assert len(made.rows("train").mixture) == 3
-    assert "2 conversations of own (train) have an empty message, trained as it is" in made.notes()
+    assert "2 conversations of own (train) have an empty message, which is trained as it is" in made.notes()
 
 
 def test_weight_0_and_all_tokens_trained_contradict(tokenizer, tmp_path):

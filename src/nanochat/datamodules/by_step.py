@@ -1,7 +1,8 @@
-"""What text and conversations share: batches by number, so that a position in the data is one integer, the step.
+"""What text and conversation data share: batches by number, so that a position in the data is one
+integer, the step.
 
-A datamodule of either kind shares out `batch_tokens` over processes and micro-batches, hands each process its rows from `start_step` on,
-and saves nothing but the number of the next step.
+A datamodule of either kind divides `batch_tokens` over processes and micro-batches, gives each
+process its rows from `start_step` on, and saves only the number of the next step.
 """
 
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ DEFAULT_ROWS = 32  # from: facts sheet 5.2, device batch size
 
 @dataclass(frozen=True)
 class Batch:
-    """Global batch `step`: idx and targets (R, T) int64, for each row the (document or conversation, start, length) it is made of, and
-    the epoch of its first row (0 is the first)."""
+    """Global batch `step`.
+
+    idx and targets are (R, T) int64. `pieces` names, for each row, the (document or conversation,
+    start, length) it consists of. `epoch` is the epoch of its first row, counted from 0.
+    """
 
     step: int
     epoch: int
@@ -33,7 +37,8 @@ class Batch:
 
 
 class ByStep(LightningDataModule):
-    """`attach` gives it what only a run knows, `micro_batches` what its loader iterates over."""
+    """`attach` passes what only a run knows; `micro_batches` is the data set that the loader
+    iterates over."""
 
     sequence_len: int
     rows_per_device: int | None
@@ -44,7 +49,8 @@ class ByStep(LightningDataModule):
         self.start_step = 0
 
     def share(self, batch_tokens: int, world_size: int, rank: int) -> None:
-        """Rows of the global batch, of a micro-batch, and micro-batches of a step. ValueError if the batch cannot be shared out."""
+        """Set rows of the global batch, rows of a micro-batch, and micro-batches per step.
+        ValueError if the batch cannot be divided."""
         self.world_size, self.rank = world_size, rank
         self.batch_rows, self.micro_rows = share_out(batch_tokens, self.sequence_len, world_size, self.rows_per_device)
         self.accumulate = self.batch_rows // world_size // self.micro_rows
@@ -64,7 +70,8 @@ class ByStep(LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, int]:
-        """The next step to train, by what was used, not by what a loader fetched ahead."""
+        """The next step to train, counted by batches used, not by batches that a loader has
+        prefetched."""
         return {"step": self.trainer.global_step if self.trainer is not None else self.start_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -72,7 +79,7 @@ class ByStep(LightningDataModule):
 
 
 class Loader(DataLoader):
-    """Its workers start without being able to be stopped by what stops the run, until they know that it is not for them."""
+    """Starts workers with the signals that stop a run blocked, until they ignore them."""
 
     def __iter__(self) -> Any:
         with held_back():
@@ -80,12 +87,14 @@ class Loader(DataLoader):
 
 
 def begin_worker(number: int) -> None:
-    """The process that trains wants batches of its workers until it has saved, whatever signal reached them too."""
+    """Ignore stop signals in a worker: the training process still needs its batches until it has
+    saved."""
     leave_signals()
 
 
 def share_out(batch_tokens: int, sequence_len: int, world_size: int, rows_per_device: int | None) -> tuple[int, int]:
-    """Rows of the global batch, and rows of a micro-batch (by default the largest divisor of a rank's rows up to 32).
+    """Rows of the global batch, and rows of a micro-batch (default: the largest divisor of a rank's
+    rows up to 32).
 
     >>> share_out(524_288, 2048, 8, None)
     (256, 32)

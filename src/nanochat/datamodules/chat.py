@@ -1,13 +1,16 @@
-"""Batches of conversations: tasks, mixed, shuffled, laid out in rows.
+"""Batches of conversations: tasks that are mixed, shuffled, and packed into rows.
 
-Like text (`text.py`), global batch k is a pure function of the tasks, the tokenizer, the seed and k: rows k*R .. (k+1)*R - 1 of the
-endless stream of epochs, each epoch a shuffled order of all conversations of the mixture, laid out by `layout.py`. The loss counts
-targets that the assistant writes, and a batch carries how many those are in the whole of it, so that no split into micro-batches or
-processes changes the loss. Every token ends in exactly one of four places, which `ledger` counts:
+As for text (`text.py`), global batch k is a pure function of the tasks, the tokenizer, the seed and
+k: rows k*R .. (k+1)*R - 1 of an endless stream of epochs. Each epoch is a shuffled order of all
+conversations of the mixture, packed by `layout.py`. Only targets that the assistant writes count in
+the loss. A batch carries their number over the whole global batch, so that no division into
+micro-batches or processes changes the loss. Every token is counted by `ledger` in exactly one of
+four places:
 
     tokens_read = tokens_trained + tokens_masked + tokens_trimmed + tokens_dropped
 
-trained: a target. masked: seen, not a target. trimmed: beyond what a row can hold. dropped: of conversations without any target.
+trained: a target. masked: seen, but not a target. trimmed: beyond the end of a row. dropped: part
+of a conversation without any target.
 """
 
 from bisect import bisect_right
@@ -31,18 +34,23 @@ from nanochat.tasks.jsonl import JSONL
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-PLAN = 1  # of what an epoch holds; another number is another run
+PLAN = 1  # version of an epoch's layout; a change makes another run
 SUPERVISE = ("assistant", "all")
 ON_BAD = ("error", "skip")
 OVER_LONG = ("trim", "drop")
-VAL_SEED = 0  # guess: any will do, if it is always the same; a mixture is shuffled for validation too (facts sheet 4.5)
-CHUNK_ROWS = 1024  # guess: rows laid out at once where only their targets are counted
-COLUMNS = 64  # guess: rows of one conversation each are cut to a multiple of this, so that few shapes occur
+# guess: any fixed value works; a mixture is shuffled for validation too (facts sheet 4.5)
+VAL_SEED = 0
+CHUNK_ROWS = 1024  # guess: rows laid out at once when only targets are counted
+# guess: rows of one conversation each are cut to a multiple of this, so that few shapes occur
+COLUMNS = 64
 
 
 class Share(NamedTuple):
-    """A task's part of a mixture: conversations, tokens that are trained, those that should be but were trimmed or dropped with their
-    conversation, conversations that break the rules, and how often an epoch takes each."""
+    """A task's part of a mixture.
+
+    Number of conversations, of trained tokens, of tokens lost to trimming or dropping, of
+    conversations that break the rules, and how often an epoch repeats each conversation.
+    """
 
     task: str
     conversations: int
@@ -53,10 +61,12 @@ class Share(NamedTuple):
 
 
 class Mixture:
-    """The conversations of several rendered tasks as one list, task after task, each `repeat` times.
+    """The conversations of several rendered tasks as one list, task after task, each `repeat`
+    times.
 
-    `limit` is what a row holds, T + 1 (None: as long as they are). With `supervise` all every token is a target. A conversation with
-    none, or over long where `over_long` is drop, is left out and counted.
+    `limit` is the length of a row, T + 1 (None: no limit). With `supervise` = all every token is a
+    target. Conversations without a target, and too long ones where `over_long` is drop, are left
+    out and counted.
     """
 
     def __init__(
@@ -84,7 +94,8 @@ class Mixture:
         good = targets_all > 0
         self.dropped, self.dropped_tokens = int((~good).sum()), int(whole_all[~good].sum())
         self.owner, self.index = self.owner[good], self.index[good]
-        self.lengths, self.whole, self.targets = kept[good], whole_all[good], targets_all[good]  # (n,) each
+        # (n,) each
+        self.lengths, self.whole, self.targets = kept[good], whole_all[good], targets_all[good]
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -102,7 +113,8 @@ class Mixture:
 
 
 class ChatRows:
-    """The endless stream of rows of a mixture: epoch after epoch, each in its own shuffled order."""
+    """The endless stream of rows of a mixture: epoch after epoch, each in its own
+    shuffled order."""
 
     def __init__(self, mixture: Mixture, *, packing: str, sequence_len: int, seed: int, bos_id: int):
         self.mixture, self.packing, self.sequence_len = mixture, packing, sequence_len
@@ -112,36 +124,37 @@ class ChatRows:
         self._begin = [0]  # first row of each epoch known so far
 
     def epoch_layout(self, epoch: int) -> tuple[np.ndarray, Layout]:
-        """(order of the mixture's items, layout of them) of an epoch; a layout's item i is order[i]."""
+        """(order of the mixture's items, their layout) of an epoch; item i of the layout is
+        order[i]."""
         if epoch not in self._epochs:
             n = len(self.mixture)
             order = permutation(n, mix(self.seed, PLAN, epoch))
             layout = LAYOUTS[self.packing](self.mixture.lengths[order], self.sequence_len + 1)
             self._epochs = {
                 k: v for k, v in self._epochs.items() if k >= epoch - 1
-            }  # a batch spans two at most, or many tiny ones
+            }  # a batch spans at most two epochs, unless they are tiny
             self._epochs[epoch] = (order, layout)
         return self._epochs[epoch]
 
     def begin(self, epoch: int) -> int:
-        """The first row of an epoch."""
+        """First row of an epoch."""
         while len(self._begin) <= epoch:
             self._begin.append(self._begin[-1] + self.epoch_layout(len(self._begin) - 1)[1].rows)
         return self._begin[epoch]
 
     def locate(self, row: int) -> tuple[int, int]:
-        """(epoch, row in it)."""
+        """(epoch, row within it) of a row."""
         while self._begin[-1] <= row:
             self.begin(len(self._begin))
         epoch = bisect_right(self._begin, row) - 1
         return epoch, row - self._begin[epoch]
 
     def epoch(self, row: int) -> int:
-        """The epoch of a row; of padding past the end the last one."""
+        """Epoch of a row; for padding after the end, the last epoch."""
         return self.locate(row if self.last_row is None else min(row, self.last_row - 1))[0]
 
     def pieces(self, row: int) -> list[tuple[int, int, int]]:
-        """(item of the mixture, start, length) of each piece of a row; none past the end."""
+        """(item of the mixture, start, length) of each piece of a row; none after the end."""
         if self.last_row is not None and row >= self.last_row:
             return []
         epoch, inside = self.locate(row)
@@ -153,7 +166,8 @@ class ChatRows:
         ]
 
     def gather(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of rows, (B, T) int64 each; padding is bos, its targets and those that are masked are -1."""
+        """Inputs and targets of rows, (B, T) int64 each. Padding is bos; targets of padding and
+        masked tokens are -1."""
         ids = np.full((len(rows), self.sequence_len + 1), self.bos_id, np.int64)
         mask = np.zeros((len(rows), self.sequence_len + 1), np.uint8)
         for r, row in enumerate(rows):
@@ -164,11 +178,12 @@ class ChatRows:
         return ids[:, :-1], np.where(mask[:, 1:], ids[:, 1:], -1)
 
     def num_targets(self, rows: range) -> int:
-        """Targets of these rows together."""
+        """Number of targets in these rows."""
         if self.packing == "stream":
             parts = (rows[i : i + CHUNK_ROWS] for i in range(0, len(rows), CHUNK_ROWS))
             return sum(int((self.gather(part)[1] != -1).sum()) for part in parts)
-        # a row's first token is never a target, and the mask of a conversation's first token is 0 unless all are supervised
+        # a row's first token is never a target; without supervise=all, a conversation's first token
+        # has mask 0
         extra = 1 if self.mixture.supervise == "all" else 0
         found = [self.pieces(row) for row in rows]
         return sum(int(self.mixture.targets[item]) + extra for row in found for item, _, _ in row) - extra * sum(
@@ -176,7 +191,7 @@ class ChatRows:
         )
 
     def tally(self, rows: int) -> dict[str, int]:
-        """What the first `rows` rows took."""
+        """Counts of tokens and conversations in the first `rows` rows."""
         keys = "conversations", "tokens_read", "tokens_trained", "tokens_masked", "tokens_trimmed", "tokens_dropped"
         sums = dict.fromkeys(keys, 0) | {"conversations_trimmed": 0, "conversations_dropped": 0, "tokens_padding": 0}
         real = rows if self.last_row is None else min(rows, self.last_row)
@@ -193,7 +208,7 @@ class ChatRows:
         end = int(layout.row_start[rows])
         items, placed = order[layout.item[:end]], layout.length[:end]
         whole = rows == layout.rows
-        if self.packing == "stream":  # a token where two rows meet is in both
+        if self.packing == "stream":  # the token at the border of two rows is in both
             first = self.begin(epoch)
             trained = self.num_targets(range(first, first + rows))
             seen = int(placed.sum()) - max(rows - 1, 0)
@@ -218,11 +233,13 @@ class ChatRows:
 
 
 class ChatDataModule(ByStep):
-    """Rows of `sequence_len` tokens of conversations. The same life as `TextDataModule`: `attach`, `prepare_data`, loaders.
+    """Rows of `sequence_len` tokens of conversations. Used like `TextDataModule`: `attach`,
+    `prepare_data`, loaders.
 
-    `packing`: best_fit lays out whole conversations and pads, single gives each its own row, stream puts them end to end. `supervise`:
-    assistant trains what the assistant writes, all trains every token. `over_long`: a conversation longer than a row loses its end
-    (trim) or is left out (drop). `num_epochs` is the planned length of a run over it.
+    `packing`: best_fit packs whole conversations and pads, single gives each its own row, stream
+    joins them end to end. `supervise`: assistant trains the assistant's text, all trains every
+    token. `over_long`: a conversation longer than a row loses its end (trim) or is left out (drop).
+    `num_epochs` is the planned length of a run.
     """
 
     def __init__(
@@ -267,20 +284,22 @@ class ChatDataModule(ByStep):
         self.over_long, self.on_bad, self.num_epochs, self.seed = over_long, on_bad, num_epochs, seed
         self.num_workers, self.prepare_workers = num_workers, prepare_workers
         self.rendered_dir = Path(rendered_dir).expanduser().absolute() if rendered_dir else base_dir() / "conversations"
-        self.endless = False  # a run of another length than the planned epochs goes on into the next, or stops before
+        # a run longer or shorter than the planned epochs continues into the next epoch, or stops
+        # earlier
+        self.endless = False
         self._rows: dict[str, ChatRows] = {}
         self._rendered: dict[str, dict[str, Rendered]] = {}
 
     # ---- what a run adds
 
     def use(self, tokenizer: Tokenizer) -> None:
-        """The tokenizer, which is all that rows need."""
+        """Set the tokenizer, which is all that rows need."""
         self.tokenizer = tokenizer
         self._rows, self._rendered = {}, {}
 
     def attach(self, tokenizer: Tokenizer, *, batch_tokens: int, world_size: int = 1, rank: int = 0) -> None:
-        """Tokenizer, tokens per optimizer step over all ranks (padding included), and which rank this is. ValueError if the batch cannot
-        be shared out."""
+        """Set tokenizer, tokens per optimizer step over all ranks (padding included), and the rank.
+        ValueError if the batch cannot be divided."""
         if getattr(self, "tokenizer", None) is not tokenizer:
             self.use(tokenizer)
         self.share(batch_tokens, world_size, rank)
@@ -293,7 +312,7 @@ class ChatDataModule(ByStep):
         return self.train_tasks if split == "train" else self.val_tasks
 
     def rendered(self, split: str) -> dict[str, Rendered]:
-        """The conversations of each task, rendered; of equal tasks once."""
+        """The rendered conversations of each task; equal tasks are rendered once."""
         if split not in self._rendered:
             self._rendered[split] = {
                 name: rendered(
@@ -321,13 +340,14 @@ class ChatDataModule(ByStep):
                 )
         if len(found) == 0:
             raise ValueError(
-                f"data.{split}_tasks have no conversation with a target ({found.dropped:,} dropped: none says anything within {limit} tokens); "
+                f"data.{split}_tasks have no conversation with a target ({found.dropped:,} dropped: no trained token within {limit} tokens); "
                 "choose other tasks, or a checkpoint with a longer context"
             )
         return found
 
     def rows(self, split: str) -> ChatRows:
-        """The rows of "train" (endless, by the run's seed) or "val" (an epoch in an order that never changes)."""
+        """The rows of "train" (endless, shuffled by the run's seed) or "val" (one epoch in a fixed
+        order)."""
         if split not in self._rows:
             self._rows[split] = ChatRows(
                 self.mixture(split), packing=self.packing, sequence_len=self.sequence_len,
@@ -338,7 +358,7 @@ class ChatDataModule(ByStep):
         return self._rows[split]
 
     def manifest(self) -> dict[str, Any]:
-        """What the batches are a function of, with the step: JSON for a run's lineage."""
+        """Everything that, with the step, determines the batches: JSON for a run's lineage."""
         tasks = {
             s: {name: {**t.settings(), "repeat": t.repeat} for name, t in self._tasks(s).items()}
             for s in ("train", "val")
@@ -363,7 +383,7 @@ class ChatDataModule(ByStep):
         }
 
     def shares(self, split: str = "train") -> list[Share]:
-        """What each task of the mixture gives, repeats counted in."""
+        """Each task's part of the mixture, repeats included."""
         mixture, found = self.rows(split).mixture, []
         for number, (name, task) in enumerate(self._tasks(split).items()):
             mine, known = mixture.owner == number, self.rendered(split)[name]
@@ -375,7 +395,7 @@ class ChatDataModule(ByStep):
         return found
 
     def notes(self) -> list[str]:
-        """What was decided or left out, of both splits, a line each."""
+        """Automatic decisions and omissions in both splits, one line each."""
         lines: dict[str, None] = {}
         for split in ("train", "val"):
             for name, task in self._tasks(split).items():
@@ -383,7 +403,7 @@ class ChatDataModule(ByStep):
                 lines |= dict.fromkeys(task.notes())
                 of = f"of {name} ({split})"
                 if count := found.counts.get(EMPTY, 0):
-                    lines[f"{count:,} conversations {of} have an empty message, trained as it is"] = None
+                    lines[f"{count:,} conversations {of} have an empty message, which is trained as it is"] = None
                 if count := found.counts.get(UNTRAINED, 0):
                     lines[f"{count:,} conversations {of} have messages of weight 0, which are not trained"] = None
                 reasons = [f"{n:,}: {why.removeprefix(BAD)}" for why, n in found.counts.items() if why.startswith(BAD)]
@@ -392,7 +412,7 @@ class ChatDataModule(ByStep):
         return list(lines)
 
     def utilisation(self) -> float:
-        """The share of the first epoch's rows that is not padding."""
+        """Share of the tokens in the first epoch's rows that are not padding."""
         rows = self.rows("train")
         _, layout = rows.epoch_layout(0)
         return float(layout.length.sum()) / (layout.rows * (self.sequence_len + 1))
@@ -400,7 +420,7 @@ class ChatDataModule(ByStep):
     # ---- Lightning
 
     def prepare_data(self) -> None:
-        """Render what is not rendered yet. ValueError or OSError for bad conversations."""
+        """Render tasks that are not rendered yet. ValueError or OSError for bad conversations."""
         for split in ("train", "val"):
             self.rendered(split)
 
@@ -416,7 +436,7 @@ class ChatDataModule(ByStep):
             self.rows("train"), self.batch_rows, self.micro_rows, self.world_size, self.rank, self.start_step
         )
 
-    # ---- rows for evaluation and for looking at
+    # ---- rows for evaluation and for inspection
 
     def val_batches(self, tokens: int | None = None) -> Iterator[dict[str, torch.Tensor]]:
         """Validation rows of this rank in order, as `TextDataModule.val_batches` gives them."""
@@ -434,7 +454,7 @@ class ChatDataModule(ByStep):
             yield {"idx": torch.from_numpy(idx), "targets": torch.from_numpy(targets)}
 
     def batch(self, k: int) -> Batch:
-        """Global batch k, whatever was asked for before. IndexError below 0."""
+        """Global batch k, independent of earlier calls. IndexError below 0."""
         if k < 0:
             raise IndexError(f"step={k} is below 0")
         rows, numbers = self.rows("train"), range(k * self.batch_rows, (k + 1) * self.batch_rows)
@@ -444,15 +464,20 @@ class ChatDataModule(ByStep):
         return Batch(k, rows.epoch(numbers[0]), torch.from_numpy(idx), torch.from_numpy(targets), documents)
 
     def ledger(self, k: int) -> dict[str, int]:
-        """What k steps took from the conversations. In tokens: read = trained + masked + trimmed + dropped."""
+        """What k steps used of the conversations. In tokens: read = trained + masked + trimmed +
+        dropped."""
         rows = k * self.batch_rows
         epochs = self.rows("train").epoch(rows - 1) + 1 if rows else 0
         return {"steps": k, "rows": rows, "epochs": epochs, **self.rows("train").tally(rows)}
 
 
 class ChatMicroBatches(IterableDataset):
-    """Micro-batches of one rank in order: dicts of idx (B, T) and targets (B, T) int64, `num_targets`, the targets of the whole global
-    batch (0-d int64), `step` and `epoch`. Of n loader workers each makes every n-th. ShardError for a batch without any target."""
+    """Micro-batches of one rank in order.
+
+    Each is a dict of idx (B, T) and targets (B, T) int64, `num_targets` (targets of the whole
+    global batch, 0-d int64), `step` and `epoch`. Of n loader workers each makes every n-th.
+    ShardError for a batch without any target.
+    """
 
     def __init__(self, rows: ChatRows, batch_rows: int, micro_rows: int, world_size: int, rank: int, start_step: int):
         self.rows, self.batch_rows, self.micro_rows = rows, batch_rows, micro_rows
@@ -469,7 +494,7 @@ class ChatMicroBatches(IterableDataset):
                 known = step
                 targets_of_step = self.rows.num_targets(range(step * self.batch_rows, (step + 1) * self.batch_rows))
             over = self.rows.last_row is not None and step * self.batch_rows >= self.rows.last_row
-            if targets_of_step == 0 and not over:  # a loader fetches ahead, past the end
+            if targets_of_step == 0 and not over:  # a loader prefetches beyond the end
                 raise ShardError(
                     f"batch {step} has no token that the assistant writes; raise batch_tokens, or choose data.packing=best_fit"
                 )
@@ -488,7 +513,8 @@ class ChatMicroBatches(IterableDataset):
 
 
 def cut_padding(idx: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The columns up to the last target of any row, to a multiple of COLUMNS: what follows can change no loss."""
+    """The columns up to the last target of any row, rounded up to a multiple of COLUMNS: later
+    columns cannot change the loss."""
     used = np.flatnonzero((targets != -1).any(axis=0))
     width = min(-(-(int(used[-1]) + 1 if len(used) else 1) // COLUMNS) * COLUMNS, idx.shape[1])
     return idx[:, :width], targets[:, :width]
@@ -505,9 +531,10 @@ def jsonl(
     val_tasks: dict[str, Task] | None = None,
     **options: Any,
 ) -> ChatDataModule:
-    """What conf/data/jsonl.yaml calls: conversations in a file of one's own, beside any other tasks."""
+    """Target of conf/data/jsonl.yaml: conversations in a file of yours, mixed with any
+    other tasks."""
     if "own" in {**(train_tasks or {}), **(val_tasks or {})}:
-        raise ValueError("own is the name of the file data.path in the mixture; give the other task another name")
+        raise ValueError("own is the task of the file data.path in the mixture; give the other task another name")
     if val_path is None:
         train = JSONL(path=path, split="train", held_out=val_fraction, repeat=repeat, ignore=ignore)
         val = JSONL(path=path, split="test", held_out=val_fraction, ignore=ignore)

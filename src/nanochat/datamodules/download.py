@@ -1,9 +1,10 @@
-"""Files of a Hugging Face data set: which there are, and getting them, whole and once.
+"""Files of a Hugging Face data set: listing them, and fetching each whole and once.
 
-With a local mirror (`paths.hub_dir`) files are taken from `<mirror>/<org>/<name>/` and nothing touches the network.
-Without one the list of files with sizes and checksums is asked of the hub once and kept, pinned to that commit, so
-that the manifest of a run never changes under it; files come through `huggingface_hub`, which resumes what was cut
-off and lets one process at a time fetch a file. The checksum is compared before a file counts as there.
+With a local mirror (`paths.hub_dir`) files are taken from `<mirror>/<org>/<name>/`, without network
+access. Without a mirror, the list of files with sizes and checksums is fetched from the hub once
+and stored. It is pinned to that commit, so that a run's manifest never changes. Files are
+downloaded by `huggingface_hub`, which resumes interrupted downloads and lets one process at a time
+fetch a file. A file counts as present only after its checksum was compared.
 """
 
 import contextlib
@@ -29,20 +30,24 @@ from nanochat.runtime.paths import base_dir, hub_dir
 
 ATTEMPTS = 5  # from: facts sheet 4.1, with waits of 2, 4, 8 and 16 seconds
 PARALLEL = 4  # from: facts sheet 4.1
-LISTING_CHUNK = 500  # guess: names asked for at once
-CHARACTERS_PER_SHARD = 250_000_000  # from: facts sheet 4.1, at least so many
+LISTING_CHUNK = 500  # guess: names per request
+CHARACTERS_PER_SHARD = 250_000_000  # from: facts sheet 4.1, a minimum
 CHARACTERS_PER_TOKEN = 4.8  # from: facts sheet 3.2, the rule of thumb of nanochat's scripts
-# share of the tokens that a packing discards; from: facts sheet 4.2, at T=2048 (shorter rows: more)
+# share of the tokens that a packing discards; from: facts sheet 4.2, at T=2048 (more with shorter
+# rows)
 CROPPED = {"best_fit": 0.346, "stream": 0.0}
-LEAST_SHARDS = 8  # from: facts sheet 3.2 and 9, what nanochat downloads for its tokenizer, which reads 2e9 characters
+# from: facts sheet 3.2 and 9, what nanochat downloads for its tokenizer, which reads 2e9 characters
+LEAST_SHARDS = 8
 SPLIT_NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
 
 log = logging.getLogger("nanochat.data")
 
 
 class HubDataset:
-    """The files of one data set, in a mirror or on the hub. `revision` is a commit, branch or tag (None: as first
-    seen)."""
+    """The files of one data set, in a mirror or on the hub.
+
+    `revision` is a commit, branch or tag (None: the commit of the first access).
+    """
 
     def __init__(self, dataset: str, revision: str | None = None, mirror_only: bool = False):
         self.dataset = dataset
@@ -59,7 +64,8 @@ class HubDataset:
             raise ValueError(f"{dataset} is only in a local mirror; set NANOCHAT_HUB_DIR to the folder with {dataset}/")
 
     def files(self, names: Sequence[str] | None = None) -> list[SourceFile]:
-        """The named files, or all, with size and checksum. FileNotFoundError for a name that is not there."""
+        """The named files, or all, with size and checksum. FileNotFoundError for an
+        unknown name."""
         if self.mirror:
             if names is None:
                 paths = [p for p in sorted(self.mirror.rglob("*")) if p.is_file()]
@@ -116,7 +122,7 @@ class HubDataset:
             known = {**listing.get("files", {}), **files}
             return {"commit": commit, "asked": self.revision, "whole": whole, "files": known}
 
-        answer = self._insist(ask, "the list of files", attempts=2)  # nobody without a network should wait long
+        answer = self._insist(ask, "the list of files", attempts=2)  # without a network, fail soon
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self._listing_path.with_name(f"{self._listing_path.name}.{os.getpid()}.tmp")
         temporary.write_text(json.dumps(answer))
@@ -125,11 +131,12 @@ class HubDataset:
 
     @property
     def commit(self) -> str | None:
-        """The commit that the files are of; None for a mirror."""
+        """The commit of the files; None for a mirror."""
         return None if self.mirror else _read_json(self._listing_path).get("commit", self.revision)
 
     def present(self, file: SourceFile) -> Path | None:
-        """Where the file is, if it is there whole; a mirror is trusted, a download has had its checksum compared."""
+        """Path of the file if it is complete, else None. A mirror is trusted; a download has had
+        its checksum compared."""
         path = self.folder / file.name
         if not path.is_file() or path.stat().st_size != file.size:
             return None
@@ -138,7 +145,8 @@ class HubDataset:
         return None
 
     def fetch(self, file: SourceFile) -> Path:
-        """The file, downloaded if need be; tried 5 times. OSError when that fails, or its checksum stays wrong."""
+        """Path of the file, downloaded if needed, in up to 5 attempts. OSError if that fails or its
+        checksum stays wrong."""
         if found := self.present(file):
             return found
         if self.mirror:
@@ -160,20 +168,25 @@ class HubDataset:
             )
             again = True
             if path.stat().st_size != file.size or checksum(path, file.sha256) != file.sha256:
-                raise OSError(f"{path} came with a wrong checksum; is something between here and the hub?")
+                raise OSError(
+                    f"{path} arrived with a wrong checksum; check for a proxy between this machine and the hub"
+                )
             self._verified.put(file.name, [file.sha256, path.stat().st_mtime_ns])
             return path
 
         return self._insist(download, file.name)
 
     def fetch_all(self, files: Sequence[SourceFile], say: Callable[[str], None]) -> Generator[SourceFile, None, None]:
-        """Get all of them, PARALLEL at a time, and say how far it is; each is given as it is there, in order. Whoever
-        stops asking for more stops the downloading, but for those under way."""
+        """Fetch all files, PARALLEL at a time, reporting progress with `say`; each is yielded in
+        order when complete.
+
+        If the caller stops iterating, only downloads that have started are finished.
+        """
         if not files:
             return
         from huggingface_hub.utils import disable_progress_bars
 
-        disable_progress_bars()  # of single files; there are many
+        disable_progress_bars()  # bars of single files; there are many
         total, done, begin = sum(file.size for file in files), 0, time.monotonic()
         pool = ThreadPoolExecutor(PARALLEL)
         try:
@@ -202,9 +215,7 @@ class HubDataset:
             try:
                 return act()
             except GatedRepoError as error:
-                raise ValueError(
-                    f"{self.dataset} needs an account that was let in; log in with `hf auth login`"
-                ) from error
+                raise ValueError(f"{self.dataset} needs an account with access; log in with `hf auth login`") from error
             except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
                 if not _offline(error):
                     reason = type(error).__name__
@@ -212,7 +223,8 @@ class HubDataset:
                         f"{what} of {self.dataset} is not on the hub ({reason}); check data.dataset"
                     ) from error
                 failure: Exception = error
-            except Exception as error:  # every library below has its own idea of a network error
+            # the libraries below report network errors with many exception types
+            except Exception as error:
                 failure = error
             if _offline(failure) or attempt == attempts:
                 reason = " ".join(str(failure).split())[:200] or type(failure).__name__
@@ -226,12 +238,13 @@ class HubDataset:
 
 
 def _offline(error: Exception) -> bool:
-    """Whether trying again is pointless: the library was told to stay offline."""
+    """Whether a retry is pointless: the library is set to stay offline."""
     return "offline" in type(error).__name__.lower() or "HF_HUB_OFFLINE" in str(error)
 
 
 def checksum(path: Path, like: str) -> str:
-    """The hash of a file, of the kind of `like`: sha256 (64 hex digits) or git blob (40, the hub's for small files)."""
+    """Hash of a file, of the same kind as `like`: sha256 (64 hex digits) or git blob (40, the hub's
+    for small files)."""
     with path.open("rb") as file:
         if len(like) == 64:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -239,10 +252,11 @@ def checksum(path: Path, like: str) -> str:
 
 
 class HubFiles(FileSource):
-    """Documents in files of a hub data set: `train_files`, and `val_files` or a share of the training documents by
-    hash.
+    """Documents in files of a hub data set: `train_files`, and `val_files` or a share of the
+    training documents by hash.
 
-    A file is one part whether it is here or still to be fetched, so that the manifest does not depend on that.
+    A file is one part whether it is already present or not, so that the manifest does not depend on
+    downloads.
     """
 
     group_bytes = 1
@@ -279,12 +293,13 @@ class HubFiles(FileSource):
         return sum(file.size for file in self.missing())
 
     def download(self, say: Callable[[str], None] = log.warning) -> None:
-        """Get all missing files, several at a time, saying what came."""
+        """Download all missing files, several at a time, reporting progress with `say`."""
         for _ in self.dataset.fetch_all(self.missing(), say):
             pass
 
     def documents(self, split: str) -> Iterator[str]:
-        """All documents of `split`; files that are missing are fetched several at a time, ahead of the reading."""
+        """All documents of `split`. Missing files are downloaded several at a time, ahead of
+        reading."""
         names = {file.name for file in self.files(split)}
         missing = [file for file in self.missing() if file.name in names]
         waiting = {file.name for file in missing}
@@ -302,7 +317,8 @@ class HubFiles(FileSource):
 
 
 class Shards(HubFiles):
-    """A hub data set in nanochat's shard layout, where the characters of a shard are known before it is there."""
+    """A hub data set in nanochat's shard layout, where the characters of a shard are known before
+    it is downloaded."""
 
     def head(self, max_chars: int | None) -> "Shards":
         count = max(LEAST_SHARDS, math.ceil((max_chars or 0) / CHARACTERS_PER_SHARD))
@@ -318,8 +334,10 @@ class Shards(HubFiles):
 
 
 def shards_needed(tokens: int, packing: str, there: int) -> int:
-    """How many training shards, of the `there` that are, hold the text of a run of `tokens` tokens without a repeat; at
-    least LEAST_SHARDS. nanochat's d24 at ratio 8 needs about 150 and downloads 170 (facts sheet 4.1):
+    """Number of training shards, of the `there` available, that a run of `tokens` tokens needs
+    without repeats; at least LEAST_SHARDS.
+
+    nanochat's d24 at ratio 8 needs about 150 and downloads 170 (facts sheet 4.1):
 
     >>> shards_needed(tokens=5_838_471_168, packing="best_fit", there=6542)
     172
@@ -331,14 +349,15 @@ def shards_needed(tokens: int, packing: str, there: int) -> int:
 
 
 def shard_names(count: int) -> list[str]:
-    """Names of nanochat's shards (facts sheet, 4.1)."""
+    """Names of nanochat's shards (facts sheet 4.1)."""
     return [f"shard_{i:05d}.parquet" for i in range(count)]
 
 
 def split_files(dataset: HubDataset, config: str | None, split: str) -> list[str]:
-    """The data files of a split of a hub data set, as the head of its README.md declares them, else by their names.
+    """The data files of a split of a hub data set, as declared in the head of its README.md, else
+    by their names.
 
-    ValueError names the configs or splits there are.
+    ValueError names the configs or splits that exist.
     """
     names = [file.name for file in dataset.files()]
     data = [name for name in names if suffix(name) and PurePosixPath(name).name.lower() != "readme.md"]
@@ -362,7 +381,9 @@ def split_files(dataset: HubDataset, config: str | None, split: str) -> list[str
         inside = [name for name in data if config is None or config in PurePosixPath(name).parts[:-1]]
         if config is not None and not inside:
             folders = sorted({str(PurePosixPath(name).parent) for name in data})
-            raise ValueError(f"config={config} is no folder of {dataset.dataset}; its folders are {', '.join(folders)}")
+            raise ValueError(
+                f"config={config} is not a folder of {dataset.dataset}; its folders are {', '.join(folders)}"
+            )
         words = next((w for w in SPLIT_NAMES.values() if split in w), (split,))
         found = [name for name in inside if _words(name) & set(words)]
         if not found and split == "train" and not any(_words(n) & set(SPLIT_NAMES["val"]) for n in inside):
@@ -375,7 +396,8 @@ def split_files(dataset: HubDataset, config: str | None, split: str) -> list[str
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a file of a data set is meant by a pattern of its README: a name, a folder's content, or wildcards.
+    """Whether a pattern of a README matches a file: a name, a folder with its content, or
+    wildcards.
 
     >>> matches("data/train-00000.parquet", "data/train-*"), matches("a/b/c.json", "a/**"), matches("b.json", "a.json")
     (True, True, False)
@@ -388,7 +410,8 @@ def _words(name: str) -> set[str]:
 
 
 def _declared(dataset: HubDataset) -> dict[str, dict[str, list[str]]]:
-    """{config: {split: patterns}} of the YAML head of README.md; empty if it declares no files."""
+    """{config: {split: patterns}} from the YAML head of README.md; empty if it declares
+    no files."""
     text = dataset.fetch(dataset.files(["README.md"])[0]).read_text(encoding="utf-8", errors="replace")
     if not text.startswith("---"):
         return {}

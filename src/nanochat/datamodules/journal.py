@@ -1,7 +1,8 @@
-"""A dictionary on disk that processes append to at once: what is slow to work out and cheap to keep.
+"""A dictionary on disk that several processes can append to: results that are slow to compute and
+small to store.
 
-One JSON line a record, written with a single append; a torn line is skipped, a record written twice is the same record.
-Losing the file loses time, nothing else.
+Each record is one JSON line, written with a single append. An incomplete line is skipped; a record
+written twice is the same record. Losing the file costs time and nothing else.
 """
 
 import contextlib
@@ -16,17 +17,18 @@ from nanochat.runtime.paths import base_dir
 
 
 class Journal:
-    """Records by key, in memory and in the file `path`; a place that cannot be written keeps them in memory only."""
+    """Records by key, in memory and in the file `path`. If the file cannot be written they are kept
+    in memory only."""
 
     def __init__(self, path: Path):
         self.path = path
         self._records: dict[str, Any] = {}
-        self._seen = 0  # bytes of the file when it was last read
+        self._seen = 0  # bytes of the file at the last read
 
     def get(self, key: str) -> Any:
         if key not in self._records:
             with contextlib.suppress(OSError):
-                if self.path.stat().st_size != self._seen:  # others may have written what we miss
+                if self.path.stat().st_size != self._seen:  # other processes may have appended
                     self._read()
         return self._records.get(key)
 
@@ -46,7 +48,7 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
-                # the line break before it closes what a killed process may have left open
+                # the leading line break ends a line that a killed process may have left incomplete
                 os.write(file, f"\n{json.dumps([key, value])}\n".encode())
             finally:
                 os.close(file)
@@ -58,9 +60,10 @@ def _journal(path: Path) -> Journal:
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file in hex; known ones (same path, size, times of change and inode) are not read again."""
+    """The sha256 of a file in hex. A file with known path, size, times of change and inode is not
+    read again."""
     status = path.stat()
-    # not the time of writing alone: that may be set back, as `cp -p` does
+    # the time of modification alone does not suffice: it can be set back, as `cp -p` does
     key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"
     journal = _journal(base_dir() / "file-sha256.jsonl")
     if known := journal.get(key):

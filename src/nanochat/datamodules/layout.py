@@ -1,7 +1,8 @@
 """Which conversations make up which row: pure functions of their lengths.
 
-Unlike text (`packing.py`), a conversation is never cut to fill a row: what does not fit goes to another row, and what is left of a row
-is padding. Only a conversation longer than a whole row loses its end, which whoever hands in the lengths has done and counted.
+Unlike documents (`packing.py`), a conversation is never cut to fill a row: one that does not fit
+goes to another row, and the rest of a row is padding. Only a conversation longer than a whole row
+loses its end; the caller cuts and counts it before.
 """
 
 from bisect import bisect_right
@@ -15,8 +16,12 @@ BUFFER = 100  # from: facts sheet 5.8, conversations to choose from
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows written out flat: piece i is tokens start[i] : start[i] + length[i] of conversation item[i], and row r is made of the pieces
-    row_start[r] : row_start[r + 1]. item, start, length (P,) and row_start (rows + 1,) int64."""
+    """Rows in flat arrays.
+
+    Piece i is tokens start[i] : start[i] + length[i] of conversation item[i], and row r consists of
+    the pieces row_start[r] : row_start[r + 1]. item, start, length (P,) and row_start (rows + 1,),
+    all int64.
+    """
 
     item: np.ndarray
     start: np.ndarray
@@ -29,11 +34,15 @@ class Layout:
 
 
 def best_fit(lengths: np.ndarray, capacity: int, buffer: int = BUFFER) -> Layout:
-    """Every place of a row goes to the longest of the next `buffer` conversations that still fits, of equals the first;
-    where none fits the row ends (facts sheet 5.8). `lengths` (n,), none above `capacity` = T + 1."""
+    """Fill each row with the longest of the next `buffer` conversations that still fits, the first
+    of equals; a row ends when none fits (facts sheet 5.8).
+
+    `lengths` (n,), none above `capacity` = T + 1.
+    """
     assert len(lengths) == 0 or int(lengths.max()) <= capacity
     low = (1 << 32) - 1
-    # ordered by length, then by falling position: the last key <= (room, low) is the longest that fits, and of equals the first
+    # keys are ordered by length, then by falling position: the last key <= (room, low) is the
+    # longest that fits, and the first of equals
     keys = ((lengths.astype(np.int64) << 32) | (low - np.arange(len(lengths), dtype=np.int64))).tolist()
     order: list[int] = []  # keys in the order they were placed
     ends = [0]  # number of pieces up to the end of each row
@@ -57,14 +66,17 @@ def best_fit(lengths: np.ndarray, capacity: int, buffer: int = BUFFER) -> Layout
 
 
 def single(lengths: np.ndarray, capacity: int) -> Layout:
-    """One conversation a row, in order (facts sheet 5.7)."""
+    """One conversation per row, in order (facts sheet 5.7)."""
     n = len(lengths)
     return Layout(np.arange(n), np.zeros(n, np.int64), lengths.astype(np.int64), np.arange(n + 1))
 
 
 def stream(lengths: np.ndarray, capacity: int) -> Layout:
-    """All conversations end to end, cut into rows wherever they end (facts sheet 5.6). A row overlaps the next by one token, so that each
-    token but the very first is a target once; the last row is filled up with padding."""
+    """All conversations end to end, cut into rows at any token (facts sheet 5.6).
+
+    A row overlaps the next by one token, so that every token but the very first is a target once.
+    The last row is filled with padding.
+    """
     T = capacity - 1
     starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])  # (n + 1,)
     total = int(starts[-1])

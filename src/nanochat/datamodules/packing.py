@@ -1,13 +1,15 @@
 """Which tokens of which documents make up which row: pure functions of document lengths.
 
-A segment is a run of documents that is packed by itself; a row is T + 1 tokens of it, its first T the inputs and its
-last T the targets. Nothing here touches a token, so that a whole segment is packed in milliseconds and any row of it
-can be looked up at once. Every token of a segment ends in exactly one of four places, which `Tally` counts:
+A segment is a run of documents that is packed independently of others. A row is T + 1 tokens of it;
+the first T are the inputs and the last T the targets. This file works on lengths only, not on
+tokens, so that a whole segment is packed in milliseconds and any row can be looked up directly.
+Every token of a segment is counted by `Tally` in exactly one of four places:
 
     tokens_read = tokens_trained + tokens_context + tokens_cropped + tokens_dropped
 
-trained: it is a target. context: it is only ever an input (the first token of a row, or of a streamed segment).
-cropped: the rest of a document that was cut to fill a row. dropped: too little was left at the end of a segment.
+trained: it is a target. context: it is only an input (the first token of a row, or of a streamed
+segment). cropped: the rest of a document that was cut to fill a row. dropped: left over at the end
+of a segment.
 """
 
 from bisect import bisect_right
@@ -17,12 +19,13 @@ from typing import Protocol
 import numpy as np
 
 BUFFER_DOCUMENTS = 1000  # from: facts sheet 4.2, documents to choose from
-REFILL_DOCUMENTS = 128  # from: facts sheet 4.2, documents added at once when fewer than BUFFER_DOCUMENTS are left
+# from: facts sheet 4.2, added at once when fewer than BUFFER_DOCUMENTS are left
+REFILL_DOCUMENTS = 128
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Documents and tokens of some rows; two tallies add up."""
+    """Counts of documents and tokens of some rows; two tallies can be added."""
 
     documents_read: int = 0
     tokens_read: int = 0
@@ -42,8 +45,11 @@ class Tally:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Rows written out flat: piece i is tokens `start[i]:start[i] + length[i]` of document `document[i]`; the pieces
-    of one row have T + 1 tokens together. All arrays (P,) int64."""
+    """Rows in flat arrays.
+
+    Piece i is tokens `start[i]:start[i] + length[i]` of document `document[i]`; the pieces of one
+    row have T + 1 tokens together. All arrays are (P,) int64.
+    """
 
     document: np.ndarray
     start: np.ndarray
@@ -60,14 +66,16 @@ class Packing(Protocol):
         ...
 
     def tally(self, rows: int) -> Tally:
-        """What the first `rows` rows took; what the segment's end leaves over counts once its last row is taken."""
+        """The counts of the first `rows` rows. What is left over at the end of the segment is
+        counted with its last row."""
         ...
 
 
 def pack(how: str, lengths: np.ndarray, sequence_len: int, *, epoch: int = 0, key: int | None = None) -> Packing:
     """Pack documents of `lengths` tokens, in this order, into rows of sequence_len + 1 tokens.
 
-    `key` seeds what a packing may shuffle (None: nothing). ValueError if `how` is not known.
+    `key` is the seed of what a packing may shuffle (None: no shuffling). ValueError for an unknown
+    `how`.
     """
     if how == "best_fit":
         return BestFit(lengths, sequence_len)
@@ -77,15 +85,17 @@ def pack(how: str, lengths: np.ndarray, sequence_len: int, *, epoch: int = 0, ke
 
 
 class BestFit:
-    """Every row begins with a document; each place goes to the largest document that fits (facts sheet, 4.2).
+    """Every row begins with a document; each place goes to the largest document that fits (facts
+    sheet 4.2).
 
-    The choice is among a buffer of at least `buffer` documents, topped up in steps of `refill` before each place
-    while the segment has more. Of equally long documents the one read first wins. If none fits, the shortest is
-    cropped to fill the row and its rest is discarded. At the end of the segment the buffer runs empty; documents of a
-    row that cannot be filled any more are dropped.
+    The choice is among a buffer of at least `buffer` documents, refilled in steps of `refill`
+    before each place while the segment has more. Of equally long documents the one read first wins.
+    If none fits, the shortest is cropped to fill the row and its rest is discarded. At the end of
+    the segment the buffer runs empty; documents of a row that cannot be filled any more are
+    dropped.
 
-    A place costs two bisections in a sorted list (about a microsecond), where a search through the buffer costs a
-    thousand comparisons.
+    A place costs two bisections in a sorted list (about a microsecond); a search through the buffer
+    would cost a thousand comparisons.
     """
 
     def __init__(
@@ -94,8 +104,8 @@ class BestFit:
         capacity = sequence_len + 1
         documents = len(lengths)
         low = (1 << 40) - 1  # the low 40 bits of a key; a segment has fewer documents than that
-        # ordered by length, then by *falling* position: the last key <= (room, low) is the largest that fits, and of
-        # equals the one read first
+        # ordered by length, then by *falling* position: the last key <= (room, low) is the largest
+        # that fits, and of equals the one read first
         keys = ((lengths.astype(np.int64) << 40) | (low - np.arange(documents, dtype=np.int64))).tolist()
         pool: list[int] = []
         order: list[int] = []  # keys in the order they were placed
@@ -105,12 +115,12 @@ class BestFit:
         while True:
             while len(pool) < buffer and read < documents:
                 pool += keys[read : read + refill]
-                pool.sort()  # the old part is sorted already, which Python's sort makes use of
+                pool.sort()  # the old part is already sorted, which Python's sort uses
                 read += refill
             if not pool:
                 break
             at = bisect_right(pool, (room << 40) | low) - 1
-            if at < 0:  # nothing fits: crop the shortest, of equals the first
+            if at < 0:  # nothing fits: crop the shortest, the first of equals
                 at = bisect_right(pool, pool[0] | low) - 1
             key = pool.pop(at)
             order.append(key)
@@ -154,18 +164,20 @@ class BestFit:
 
 
 class Stream:
-    """All documents end to end; a row overlaps the next by one token, so that every token is a target once.
+    """All documents end to end. A row overlaps the next by one token, so that every token is a
+    target once.
 
-    With a `key` the rows are emitted in a shuffled order, else neighbouring rows of one document would share a batch,
-    and from the second epoch on the first row begins at a shuffled token below T, else one long document would be cut
-    at the same places every time. What lies before the first row and after the last is dropped, fewer than 2T tokens.
+    With a `key`, rows are emitted in shuffled order; otherwise neighbouring rows of one document
+    would share a batch. From the second epoch on, the first row begins at a random token below T;
+    otherwise one long document would be cut at the same places in every epoch. Tokens before the
+    first row and after the last, fewer than 2T, are dropped.
     """
 
     def __init__(self, lengths: np.ndarray, sequence_len: int, *, epoch: int = 0, key: int | None = None):
         self._length = sequence_len
         self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])  # (documents + 1,)
         total = int(self._starts[-1])
-        spare = max(total - 1 - sequence_len, 0)  # a phase may not cost the only row
+        spare = max(total - 1 - sequence_len, 0)  # the offset must not cost the only row
         self._phase = 0 if key is None or epoch == 0 else mix(key, 1) % (min(sequence_len - 1, spare) + 1)
         self.rows = max((total - 1 - self._phase) // sequence_len, 0)
         self._order = np.arange(self.rows) if key is None else permutation(self.rows, mix(key, 2))
@@ -176,7 +188,8 @@ class Stream:
         start: list[int] = []
         length: list[int] = []
         begins = self._phase + self._order[first:last] * self._length  # (rows,)
-        at = np.searchsorted(self._starts, begins, side="right") - 1  # document of each row's first token
+        # document of each row's first token
+        at = np.searchsorted(self._starts, begins, side="right") - 1
         for begin, d in zip(begins.tolist(), at.tolist(), strict=True):
             end = begin + self._length + 1
             while begin < end:
@@ -200,7 +213,8 @@ class Stream:
                 unused = documents
             dropped = self._total - trained - context
             return Tally(documents, self._total, trained, context, documents_dropped=unused, tokens_dropped=dropped)
-        begins = self._phase + self._order[:rows] * self._length + 1  # first and last target of each row
+        # first and last target of each row
+        begins = self._phase + self._order[:rows] * self._length + 1
         first = np.searchsorted(self._starts, begins, side="right") - 1
         last = np.searchsorted(self._starts, begins + self._length - 1, side="right") - 1
         touched = np.zeros(documents + 1, dtype=np.int64)
@@ -211,8 +225,11 @@ class Stream:
 
 
 def mix(*values: int) -> int:
-    """A 64-bit hash of integers (splitmix64, Steele et al. 2014, doi:10.1145/2660193.2660195). The same everywhere
-    and for ever, which numpy does not promise of its generators."""
+    """A 64-bit hash of integers (splitmix64, Steele et al. 2014, doi:10.1145/2660193.2660195).
+
+    It is the same on every machine and in every version, which numpy does not guarantee for its
+    generators.
+    """
     state = 0
     for value in values:
         state = (state ^ (value & 0xFFFFFFFFFFFFFFFF)) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF

@@ -1,8 +1,9 @@
-"""The documentation and source of the running Python as text: real prose and code with no download.
+"""The documentation and source of the running Python as text: real prose and code without a
+download.
 
-Read in place and never imported, except for the built-in types and a few C modules whose docstrings are nowhere else.
-For a given Python version the documents are the same everywhere: tests, generated tables and files that a build makes
-for one machine are left out.
+Files are read in place and not imported, except for the built-in types and a few C modules whose
+docstrings exist nowhere else. For a given Python version the documents are the same on every
+machine: tests, generated tables and machine-specific files are excluded.
 """
 
 import ast
@@ -25,13 +26,13 @@ from nanochat.datamodules.sources import Part, TextSource
 from nanochat.runtime.held_out import is_held_out
 from nanochat.runtime.settings import Count, Portion
 
-# C code: docstrings that stand in no source file
+# C code: docstrings that are in no source file
 C_MODULES = (
     "builtins", "array", "atexit", "binascii", "cmath", "errno", "faulthandler", "gc", "itertools", "marshal", "math",
     "sys", "time", "unicodedata", "zlib", "_bisect", "_collections", "_csv", "_datetime", "_functools", "_heapq", "_io",
     "_json", "_operator", "_random", "_socket", "_sre", "_struct", "_thread", "_weakref",
 )  # fmt: skip
-# not prose, not code anybody would write, or different from build to build
+# not prose, not hand-written code, or different between builds
 LEFT_OUT_FOLDERS = {
     "test",
     "tests",
@@ -43,16 +44,18 @@ LEFT_OUT_FOLDERS = {
     "pydoc_data",
 }
 LEFT_OUT_FILES = re.compile(r"_sysconfigdata.*|sitecustomize|usercustomize|cp\d+|mac_.*|iso.*|koi8.*|_vendored|this")
-PART_BYTES = 2**20  # guess: a quarter of a second of tokenizing, so that two processes share the work evenly
+# guess: a quarter of a second of tokenizing, so that two processes share the work evenly
+PART_BYTES = 2**20
 SCIENTIFIC = ("numpy", "scipy", "pandas", "sklearn", "matplotlib", "torch", "sympy")
 
 
 class PyDocs(TextSource):
-    """Language reference, docstrings and source of the standard library, and of `packages` if given.
+    """Language reference, docstrings and source of the standard library, and of `packages` if
+    given.
 
-    `packages` is a list of importable names, "scientific" for those of a known few that are installed, or None.
-    Documents longer than `document_chars` are cut at blank lines. All documents made from one file are on one side,
-    which the hash of the file decides.
+    `packages` is a list of importable names, "scientific" for those of a known few that are
+    installed, or None. Documents longer than `document_chars` are cut at blank lines. All documents
+    of one file belong to one split, which the hash of the file decides.
     """
 
     def __init__(
@@ -114,7 +117,8 @@ class PyDocs(TextSource):
         return parts
 
     def text_bytes(self, part: Part) -> int:
-        return part.size * 5 // 4  # measured: docstrings come again beside the source, 1.2 times its size together
+        # measured: docstrings repeat parts of the source, 1.2 times its size together
+        return part.size * 5 // 4
 
     def read(self, part: Part, split: str, notes: Counter[str] | None = None) -> Iterator[str]:
         if not part.paths:
@@ -126,7 +130,8 @@ class PyDocs(TextSource):
                 notes["empty_documents"] += 1
 
     def _language(self, split: str) -> Iterator[str]:
-        """Sections share footnotes, so that a piece may come twice: the first is kept, or one would be on both sides."""
+        """Topics of the language reference. Sections share footnotes, so a piece may occur twice;
+        only the first is kept, or it could be in both splits."""
         seen: set[str] = set()
         for text in self._built_in():
             side = "val" if is_held_out(text, self.val_fraction) else "train"
@@ -153,16 +158,17 @@ class PyDocs(TextSource):
 
         sections = [text.strip() + "\n" for _, text in sorted(topics.items())]
         for text in sections:
-            body = text.split("\n", 2)[-1].strip()  # without its heading, which is underlined by depth
+            # without its heading, whose underline depends on the depth
+            body = text.split("\n", 2)[-1].strip()
             if not any(body in other and len(other) > len(text) for other in sections):
-                yield text  # a section that is part of another is not said twice
+                yield text  # a section that is part of another one is skipped
         for name in C_MODULES:
             try:
                 module = importlib.import_module(name)
             except ImportError:
                 continue
             for key in sorted(k for k in vars(module) if not k.startswith("_") and not k.endswith("hook")):
-                # hooks are for programs to replace, so what stands there depends on who runs
+                # hooks are replaced by programs, so their value depends on the running program
                 value = vars(module)[key]
                 here = getattr(value, "__module__", "") in (name, name.strip("_"))
                 native = inspect.isclass(value) or inspect.isbuiltin(value)
@@ -171,7 +177,7 @@ class PyDocs(TextSource):
 
 
 def described(name: str, value: Any) -> str:
-    """A built-in's docstring, and those of its methods; "" if it has none."""
+    """The docstrings of a built-in and of its methods; "" if it has none."""
     lines: list[str] = []
     own = getattr(value, "__doc__", None)
     if isinstance(own, str) and own.strip():
@@ -185,10 +191,11 @@ def described(name: str, value: Any) -> str:
 
 
 def docstrings(module: str, source: str) -> str:
-    """The docstrings of a source file under their names and parameters, as `help` shows them; "" if there are none."""
+    """The docstrings of a source file with their names and parameters, as `help` shows them; "" if
+    there are none."""
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError):  # templates are not Python yet
+    except (SyntaxError, ValueError):  # templates are not valid Python
         return ""
     lines: list[str] = []
 

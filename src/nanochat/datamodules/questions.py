@@ -1,4 +1,5 @@
-"""Questions for reinforcement learning: the data are a task, and a batch is the number of the step that asks some of it."""
+"""Questions for reinforcement learning: the data are a task, and a batch is the number of the step
+that asks some of its questions."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,10 +14,11 @@ from nanochat.tasks.task import Task, whole
 
 
 class QuestionsDataModule(ByStep):
-    """`task` as composed; `num_epochs` over its questions are the length of a run, `micro_tokens` the padded tokens of a forward pass of the update
-    (None: what suits the device).
+    """`task` as composed by Hydra. `num_epochs` over its questions are the length of a run.
+    `micro_tokens` is the number of padded tokens per forward pass of the update (None: chosen for
+    the device).
 
-    Questions are asked in order, from the first again after the last.
+    Questions are asked in order, starting again with the first after the last.
     """
 
     def __init__(
@@ -38,7 +40,7 @@ class QuestionsDataModule(ByStep):
         self.tokenizer, self.world_size, self.rank = tokenizer, world_size, rank
 
     def manifest(self) -> dict[str, Any]:
-        """What the questions are a function of: JSON for a run's lineage."""
+        """Everything that determines the questions: JSON for a run's lineage."""
         settings = self.task.settings()
         return {
             "hash": digest(settings),
@@ -48,7 +50,7 @@ class QuestionsDataModule(ByStep):
         }
 
     def prepare_data(self) -> None:
-        """Nothing: questions are rendered as they are asked."""
+        """Nothing to do: questions are rendered when they are asked."""
 
     def micro_batches(self) -> "Steps":
         return Steps(self.start_step)

@@ -1,7 +1,7 @@
 """Files into documents: parquet, JSON lines, JSON, and plain text.
 
-One generator per kind, none of which knows about validation or tokens. What cannot be read is a ValueError that names
-the file and says what to type instead; what is passed over is counted in `notes`.
+There is one generator per kind; none of them knows about validation or tokens. Content that cannot
+be read is a ValueError that names the file and the fix. Skipped content is counted in `notes`.
 """
 
 import json
@@ -20,14 +20,15 @@ from nanochat.runtime.files import PACKED, byte_lines, read_bytes, text_lines
 TEXT_SUFFIXES = (".txt", ".md", ".txt.gz", ".txt.zst", ".md.gz", ".md.zst")
 LINES_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 SUFFIXES = (".parquet", *LINES_SUFFIXES, ".json", ".json.gz", ".json.zst", *TEXT_SUFFIXES)
-# two line ends with at most spaces between them; the indentation of what follows belongs to it
+# two line ends with at most spaces between them; the indentation of what follows belongs to the
+# next paragraph
 PARAGRAPH_END = re.compile(r"(?>\r\n|\r|\n)(?:[ \t]*(?>\r\n|\r|\n))+")
-SPLITTING = 2  # of `split_text` by paragraph and line: another number is other documents
+SPLITTING = 2  # version of `split_text` by paragraph and line: a change makes other documents
 BATCH_ROWS = 1024  # from: facts sheet 4.1, rows of a row group
 
 
 def suffix(path: str | Path) -> str | None:
-    """The known ending of a file name, or None."""
+    """The known suffix of a file name, or None."""
     name = str(path).lower()
     return next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(s)), None)
 
@@ -35,11 +36,12 @@ def suffix(path: str | Path) -> str | None:
 def check_suffix(path: str | Path) -> str:
     if found := suffix(path):
         return found
-    raise ValueError(f"{path} is of no known kind; a text file is one of {' '.join(SUFFIXES)}")
+    raise ValueError(f"{path} has no known suffix; text files are {' '.join(SUFFIXES)}")
 
 
 def read_rows(path: Path, text_field: str, span: tuple[int, int] | None, notes: Counter[str]) -> Iterator[str]:
-    """The documents of a parquet or JSON file, or of its row groups or bytes span[0]..span[1]-1 (see `spans`)."""
+    """The documents of a parquet or JSON file, or of its row groups or bytes span[0]..span[1]-1
+    (see `spans`)."""
     kind = check_suffix(path)
     if kind == ".parquet":
         texts = _parquet(path, text_field, span)
@@ -55,8 +57,8 @@ def read_rows(path: Path, text_field: str, span: tuple[int, int] | None, notes: 
 
 
 def read_text(path: Path, bad_utf8: str, notes: Counter[str]) -> str:
-    """A whole text file. Bytes that are not UTF-8 are an error, or with bad_utf8="replace" become U+FFFD and are
-    counted."""
+    """A whole text file. Bytes that are not UTF-8 are an error; with bad_utf8="replace" they become
+    U+FFFD and are counted."""
     raw = read_bytes(path)
     try:
         return raw.decode("utf-8-sig")
@@ -71,7 +73,8 @@ def read_text(path: Path, bad_utf8: str, notes: Counter[str]) -> str:
 
 
 def split_text(text: str, documents: str) -> Iterator[str]:
-    """The documents of a text: the "file" as it is, each "paragraph" (parted by empty lines), or each "line"."""
+    """The documents of a text: the whole "file", each "paragraph" (separated by empty lines), or
+    each "line"."""
     if documents == "file":
         yield text
     elif documents == "paragraph":
@@ -83,8 +86,10 @@ def split_text(text: str, documents: str) -> Iterator[str]:
 
 
 def cut(text: str, limit: int | None) -> Iterator[str]:
-    """A document in pieces of at most `limit` characters that joined give it again, cut at the last paragraph end in
-    the second half of the allowance, else the last line end, else the last space, else in the middle of a word.
+    """A document in pieces of at most `limit` characters, which joined give the document.
+
+    It is cut at the last paragraph end in the second half of the limit, else at the last line end,
+    else at the last space, else within a word.
 
     >>> list(cut("one two. three", 9))
     ['one two. ', 'three']
@@ -106,7 +111,8 @@ def cut(text: str, limit: int | None) -> Iterator[str]:
 
 
 def clean(text: str, notes: Counter[str]) -> str:
-    """The text without lone surrogates, which JSON can spell and UTF-8 cannot: they become U+FFFD and are counted."""
+    """The text without lone surrogates, which JSON can contain and UTF-8 cannot: they become U+FFFD
+    and are counted."""
     if text.isascii():
         return text
     try:
@@ -119,8 +125,11 @@ def clean(text: str, notes: Counter[str]) -> str:
 
 
 def spans(path: Path, part_bytes: int) -> list[tuple[int, int] | None]:
-    """How a file is cut into parts of about `part_bytes` bytes that can be read apart: row groups of a parquet file,
-    byte ranges of JSON lines (a line belongs to the range its first byte is in). Other files are one part: [None]."""
+    """How a file is divided into parts of about `part_bytes` bytes that can be read separately.
+
+    Row groups of a parquet file, byte ranges of JSON lines (a line belongs to the range of its
+    first byte). Other files are one part: [None].
+    """
     size = path.stat().st_size
     if size <= part_bytes:
         return [None]
@@ -138,8 +147,8 @@ def spans(path: Path, part_bytes: int) -> list[tuple[int, int] | None]:
 
 
 def check_file(path: Path, text_field: str) -> None:
-    """What can be found wrong with a file without reading it through: unreadable parquet, a missing column, a first
-    line that is not JSON. ValueError."""
+    """Check what can be checked without reading the whole file: unreadable parquet, a missing
+    column, a first line that is not JSON. ValueError."""
     kind = check_suffix(path)
     if kind == ".parquet":
         _check_column(path, _open_parquet(path).schema_arrow, text_field)
@@ -148,14 +157,14 @@ def check_file(path: Path, text_field: str) -> None:
 
 
 def text_bytes(path: Path, text_field: str) -> int:
-    """About how many bytes of text a file holds."""
+    """Estimated number of bytes of text in a file."""
     kind, size = suffix(path), path.stat().st_size
     if kind == ".parquet":
         meta = _open_parquet(path).metadata
         groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
         columns = [g.column(j) for g in groups for j in range(g.num_columns)]
         return sum(c.total_uncompressed_size for c in columns if c.path_in_schema == text_field)
-    return size * 4 if path.name.lower().endswith(PACKED) else size  # guess: gzip halves text twice
+    return size * 4 if path.name.lower().endswith(PACKED) else size  # guess: gzip quarters text
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:
@@ -169,7 +178,8 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 
 
 def _check_column(path: Path, schema: pa.Schema, text_field: str) -> None:
-    """ValueError unless text_field is a column of text, or of a column's fields as `doc.text`."""
+    """ValueError unless text_field is a text column, or a text field inside a column, as
+    `doc.text`."""
     columns = dict(_columns(schema))
     if text_field in columns and _is_text(columns[text_field]):
         return
@@ -180,7 +190,7 @@ def _check_column(path: Path, schema: pa.Schema, text_field: str) -> None:
 
 
 def _columns(fields: Any, before: str = "") -> Iterator[tuple[str, pa.DataType]]:
-    """Name and type of every column, and of those inside others as `doc.text`."""
+    """Name and type of every column, and of columns inside others as `doc.text`."""
     for field in fields:
         yield before + field.name, field.type
         if pa.types.is_struct(field.type):
@@ -188,7 +198,7 @@ def _columns(fields: Any, before: str = "") -> Iterator[tuple[str, pa.DataType]]
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """Strings however they are stored, and bytes, which must be UTF-8."""
+    """Whether the type is a string, however stored, or bytes, which must be UTF-8."""
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
     return any(
@@ -235,15 +245,15 @@ def _json_lines(path: Path, text_field: str, span: tuple[int, int] | None) -> It
                 value = json.loads(line)
             except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
                 if number == 1 and line.lstrip().startswith(b"["):
-                    raise ValueError(f"{path} is one JSON list, not a JSON value a line; name it .json") from None
-                raise ValueError(f"{where} is not JSON ({error}); JSON lines hold one object a line") from None
+                    raise ValueError(f"{path} is one JSON list, not one JSON value per line; name it .json") from None
+                raise ValueError(f"{where} is not JSON ({error}); JSON lines hold one object per line") from None
             if isinstance(value, list):
                 raise ValueError(f"{where} is a list, not an object; if it holds the documents, name the file .json")
             yield _field(value, text_field, where)
 
 
 def _lines(path: Path, span: tuple[int, int] | None) -> Iterator[bytes]:
-    """The lines of a file, or of a plain one those that begin in bytes span[0]..span[1]-1."""
+    """The lines of a file; of an uncompressed one, those that begin in bytes span[0]..span[1]-1."""
     if span is None:
         yield from byte_lines(path)
         return
@@ -251,7 +261,8 @@ def _lines(path: Path, span: tuple[int, int] | None) -> Iterator[bytes]:
         at = 0
         if span[0] > 0:
             file.seek(span[0] - 1)
-            at = span[0] - 1 + len(file.readline())  # the line that began before belongs to the range before
+            # a line that began earlier belongs to the earlier range
+            at = span[0] - 1 + len(file.readline())
         for line in file:
             if at >= span[1]:
                 return

@@ -1,8 +1,11 @@
-"""Conversations as token ids on disk: each task is rendered once, by several processes, and mapped into memory.
+"""Conversations as token ids on disk: each task is rendered once, by several processes, and
+memory-mapped.
 
-A folder per task and tokenizer, named by a hash of all that decides its content: `ids.bin`, `mask.bin` (uint8, 1 where the assistant
-writes), `offsets.npy`, `numbers.npy` (which conversation of the task each is) and `meta.json` with those that break the rules and the
-sha256 of the files. It appears whole under its name or not at all, and is rendered again where a file is not what was written.
+There is one folder per task and tokenizer, named by a hash of everything that determines its
+content: `ids.bin`, `mask.bin` (uint8, 1 where the assistant writes), `offsets.npy`, `numbers.npy`
+(the number of each conversation in its task), and `meta.json` with the conversations that break the
+rules and the sha256 of the files. The folder gets its name only when it is complete, and is
+rendered again if a file has changed.
 """
 
 import json
@@ -29,11 +32,12 @@ from nanochat.tokenizer.conversations import BadConversation, is_empty, is_train
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 FORMAT = 2
-CHUNK = 512  # guess: conversations a process renders at a time
+CHUNK = 512  # guess: conversations that a process renders at a time
 BLOCK = 100_000  # guess: conversations counted at a time
 MOST_PROCESSES = 16  # guess: one process writes what they render
-FEW = 4_000  # guess: so many are rendered sooner than processes start
-EMPTY, UNTRAINED, BAD = "empty", "not trained", "bad: "  # what is counted; after BAD comes the reason
+FEW = 4_000  # guess: so few are rendered before processes have started
+# what is counted; BAD is followed by the reason
+EMPTY, UNTRAINED, BAD = "empty", "not trained", "bad: "
 SHOWN = 20  # guess: bad conversations named in a record
 
 log = logging.getLogger("nanochat.data")
@@ -43,7 +47,11 @@ Bad = tuple[int, str]
 
 @dataclass(frozen=True)
 class Rendered:
-    """The conversations of one task that keep the rules. ids (N,), mask (N,) uint8, offsets (n + 1,), numbers (n,); `bad`: (number, reason)."""
+    """The valid conversations of one task.
+
+    ids (N,), mask (N,) uint8, offsets (n + 1,), numbers (n,). `bad` holds (number, reason) of
+    conversations that break the rules.
+    """
 
     place: Path
     name: str
@@ -55,23 +63,26 @@ class Rendered:
     bad_count: int
     counts: dict[
         str, int
-    ]  # conversations with an `empty` message, with one `not trained`, and bad ones by their reason
+        # number of conversations with an `empty` message, with one `not trained`, and of bad ones by
+        # reason
+    ]
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __reduce__(self) -> Any:
-        return _open, (self.place, self.name)  # a loader process maps its own
+        return _open, (self.place, self.name)  # a loader process maps the files itself
 
     @cached_property
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
     def supervised(self, limit: int | None = None) -> np.ndarray:
-        """How many of the first `limit` tokens of each the assistant writes, (n,) int64."""
+        """Number of tokens the assistant writes among the first `limit` of each conversation, (n,)
+        int64."""
         stops = self.offsets[1:] if limit is None else np.minimum(self.offsets[1:], self.offsets[:-1] + limit)
         counts = np.empty(len(self), np.int64)
-        for first in range(0, len(self), BLOCK):  # a block at a time: summing makes numbers of bytes
+        for first in range(0, len(self), BLOCK):  # block by block: the sum turns bytes into int64
             last = min(first + BLOCK, len(self))
             base, end = int(self.offsets[first]), int(self.offsets[last])
             running = np.concatenate([[0], np.cumsum(self.mask[base:end], dtype=np.int32)])
@@ -82,8 +93,11 @@ class Rendered:
 def rendered(
     task: Task, tokenizer: Tokenizer, folder: Path, *, on_bad: str = "error", processes: int | None = None
 ) -> Rendered:
-    """The conversations of `task`, from the folder if they are there. `on_bad`: error raises ValueError for the first that breaks the
-    rules, naming task, number and reason; skip leaves them out and counts them."""
+    """The rendered conversations of `task`, from the folder if it exists.
+
+    `on_bad`: error raises ValueError for the first conversation that breaks the rules, naming task,
+    number and reason; skip leaves such conversations out and counts them.
+    """
     key = digest({"task": task.settings(), "tokenizer": tokenizer.hash, "format": FORMAT})
     place = folder / f"{task.name.replace('/', '--')}-{key}"
     if not _whole(place):
@@ -95,7 +109,8 @@ def rendered(
 
 
 def _whole(place: Path) -> bool:
-    """Whether it was rendered and its files are what was written; folders of before there were hashes are taken as they are."""
+    """Whether the folder is complete and its files are as written; folders from before hashes were
+    stored are accepted."""
     if not (place / "meta.json").is_file():
         return False
     try:
@@ -104,7 +119,7 @@ def _whole(place: Path) -> bool:
             return True
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
         pass
-    log.warning("%s is damaged or was changed (sha256): it is rendered again", place)
+    log.warning("%s is damaged or was changed (sha256); rendering it again", place)
     return False
 
 
@@ -119,7 +134,7 @@ def _open(place: Path, name: str) -> Rendered:
 
 def _complaint(task: Task, number: int, reason: str) -> ValueError:
     return ValueError(
-        f"conversation {number} of {task.name}: {reason}; correct it, or leave such out with data.on_bad=skip"
+        f"conversation {number} of {task.name}: {reason}; correct it, or skip such conversations with data.on_bad=skip"
     )
 
 
@@ -164,7 +179,8 @@ def _write(task: Task, tokenizer: Tokenizer, place: Path, on_bad: str, processes
 
 
 class Chunk(NamedTuple):
-    """Rendered conversations, as bytes to be written, and (number, reason) of those that break the rules."""
+    """Rendered conversations as bytes to be written, and (number, reason) of those that break the
+    rules."""
 
     ids: bytes
     mask: bytes
@@ -188,7 +204,7 @@ def _chunks(task: Task, tokenizer: Tokenizer, dtype: np.dtype[Any], processes: i
         yield from pool.map(_render_held, spans)
 
 
-_held: dict[str, Any] = {}  # in a process that renders
+_held: dict[str, Any] = {}  # state of a rendering process
 
 
 def _hold(task: Task, tokenizer: Tokenizer, dtype: np.dtype[Any]) -> None:

@@ -1,10 +1,12 @@
-"""Rows by number: which tokens row r of an endless training stream has, whatever was asked for before.
+"""Rows by number: the tokens of row r of an endless training stream, independent of earlier
+accesses.
 
-The shards of an epoch, in order in the first epoch and shuffled after it, are taken in segments: one shard, or
-neighbouring small ones together. The documents of a segment are shuffled and packed (`packing`), and the segments'
-rows follow one another epoch after epoch. So row r depends on (manifest, tokenizer, seed, r) alone, and only on
-shards up to its segment: training starts when the first is there. Sizes of packed segments are kept in a journal, so
-a far row costs one segment's packing.
+The shards of an epoch, in order in the first epoch and shuffled in later ones, are taken in
+segments: one shard, or several small neighbours together. The documents of a segment are shuffled
+and packed (`packing`), and the rows of the segments follow one another, epoch after epoch. Row r
+therefore depends on (manifest, tokenizer, seed, r) alone, and only on shards up to its segment:
+training starts when the first is ready. The sizes of packed segments are kept in a journal, so that
+access to a distant row packs only one segment.
 """
 
 from bisect import bisect_right
@@ -18,15 +20,18 @@ from nanochat.datamodules.journal import Journal, digest
 from nanochat.datamodules.packing import Packing, Tally, mix, pack, permutation
 from nanochat.datamodules.shards import Shard, ShardError, ShardFolder, ShardSpec
 
-# guess: smaller parts (bytes on disk) are packed together; more documents fit better, fewer let training start sooner
+# guess: smaller parts (bytes on disk) are packed together; more documents fit better, fewer let
+# training start sooner
 SEGMENT_BYTES = 8 * 2**20
-OPEN_SEGMENTS = 3  # guess: a batch lies in one or two
-PLAN = 1  # of segments, shuffling and packing: a change here changes every batch
+OPEN_SEGMENTS = 3  # guess: a batch is in one or two
+# version of segments, shuffling and packing: a change here changes every batch
+PLAN = 1
 
 
 @dataclass
 class Segment:
-    """A packed segment over open shards. Document d of the packing is document `index[d]` of shard `shard[d]`."""
+    """A packed segment over open shards. Document d of the packing is document `index[d]` of shard
+    `shard[d]`."""
 
     epoch: int
     shards: list[Shard]
@@ -35,7 +40,7 @@ class Segment:
     packing: Packing
 
     def gather(self, first: int, last: int) -> np.ndarray:
-        """Tokens of rows first..last-1, one after the other: ((last - first) * (T + 1),)."""
+        """Tokens of rows first..last-1, joined: ((last - first) * (T + 1),)."""
         pieces = self.packing.pieces(first, last)
         shard = self.shard[pieces.document]
         begin = pieces.start.copy()
@@ -47,16 +52,16 @@ class Segment:
         return np.concatenate([tokens[s][a:b] for s, a, b in spans])
 
     def documents(self, row: int) -> list[tuple[str, int, int]]:
-        """(document, start, length) of each piece of a row; a document is named PART#NUMBER, counted in its part and
-        split."""
+        """(document, start, length) of each piece of a row. A document is named PART#NUMBER, its
+        number within part and split."""
         pieces = self.packing.pieces(row, row + 1)
         found = zip(pieces.document.tolist(), pieces.start.tolist(), pieces.length.tolist(), strict=True)
         return [(f"{self.shards[self.shard[d]].name}#{self.index[d]}", start, length) for d, start, length in found]
 
 
 class Rows:
-    """The rows of one split: endless, or with `shuffle=False`, which is for validation, one epoch in the order of the
-    source."""
+    """The rows of one split: endless, or, with `shuffle=False` for validation, one epoch in the
+    order of the source."""
 
     def __init__(
         self, folder: ShardFolder, split: str, *, sequence_len: int, packing: str, seed: int = 0, shuffle: bool = True
@@ -68,22 +73,24 @@ class Rows:
         self.packing = packing
         self.seed = seed
         self.shuffle = shuffle
-        pack(packing, np.zeros(0, dtype=np.int64), sequence_len)  # an unknown packing is an error now
+        # raises here for an unknown packing
+        pack(packing, np.zeros(0, dtype=np.int64), sequence_len)
         if not self.specs:
             raise ValueError(
                 f"{folder.source.name} has no {split} documents; check data.path, data.split or data.num_shards"
             )
         self._journal = Journal(folder.folder / "segments.jsonl")
-        self._plan: list[tuple[int, int, list[ShardSpec]]] = []  # (epoch, number in the epoch, shards) of each segment
+        # (epoch, number in the epoch, shards) of each segment
+        self._plan: list[tuple[int, int, list[ShardSpec]]] = []
         self._tallies: list[Tally] = []
         self._begin = [0]  # first row of each segment, and one past the last known
         self._open: OrderedDict[int, Segment] = OrderedDict()
 
-    # ---- the order of things
+    # ---- segments
 
     def epoch_segments(self, epoch: int) -> list[list[ShardSpec]]:
-        """The shards of each segment of an epoch. Depends on the manifest only, so it is known before any shard is
-        built."""
+        """The shards of each segment of an epoch. Depends on the manifest only, so it is known
+        before any shard is built."""
         specs = self.specs
         if self.shuffle and epoch > 0:
             specs = [specs[i] for i in permutation(len(specs), mix(self.seed, epoch, 1))]
@@ -96,11 +103,12 @@ class Rows:
             groups[-1].append(spec)
             size += spec.part.size
         if size < SEGMENT_BYTES // 2 and len(groups) > 1:
-            groups[-2:] = [groups[-2] + groups[-1]]  # a small rest is packed with what came before
+            # a small rest is packed with the group before it
+            groups[-2:] = [groups[-2] + groups[-1]]
         return groups
 
     def first_shards(self) -> list[ShardSpec]:
-        """What must be built before the first row."""
+        """The shards that the first row needs."""
         return self.epoch_segments(0)[0]
 
     def _describe(self, n: int) -> tuple[int, int, list[ShardSpec]]:
@@ -110,7 +118,7 @@ class Rows:
         return self._plan[n]
 
     def segment(self, n: int) -> Segment:
-        """Segment n of the endless sequence, open and packed; waits for its shards."""
+        """Segment n of the endless sequence, opened and packed; waits for its shards."""
         if n in self._open:
             self._open.move_to_end(n)
             return self._open[n]
@@ -118,7 +126,8 @@ class Rows:
         shards = [self.folder.open(spec) for spec in specs]
         lengths = [shard.lengths for shard in shards]
         which = np.repeat(np.arange(len(shards)), [len(x) for x in lengths])  # (documents,)
-        index = np.concatenate([np.arange(len(x)) for x in lengths]).astype(np.int64)  # (documents,)
+        # (documents,)
+        index = np.concatenate([np.arange(len(x)) for x in lengths]).astype(np.int64)
         every = np.concatenate(lengths)
         key = mix(self.seed, epoch, 2, i) if self.shuffle else None
         if key is not None:
@@ -131,7 +140,7 @@ class Rows:
         return self._open[n]
 
     def _tally(self, n: int) -> Tally:
-        """What segment n takes as a whole; from the journal if it was ever packed."""
+        """Counts of the whole segment n, from the journal if it was packed before."""
         while len(self._tallies) <= n:
             m = len(self._tallies)
             epoch, i, specs = self._describe(m)
@@ -148,8 +157,8 @@ class Rows:
     # ---- rows
 
     def locate(self, row: int) -> tuple[int, int]:
-        """(segment, row in it) of a row. IndexError past the end of validation; ValueError if an epoch has no row at
-        all."""
+        """(segment, row within it) of a row. IndexError past the end of validation; ValueError if
+        an epoch has no row."""
         assert row >= 0
         while self._begin[-1] <= row:
             n = len(self._begin) - 1
@@ -171,12 +180,12 @@ class Rows:
         )
 
     def epoch_tally(self) -> Tally:
-        """What one epoch (the first) takes; waits for all shards."""
+        """Counts of one epoch (the first); waits for all shards."""
         segments = len(self.epoch_segments(0))
         return sum((self._tally(n) for n in range(segments)), Tally())
 
     def total(self, at_most: int | None = None) -> int:
-        """Rows of the first epoch, counted only as far as `at_most`. ValueError if there is none."""
+        """Rows of the first epoch, counted only up to `at_most`. ValueError if there is none."""
         rows = 0
         for n in range(len(self.epoch_segments(0))):
             rows += self._tally(n).tokens_trained // self.sequence_len
@@ -187,7 +196,7 @@ class Rows:
         return rows
 
     def gather(self, first: int, last: int) -> np.ndarray:
-        """Tokens of rows first..last-1: (last - first, T + 1), in the shards' type."""
+        """Tokens of rows first..last-1: (last - first, T + 1), in the shards' dtype."""
         found: list[np.ndarray] = []
         row = first
         while row < last:
@@ -201,13 +210,13 @@ class Rows:
         return tokens.reshape(last - first, self.sequence_len + 1)
 
     def _foreign(self, rows: range, worst: int) -> ShardError:
-        """For a token that the vocabulary has not: which file it is in."""
+        """The error for a token outside the vocabulary, naming its file."""
         opened = [shard for row in rows for shard in self.segment(self.locate(row)[0]).shards]
         name = next(shard.name for shard in opened if worst in shard.tokens)
         stems = [spec.stem for spec in self.specs if spec.part.name == name]
         return ShardError(
             f"the token shard {self.folder.folder / stems[0]}.bin holds the token {worst:,}, and the vocabulary has "
-            f"{self.folder.tokenizer.vocab_size:,}: it is damaged; delete it, and it is made again"
+            f"{self.folder.tokenizer.vocab_size:,}: it is damaged; delete it, and it is rebuilt"
         )
 
     def epoch(self, row: int) -> int:
@@ -218,8 +227,8 @@ class Rows:
         return self.segment(n).documents(inside)
 
     def tally(self, rows: int) -> tuple[Tally, int, int]:
-        """What the first `rows` rows took; how many of their targets were repeats (of an epoch after the first); the
-        number of epochs begun."""
+        """Counts of the first `rows` rows; the number of targets that are repeats (epochs after the
+        first); the number of epochs begun."""
         if rows == 0:
             return Tally(), 0, 0
         n, inside = self.locate(rows - 1)
@@ -230,4 +239,4 @@ class Rows:
         return whole + part, repeated + (part.tokens_trained if epoch > 0 else 0), epoch + 1
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}  # a loader process maps its own
+        return {**self.__dict__, "_open": OrderedDict()}  # a loader process maps the files itself

@@ -1,17 +1,20 @@
-"""Token shards: text tokenized once, by several processes, into files that training maps into memory.
+"""Token shards: text tokenized once, by several processes, into files that training memory-maps.
 
-A shard is three files in the folder of its source and tokenizer: `.bin` (token ids, uint16 or uint32, every document
-with <|bos|> before it), `.offsets.npy` (int64, documents + 1) and `.json` (counts, sizes, sha256). Its name holds a
-hash of the part's content and of the settings that decide its documents: shards of parts that did not change are
-found again whatever else was added. Each file is written under a temporary name, synced and renamed, the `.json`
-last; a shard without it, or whose files have not the recorded size or sha256, is built again (hashed once, and again
-when the system shows a change of the file: `journal.file_sha256`). While one is built its builder
-holds a lock that ends with the process, so any number of builders may work on a folder at once, killed ones leave
-nothing to clear up, and nothing but time is lost where locks do not work. Only as many are started as there are
-cores, though: a second process that wants the same shards stands by (`Builders`).
+A shard is three files in the folder of its source and tokenizer: `.bin` (token ids, uint16 or
+uint32, <|bos|> before every document), `.offsets.npy` (int64, documents + 1) and `.json` (counts,
+sizes, sha256). Its name holds a hash of the part's content and of the settings that determine its
+documents, so that shards of unchanged parts are found again when other parts are added.
 
-Nobody has to wait for all shards: `ShardFolder.open` waits for the one it is asked for, and builds it itself if
-nobody else is about to.
+Each file is written under a temporary name, synced and renamed, the `.json` last. A shard without
+`.json`, or whose files have another size or sha256 than recorded, is built again (files are hashed
+once, and again if the system reports a change: `journal.file_sha256`). During a build the builder
+holds a lock that ends with its process. Any number of builders can therefore work on one folder,
+killed builders leave nothing to clean up, and where locks do not work only time is lost. Only as
+many builders are started as there are cores: a second process that needs the same shards stands by
+(`Builders`).
+
+Training does not wait for all shards: `ShardFolder.open` waits for the requested one, and builds it
+itself if no builder will.
 """
 
 import contextlib
@@ -42,26 +45,31 @@ from nanochat.datamodules.journal import digest, file_sha256
 from nanochat.datamodules.sources import SPLITS, Part, TextSource
 from nanochat.runtime.signals import leave_signals, once, stdin_ends
 
-FORMAT = 1  # of the files; a reader knows no other
-POLL_SECONDS = 0.05  # guess: how often a waiting loader looks
-MESSAGE_SECONDS = 15.0  # guess: how often a waiting loader says so
-ALONE_SECONDS = 10.0  # guess: with no builder at work for so long, a waiting loader builds by itself
-STAND_BY_SECONDS = 1.0  # guess: how often it is looked whether another process's builders are gone
-SMALL_BYTES = 4 * 2**20  # guess: less text than this is tokenized sooner than processes start
+FORMAT = 1  # version of the files; readers accept no other
+POLL_SECONDS = 0.05  # guess: polling interval of a waiting loader
+MESSAGE_SECONDS = 15.0  # guess: interval between messages of a waiting loader
+# guess: with no builder at work for this long, a waiting loader builds the shard itself
+ALONE_SECONDS = 10.0
+# guess: interval for checking whether another process's builders have ended
+STAND_BY_SECONDS = 1.0
+SMALL_BYTES = 4 * 2**20  # guess: less text is tokenized before processes have started
 
 log = logging.getLogger("nanochat.data")
 
 
 class ShardError(ValueError):
-    """What building a shard ran into, in one line. A DataLoader worker hands an error on as a new one of its kind whose
-    message is a traceback; this kind keeps only the line at its end."""
+    """The error of a shard's build, in one line.
+
+    A DataLoader worker passes an error on as a new one of the same class whose message is a
+    traceback; this class keeps only the last line of it.
+    """
 
     def __init__(self, text: str):
         super().__init__(" ".join(text.rsplit(f"{ShardError.__name__}: ", 1)[-1].split()))
 
 
 class Encoder(Protocol):
-    """What this layer needs of a tokenizer."""
+    """The part of a tokenizer that this file needs."""
 
     vocab_size: int
     bos_id: int
@@ -74,7 +82,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """The shard that a part will be or is: `stem` is its file name without ending."""
+    """The shard of a part, built or not: `stem` is its file name without suffix."""
 
     part: Part
     split: str
@@ -83,7 +91,8 @@ class ShardSpec:
 
 @dataclass(frozen=True)
 class Shard:
-    """An open shard. tokens (N,) uint16 or uint32 and offsets (documents + 1,) int64 are views of the files."""
+    """An open shard. tokens (N,) uint16 or uint32 and offsets (documents + 1,) int64 are views of
+    the files."""
 
     name: str
     tokens: np.ndarray
@@ -95,7 +104,8 @@ class Shard:
 
 
 class ShardFolder:
-    """The shards of one source and tokenizer: which there are to be, which are ready, and building the rest."""
+    """The shards of one source and tokenizer: which are planned, which are ready, and building the
+    rest."""
 
     def __init__(self, source: TextSource, tokenizer: Encoder, folder: Path):
         self.source = source
@@ -103,7 +113,7 @@ class ShardFolder:
         self.folder = folder / f"{source.name}-{tokenizer.hash}"
         self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
         settings = {"settings": source.settings(), "source": source.name, "format": FORMAT}
-        self._said: set[str] = set()  # damaged files that were told of
+        self._said: set[str] = set()  # damaged files already reported
         self.specs = {split: [self._spec(part, split, settings) for part in source.parts(split)] for split in SPLITS}
 
     def _spec(self, part: Part, split: str, settings: dict[str, Any]) -> ShardSpec:
@@ -113,20 +123,20 @@ class ShardFolder:
 
     @property
     def order(self) -> list[ShardSpec]:
-        """All shards in the order to build them: what training and validation need first comes first."""
+        """All shards in build order: those that training and validation need first come first."""
         pairs = zip_longest(self.specs["train"], self.specs["val"])
         return [spec for pair in pairs for spec in pair if spec is not None]
 
     @property
     def claim(self) -> Path:
-        """The lock that builder processes of just these shards hold."""
+        """The lock file that the builders of exactly these shards hold."""
         return self.folder / f"builders-{digest([spec.stem for spec in self.order], 12)}.lock"
 
     def _path(self, spec: ShardSpec, ending: str) -> Path:
         return self.folder / (spec.stem + ending)
 
     def meta(self, spec: ShardSpec) -> dict[str, Any] | None:
-        """The record of a shard that is whole, else None."""
+        """The record of a complete shard, else None."""
         try:
             meta = json.loads(self._path(spec, ".json").read_text())
             whole = (
@@ -147,27 +157,30 @@ class ShardFolder:
             path = self._path(spec, ending)
             if file_sha256(path) != meta[key]:
                 if path.name not in self._said:
-                    log.warning("%s is damaged or was changed (sha256): it is made again from its text", path)
+                    log.warning("%s is damaged or was changed (sha256); building it again from its text", path)
                     self._said.add(path.name)
                 return False
         return True
 
     def failed(self, spec: ShardSpec) -> str | None:
-        """What building a shard ran into, if it did."""
+        """The error that building the shard ended with, if any."""
         try:
             return self._path(spec, ".error").read_text()
         except OSError:
             return None
 
     def missing(self) -> list[ShardSpec]:
-        """The shards that are not whole, in the order to build them."""
+        """The shards that are not complete, in build order."""
         return [spec for spec in self.order if self.meta(spec) is None]
 
     # ---- opening
 
     def open(self, spec: ShardSpec) -> Shard:
-        """The shard, once it is there. Waits with a message while others build; builds it if no one does. Whatever
-        building it ran into is raised here, as ShardError."""
+        """The shard, as soon as it is ready.
+
+        Waits with a message while others build it; builds it here if nobody does. Raises ShardError
+        with the error of its build.
+        """
         begin = said = alone = time.monotonic()
         while self.meta(spec) is None:
             now = time.monotonic()
@@ -197,18 +210,18 @@ class ShardFolder:
         return Shard(spec.part.name, _map(self._path(spec, ".bin"), self.dtype), offsets)
 
     def in_progress(self) -> bool:
-        """Whether any process is building shards here."""
+        """Whether any process is building shards in this folder."""
         return any(_locked(path) for path in self.folder.glob("*.lock"))
 
     # ---- building
 
     def build(self, spec: ShardSpec) -> bool:
-        """Make one shard. False if it is there already or another process is making it."""
+        """Build one shard. False if it exists or another process is building it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with _lock(self._path(spec, ".lock")) as held:
             if held == "theirs" or self.meta(spec) is not None:
                 return False
-            if held == "mine":  # then these are a killed builder's
+            if held == "mine":  # the temporary files are a killed builder's
                 for left in self.folder.glob(f"{glob_escape(spec.stem)}.*.tmp"):
                     left.unlink(missing_ok=True)
             self._path(spec, ".error").unlink(missing_ok=True)
@@ -274,8 +287,12 @@ class ShardFolder:
                 left.unlink(missing_ok=True)
 
     def build_all(self) -> None:
-        """Make the missing shards, in order, beside whoever else is making some, until all are there. What a shard
-        runs into is left beside it in an `.error` file for those who wait for it, and raised at the end."""
+        """Build the missing shards in order, sharing the work with other builders, until all are
+        ready.
+
+        The error of a shard is written to an `.error` file next to it, for processes that wait for
+        it, and raised at the end.
+        """
         failed: dict[ShardSpec, Exception] = {}
         while left := [spec for spec in self.missing() if spec not in failed]:
             built = 0
@@ -287,7 +304,7 @@ class ShardFolder:
                     text = " ".join(str(error).split()) or type(error).__name__
                     with contextlib.suppress(OSError):
                         self._path(spec, ".error").write_text(text)
-            if not built:  # all that is left is in other hands
+            if not built:  # other processes are building the rest
                 for spec in left:
                     if theirs := self.failed(spec):
                         failed[spec] = ShardError(theirs)
@@ -296,12 +313,12 @@ class ShardFolder:
             raise first
 
     def forget_errors(self) -> None:
-        """Remove what an earlier attempt ran into, before trying again."""
+        """Remove the error files of an earlier attempt."""
         for path in self.folder.glob("*.error"):
             path.unlink(missing_ok=True)
 
     def check_space(self) -> None:
-        """OSError if what is still to be written, and downloaded before, does not fit on the disk."""
+        """OSError if the disk is too small for what is still to be downloaded and written."""
         need = sum(self._estimate(spec) for spec in self.missing()) + self.source.download_bytes()
         place = next(path for path in (self.folder, *self.folder.parents) if path.exists())
         free = shutil.disk_usage(place).free
@@ -315,14 +332,16 @@ class ShardFolder:
         share = 1.0
         if spec.split == "val" and spec.part in self.source.parts("train"):
             share = 0.05  # guess: above any val_fraction in conf/
-        # guess: a character, or what a small vocabulary packs into a token; 3.5 to 4.8 are usual for larger ones
+        # guess: characters per token with a small vocabulary; 3.5 to 4.8 are usual for larger ones
         bytes_per_token = 1.0 if getattr(self.tokenizer, "kind", "bpe") == "char" else 3.0
         return share * self.source.text_bytes(spec.part) / bytes_per_token * self.dtype.itemsize
 
     def start_builders(self, processes: int | None = None) -> "Builders | None":
-        """Build what is missing in background processes, by default one for each core. Little text (or processes=0)
-        is built here and now, and what another process's builders are at is left to them. None if nothing is left to
-        wait for."""
+        """Build what is missing in background processes, by default one per core.
+
+        A small amount of text (or processes=0) is built directly. Shards that another process's
+        builders work on are left to them. None if there is nothing to wait for.
+        """
         missing = self.missing()
         if not missing:
             return None
@@ -339,10 +358,12 @@ class ShardFolder:
 
 
 class Builders:
-    """`count` processes that build a folder's missing shards. They end with the process that started them.
+    """`count` processes that build a folder's missing shards. They end with the process that
+    started them.
 
-    They themselves hold the folder's claim: while they live nobody else starts any for the same shards, but stands by,
-    and starts some once they are gone, however they ended, with shards still to be built.
+    The builders hold the folder's claim. While they run, no other process starts builders for the
+    same shards; it stands by, and starts its own when they have ended, for whatever reason, with
+    shards still missing.
     """
 
     def __init__(self, folder: ShardFolder, count: int):
@@ -357,12 +378,13 @@ class Builders:
         while True:
             while _locked(self.folder.claim):
                 time.sleep(STAND_BY_SECONDS)
-            # an error is for those who wait for the shard, not for trying again
+            # an error file is for processes that wait for the shard; it does not stop another
+            # attempt
             if all(self.folder.failed(spec) for spec in self.folder.missing()) or self._start():
                 return
 
     def _start(self) -> bool:
-        """False if other builders are at work."""
+        """Start the processes. False if other builders are at work."""
         claim = _claim(self.folder.claim)
         if claim is None:
             return False
@@ -383,47 +405,52 @@ class Builders:
             )
             assert process.stdin is not None
             process.stdin.write(paths + body)
-            process.stdin.flush()  # and left open: its end tells the child that we are gone
+            # and left open: when it closes, the child knows that this process has ended
+            process.stdin.flush()
             self.processes.append(process)
-        claim.close()  # theirs now
+        claim.close()  # the children hold it now
         return True
 
     def wait(self, specs: Sequence[ShardSpec]) -> None:
-        """Until these shards are there. ShardError with what building them ran into."""
+        """Wait until these shards are ready. ShardError with the error of their build."""
         for spec in specs:
             self.folder.open(spec)
 
 
 def work(size: int) -> None:
-    """A builder process: build until nothing is left, or until the process that started it is gone. `size` bytes on
-    its stdin are the pickled folder."""
+    """A builder process: build until nothing is left, or until the process that started it has
+    ended.
+
+    The first `size` bytes on stdin are the pickled folder.
+    """
     body = sys.stdin.buffer.read(size)
     once(stdin_ends, lambda: os._exit(1))
     leave_signals()
     with contextlib.suppress(OSError, AttributeError):
-        os.nice(5)  # guess: training on the same cores goes first
+        os.nice(5)  # guess: training on the same cores has priority
     folder: ShardFolder = pickle.loads(body)
     try:
         folder.build_all()
     except Exception:
-        os._exit(1)  # the error lies beside the shard
+        os._exit(1)  # the error is in the file next to the shard
     folder.claim.unlink(missing_ok=True)  # nothing is left to claim
     os._exit(0)
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """Number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _map(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
-    """A file as a read-only array without reading it yet."""
+    """A file as a memory-mapped, read-only array."""
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return np.empty(0, dtype=dtype)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if hasattr(mmap, "MADV_WILLNEED"):
-        mapped.madvise(mmap.MADV_WILLNEED)  # documents are read in shuffled order; let the disk read in its own
+        # documents are read in shuffled order; let the disk read in its own
+        mapped.madvise(mmap.MADV_WILLNEED)
     return np.frombuffer(mapped, dtype=dtype)
 
 
@@ -447,8 +474,9 @@ def glob_escape(text: str) -> str:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[str]:
-    """ "mine" while this process alone holds the lock file, "theirs" if another does. It ends with the process,
-    however that ends. "unknown" where the system has no such locks."""
+    """ "mine" while this process alone holds the lock file, "theirs" if another process does,
+    "unknown" where the system has no such locks. The lock ends with the process, even if it is
+    killed."""
     try:
         import fcntl
     except ImportError:
@@ -463,7 +491,7 @@ def _lock(path: Path) -> Iterator[str]:
         except OSError:  # a file system without locks
             yield "unknown"
             return
-        if not current:  # held, or its last holder removed it meanwhile
+        if not current:  # held, or removed by its last holder meanwhile
             yield "theirs"
             return
         try:
@@ -473,8 +501,8 @@ def _lock(path: Path) -> Iterator[str]:
 
 
 def _claim(path: Path) -> IO[str] | None:
-    """The lock file, held as long as it or a child's copy of it is open; None if another process holds it. Where the
-    system has no such locks everybody gets it."""
+    """The open lock file, locked as long as it or a child's copy of it is open; None if another
+    process holds it. Where the system has no such locks, every process gets it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a")
     for _ in range(3):  # `_locked` holds it for a moment

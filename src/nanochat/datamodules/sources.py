@@ -1,10 +1,11 @@
-"""Where documents come from.
+"""Text sources: where documents come from.
 
-A source lists parts, each a file, a piece of a large file or some small files, and reads the documents of a part in a
-fixed order. A document is for training or for validation by what it says, not by where it lies: the hash of its text
-decides (`val_by=hash`), so it stays on its side when files arrive, move or are renamed, and an exact copy of it lands
-there too. Sources that come with a validation file name it instead (`val_by=files`); `val_by=tail` takes the end of
-each text, as nanoGPT does.
+A source lists parts (a file, a piece of a large file, or some small files) and reads the documents
+of a part in a fixed order. Whether a document is for training or validation depends on its text,
+not on its location: the hash of the text decides (`val_by=hash`). It stays in its split when files
+are added, moved or renamed, and an exact copy of it gets the same split. Sources that have a
+validation file name it instead (`val_by=files`). `val_by=tail` takes the end of each text, as
+nanoGPT does.
 """
 
 import glob
@@ -36,24 +37,34 @@ from nanochat.runtime.paths import base_dir
 from nanochat.runtime.settings import Count, Portion
 
 SPLITS = ("train", "val")
-GROUP_BYTES = 4 * 2**20  # guess: smaller files are read together, so that a folder of notes is not thousands of shards
+# guess: smaller files are read together, so that a folder of notes does not make thousands of
+# shards
+GROUP_BYTES = 4 * 2**20
 SMALL_BYTES = (
     10 * 2**20
-)  # guess: of less plain text a tenth is for validation, as nanoGPT takes; a hundredth would be a few rows
-FEW_DOCUMENTS = 100  # guess: of fewer a hundredth or a tenth by their hash may be none, so the end of each is taken
+    # guess: of less plain text a tenth is for validation, as in nanoGPT; a hundredth would be a few
+    # rows
+)
+# guess: of fewer documents the share for validation may be none by hash, so the end of each is
+# taken
+FEW_DOCUMENTS = 100
 HEAD_CHARS = 10_000  # from: what a tokenizer reads of a document (doc_cap)
-PART_BYTES = 256 * 2**20  # guess: larger files are read in pieces, so that one file keeps several processes busy
+# guess: larger files are read in pieces, so that one file keeps several processes busy
+PART_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class Part:
-    """Files, or row groups or bytes span[0]..span[1]-1 of one file, whose documents make one token shard. `paths` are
-    their names in the source; none for text that is in no file."""
+    """The documents of one token shard: files, or row groups or bytes span[0]..span[1]-1 of one
+    file.
+
+    `paths` are the names of the files in the source; empty for text that is in no file.
+    """
 
     name: str
     paths: tuple[str, ...]
     size: int  # bytes on disk
-    sha256: str  # of the content, whatever its name
+    sha256: str  # of the content, independent of the name
     span: tuple[int, int] | None = None
 
     @property
@@ -62,57 +73,61 @@ class Part:
 
 
 class TextSource(ABC):
-    """Documents in parts. Picklable: worker processes read the parts."""
+    """Documents in parts. Picklable, as worker processes read the parts."""
 
     name: str
 
     @abstractmethod
     def parts(self, split: str) -> list[Part]:
-        """The parts that hold documents of `split` ("train" or "val"), always in the same order."""
+        """The parts that hold documents of `split` ("train" or "val"), in a fixed order."""
 
     @abstractmethod
     def read(self, part: Part, split: str, notes: Counter[str] | None = None) -> Iterator[str]:
-        """The documents of `part` that belong to `split`, in order; `notes` counts what was passed over or replaced.
-        Fetches the part first if it is not there yet. ValueError or OSError names the file."""
+        """The documents of `part` that belong to `split`, in order; `notes` counts what was skipped
+        or replaced.
+
+        Downloads the part first if needed. ValueError or OSError names the file.
+        """
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What besides the content of the parts decides the documents, as JSON."""
+        """What determines the documents besides the content of the parts, as JSON."""
 
     @abstractmethod
     def validation(self) -> str:
         """How the documents for validation are chosen, in words."""
 
     def origin(self) -> dict[str, Any]:
-        """Where the text is taken from, as JSON; it decides nothing."""
+        """Where the text comes from, as JSON; it does not affect the documents."""
         return {}
 
     def files(self, split: str) -> list["SourceFile"]:
-        """The files, or what stands for them, to look for documents of `split` in, in order."""
+        """The files (or their equivalents) that may contain documents of `split`, in order."""
         return [SourceFile(part.name, part.size, part.sha256) for part in self.parts(split)]
 
     def head(self, max_chars: int | None) -> "TextSource":
-        """What a tokenizer is trained on: this source or, where it is known to be enough for `max_chars` characters,
-        its beginning, so that the tokenizer stays the same when more is taken for training."""
+        """What a tokenizer is trained on: this source, or its beginning if that is known to have
+        `max_chars` characters. The tokenizer then stays the same when training uses more of the
+        source."""
         return self
 
     def notes(self) -> list[str]:
-        """What was decided or passed over without being asked for, a line each."""
+        """Automatic decisions and skipped content, one line each."""
         return []
 
     def more(self, split: str, documents: int) -> str:
-        """What to do about a split that has too little, `documents` in all."""
+        """What to do about a split that is too small, with `documents` documents in all."""
         return "raise data.val_fraction" if split == "val" else "give more text"
 
     def at_hand(self, part: Part) -> bool:
-        """Whether a part can be read without fetching it."""
+        """Whether a part can be read without a download."""
         return True
 
     def check(self) -> None:  # noqa: B027
-        """Find what can be found wrong without reading everything. ValueError or OSError."""
+        """Check what can be checked without reading everything. ValueError or OSError."""
 
     def text_bytes(self, part: Part) -> int:
-        """About how many bytes of text a part holds."""
+        """Estimated number of bytes of text in a part."""
         return part.size
 
     def download_bytes(self) -> int:
@@ -125,7 +140,8 @@ class TextSource(ABC):
             yield from self.read(part, split)
 
     def manifest(self) -> dict[str, Any]:
-        """Settings and parts with their sha256, as JSON: with it and a tokenizer the tokens are determined."""
+        """Settings and parts with their sha256, as JSON: together with a tokenizer they determine
+        the tokens."""
         parts = {split: [[p.name, p.sha256, p.size, p.span] for p in self.parts(split)] for split in SPLITS}
         return {"source": self.name, "settings": self.settings(), "parts": parts}
 
@@ -137,7 +153,8 @@ class TextSource(ABC):
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file as a source knows it before opening it: its name there, bytes, and sha256 (or git blob hash) in hex."""
+    """A file as a source lists it without opening it: its name there, bytes, and sha256 (or git
+    blob hash) in hex."""
 
     name: str
     size: int
@@ -145,11 +162,12 @@ class SourceFile:
 
 
 class FileSource(TextSource):
-    """Documents in files, wherever the files are; `LocalFiles` and `HubFiles` say where.
+    """Documents in files, local or not; `LocalFiles` and `HubFiles` locate them.
 
-    `text_field` is the column or key of parquet and JSON. `documents` says how a .txt or .md file becomes documents:
-    the whole "file", each "paragraph", or each "line". `document_chars` cuts longer documents at paragraph or line
-    ends, which with packing=best_fit and short rows keeps most of a long document from being cropped away.
+    `text_field` is the column or key of parquet and JSON. `documents` says how a .txt or .md file
+    is divided into documents: the whole "file", each "paragraph", or each "line". `document_chars`
+    cuts longer documents at paragraph or line ends; with packing=best_fit and short rows this saves
+    most of a long document from being cropped.
     """
 
     group_bytes = GROUP_BYTES
@@ -185,14 +203,14 @@ class FileSource(TextSource):
 
     @abstractmethod
     def files(self, split: str) -> list[SourceFile]:
-        """The files to look for documents of `split` in, in order."""
+        """The files that may contain documents of `split`, in order."""
 
     @abstractmethod
     def locate(self, name: str) -> Path:
-        """Where the file of that name is, after fetching it if need be."""
+        """Path of the file with that name, downloaded if needed."""
 
     def present(self, name: str) -> Path | None:
-        """Where the file of that name is if it need not be fetched."""
+        """Path of the file with that name if it needs no download, else None."""
         return self.locate(name)
 
     def at_hand(self, part: Part) -> bool:
@@ -299,12 +317,12 @@ class FileSource(TextSource):
 
 
 class LocalFiles(FileSource):
-    """The text files of a folder (with its folders), a glob, or a single file; `val_path` names those for validation
-    instead of val_by.
+    """The text files of a folder (with its subfolders), a glob, or a single file.
 
-    `auto` of what decides the documents, which `notes` tells: a few texts are split by val_by=tail, else by hash; of little
-    plain text a tenth is for validation, else a hundredth; plain text files that are a document each are cut every `auto_chars`
-    characters, other documents are left whole.
+    `val_path` names the files for validation instead of val_by. `auto` settings are chosen by the
+    text and reported by `notes`: few texts are split by val_by=tail, others by hash; of little
+    plain text a tenth is for validation, else a hundredth; plain text files that are one document
+    each are cut every `auto_chars` characters, other documents are kept whole.
     """
 
     def __init__(
@@ -349,13 +367,13 @@ class LocalFiles(FileSource):
             self.cut_by_auto = document_chars is not None
             if document_chars and any(p.stat().st_size > document_chars for p in self.found):
                 self.decided.append(
-                    f"long documents are cut into pieces of up to {document_chars:,} characters (data.document_chars; null leaves them whole)"
+                    f"long documents are cut into pieces of up to {document_chars:,} characters (data.document_chars; null keeps them whole)"
                 )
         super().__init__(
             "local",
             documents=documents,
             document_chars=document_chars,
-            val_by=val_by,  # type: ignore[arg-type]  # files is not typed by anybody
+            val_by=val_by,  # type: ignore[arg-type]  # "files" is set here only
             val_fraction=val_fraction,
             **options,
         )
@@ -382,10 +400,11 @@ class LocalFiles(FileSource):
         ways = ["data.val_by=tail"] if plain else []
         ways += ["data.documents=paragraph"] if plain and self.rule == "file" else []
         ways += ["data.val_path=FILE"]
-        return f"a document goes to one side as a whole, and there are too few: set {' or '.join(ways)}"
+        return f"a document is in one split as a whole, and there are too few: set {' or '.join(ways)}"
 
     def head(self, max_chars: int | None) -> "TextSource":
-        """A tokenizer does not depend on the length of a row: it reads pieces of HEAD_CHARS where `auto` cut."""
+        """The source for training a tokenizer. It must not depend on the length of a row, so where
+        `auto` cut documents the pieces have HEAD_CHARS characters here."""
         if not self.cut_by_auto or self.document_chars == HEAD_CHARS:
             return self
         return LocalFiles(self.root, self.val_root, **{**self.given, "document_chars": HEAD_CHARS})
@@ -409,14 +428,14 @@ class LocalFiles(FileSource):
 
 
 def find_files(path: str | Path) -> tuple[list[Path], Counter[str]]:
-    """The text files a path names (a file, a folder, a glob), sorted, and how many others by ending. ValueError if
-    there is none."""
+    """The text files that a path names (a file, a folder, a glob), sorted, and the number of other
+    files by suffix. ValueError if there is none."""
     given, hidden = Path(path).expanduser().absolute(), []
     if given.is_dir():
         names = [p for p in sorted(given.rglob("*")) if p.is_file()]
         hidden = [p for p in names if any(part.startswith(".") for part in p.relative_to(given).parts)]
         names = [p for p in names if p not in set(hidden)]
-        if base_dir().is_relative_to(given):  # our own files are not the user's text
+        if base_dir().is_relative_to(given):  # this project's own files are not the user's text
             names = [p for p in names if not p.is_relative_to(base_dir())]
     elif given.is_file():
         check_suffix(given)
@@ -438,6 +457,7 @@ def find_files(path: str | Path) -> tuple[list[Path], Counter[str]]:
 
 
 def _ending(path: Path) -> str:
-    """`.jsonl.lz4` of talks.jsonl.lz4; the name where there is no ending."""
+    """The suffixes of a name, such as `.jsonl.lz4` of talks.jsonl.lz4; the whole name if it has
+    none."""
     inner = Path(path.stem).suffix if path.suffix else ""
     return ((inner if inner in SUFFIXES else "") + path.suffix or path.name).lower()

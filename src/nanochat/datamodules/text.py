@@ -1,8 +1,8 @@
-"""Batches of text for pretraining: a source, its token shards, and rows of them by number.
+"""Batches of text for pretraining: a source, its token shards, and their rows by number.
 
-Global batch k is rows k*R .. (k+1)*R - 1 of the endless stream of `rows.Rows`, where R * T = batch_tokens; a rank
-takes its share of those rows and a loader worker every n-th micro-batch of that. Nothing else decides what a batch
-holds, so the position in the data is one integer, the step.
+Global batch k is rows k*R .. (k+1)*R - 1 of the endless stream of `rows.Rows`, where R * T =
+batch_tokens. A rank takes its share of those rows, and a loader worker every n-th micro-batch of
+that. Nothing else determines a batch, so the position in the data is one integer, the step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,18 +32,20 @@ from nanochat.runtime.paths import base_dir
 from nanochat.runtime.settings import Count, Seed, Workers, passes_on
 
 Packing = Literal["best_fit", "stream"]
-PIECE_CHARS = 1.5  # measured: experiments/outside_use/sec3_data.md; characters for a token of a row
-PIECE_ROWS = 0.4  # measured: there too; the same as a share of a row, for a tokenizer that is known
-CROP_LIMIT = 0.1  # guess: more of a text than this is not lost without a word
-CROP_CHARS = 2_000_000  # guess: characters of the text that the loss is estimated from, a second or less
-MANIFEST_FILES = 500  # guess: files named in a manifest, which every checkpoint holds; its hash is of all
+PIECE_CHARS = 1.5  # measured: experiments/outside_use/sec3_data.md; characters per token of a row
+PIECE_ROWS = 0.4  # measured: there too; the same as a share of a row, for a known tokenizer
+CROP_LIMIT = 0.1  # guess: a larger cropped share is reported
+CROP_CHARS = 2_000_000  # guess: characters of text for estimating the share, a second or less
+# guess: files named in a manifest, which every checkpoint contains; its hash covers all files
+MANIFEST_FILES = 500
 
 
 class TextDataModule(ByStep):
     """Rows of `sequence_len` tokens from a text source.
 
-    `attach` gives it what only a run knows. Then `prepare_data` starts tokenizing and returns when the first rows can
-    be had, and the loader waits where it overtakes the builders. `start_step` is where `train_dataloader` begins.
+    `attach` passes what only a run knows. Then `prepare_data` starts tokenizing and returns when
+    the first rows are ready; the loader waits if it overtakes the builders. `train_dataloader`
+    begins at `start_step`.
     """
 
     def __init__(
@@ -82,8 +84,8 @@ class TextDataModule(ByStep):
     # ---- what a run adds
 
     def attach(self, tokenizer: Encoder, *, batch_tokens: int, world_size: int = 1, rank: int = 0) -> None:
-        """Tokenizer, tokens per optimizer step over all ranks, and which rank this is. ValueError if the batch cannot
-        be shared out."""
+        """Set tokenizer, tokens per optimizer step over all ranks, and the rank. ValueError if the
+        batch cannot be divided."""
         self.tokenizer = tokenizer
         self.share(batch_tokens, world_size, rank)
         self._folder = None
@@ -91,7 +93,7 @@ class TextDataModule(ByStep):
 
     @property
     def folder(self) -> ShardFolder:
-        """The token shards; `attach` comes first."""
+        """The token shards; needs `attach` first."""
         if self._folder is None:
             self._folder = ShardFolder(self.source, self.tokenizer, self.shards_dir)
         return self._folder
@@ -110,11 +112,13 @@ class TextDataModule(ByStep):
         return self._rows[split]
 
     def manifest(self) -> dict[str, Any]:
-        """What the batches are a function of, with the step, told so that it explains itself: JSON for a run's lineage.
+        """Everything that, with the step, determines the batches, in a readable form: JSON for a
+        run's lineage.
 
-        `hash` is of all that decides the documents (settings, and the content of every file), which `settings` and
-        `files` (name, bytes, checksum) show; `val` has no files of its own where its documents are in those of `train`.
-        `validation.documents` is None until they are counted.
+        `hash` covers everything that determines the documents (settings, and the content of every
+        file). `settings` and `files` (name, bytes, checksum) list it; `val` has no files of its own
+        where its documents are in those of `train`. `validation.documents` is None until they are
+        counted.
         """
         files = {split: [(f.name, f.size, f.sha256) for f in self.source.files(split)] for split in SPLITS}
         if sorted(files["val"]) == sorted(files["train"]):
@@ -146,11 +150,13 @@ class TextDataModule(ByStep):
         }
 
     def notes(self, tokenizer: Encoder | None = None) -> list[str]:
-        """What was decided without being asked for, and how much packing will crop if that is much; a line each."""
+        """Automatic decisions, and the share that packing will crop if it is large; one
+        line each."""
         return [*self.source.notes(), *self._crops(tokenizer)]
 
     def _crops(self, tokenizer: Encoder | None) -> list[str]:
-        """Estimated from the beginning of the text, if it is there already."""
+        """The share that packing crops, estimated from the beginning of the text if that is already
+        present."""
         part = next(iter(self.source.parts("train")), None)
         if self.packing != "best_fit" or part is None or not self.source.at_hand(part):
             return []
@@ -172,8 +178,8 @@ class TextDataModule(ByStep):
     # ---- Lightning
 
     def prepare_data(self) -> None:
-        """Start making the token shards and wait for those that the first rows need. ValueError or OSError for bad
-        text."""
+        """Start building the token shards and wait for those that the first rows need. ValueError
+        or OSError for bad text."""
         if self._builders is None and self.folder.missing():
             self.source.check()
             self._builders = self.folder.start_builders(self.prepare_workers)
@@ -187,7 +193,7 @@ class TextDataModule(ByStep):
             self._builders.wait(self.folder.order)
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the first shards. ValueError if there is not one row to train on or to validate with."""
+        """Open the first shards. ValueError if there is no row to train on or to validate with."""
         for split in ("train", "val"):
             self.rows(split).total(at_most=1)
 
@@ -196,13 +202,15 @@ class TextDataModule(ByStep):
             self.rows("train"), self.batch_rows, self.micro_rows, self.world_size, self.rank, self.start_step
         )
 
-    # ---- rows for evaluation and for looking at
+    # ---- rows for evaluation and for inspection
 
     def val_batches(self, tokens: int | None = None) -> Iterator[dict[str, torch.Tensor]]:
-        """Validation rows of this rank, in order, at most `rows_per_device` at a time: idx (B, T) and targets (B, T).
+        """Validation rows of this rank, in order, at most `rows_per_device` at a time: idx (B, T)
+        and targets (B, T).
 
-        The rows of all ranks together are the first `tokens` // T of the validation split (None: all; at least one)
-        whatever the number of ranks. Every rank gets as many; a rank's last row may be empty (all targets -1).
+        The rows of all ranks together are the first `tokens` // T of the validation split (None:
+        all; at least one), whatever the number of ranks. Every rank gets the same number; a rank's
+        last row may be empty (all targets -1).
         """
         rows = self.rows("val")
         total = rows.total(None if tokens is None else max(tokens // self.sequence_len, 1))
@@ -215,7 +223,7 @@ class TextDataModule(ByStep):
             yield {"idx": idx, "targets": targets}
 
     def batch(self, k: int) -> Batch:
-        """Global batch k, whatever was asked for before. IndexError below 0."""
+        """Global batch k, independent of earlier calls. IndexError below 0."""
         if k < 0:
             raise IndexError(f"step={k} is below 0")
         rows = self.rows("train")
@@ -224,8 +232,8 @@ class TextDataModule(ByStep):
         return Batch(k, rows.epoch(numbers[0]), idx, targets, [rows.documents(row) for row in numbers])
 
     def ledger(self, k: int) -> dict[str, int]:
-        """What k steps took from the text. In tokens: read = trained + context + cropped + dropped (see `packing`);
-        `repeated` are trained ones of an epoch after the first."""
+        """What k steps used of the text. In tokens: read = trained + context + cropped + dropped
+        (see `packing`); `repeated` are trained tokens of epochs after the first."""
         tally, repeated, epochs = self.rows("train").tally(k * self.batch_rows)
         return {
             "steps": k,
@@ -237,18 +245,22 @@ class TextDataModule(ByStep):
 
 
 def crop_note(share: float, pieces: int) -> list[str]:
-    """A line where best_fit crops more than CROP_LIMIT of the tokens, else none. `pieces`: characters that a document might be cut to."""
+    """A line if best_fit crops more than CROP_LIMIT of the tokens, else none. `pieces`: the number
+    of characters to which documents could be cut."""
     if share <= CROP_LIMIT:
         return []
     return [
         f"data.packing=best_fit will crop about {share:.0%} of the tokens, the ends of long documents; "
-        f"data.packing=stream loses none, data.document_chars={pieces} few"
+        f"data.packing=stream crops none, data.document_chars={pieces} few"
     ]
 
 
 class MicroBatches(IterableDataset):
-    """Micro-batches of one rank in order: dicts of idx (B, T) and targets (B, T) int64, `num_targets`, the targets of
-    the whole global batch (0-d int64), `step` and `epoch`. Of n loader workers each makes every n-th."""
+    """Micro-batches of one rank in order.
+
+    Each is a dict of idx (B, T) and targets (B, T) int64, `num_targets` (targets of the whole
+    global batch, 0-d int64), `step` and `epoch`. Of n loader workers each makes every n-th.
+    """
 
     def __init__(self, rows: Rows, batch_rows: int, micro_rows: int, world_size: int, rank: int, start_step: int):
         self.rows = rows
@@ -270,7 +282,8 @@ class MicroBatches(IterableDataset):
             yield {
                 "idx": idx,
                 "targets": targets,
-                "num_targets": torch.tensor(self.batch_rows * self.rows.sequence_len),  # every target counts
+                # every target counts
+                "num_targets": torch.tensor(self.batch_rows * self.rows.sequence_len),
                 "step": step,
                 "epoch": self.rows.epoch(step * self.batch_rows),
             }
@@ -278,7 +291,8 @@ class MicroBatches(IterableDataset):
 
 
 def shifted(rows: Rows, numbers: Sequence[int | None]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets of rows: (B, T) and (B, T) int64. A row None is filler: its targets are -1."""
+    """Inputs and targets of rows: (B, T) and (B, T) int64. A row None is filler: its targets are
+    -1."""
     real = [n for n in numbers if n is not None]
     blank = len(numbers) - len(real)
     T = rows.sequence_len
@@ -294,12 +308,12 @@ def shifted(rows: Rows, numbers: Sequence[int | None]) -> tuple[torch.Tensor, to
     return idx, targets
 
 
-# ---- what conf/data/*.yaml call: a source and what all text data share
+# ---- targets of conf/data/*.yaml: a source and what all text data share
 
 
 @passes_on(LocalFiles, TextDataModule)
 def local(path: str, val_path: str | None = None, **options: Any) -> TextDataModule:
-    """Text files of one's own: a folder, a glob or a file of parquet, jsonl, json, txt or md."""
+    """Text files of yours: a folder, a glob or a file of parquet, jsonl, json, txt or md."""
     source, module = _divide(options)
     if source.get("document_chars") == "auto" and module.get("packing", "best_fit") == "best_fit":
         source["auto_chars"] = max(int(PIECE_CHARS * module["sequence_len"]), 1)
@@ -315,10 +329,13 @@ def shards(
     mirror_only: bool = False,
     **options: Any,
 ) -> TextDataModule:
-    """A hub data set in nanochat's shard layout: train shards 0..num_shards-1 of the `val_shard` there are (None:
-    all), and the last, number `val_shard`, for validation, which so is the same however many were taken. "auto" is for
-    a run, which knows its tokens, to replace by `download.shards_needed`; as it is it means the first LEAST_SHARDS,
-    those that a tokenizer is trained on."""
+    """A hub data set in nanochat's shard layout.
+
+    Train shards are 0..num_shards-1 of the `val_shard` available ones (None: all). Validation is
+    always the last shard, number `val_shard`, whatever the number of train shards. "auto" is
+    replaced by a run, which knows its tokens, with `download.shards_needed`; without a run it means
+    the first LEAST_SHARDS, on which a tokenizer is trained.
+    """
     if num_shards == "auto":
         num_shards = min(LEAST_SHARDS, val_shard)
     elif num_shards is None:
@@ -347,8 +364,8 @@ def hub(
     revision: str | None = None,
     **options: Any,
 ) -> TextDataModule:
-    """Any text data set of the hub: `split` of one or several configs, the first `num_shards` of its files;
-    validation is `val_split` if named, else a share of the documents by content hash."""
+    """Any text data set of the hub: `split` of one or several configs, the first `num_shards` of
+    its files. Validation is `val_split` if named, else a share of the documents by content hash."""
     source, module = _divide(options)
     where = HubDataset(dataset, revision)
     configs = [config] if config is None or isinstance(config, str) else list(config)
@@ -374,7 +391,8 @@ SOURCE_OPTIONS = ("text_field", "documents", "document_chars", "val_by", "val_fr
 
 
 def _divide(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of the source, options of the module; an unknown one is the module's to refuse."""
+    """Divide options into those of the source and those of the module; the module raises for
+    unknown ones."""
     return (
         {key: value for key, value in options.items() if key in SOURCE_OPTIONS},
         {key: value for key, value in options.items() if key not in SOURCE_OPTIONS},
