@@ -1,9 +1,12 @@
-"""`python -m nanochat.data`: what training will see. show=stats counts documents, characters and tokens and how well
-they pack; show=batch prints the text of batch `step`, row by row, with the documents it is from; show=ledger says
-what `step` steps took; show=download only gets the files.
+"""`python -m nanochat.data`: show what training will see.
 
-Of conversations (`data=sft_mix ckpt=base-d20@latest`), stats is the mixture, and batch shows which tokens are trained: green on a
-terminal, between « and » elsewhere."""
+show=stats counts documents, characters and tokens, and how well they pack. show=batch prints the
+text of batch `step`, row by row, with the documents it comes from. show=ledger prints the token
+counts of the first `step` steps. show=download only downloads the files.
+
+For conversations (`data=sft_mix ckpt=base-d20@latest`), stats describes the mixture, and batch
+marks the trained tokens: green on a terminal, between « and » elsewhere.
+"""
 
 import itertools
 import os
@@ -51,12 +54,12 @@ def run(cfg: DictConfig) -> None:
         for text in show(data, cfg):
             print(text)
         sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # e.g. `| head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def stats(data: TextDataModule, cfg: DictConfig) -> Iterator[str]:
-    """Documents, characters, tokens of every shard; rows, use and loss of what packs them."""
+    """Documents, characters and tokens of every shard; rows, utilisation and loss by packing."""
     data.prepare_all()
     folder = data.folder
     yield f"{data.source.name}, manifest {data.source.manifest_hash}, tokenizer {folder.tokenizer.hash}"
@@ -88,7 +91,8 @@ def line(name: str, counts: list[int], tally: Tally) -> str:
 
 
 def batch(data: TextDataModule, cfg: DictConfig) -> Iterator[str]:
-    """The text of batch `step`. ⟦ ⟧ hold what is not text: the documents, and where a row ends in the middle of one."""
+    """The text of batch `step`. ⟦ ⟧ enclose what is not text: the documents, and rows that end
+    within one."""
     found = data.batch(cfg.step)
     yield f"⟦batch {found.step}, epoch {found.epoch}, {len(found.idx)} rows of {data.sequence_len} tokens⟧"
     decode = data.tokenizer.decode
@@ -107,7 +111,7 @@ def batch(data: TextDataModule, cfg: DictConfig) -> Iterator[str]:
 
 
 def ledger(data: TextDataModule | ChatDataModule, cfg: DictConfig) -> Iterator[str]:
-    """What the first `step` steps took from the text."""
+    """Token counts of the first `step` steps."""
     found = data.ledger(cfg.step)
     for name, value in found.items():
         yield f"{name:21} {value:15,}"
@@ -120,14 +124,15 @@ def ledger(data: TextDataModule | ChatDataModule, cfg: DictConfig) -> Iterator[s
 
 
 def prepare_chat(data: ChatDataModule, cfg: DictConfig) -> None:
-    """Conversations in the tokens and rows of the checkpoint that is to learn them."""
+    """Prepare conversations in the tokens and rows of the checkpoint that is to be
+    trained on them."""
     from nanochat.checkpoint import folder
     from nanochat.checkpoint.runs import resolve
     from nanochat.runtime.paths import base_dir
 
     if cfg.ckpt is None:
         raise ValueError(
-            "conversations are shown in the tokens of a model; add ckpt=RUN@latest, the checkpoint that is to learn them"
+            "conversations are shown in the tokens of a model; add ckpt=RUN@latest, the checkpoint to be trained on them"
         )
     if cfg.step < 0:
         raise ValueError(f"step={cfg.step} is below 0; steps are counted from 0")
@@ -144,7 +149,7 @@ def prepare_chat(data: ChatDataModule, cfg: DictConfig) -> None:
 
 
 def mixture(data: ChatDataModule, cfg: DictConfig) -> Iterator[str]:
-    """What the mixture is made of, and how full its rows are."""
+    """The parts of the mixture, and how full its rows are."""
     from nanochat.runs import show
 
     show.mixture(data.shares(), data.utilisation(), data.rows("train").mixture.dropped)
@@ -154,7 +159,8 @@ def mixture(data: ChatDataModule, cfg: DictConfig) -> Iterator[str]:
 
 
 def chat_batch(data: ChatDataModule, cfg: DictConfig) -> Iterator[str]:
-    """The rows of batch `step`, every token marked by whether it is trained on, special tokens by their names."""
+    """The rows of batch `step`, every token marked by whether it is trained, special tokens by
+    their names."""
     found = data.batch(cfg.step)
     terminal = sys.stdout.isatty()
     before, after = ("\x1b[32m", "\x1b[0m") if terminal else ("«", "»")
@@ -165,7 +171,7 @@ def chat_batch(data: ChatDataModule, cfg: DictConfig) -> Iterator[str]:
             return
         used = sum(length for _, _, length in pieces)
         yield f"⟦row {number}: {', '.join(label for label, _, _ in pieces) or 'padding'}; {used} of {data.sequence_len + 1} tokens⟧"
-        # token t + 1 is trained where targets[t] is one; a trained last token is only a target
+        # token t + 1 is trained where targets[t] is set; a trained last token is only a target
         ids = [*row.tolist(), *([int(targets[-1])] if targets[-1] >= 0 else [])][:used]
         trained = [False, *(targets >= 0).tolist()][: len(ids)]
         for is_trained, group in itertools.groupby(zip(ids, trained, strict=True), key=lambda pair: pair[1]):
@@ -174,7 +180,7 @@ def chat_batch(data: ChatDataModule, cfg: DictConfig) -> Iterator[str]:
 
 
 def download(data: TextDataModule, cfg: DictConfig) -> Iterator[str]:
-    """Get the files of a hub data set, several at a time; what is there already stays."""
+    """Download the files of a hub data set, several at a time; files that are present are kept."""
     source = data.source
     if not isinstance(source, HubFiles):
         raise ValueError(f"{source.name} is read in place; show=download is for hub data, for example data=climbmix")

@@ -1,7 +1,9 @@
-"""Convert a checkpoint of the original once: `python -m nanochat.import src=~/.cache/nanochat/base_checkpoints/d20 out=DIR`.
+"""Convert a checkpoint of the original once: `python -m nanochat.import
+src=~/.cache/nanochat/base_checkpoints/d20 out=DIR`.
 
-Not needed to use one: `ckpt=` and `init_from=` take it as it is, and keep what they make of it. It is for choosing where that
-goes, for a tokenizer from elsewhere, and for files that do not say which maths they were trained with.
+This is optional: `ckpt=` and `init_from=` take such a checkpoint as it is and store the conversion.
+Use it to choose the folder, for a tokenizer stored elsewhere, and for files whose era their tensors
+do not determine.
 """
 
 from pathlib import Path
@@ -17,11 +19,11 @@ def run(cfg: DictConfig) -> Path:
 
     out = Path(cfg.out).expanduser()
     if out.exists():
-        raise ValueError(f"{out} is there already; choose another out=, or delete it")
+        raise ValueError(f"{out} exists already; choose another out=, or delete it")
     found = imported.find(cfg.src, Path(cfg.tokenizer_dir).expanduser() if cfg.tokenizer_dir else None)
     if found is None:
         raise ValueError(
-            f"{cfg.src} holds no model_STEP.pt, and is no model on the hub (ORG/NAME); give the folder with it"
+            f"{cfg.src} holds no model_STEP.pt, and is not a model on the hub (ORG/NAME); give the folder with it"
         )
     arch: Any = OmegaConf.to_container(cfg.arch) if cfg.arch else None
     imported.convert(found, out, arch)

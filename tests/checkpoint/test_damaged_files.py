@@ -51,7 +51,7 @@ def test_a_flipped_bit_is_named_with_a_sound_one_beside_it(run: Path, name: str,
     flip(run / "checkpoints" / "step_000020" / name, bit)
     for opens in (lambda: open_checkpoint("r@latest", device="cpu"), lambda: resolve("r@20", run.parents[1])):
         with pytest.raises(
-            ValueError, match=rf"step_000020/{name} is damaged .*xxh3_128.* newest sound: .*step_000010$"
+            ValueError, match=rf"step_000020/{name} is damaged .*xxh3_128.* newest undamaged one: .*step_000010$"
         ):
             opens()
     assert open_checkpoint("r@10", device="cpu").path.name == "step_000010"
@@ -63,7 +63,7 @@ def test_a_flipped_bit_in_the_state_stops_resuming_and_nothing_else(run: Path) -
     last = run / "checkpoints" / "step_000020"
     assert torch.equal(folder.read_state(last)["n"], torch.ones(9))
     flip(last / folder.STATE)
-    with pytest.raises(ValueError, match=r"state\.pt is damaged .* newest sound: .*step_000010$"):
+    with pytest.raises(ValueError, match=r"state\.pt is damaged .* newest undamaged one: .*step_000010$"):
         folder.read_state(last)
     assert open_checkpoint("r@latest", device="cpu").path == last
     assert RunCheckpoints(run / "checkpoints").latest_sound()[0] == last.with_name("step_000010")

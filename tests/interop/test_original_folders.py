@@ -132,7 +132,7 @@ def test_two_steps_tags_and_phases_are_listed(base: Path, root: Path) -> None:
     write(root, tag="d6")
     write(root, group="chatrl_checkpoints", tag="d6")
     with pytest.raises(
-        ValueError, match=r"holds 3 models of nanochat; choose one of: .*base_checkpoints/d4, .*chatrl_checkpoints/d6"
+        ValueError, match=r"holds 3 nanochat models; choose one of: .*base_checkpoints/d4, .*chatrl_checkpoints/d6"
     ):
         opened(root, base)
 
@@ -157,19 +157,19 @@ def _truncate(file: Path) -> None:
 
 
 WRONG = {
-    "no meta file": (lambda s: (s / "meta_000010.json").unlink(), "has no meta_000010.json beside it"),
+    "no meta file": (lambda s: (s / "meta_000010.json").unlink(), "needs meta_000010.json in the same folder"),
     "broken meta file": (lambda s: (s / "meta_000010.json").write_text("{"), "meta_000010.json cannot be read"),
     "meta of another kind": (lambda s: (s / "meta_000010.json").write_text("[1]"), "meta_000010.json cannot be read"),
     "no sizes": (lambda s: (s / "meta_000010.json").write_text("{}"), "model_config"),
     "a size missing": (lambda s: _meta(s, n_head=None), "does not give n_head as a number"),
     "a size as text": (lambda s: _meta(s, n_layer="four"), "does not give n_layer as a number"),
     "another depth": (lambda s: _meta(s, n_layer=5), "the model lacks"),
-    "another width": (lambda s: _meta(s, n_embd=128), "has the shape .* want"),
+    "another width": (lambda s: _meta(s, n_embd=128), "has the shape .* require"),
     "another vocabulary": (lambda s: _meta(s, vocab_size=512), "has the shape|265 tokens, the model 512"),
     "vocabulary in the padding": (lambda s: _meta(s, vocab_size=300), "265 tokens, the model 300"),
     "no tokenizer": (lambda s: shutil.rmtree(s.parent.parent / "tokenizer"), "no tokenizer.pkl in"),
     "two tokenizers": (lambda s: (s / "tokenizer.pkl").write_bytes(b"x"), "two different tokenizers"),
-    "another tokenizer": (lambda s: (s.parent.parent / "tokenizer" / "tokenizer.pkl").write_bytes(b"x"), "not a tokenizer"),
+    "another tokenizer": (lambda s: (s.parent.parent / "tokenizer" / "tokenizer.pkl").write_bytes(b"x"), "not a nanochat tokenizer"),
     "a tensor missing": (lambda s: _weights(s, lambda w: w.pop("lm_head.weight")), "the model lacks lm_head.weight"),
     "a tensor more": (lambda s: _weights(s, lambda w: w.update(extra=torch.ones(2))), "the model has no place for extra"),
     "a tensor of another era": (

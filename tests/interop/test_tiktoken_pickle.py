@@ -78,7 +78,7 @@ def test_bad_pickles_are_refused_with_a_line_and_not_run(name: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"pat_str": r"\w+"}, "another pattern"),
+        ({"pat_str": r"\w+"}, "another split pattern"),
         ({"special_tokens": {"<|bos|>": 256}}, "nanochat's nine"),
         ({"mergeable_ranks": {b"a": 0}}, "ranks are not|first 256"),
         ({"mergeable_ranks": [1, 2]}, "not a dictionary"),

@@ -1,1 +1,1 @@
-"""The checkpoint folder, its lineage, and finding one by what a user types."""
+"""The checkpoint folder, its lineage, and resolving what a user types to a checkpoint."""

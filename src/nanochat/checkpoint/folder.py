@@ -1,13 +1,14 @@
-"""A checkpoint is a folder, complete in itself, that loads with neither Lightning nor Hydra nor pickle.
+"""A checkpoint is a folder, complete in itself, that loads without Lightning, Hydra and pickle.
 
     model.safetensors   weights under nanochat's tensor names
     config.json         architecture, sizes, format version, hash of the tokenizer
     tokenizer.json, token_bytes.npy
-    lineage.json        where it comes from: parents, composed config, command, commit, data, versions, metrics
-    files.json          bytes and hash of every file, written last: a truncated or damaged file is found before it is loaded
+    lineage.json        parents, composed config, command, commit, data, versions, metrics
+    files.json          bytes and hash of every file, written last, to detect damage before loading
     trainer/state.pt    optimizer, loops, RNG: only for `resume`
 
-It is written under a temporary name, fsynced and renamed, so a kill at any instant leaves the previous one intact.
+It is written under a temporary name, fsynced and renamed, so that a kill at any instant leaves the
+previous one intact.
 """
 
 import errno
@@ -42,7 +43,8 @@ def fsync(path: Path) -> None:
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """`write(temporary folder)`, then fsync all of it and rename it to `path`. A failure leaves nothing behind."""
+    """Call `write(temporary folder)`, fsync its content and rename it to `path`. After a failure
+    nothing is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -64,14 +66,15 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         if disk_was_full(error):
             free = shutil.disk_usage(path.parent).free
             raise OSError(
-                f"no space left on the disk of {path.parent} ({free / 2**20:.0f} MiB free) while writing {path.name}; nothing written before "
-                "is touched: free some space, then go on with resume=auto"
+                f"no space left on the disk of {path.parent} ({free / 2**20:.0f} MiB free) while writing {path.name}; "
+                "earlier checkpoints are unchanged: free some space, then continue with resume=auto"
             ) from error
         raise
 
 
 def disk_was_full(error: BaseException | None) -> bool:
-    """True if the error, or one it came from, is the system's: torch and safetensors raise their own in its place."""
+    """Whether the error, or one that caused it, is a full disk: torch and safetensors replace the
+    system's error by their own."""
     while error is not None:
         if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
             return True
@@ -80,7 +83,7 @@ def disk_was_full(error: BaseException | None) -> bool:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """JSON to a temporary name, fsynced, renamed."""
+    """Write JSON under a temporary name, fsync it and rename it."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
     temporary.write_text(json.dumps(data, indent=2, default=str) + "\n")
     fsync(temporary)
@@ -96,7 +99,8 @@ def save(
     trainer_state: dict[str, Any] | None = None,
     arrays: dict[str, np.ndarray] | None = None,
 ) -> None:
-    """Write a checkpoint folder. `tokenizer` has `save(folder)` and `hash`; `arrays` are more files, name -> content."""
+    """Write a checkpoint folder. `tokenizer` has `save(folder)` and `hash`; `arrays` are further
+    files, name -> content."""
 
     def write(folder: Path) -> None:
         save_file(
@@ -113,7 +117,8 @@ def save(
         (folder / "lineage.json").write_text(json.dumps(lineage, indent=2, default=str) + "\n")
         if trainer_state is not None:
             (folder / STATE).parent.mkdir()
-            with (folder / STATE).open("wb") as file:  # a file of Python's, whose error says that the disk is full
+            # a Python file, whose error says that the disk is full
+            with (folder / STATE).open("wb") as file:
                 torch.save(trainer_state, file)
         files = {
             str(p.relative_to(folder)): {"bytes": p.stat().st_size, hashes.HASH: hashes.file_hash(p)}
@@ -126,8 +131,11 @@ def save(
 
 
 def problem(path: Path, *, state: bool = False) -> str | None:
-    """What is wrong with a checkpoint folder (missing, truncated or damaged files), or None. The trainer's state is looked at only if
-    `state`: nothing but resuming needs it, and it may be deleted to save space. Checkpoints of before there were hashes go by size."""
+    """What is wrong with a checkpoint folder (missing, truncated or damaged files), or None.
+
+    The trainer's state is checked only with `state`: nothing but resuming needs it, and it may be
+    deleted to save space. Checkpoints from before hashes were stored are checked by size.
+    """
     if not path.is_dir():
         return f"{path} is not a folder"
     try:
@@ -153,23 +161,24 @@ def problem(path: Path, *, state: bool = False) -> str | None:
 
 
 def require(path: Path, *, state: bool = False) -> Path:
-    """The path itself if it is a sound checkpoint folder, else a ValueError that says what is wrong and which one beside it is sound."""
+    """`path`, if it is an undamaged checkpoint folder; else a ValueError that says what is wrong
+    and which checkpoint in the same folder is undamaged."""
     if wrong := problem(path, state=state):
         beside = sorted(path.parent.glob("step_*"), reverse=True) if path.parent.is_dir() else []
         sound = next((p for p in beside if p != path and problem(p, state=state) is None), None)
         raise ValueError(
             wrong
             + ("; copy it again" if path.is_dir() else "")
-            + (f", or use the newest sound: {sound}" if sound else "")
+            + (f", or use the newest undamaged one: {sound}" if sound else "")
         )
     return path
 
 
 def read_json(path: Path) -> Any:
-    """ValueError that names the file if it is not JSON."""
+    """The JSON in a file. ValueError that names the file if it is not JSON."""
     try:
         return json.loads(path.read_text())
-    except ValueError as error:  # of json, or not UTF-8
+    except ValueError as error:  # not JSON, or not UTF-8
         raise ValueError(
             f"{path} is not readable JSON ({error}); it is damaged or was changed: copy it again"
         ) from error
@@ -192,7 +201,7 @@ def read_lineage(path: Path) -> dict[str, Any]:
 
 
 def phase(path: Path) -> str | None:
-    """The phase that made a checkpoint, None if it does not say."""
+    """The phase that made a checkpoint, None if it is not recorded."""
     file = path / "lineage.json"
     return (read_lineage(path).get("config") or {}).get("phase") if file.is_file() else None
 
@@ -205,7 +214,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The trainer's state, for resume. Raises ValueError if it is not there or not readable."""
+    """The trainer's state, for resume. ValueError if it is missing or not readable."""
     file = path / STATE
     if path.is_dir() and not file.is_file():
         raise ValueError(
@@ -219,7 +228,8 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The checkpoint's tokenizer; one that is not the tokenizer it was trained with is refused by hash."""
+    """The checkpoint's tokenizer. ValueError if its hash differs from that of the training
+    tokenizer."""
     from nanochat.tokenizer import load_tokenizer as load
 
     tokenizer = load(path)
@@ -232,7 +242,8 @@ def load_tokenizer(path: Path) -> Any:
 
 
 def load_gpt(path: Path, *, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32) -> GPT:
-    """The model of a checkpoint folder with its weights, every tensor accounted for."""
+    """The model of a checkpoint folder with its weights. ValueError if a tensor is missing or left
+    over."""
     gpt = GPT.build(read_config(path), seed=None, device=device, compute_dtype=compute_dtype)
     gpt.load_state_dict(read_weights(path), strict=True)
     return gpt
@@ -243,7 +254,7 @@ def load_to_run(
 ) -> FrozenGPT:
     """The model of a checkpoint folder for decoding and scoring alone.
 
-    Read a tensor at a time and cast at once, so reading takes no more memory than running.
+    Each tensor is cast as soon as it is read, so loading takes no more memory than running.
     """
     config = read_config(path)
     with torch.device("meta"):
@@ -256,7 +267,8 @@ def load_to_run(
             raise ValueError(f"{file} does not fit its config.json: see {', '.join(wrong[:3])}")
 
         def read(name: str) -> Tensor:
-            # closed each time: a mapped file counts as memory of the process while any tensor of it lives
+            # closed each time: mapped memory counts for the process until the last reference to the
+            # tensor is gone
             with safe_open(file, framework="pt") as mapped:
                 return mapped.get_tensor(name).to(device)
 

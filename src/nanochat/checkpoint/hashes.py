@@ -1,7 +1,8 @@
-"""Hashes of the files of a checkpoint: they find damage (a flipped bit, a file of another run), not forgery.
+"""Hashes of the files of a checkpoint: they detect damage (a flipped bit, a file of another run),
+not forgery.
 
-XXH3 with 128 bits, because it is read at the speed of the disk: measured 26,000 MB/s on one core where sha256 with hardware support has
-1,800 MB/s (experiments/outside_use/sec5_files.md).
+XXH3 with 128 bits is used because it keeps up with the disk: measured 26,000 MB/s on one core,
+compared with 1,800 MB/s for sha256 with hardware support (experiments/outside_use/sec5_files.md).
 """
 
 import functools
@@ -11,12 +12,14 @@ from pathlib import Path
 import xxhash
 
 HASH = "xxh3_128"
-SWITCH = "NANOCHAT_CHECK_HASHES"  # false: files are trusted by their size, which saves reading huge ones twice
-BLOCK = 2**22  # bytes; guess: larger than what a disk reads at once, small beside what is loaded
+SWITCH = "NANOCHAT_CHECK_HASHES"  # false: check sizes only, which saves reading huge files twice
+# bytes; guess: more than a disk reads at once, small compared with what is loaded
+BLOCK = 2**22
 
 
 def wanted() -> bool:
-    """Whether files are compared with their hashes. ValueError for a value of the switch that is neither true nor false."""
+    """Whether files are compared with their hashes. ValueError if the variable is neither true nor
+    false."""
     value = os.environ.get(SWITCH, "true").lower()
     if value not in ("true", "false"):
         raise ValueError(f"{SWITCH}={value} is not known; choose from true, false")
@@ -24,7 +27,8 @@ def wanted() -> bool:
 
 
 def file_hash(path: Path) -> str:
-    """The hash of a file in hex. A process reads a file once as long as the system shows no change of it."""
+    """The hash of a file in hex. A process reads a file once, as long as the system reports no
+    change of it."""
     status = path.stat()
     return _read(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 

@@ -1,4 +1,4 @@
-"""A checkpoint of the original as one of ours: converted once, and then like any other."""
+"""A checkpoint of the original as a checkpoint folder: converted once, then used like any other."""
 
 import hashlib
 import json
@@ -21,19 +21,20 @@ PUBLISHED = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:\d+)?")
 
 
 def find(text: str, tokenizer: Path | None = None) -> Original | None:
-    """The original's checkpoint that `text` means: files (`interop.original.find`), or a model on the hub, ORG/NAME or ORG/NAME:STEP."""
+    """The original's checkpoint that `text` names: files (`interop.original.find`), or a model on
+    the hub, ORG/NAME or ORG/NAME:STEP."""
     found = original.find(text, base_dir(), tokenizer=tokenizer)
     if found is None and PUBLISHED.fullmatch(text) and not Path(text).exists():
         name, _, step = text.partition(":")
         place = original.published(name, hub_dir(), base_dir() / "hub")
         found = original.find(f"{place}:{step}" if step else str(place), tokenizer=tokenizer)
         if found is None:
-            raise ValueError(f"{name} holds no model of nanochat: there is no model_STEP.pt in it")
+            raise ValueError(f"{name} holds no nanochat model: it has no model_STEP.pt")
     return found
 
 
 def cached(found: Original) -> Path:
-    """It as a checkpoint folder below `NANOCHAT_BASE_DIR/imported`, made when first asked for."""
+    """The checkpoint as a folder below `NANOCHAT_BASE_DIR/imported`, converted at first use."""
     facts = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in _files(found)]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
     out = base_dir() / "imported" / f"{found.folder.name}-{found.step:06d}-{digest}"
@@ -43,9 +44,10 @@ def cached(found: Original) -> Path:
 
 
 def convert(found: Original, out: Path, arch: dict[str, Any] | None = None) -> None:
-    """Write it as a checkpoint folder. The weights keep their values and dtypes.
+    """Write the checkpoint as a checkpoint folder. The weights keep their values and dtypes.
 
-    `arch` are the switches of its era, where its tensors do not tell. ValueError for files that do not fit together, OSError for too little disk.
+    `arch` are the switches of its era, for tensors that do not determine it. ValueError for files
+    that do not match, OSError for too little disk.
     """
     meta, weights = original.read_meta(found), original.read_weights(found)
     config = original.config_of(found, meta, weights, arch)
@@ -67,7 +69,7 @@ def convert(found: Original, out: Path, arch: dict[str, Any] | None = None) -> N
     folder.save(out, weights, config, tokenizer, lineage, arrays=extra)
     if found.phase not in (None, phase):
         print(
-            f"note: {found.folder} holds a {phase} model, whatever its folder is called: it is taken as that",
+            f"note: {found.folder} holds a {phase} model, despite the name of its folder, and is used as such",
             file=sys.stderr,
         )
     print(
@@ -83,6 +85,6 @@ def _files(found: Original) -> list[Path]:
 
 
 def original_token_bytes(path: Path) -> np.ndarray | None:
-    """The lengths of tokens (V,) that came with an imported checkpoint, None if there are none."""
+    """The token lengths (V,) that came with an imported checkpoint, None if there are none."""
     file = path / ORIGINAL_BYTES
     return np.load(file, allow_pickle=False) if file.is_file() else None

@@ -1,4 +1,5 @@
-"""Lightning saves and loads checkpoints through this plug-in, so `trainer.save_checkpoint` writes our folder."""
+"""Lightning's plug-in for saving and loading checkpoints, so that `trainer.save_checkpoint` writes
+a checkpoint folder."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ PREFIX = "gpt."  # the GPT is the attribute `gpt` of every phase's module
 
 
 class FolderCheckpointIO(CheckpointIO):
-    """Weights to model.safetensors, everything else Lightning wants back to trainer/state.pt."""
+    """Weights go to model.safetensors, everything else that Lightning needs to restore to
+    trainer/state.pt."""
 
     def __init__(self, config: GPTConfig, tokenizer: Any, lineage: dict[str, Any]) -> None:
         self.config, self.tokenizer, self.lineage = config, tokenizer, lineage

@@ -1,4 +1,5 @@
-"""Where a checkpoint comes from: command, code, data, seeds, versions. Enough to repeat it and to explain a difference."""
+"""Lineage of a checkpoint: command, code, data, seeds, versions. Enough to repeat a run and to
+explain a difference."""
 
 import hashlib
 import importlib.metadata
@@ -8,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-MAX_NEW_FILES, MAX_NEW_FILE_BYTES = 100, 200_000  # guess: code, not data that lies beside it
+MAX_NEW_FILES, MAX_NEW_FILE_BYTES = 100, 200_000  # guess: code, and not data stored in the checkout
 PACKAGES = ("torch", "lightning", "hydra-core", "tokenizers", "datasets", "numpy", "nanochat")
 
 
@@ -23,7 +24,8 @@ def versions() -> dict[str, str]:
 
 
 def code_state() -> dict[str, Any]:
-    """Commit and uncommitted diff, new files included, of the checkout this code runs from; an installed package has neither."""
+    """Commit and uncommitted diff (new files included) of the checkout that this code runs from;
+    empty for an installed package."""
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return {"commit": None, "dirty": None, "diff": ""}

@@ -1,4 +1,4 @@
-"""A checkpoint opened to be run: what every command that takes `ckpt=` begins with."""
+"""A checkpoint opened for running: the first step of every command that takes `ckpt=`."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +17,10 @@ class Opened(NamedTuple):
     path: Path
     gpt: FrozenGPT
     tokenizer: Tokenizer
-    phase: str | None  # that made it, None if it does not say
+    phase: str | None  # phase that made it, None if unknown
     device: torch.device
     dtype: torch.dtype
-    why: str  # this dtype
+    why: str  # reason for the dtype
 
     @property
     def chats(self) -> bool:
@@ -28,7 +28,8 @@ class Opened(NamedTuple):
 
 
 def open_checkpoint(ckpt: str, *, device: str = "auto", precision: str = "auto") -> Opened:
-    """The checkpoint that `resolve` finds for `ckpt`. ValueError where there is none, or a setting makes no sense."""
+    """The checkpoint that `resolve` finds for `ckpt`. ValueError if there is none, or for a setting
+    that does not fit."""
     path = resolve(ckpt, base_dir() / "runs")
     chosen = hardware.pick_device(device)
     dtype, why = hardware.compute_dtype(precision, chosen)

@@ -1,4 +1,5 @@
-"""The checkpoints of a run, and finding a checkpoint by what a user types: a folder, or RUN@latest|best|step."""
+"""The checkpoints of a run, and finding a checkpoint by what a user types: a folder, or
+RUN@latest|best|step."""
 
 import contextlib
 import difflib
@@ -11,15 +12,17 @@ from typing import Any
 
 from nanochat.checkpoint import folder, imported
 
-FOLDER_TIME = "%Y-%m-%d_%H-%M-%S"  # of a run's folder, in UTC and with a Z after it
+FOLDER_TIME = "%Y-%m-%d_%H-%M-%S"  # name of a run's folder, in UTC, followed by Z
 BEST = "best.json"
-START = "start.json"  # what an evaluation before the first step gave
-NAMED = 8  # guess: runs that an error names
-BEGAN_HERE = "began-here.txt"  # in a checkpoint: the runs that began from it, and need it to be resumed
+START = "start.json"  # results of an evaluation before the first step
+NAMED = 8  # guess: runs that an error lists
+# in a checkpoint: the runs that started from it, and need it to be resumed
+BEGAN_HERE = "began-here.txt"
 
 
 class RunCheckpoints:
-    """`checkpoints/step_000500/` … of one run, with a pointer to the best and pruning of the rest."""
+    """`checkpoints/step_000500/` … of one run, with a pointer to the best and pruning of the
+    others."""
 
     def __init__(self, root: Path, keep_last: int | None = 2, best_metric: str = "val/bpb") -> None:
         if keep_last is not None and keep_last < 1:
@@ -35,7 +38,8 @@ class RunCheckpoints:
         return sorted(int(m.group(1)) for m in found if m)
 
     def latest_sound(self) -> tuple[Path | None, list[str]]:
-        """The newest checkpoint that can be resumed from, and a line for each newer one that cannot."""
+        """The newest checkpoint that can be resumed from, and a line for each newer one that
+        cannot."""
         problems: list[str] = []
         for step in reversed(self.steps()):
             wrong = folder.problem(self.path(step), state=True)
@@ -52,12 +56,14 @@ class RunCheckpoints:
         return int(data["step"]), float(data["value"])
 
     def metrics(self, step: int) -> dict[str, Any]:
-        """What evaluations of the checkpoint at `step` gave so far; step 0 is the start, of which there is no checkpoint."""
+        """Evaluation results of the checkpoint at `step`; step 0 is the state before training,
+        which has no checkpoint."""
         file = self.path(step) / "metrics.json" if step else self.root / START
         return folder.read_json(file) if file.is_file() else {}
 
     def record(self, step: int, metrics: dict[str, Any]) -> None:
-        """Note what an evaluation of the checkpoint at `step` gave; move the pointer to the best if it is better (lower)."""
+        """Store evaluation results of the checkpoint at `step`, and move the pointer to the best if
+        it is better (lower)."""
         if step == 0:
             self.root.mkdir(parents=True, exist_ok=True)
             folder.write_json(self.root / START, metrics)
@@ -70,8 +76,8 @@ class RunCheckpoints:
             folder.write_json(self.root / BEST, {"step": step, "metric": self.best_metric, "value": value})
 
     def prune(self) -> None:
-        """Delete what is neither among the newest `keep_last` nor the best nor the beginning of another run, and what a killed writer
-        left behind."""
+        """Delete checkpoints that are not among the newest `keep_last`, not the best, and not the
+        start of another run; and what a killed writer left behind."""
         for leftover in self.root.glob(f"{folder.TEMPORARY}*"):
             shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         if self.keep_last is None:
@@ -81,29 +87,35 @@ class RunCheckpoints:
             doomed = self.path(step)
             if (best is None or step != best[0]) and not (doomed / BEGAN_HERE).exists():
                 gone = doomed.with_name(f"{folder.TEMPORARY}{doomed.name}-gone")
-                doomed.rename(gone)  # a kill while deleting must not leave half a checkpoint under its name
+                # renamed first, so that a kill while deleting leaves no incomplete checkpoint under
+                # this name
+                doomed.rename(gone)
                 shutil.rmtree(gone, ignore_errors=True)
 
 
 def now() -> datetime:
-    """In UTC: a run's start must sort the same wherever and whenever it is looked at."""
+    """The current time in UTC: the start times of runs must sort the same in every time zone."""
     return datetime.now(UTC)
 
 
 def started(run: Path) -> float:
-    """Seconds since 1970 at which a run began, by its record; by the name of its folder, else by the folder's date, where that does not
-    say. What older versions wrote, in record and name, is local time."""
+    """Start time of a run in seconds since 1970, from its record; else from the name of its folder,
+    else from the folder's date.
+
+    Older versions wrote local time, in record and name.
+    """
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return datetime.fromisoformat(json.loads((run / "record.json").read_text())["started"]).timestamp()
     with contextlib.suppress(ValueError):
-        stamp = run.name[:19]  # then Z where it is UTC, and a number where several began in one second
+        # followed by Z for UTC, and a number if several runs began in one second
+        stamp = run.name[:19]
         zone = UTC if run.name[19:20] == "Z" else None
         return datetime.strptime(stamp, FOLDER_TIME).replace(tzinfo=zone).timestamp()
     return run.stat().st_mtime
 
 
 def run_folders(runs: Path, name: str) -> list[Path]:
-    """Folders of the runs called `name`, oldest first, the trials of its sweeps among them."""
+    """Folders of the runs called `name`, oldest first, including the trials of its sweeps."""
     found = {p.parent for p in (runs / name).glob("*/record.json")} | {
         p.parent for p in (runs / name).glob("*/*/record.json")
     }
@@ -111,10 +123,11 @@ def run_folders(runs: Path, name: str) -> list[Path]:
 
 
 def resolve(text: str | Path, runs: Path) -> Path:
-    """The checkpoint folder meant by `text`: a checkpoint folder, a run folder (its newest), or RUN@latest, RUN@best, RUN@STEP.
+    """The checkpoint folder that `text` names: a checkpoint folder, a run folder (its newest), or
+    RUN@latest, RUN@best, RUN@STEP.
 
-    RUN is a run name, or name/time of one run. A checkpoint of the original (`imported.find`) is converted first. Two candidates
-    are a ValueError that lists them.
+    RUN is a run name, or name/time of one run. A checkpoint of the original (`imported.find`) is
+    converted first. Two candidates are a ValueError that lists them.
     """
     words = str(text)
     path = Path(words).expanduser()
@@ -144,13 +157,15 @@ def resolve(text: str | Path, runs: Path) -> Path:
 
 
 def keep_for(checkpoint: Path, run: Path) -> None:
-    """Note in a checkpoint that `run` begins from it, so that it is not pruned. Where it cannot be written nobody prunes either."""
+    """Record in a checkpoint that `run` starts from it, so that it is not pruned. If the folder is
+    read-only it cannot be pruned either."""
     with contextlib.suppress(OSError), (checkpoint / BEGAN_HERE).open("a") as file:
         file.write(f"{run}\n")
 
 
 def lasting_name(checkpoint: Path, runs: Path) -> str:
-    """What `resolve` will always take for this checkpoint, whatever is trained later: RUN/TIME@STEP below `runs`, else its path."""
+    """A name that `resolve` maps to this checkpoint also after further training: RUN/TIME@STEP
+    below `runs`, else its path."""
     run, number = checkpoint.parent.parent, re.fullmatch(r"step_(\d+)", checkpoint.name)
     if (
         number
@@ -163,7 +178,8 @@ def lasting_name(checkpoint: Path, runs: Path) -> str:
 
 
 def _meant(name: str, runs: Path) -> str:
-    """What may have been meant by `name`, for the end of an error: the run most like it, or the newest ones."""
+    """A suggestion for a mistyped `name`, for the end of an error: the most similar run, or the
+    newest ones."""
     folders = (
         sorted((p for p in runs.iterdir() if p.is_dir()), key=lambda p: -p.stat().st_mtime) if runs.is_dir() else []
     )
@@ -183,7 +199,7 @@ def _pick(checkpoints: RunCheckpoints, which: str, words: str) -> Path:
     if which == "best":
         best = checkpoints.best()
         if best is None:
-            raise ValueError(f"{words}: no checkpoint of this run was evaluated, so none is the best; use @latest")
+            raise ValueError(f"{words}: no checkpoint of this run was evaluated, so there is no best one; use @latest")
         return folder.require(checkpoints.path(best[0]))
     if which.isdigit() and int(which) in steps:
         return folder.require(checkpoints.path(int(which)))

@@ -1,1 +1,1 @@
-"""Models from elsewhere and for elsewhere: nanochat's own checkpoints so far."""
+"""Models of other projects: reading nanochat's own checkpoints."""

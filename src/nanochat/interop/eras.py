@@ -1,7 +1,8 @@
-"""Which maths a checkpoint of the original wants. It does not say so itself (facts sheet 0).
+"""Which maths a checkpoint of the original needs; the file does not record it (facts sheet 0).
 
-Between October 2025 and July 2026 the maths changed six times under the same tensor names. The names and one shape tell the
-eras apart, except E2 from E4, which differ only in the softcap: there the user has to say which.
+Between October 2025 and July 2026 the maths changed six times under the same tensor names. Tensor
+names and one shape identify the era, except for E2 and E4, which differ only in the softcap: there
+the user has to choose.
 """
 
 from collections.abc import Mapping
@@ -13,19 +14,19 @@ from nanochat.gpt import Arch
 from nanochat.gpt.config import build_arch
 from nanochat.runtime.paths import conf_dir
 
-ERAS = ("classic", "e1", "e2", "e3", "e4", "e5", "modern")  # E0 … E6; each a file of conf/arch
+ERAS = ("classic", "e1", "e2", "e3", "e4", "e5", "modern")  # E0 … E6; each is a file of conf/arch
 E2_GATE_CHANNELS = 32  # from: facts sheet 0; 12 from E5 on
 
 
 def preset(name: str) -> dict[str, Any]:
-    """The switches of `conf/arch/{name}.yaml`, what it builds on included."""
+    """The switches of `conf/arch/{name}.yaml`, with its defaults merged in."""
     values = yaml.safe_load((conf_dir() / "arch" / f"{name}.yaml").read_text())
     base = values.pop("defaults", [None])[0]
     return {**preset(base), **values} if base else values
 
 
 def candidates(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-    """The eras that write tensors of these names and shapes: one, or two that cannot be told apart."""
+    """The eras with tensors of these names and shapes: one, or two that cannot be distinguished."""
     gate = next((shape for name, shape in shapes.items() if name.endswith("attn.ve_gate.weight")), None)
     if "smear_gate.weight" in shapes:
         return ("modern",)
@@ -43,8 +44,9 @@ def arch_of(
 ) -> Arch:
     """The architecture of a checkpoint with these tensors.
 
-    `window_pattern` is that of its meta file, None where it has none: then every layer sees the whole context. `chosen` are the
-    switches of an era, which must be one that these tensors can be of. ValueError where two are possible and none was chosen.
+    `window_pattern` is the one in its meta file; None means that every layer sees the whole
+    context. `chosen` are the switches of an era, which must be a candidate for these tensors.
+    ValueError if two are possible and none was chosen.
     """
     possible = candidates(shapes)
     if chosen is not None and chosen["name"] not in possible:

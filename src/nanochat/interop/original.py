@@ -1,10 +1,11 @@
-"""Checkpoints as the original writes them: finding one by what a user types, and reading it (facts sheet 5.4, 5.10, 11).
+"""Checkpoints of the original: finding one by what a user types, and reading it (facts sheet 5.4,
+5.10, 11).
 
     ROOT/base_checkpoints/d20/   model_021400.pt  meta_021400.json  optim_021400_rank0.pt …
     ROOT/tokenizer/              tokenizer.pkl  token_bytes.pt
 
-or, as d32 and d34 are published, all of them in one folder. Which step, tag and phase is never guessed: two candidates are
-an error that lists them.
+or, as d32 and d34 are published, all files in one folder. Step, tag and phase are never guessed:
+two candidates are an error that lists them.
 """
 
 import contextlib
@@ -29,15 +30,17 @@ PHASES = {
     "chatrl_checkpoints": "rl",
 }
 MODEL, TOKENIZER = re.compile(r"model_(\d+)\.pt"), "tokenizer.pkl"
-PARTS = ("model_*.pt", "meta_*.json", "tokenizer*", "token_bytes.pt")  # of a published model; not its optimizer
-COMPILED = "_orig_mod."  # what torch.compile put before every name
-BATCH_TOKENS = 2**19  # from: facts sheet 5.5, what the original takes where the file says nothing
+# files of a published model, without its optimizer
+PARTS = ("model_*.pt", "meta_*.json", "tokenizer*", "token_bytes.pt")
+COMPILED = "_orig_mod."  # prefix that torch.compile adds to every name
+BATCH_TOKENS = 2**19  # from: facts sheet 5.5, the original's value for a file without one
 SIZES = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_embd")
 
 
 @dataclass(frozen=True)
 class Original:
-    """One checkpoint of the original. `phase` is that of its folder, None where the folder has no such name."""
+    """One checkpoint of the original. `phase` is that of its folder, None if the folder has no such
+    name."""
 
     folder: Path
     step: int
@@ -58,10 +61,11 @@ class Original:
 
 
 def find(text: str, *roots: Path, tokenizer: Path | None = None) -> Original | None:
-    """The checkpoint of the original that `text` means, or None if it means nothing of that kind.
+    """The checkpoint of the original that `text` names, or None if it names none.
 
-    A folder with model files, one of the original's folders above it, one model file, or either of the first two with `:STEP`; as
-    it stands or below one of `roots`. ValueError where it means several, or part of it is missing.
+    `text` is a folder with model files, one of the original's folders above it, one model file, or
+    either folder with `:STEP`; as given or below one of `roots`. ValueError if there are several,
+    or if part of it is missing.
     """
     for words, step in (text, None), text.rpartition(":")[::2]:
         if step is not None and not str(step).isdigit():
@@ -76,7 +80,7 @@ def find(text: str, *roots: Path, tokenizer: Path | None = None) -> Original | N
 
 
 def _leaves(path: Path) -> list[Path]:
-    """The folders with model files that `path` is or holds."""
+    """The folders with model files at or below `path`."""
     if _steps(path):
         return [path]
     groups = [path] if path.name in PHASES else [path / name for name in PHASES]
@@ -93,7 +97,7 @@ def _steps(folder: Path) -> list[int]:
 def _only(folders: list[Path], text: str, suffix: str) -> Path:
     if len(folders) > 1:
         listed = ", ".join(f"{folder}{suffix}" for folder in folders)
-        raise ValueError(f"{text} holds {len(folders)} models of nanochat; choose one of: {listed}")
+        raise ValueError(f"{text} holds {len(folders)} nanochat models; choose one of: {listed}")
     return folders[0]
 
 
@@ -112,7 +116,7 @@ def _complete(folder: Path, step: int, tokenizer: Path | None) -> Original:
     found = Original(folder, step, PHASES.get(folder.parent.name), _tokenizer_file(folder, tokenizer))
     if not found.meta_file.is_file():
         raise ValueError(
-            f"{found.model_file} has no {found.meta_file.name} beside it, which holds the sizes; copy both"
+            f"{found.model_file} needs {found.meta_file.name} in the same folder, which holds the sizes; copy both"
         )
     return found
 
@@ -135,7 +139,8 @@ def _tokenizer_file(folder: Path, given: Path | None) -> Path:
 
 
 def published(name: str, mirror: Path | None, cache: Path) -> Path:
-    """The files of a model on the hub, `ORG/NAME`: from a local mirror, or downloaded into `cache` once (resumable)."""
+    """The files of a model on the hub, `ORG/NAME`: from a local mirror, or downloaded once into
+    `cache` (resumable)."""
     if mirror is not None:
         if not (mirror / name).is_dir():
             raise ValueError(
@@ -156,7 +161,8 @@ def published(name: str, mirror: Path | None, cache: Path) -> Path:
 
 
 def read_meta(original: Original) -> dict[str, Any]:
-    """The meta file; `Infinity`, which JSON does not have, is read as the original reads it."""
+    """The content of the meta file; `Infinity`, which is not JSON, is accepted, as in
+    the original."""
     try:
         meta = json.loads(original.meta_file.read_text())
         if not isinstance(meta["model_config"], dict):
@@ -167,9 +173,11 @@ def read_meta(original: Original) -> dict[str, Any]:
 
 
 def phase_of(original: Original, meta: dict[str, Any]) -> str | None:
-    """The phase that made it, by what its meta file holds (facts sheet 5.4), where that tells; else that of its folder.
+    """The phase that made it, by the content of its meta file if that decides it (facts sheet 5.4);
+    else by its folder.
 
-    Only pretraining writes the length of its rows; d34 is published as a base model and often put under chatsft_checkpoints.
+    Only pretraining writes the length of its rows. d34 is published as a base model and often
+    stored under chatsft_checkpoints.
     """
     if "device_batch_size" in meta and "max_seq_len" in meta:
         return "base"
@@ -179,10 +187,10 @@ def phase_of(original: Original, meta: dict[str, Any]) -> str | None:
 
 
 def read_weights(original: Original) -> dict[str, Tensor]:
-    """Name -> tensor, in the file's dtypes, mapped rather than read. Nothing in the file is run."""
+    """Name -> tensor, in the file's dtypes, memory-mapped. Nothing in the file is executed."""
     try:
         found = torch.load(original.model_file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises almost anything for what is not its own
+    except Exception as error:  # torch raises many exception types for foreign files
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{original.model_file} cannot be read as weights: {reason}") from error
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
@@ -193,7 +201,8 @@ def read_weights(original: Original) -> dict[str, Tensor]:
 def config_of(
     original: Original, meta: dict[str, Any], weights: dict[str, Tensor], arch: dict[str, Any] | None
 ) -> GPTConfig:
-    """Sizes by the meta file, architecture by the tensors, or the switches `arch` (`eras.arch_of`)."""
+    """Sizes from the meta file; architecture from the tensors, or from the switches `arch`
+    (`eras.arch_of`)."""
     sizes = meta["model_config"]
     if missing := [name for name in SIZES if type(sizes.get(name)) is not int]:
         raise ValueError(f"{original.meta_file} does not give {missing[0]} as a number in model_config")
@@ -207,9 +216,11 @@ def config_of(
 
 
 def fitted(original: Original, weights: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """The weights as our network of `config` has them, none left out and none left over.
+    """The weights under the names and shapes of a network of `config`. ValueError if one is missing
+    or left over.
 
-    Files from before December 2025 have no rows of padding in tables of the vocabulary (facts sheet 1.1): they get zeros.
+    Files from before December 2025 have no padding rows in tables of the vocabulary (facts sheet
+    1.1): they are filled with zeros.
     """
     with torch.device("meta"):
         wanted = {name: tuple(p.shape) for name, p in GPT(config).state_dict().items()}
@@ -222,12 +233,12 @@ def fitted(original: Original, weights: dict[str, Tensor], config: GPTConfig) ->
     for name, shape in wanted.items():
         tensor = weights[name]
         if not tensor.is_floating_point():
-            raise ValueError(f"{original.model_file}: {name} holds {tensor.dtype}, not numbers a model computes with")
+            raise ValueError(f"{original.model_file}: {name} holds {tensor.dtype}, which is not a floating-point type")
         if tuple(tensor.shape) == (config.vocab_size, *shape[1:]) != shape:
             tensor = torch.cat((tensor, tensor.new_zeros(shape[0] - config.vocab_size, *shape[1:])))
         if tuple(tensor.shape) != shape:
             raise ValueError(
-                f"{original.model_file}: {name} has the shape {tuple(tensor.shape)}, the sizes in {original.meta_file.name} want {shape}"
+                f"{original.model_file}: {name} has the shape {tuple(tensor.shape)}, the sizes in {original.meta_file.name} require {shape}"
             )
         result[name] = tensor
     return result
@@ -237,13 +248,15 @@ def tokenizer_of(original: Original, config: GPTConfig) -> BPETokenizer:
     tokenizer = read_tokenizer(original.tokenizer_file)
     if tokenizer.vocab_size != config.vocab_size:
         raise ValueError(
-            f"{original.tokenizer_file} has {tokenizer.vocab_size:,} tokens, the model {config.vocab_size:,}; put the one it was trained with there"
+            f"{original.tokenizer_file} has {tokenizer.vocab_size:,} tokens, "
+            f"the model {config.vocab_size:,}; replace it by the one the model was trained with"
         )
     return tokenizer
 
 
 def token_bytes_of(original: Original, config: GPTConfig) -> Tensor | None:
-    """The lengths of the tokens that came with it, which its published bits per byte divide by (facts sheet 3.3); None without."""
+    """The token lengths that came with it, the denominator of its published bits per byte (facts
+    sheet 3.3); None if missing."""
     file = original.tokenizer_file.with_name("token_bytes.pt")
     if not file.is_file():
         return None
@@ -257,7 +270,8 @@ def token_bytes_of(original: Original, config: GPTConfig) -> Tensor | None:
 
 
 def settings_of(meta: dict[str, Any], phase: str | None, arch: str) -> dict[str, Any]:
-    """What its run was set to, under the names that ours have; 524,288 tokens a step where it does not say (facts sheet 5.5)."""
+    """Settings of its run under this project's names; 524,288 tokens per step if it does not say
+    (facts sheet 5.5)."""
     user = meta.get("user_config")
     given = {**(user if isinstance(user, dict) else {}), **meta}
     tokens, rows = given.get("total_batch_size"), given.get("device_batch_size")

@@ -1,7 +1,8 @@
-"""The original's `tokenizer.pkl`, read without running anything in it (facts sheet 3.3).
+"""Reading the original's `tokenizer.pkl` without executing anything in it (facts sheet 3.3).
 
-The file is a pickle of one `tiktoken.Encoding`. The unpickler here knows that one name and puts an inert object in its place;
-any other name, and so any code, is refused before it is looked up.
+The file is a pickle of one `tiktoken.Encoding`. The unpickler here accepts that one name and
+replaces it by an inert class. Any other name, and therefore any code, is refused before it is
+looked up.
 """
 
 import io
@@ -17,7 +18,7 @@ BYTES = 256
 
 
 class _Encoding:
-    """Stands for `tiktoken.Encoding`: keeps what it is given."""
+    """Replaces `tiktoken.Encoding`: stores its state and does nothing."""
 
     state: Any = None
 
@@ -29,19 +30,20 @@ class _OnlyEncoding(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("tiktoken.core", "Encoding"):
             return _Encoding
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which no tokenizer of nanochat does")
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which no nanochat tokenizer does")
 
     def persistent_load(self, pid: Any) -> Any:
         raise pickle.UnpicklingError("it refers to objects outside the file")
 
 
 def read_tokenizer(path: Path) -> BPETokenizer:
-    """The tokenizer in a `tokenizer.pkl`. ValueError that names the file for anything else; nothing in it is ever run."""
+    """The tokenizer in a `tokenizer.pkl`. ValueError that names the file for any other content;
+    nothing in it is executed."""
     if (size := path.stat().st_size) > MAX_BYTES:
-        raise ValueError(f"{path} has {size:,} bytes; a tokenizer of nanochat has under {MAX_BYTES:,}")
+        raise ValueError(f"{path} has {size:,} bytes; a nanochat tokenizer has under {MAX_BYTES:,}")
     try:
         found = _OnlyEncoding(io.BytesIO(path.read_bytes())).load()
-    except Exception as error:  # a damaged pickle raises almost anything
+    except Exception as error:  # a damaged pickle raises many exception types
         raise ValueError(f"{path} is not a nanochat tokenizer: {error or type(error).__name__}") from error
     try:
         return _checked(found)
@@ -57,7 +59,7 @@ def _checked(found: Any) -> BPETokenizer:
     if not isinstance(ranks, dict) or not all(type(k) is bytes and type(v) is int for k, v in ranks.items()):
         raise ValueError("mergeable_ranks is not a dictionary of byte strings and numbers")
     if state.get("pat_str") != SPLIT_PATTERN:
-        raise ValueError("it splits text by another pattern")
+        raise ValueError("it has another split pattern")
     if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) < BYTES:
         raise ValueError("its ranks are not 0, 1, 2 …")
     if any(ranks.get(bytes([byte])) != byte for byte in range(BYTES)):
@@ -68,7 +70,8 @@ def _checked(found: Any) -> BPETokenizer:
 
 
 def merges_of(ranks: dict[bytes, int]) -> list[tuple[int, int]]:
-    """The pair of ids that each token from 256 on was merged from: what is left of its bytes when all earlier merges are done.
+    """The pair of ids that each token from 256 on was merged from: what its bytes are reduced to by
+    all earlier merges.
 
     >>> merges_of({**{bytes([b]): b for b in range(256)}, b"ab": 256, b"abc": 257})
     [(97, 98), (256, 99)]

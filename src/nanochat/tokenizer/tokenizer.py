@@ -308,7 +308,7 @@ def tokenizer_from_json(text: str) -> Tokenizer:
     else:
         raise ValueError(f"its model is {model['type']}")
     if tokenizer.kind == "bpe" and content["pre_tokenizer"]["pretokenizers"][0]["pattern"] != {"Regex": SPLIT_PATTERN}:
-        raise ValueError("its split pattern is another one")
+        raise ValueError("it has another split pattern")
     if model["vocab"] != expected:
         raise ValueError("its ids are not the bytes, then the merges in order")
     if specials != tokenizer.specials:
