@@ -111,7 +111,7 @@ def test_the_divergence_is_k3() -> None:
         ({"clip_high": -0.1}, "algo.clip_high=-0.1"),
         ({"kl": -1}, "algo.kl=-1"),
         ({"train_stop": 1}, "algo.train_stop=1 is not known; choose from true, false"),
-        ({"refill": 2}, "algo.refill asks for more where groups are left out; set algo.skip_dead=true"),
+        ({"refill": 2}, "algo.refill replaces groups that are left out; set algo.skip_dead=true"),
         ({"clip": 0.2}, "algo.clip is not a setting; did you mean algo.clip_low=…"),
     ],
 )

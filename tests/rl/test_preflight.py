@@ -84,7 +84,7 @@ def test_a_base_checkpoint_is_named() -> None:
     stops = preflight().run(gpt).stops
     assert (
         stops[0].what == "template"
-        and "a base checkpoint, or one that knows nothing like this; +phase=sft first" in stops[0].advice
+        and "a base checkpoint, or one not trained on such a task; +phase=sft first" in stops[0].advice
     )
 
 

@@ -1,1 +1,2 @@
-"""Reinforcement learning apart from Lightning: what is asked, what it earns, and what each token of it weighs in the loss."""
+"""Reinforcement learning apart from Lightning: asking questions, rewarding answers, and weighting
+each token in the loss."""

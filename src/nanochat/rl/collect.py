@@ -1,7 +1,9 @@
-"""A step's worth of experience: questions asked, answers sampled and rewarded, and the rows that its updates train on.
+"""The experience of a step: questions asked, answers sampled and rewarded, and the rows that its
+updates train on.
 
-Which questions a step asks and what is drawn for them follows from the seed and from how many questions were asked before: so a step is the
-same on any number of processes, and after a resume.
+The questions of a step, and the random numbers for their answers, follow from the seed and the
+number of questions asked before. A step is therefore the same on any number of processes, and after
+a resume.
 """
 
 from collections.abc import Sequence
@@ -26,22 +28,24 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 
 @dataclass
 class Row:
-    """An answer as an update needs it; lists are as long as `ids`, and count where `mask` is 1."""
+    """An answer in the form an update needs. Lists have the length of `ids` and count where `mask`
+    is 1."""
 
     ids: list[int]
     mask: list[int]
-    drawn: list[float]  # log-probability when it was drawn, by the engine
+    drawn: list[float]  # log-probability at sampling time, by the engine
     advantage: float
-    weight: float  # of each of its tokens in the loss
-    update: int  # which minibatch it is in
+    weight: float  # weight of each of its tokens in the loss
+    update: int  # number of its minibatch
     old: list[float] | None = (
-        None  # log-probabilities before the first update, by the trainer, of the tokens with mask 1
+        # log-probabilities before the first update, by the trainer, of the tokens with mask 1
+        None
     )
     start: list[float] | None = None  # by the start model
 
 
 class GroupFacts(NamedTuple):
-    """What every process has to know of a group."""
+    """What every process needs to know of a group."""
 
     position: int  # in the order in which questions were asked
     rewards: list[float]
@@ -49,12 +53,12 @@ class GroupFacts(NamedTuple):
     sampled: list[int]  # trained tokens of each answer
     lengths: list[int]  # tokens of each answer
     truncated: int
-    answer: list[float]  # of the reward called answer, for pass@k; else of the sum
+    answer: list[float]  # values of the reward called answer, for pass@k; else of the sum
 
 
 @dataclass
 class Experience:
-    """Of one process, but for `numbers`, which are of all."""
+    """The rows of one process; `numbers` are over all processes."""
 
     rollouts: list[Rollout]
     rows: list[Row]
@@ -66,7 +70,8 @@ class Experience:
 
 
 class Collector:
-    """`questions` a step, `samples` answers each; process `rank` of `world_size` asks its share of them."""
+    """Asks `questions` per step with `samples` answers each; process `rank` of `world_size` asks
+    its share of them."""
 
     def __init__(
         self, tokenizer: Tokenizer, task: Task, rewards: Rewards, algorithm: Algorithm, sampling: Sampling, *, questions: int, samples: int,
@@ -83,7 +88,8 @@ class Collector:
         self.rank, self.world_size = rank, world_size
 
     def collect(self, gpt: GPT, asked: int) -> Experience:
-        """The experience of a step, after `asked` questions in the run. What raises on one process raises on all."""
+        """The experience of a step, after `asked` questions in the run. An exception on one process
+        is raised on all."""
         engine = engine_for(gpt, self.tokenizer, self.sampling, self.max_rows)
         mine: dict[int, list[Rollout]] = {}  # by position
         facts: list[GroupFacts] = []
@@ -103,8 +109,8 @@ class Collector:
                 break
         if not facts:
             raise ValueError(
-                f"none of {asked - first} questions of {self.task.name} leaves room for an answer in the model's context; take a task with shorter "
-                "ones, or a model with a longer context"
+                f"none of {asked - first} questions of {self.task.name} leaves room for an answer in the model's context; choose a task with "
+                "shorter ones, or a model with a longer context"
             )
         facts.sort()
         rows = self._rows(mine, facts)
@@ -117,7 +123,8 @@ class Collector:
         )
 
     def _ask(self, engine: Engine, positions: range, spent: dict[str, float]) -> dict[int, list[Rollout]]:
-        """This process's share of the questions at `positions`, answered and rewarded; one without room for an answer is left out."""
+        """This process's share of the questions at `positions`, answered and rewarded; questions
+        without room for an answer are left out."""
         own = [
             position
             for position in positions
@@ -152,7 +159,8 @@ class Collector:
         )
 
     def _rows(self, mine: dict[int, list[Rollout]], facts: list[GroupFacts]) -> list[Row]:
-        """The rows of this process's groups, weighed among those of all."""
+        """The rows of this process's groups, with weights computed over the groups of all
+        processes."""
         algorithm = self.algorithm
         kept = [group for group in facts if not algorithm.skip_dead or has_signal(group.rewards)]
         rows = []
@@ -162,7 +170,7 @@ class Collector:
             for group, of_group in zip(part, weights, strict=True):
                 for rollout, weight in zip(mine.get(group.position, []), of_group, strict=False):
                     if rollout.advantage == 0 and not algorithm.kl:
-                        continue  # no gradient comes from it
+                        continue  # it has no gradient
                     ids, mask, drawn = rollout.tokens(train_stop=algorithm.train_stop)
                     if any(mask):
                         rows.append(Row(ids, mask, drawn, rollout.advantage, weight, minibatch))
@@ -170,7 +178,7 @@ class Collector:
 
 
 def step_numbers(facts: Sequence[GroupFacts]) -> dict[str, float]:
-    """What a step's answers say about the policy, over all processes."""
+    """Statistics of the policy from the answers of a step, over all processes."""
     answers = sum(len(group.rewards) for group in facts)
     n = len(facts[0].rewards)
     numbers = {
@@ -188,7 +196,8 @@ def step_numbers(facts: Sequence[GroupFacts]) -> dict[str, float]:
 
 
 def micro_batches(rows: Sequence[Row], micro_tokens: int) -> list[list[Row]]:
-    """Rows of about equal length together, at most `micro_tokens` padded tokens (or a single row)."""
+    """Batches of rows of similar length, with at most `micro_tokens` padded tokens (or a single
+    row)."""
     batches: list[list[Row]] = []
     for row in sorted(rows, key=lambda row: -len(row.ids)):
         if batches and len(batches[-1][0].ids) * (len(batches[-1]) + 1) <= micro_tokens:
@@ -199,7 +208,7 @@ def micro_batches(rows: Sequence[Row], micro_tokens: int) -> list[list[Row]]:
 
 
 def padded(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor]:
-    """idx and mask (B, T) int64, 0 on the right of what is shorter."""
+    """idx and mask (B, T) int64, padded with 0 on the right."""
     longest = max(len(row.ids) for row in rows)
     idx = torch.tensor([row.ids + [0] * (longest - len(row.ids)) for row in rows], device=device)
     mask = torch.tensor([row.mask + [0] * (longest - len(row.mask)) for row in rows], device=device)
@@ -207,12 +216,12 @@ def padded(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def per_token(rows: Sequence[Row], values: Sequence[float], device: torch.device) -> Tensor:
-    """A value of each row, repeated for its sampled tokens, (N,)."""
+    """The value of each row, repeated for its sampled tokens, (N,)."""
     counts = torch.tensor([sum(row.mask) for row in rows], device=device)
     return torch.tensor(values, dtype=torch.float32, device=device).repeat_interleave(counts)
 
 
 def drawn_logprobs(rows: Sequence[Row], device: torch.device) -> Tensor:
-    """Log-probabilities of the sampled tokens as the engine drew them, (N,)."""
+    """Log-probabilities of the sampled tokens at sampling time, by the engine, (N,)."""
     found = [p for row in rows for p, sampled in zip(row.drawn, row.mask, strict=True) if sampled]
     return torch.tensor(found, dtype=torch.float32, device=device)

@@ -1,27 +1,31 @@
-"""Whether an answer is right, as a person would say it: "42", "42.", "$42", "42.0" and "forty-two is 42" are one answer."""
+"""Whether an answer is right, as a person would judge: "42", "42.", "$42", "42.0" and "forty-two is
+42" are one answer."""
 
 import re
 import unicodedata
 from fractions import Fraction
 
 VULGAR = "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
-# A number as people write it: sign, currency, then one of these, tried in this order. Groups are of three digits; eight of them are more
-# than any answer has. `(?>` takes what it can and gives nothing back, so that a part of what only looks like a number is none.
+# A number as people write it: sign, currency, then one of these forms, tried in this order. Groups
+# have three digits; eight of them are more than any answer has. `(?>` is an atomic group: without
+# backtracking, a part of something that only resembles a number is not a number.
 NUMBER = re.compile(
     r"(?<![\w.,/\u2044^])(?P<sign>[-+\u2212]?)\s?[$€£¥]?(?P<sign2>[-\u2212]?)(?>"
     rf"(?:(?P<before>\d+)[ \u00a0\u202f]?)?(?P<vulgar>[{VULGAR}])"  # ½, 3½, 3 ½
     r"|(?P<units>\d+)[ \u00a0\u202f](?P<over>\d+)[/\u2044](?P<under>\d+)"  # 3 1/2
-    r"|(?P<whole>\d{1,3}(?:\.\d{3}){1,8}(?=,\d)|\d{1,3}(?:\.\d{3}){2,8})(?:,(?P<comma>\d+))?"  # 1.000,50 and 1.000.000
+    # 1.000,50 and 1.000.000
+    r"|(?P<whole>\d{1,3}(?:\.\d{3}){1,8}(?=,\d)|\d{1,3}(?:\.\d{3}){2,8})(?:,(?P<comma>\d+))?"
     r"|(?=\.?\d)(?P<grouped>\d{1,3}(?P<gap>[,'\u2019_ \u00a0\u2009\u202f])\d{3}(?!\d)(?:(?P=gap)\d{3}(?!\d)){0,7}|\d+)?(?P<decimals>\.\d+)?"
     r"(?:[/\u2044](?P<below>\d+)|[eE](?P<power>[-+\u2212]?\d{1,2}))?"
     r")(?![\d/\u2044^²³_]|[.,]\d|[eE][-+\u2212]?\d)"
 )
-LONGEST = 100  # guess: characters; a longer run of digits is no answer
-MARK = "####"  # from: facts sheet 4.4, what GSM8K's answers put before the number
+LONGEST = 100  # guess: characters; a longer run of digits is not an answer
+MARK = "####"  # from: facts sheet 4.4, precedes the number in GSM8K's answers
 
 
 def numbers(text: str) -> list[Fraction]:
-    """The numbers in a text, in order. What only looks like one (a date, a version, 1,2,3) is none.
+    """The numbers in a text, in order. What only resembles one (a date, a version, 1,2,3) is not a
+    number.
 
     >>> [str(n) for n in numbers("It is **1,000**, or $42.50, minus -3/4; not 1.2.3 nor 10/11/12.")]
     ['1000', '85/2', '-3/4']
@@ -37,7 +41,7 @@ def numbers(text: str) -> list[Fraction]:
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-    """What the digits of a match are worth, None if it has none or divides by nothing."""
+    """The value of a match; None if it has none or divides by zero."""
     part = match.groupdict()
     if part["vulgar"]:
         return int(part["before"] or 0) + Fraction(unicodedata.numeric(part["vulgar"])).limit_denominator(10)
@@ -58,13 +62,15 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 
 def _joins(text: str, at: int) -> bool:
-    """Whether a minus there stands between two things, so that it is no sign: the 3 of "5 - 3"."""
+    """Whether a minus at this place is between two operands and therefore not a sign, as before the
+    3 of "5 - 3"."""
     before = text[:at].rstrip()
     return bool(before) and (before[-1].isdigit() or before[-1] in ")%")
 
 
 def final_number(text: str) -> Fraction | None:
-    """What a text says in the end: the first number after its last `####`, else its last number; None if there is none.
+    """The final number of a text: the first after its last `####`, else its last number; None if
+    there is none.
 
     >>> final_number("She has 3 + 4 = 7 apples.\\n#### 7.") == 7, final_number("so 12, or 1,200 in all") == 1200
     (True, True)
@@ -77,7 +83,8 @@ def final_number(text: str) -> Fraction | None:
 
 
 def same_number(reference: str, completion: str) -> bool:
-    """Whether a completion ends with the number that `reference` is. ValueError if `reference` is no number."""
+    """Whether the final number of a completion equals `reference`. ValueError if `reference` is not
+    one number."""
     wanted = numbers(reference)
     if len(wanted) != 1:
         raise ValueError(f"the reference answer {reference!r} is not one number; use grader=strict for this task")
@@ -85,7 +92,8 @@ def same_number(reference: str, completion: str) -> bool:
 
 
 def same_text(reference: str, completion: str) -> bool:
-    """Whether two short texts say the same, but for case, space and what may stand around an answer.
+    """Whether two short texts are equal, apart from case, space and the usual marks around an
+    answer.
 
     >>> same_text("B", " **b**. "), same_text("stone:s,t,o,n,e", "Stone: s, t, o, n, e"), same_text("B", "A or B")
     (True, True, False)

@@ -1,7 +1,9 @@
-"""Log-probabilities of sampled tokens under the distribution they were sampled from, and the loss over them, a chunk at a time.
+"""Log-probabilities of sampled tokens under the distribution they were sampled from, and the loss
+over them, in chunks.
 
-As in `gpt/loss.py` the logits of a chunk of tokens exist at a time, and the gradients with respect to hidden states and head
-are made in the forward pass. Only positions whose next token was sampled get logits at all.
+As in `gpt/loss.py`, only the logits of one chunk of tokens exist at a time, and the gradients with
+respect to hidden states and head are computed in the forward pass. Logits are computed only at
+positions whose next token was sampled.
 """
 
 import math
@@ -15,14 +17,14 @@ from nanochat.gpt import GPT
 from nanochat.gpt.loss import capped, chunk_rows
 from nanochat.inference.sampling import Sampling
 
-# logp (N,), numbers of the tokens -> loss 0-d
+# logp (N,), indices of the tokens -> loss 0-d
 Objective = Callable[[Tensor, slice], Tensor]
 
 
 def check_sampling(sampling: Sampling) -> None:
-    """ValueError for settings whose distribution the loss cannot follow."""
+    """ValueError for sampling settings whose distribution the loss cannot reproduce."""
     if sampling.temperature == 0:
-        raise ValueError("rollout.temperature=0 gives the same answer each time, which teaches nothing; try 1.0")
+        raise ValueError("rollout.temperature=0 gives the same answer each time, so no group has a signal; try 1.0")
     if sampling.penalises:
         raise ValueError(
             "rollout.repetition_penalty is not supported in training: its distribution depends on the text before"
@@ -30,10 +32,12 @@ def check_sampling(sampling: Sampling) -> None:
 
 
 def sampled_logprobs(x: Tensor, targets: Tensor, sampling: Sampling) -> Tensor:
-    """Log-probability (N,) of targets (N,) for logits x (N, V), in what temperature, top_k, top_p and min_p leave.
+    """Log-probability (N,) of targets (N,) for logits x (N, V), under temperature, top_k, top_p and
+    min_p.
 
-    The cut is that of these logits, with the target in it: where the last bits of the logits, or an update since, would have cut it away, it
-    stays. Gradients flow through what is left.
+    The set of allowed tokens is computed from these logits, and always contains the target, even if
+    rounding or an update since sampling would exclude it. Gradients flow through the allowed
+    tokens.
     """
     if sampling.temperature != 1:
         x = x / sampling.temperature
@@ -59,8 +63,12 @@ def sampled_logprobs(x: Tensor, targets: Tensor, sampling: Sampling) -> Tensor:
 
 
 class PolicyLoss(torch.autograd.Function):
-    """objective(log-probabilities) over tokens; x (N, C) hidden states, weight (Vp, C), targets (N,). Also the log-probabilities and
-    the entropies of the model's whole distribution, (N,) each, without gradients."""
+    """objective(log-probabilities) over tokens, from hidden states x (N, C), weight (Vp, C) and
+    targets (N,).
+
+    Also returns the log-probabilities and the entropies of the model's whole distribution, (N,)
+    each, without gradients.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, settings: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,12 +116,13 @@ def hidden_of(gpt: GPT, idx: Tensor, mask: Tensor) -> Tensor:
 def policy_loss(
     gpt: GPT, idx: Tensor, mask: Tensor, sampling: Sampling, objective: Objective
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The objective over the sampled tokens of texts idx (B, T), mask 1 where a token was sampled; with their log-probabilities and entropies.
+    """The objective over the sampled tokens of texts idx (B, T), whose mask is 1, with their
+    log-probabilities and entropies.
 
-    Texts are padded on the right with anything whose mask is 0.
+    Texts are padded on the right with any tokens of mask 0.
     """
     x = hidden_of(gpt, idx, mask)
-    targets = idx[mask.bool()]  # position 0 is bos, never sampled
+    targets = idx[mask.bool()]  # position 0 is bos, which is never sampled
     settings = (sampling, gpt.config.arch.softcap, gpt.config.vocab_size, objective)
     loss, logps, entropy = PolicyLoss.apply(x, gpt.lm_head.weight, targets, settings)
     return loss, logps, entropy

@@ -1,7 +1,9 @@
-"""Go or no-go before a run is paid for: can the start policy learn this task, with these rewards, this template, these limits?
+"""Go or no-go checks before a run starts: can the start policy learn this task, with these rewards,
+this template, these limits?
 
-A run that trains nothing gives no error: all groups dead, every answer cut off, a reward that cannot tell right from wrong, a template
-that the model has never seen. Each is looked for by itself, and named.
+A run that learns nothing raises no error: all groups without signal, every answer truncated, a
+reward that does not separate right from wrong, a template unknown to the model. Each of these is
+checked separately and named.
 """
 
 import math
@@ -24,19 +26,23 @@ from nanochat.tokenizer.conversations import render, render_prompt
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 GO, CARE, STOP = "go", "care", "stop"
-KNOWN = 16  # guess: conversations whose answers the rewards and the template are checked on
+# guess: conversations whose answers are used to check the rewards and the template
+KNOWN = 16
 TEMPLATE = ("<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>")
-# measured on six checkpoints, in nats per token: marks help a chat model by 0.08 to 1.1 and a base one by -0.07 to 0.08; exchanging two
-# of them changes what it costs by a tenth either way on problems it was not trained on, and from 0.004 to 0.1 or 0.4 on those it was
+# measured on six checkpoints, in nats per token: the template's marks help a chat model by 0.08 to
+# 1.1 and a base model by -0.07 to 0.08; exchanging two of them changes the loss by up to a tenth in
+# either direction on problems not trained on, and by 0.004 to 0.1 or 0.4 on problems trained on
 MARKS_HELP, MARKS_HELP_LITTLE = 0.02, 0.1
 EXCHANGED = (0.05, 0.25)  # an exchange must be better by that much, and by that share
-TOLD_APART = 0.9  # guess: share of known answers whose right one must earn more than a wrong one
+# guess: share of known answers where the right one must earn more than a wrong one
+TOLD_APART = 0.9
 CUT_STOP, CUT_CARE = 0.9, 0.3  # guess: share of truncated answers
 FEW_LIVE = 0.1  # guess: share of groups with signal below which most of a run is wasted
 GAP_EXACT, GAP = (
     1e-4,
     0.05,
-)  # guess: mean difference of log-probabilities of engine and trainer, in fp32 and in anything else
+    # guess: mean difference of log-probabilities of engine and trainer, in fp32 and in other dtypes
+)
 SIZES = (4, 8, 16, 32, 64)
 
 
@@ -61,7 +67,7 @@ class Finding:
 
 
 class Preflight:
-    """Asks `questions` of the training task with the collector's own settings."""
+    """Asks `questions` questions of the training task with the collector's settings."""
 
     def __init__(self, collector: Collector, *, questions: int, micro_tokens: int) -> None:
         self.collector, self.questions, self.micro_tokens = collector, questions, micro_tokens
@@ -79,7 +85,8 @@ class Preflight:
         rollouts = roll_out(
             engine, c.tokenizer, c.task, numbers, samples=c.samples, sampling=c.sampling, seeds=[f"{c.seed}/preflight/{n}" for n in numbers]
         )  # fmt: skip
-        of_a_step = max(1, c.questions // c.world_size) * c.samples  # what the time-out of a reward is for
+        # the time-out of a reward is for one step
+        of_a_step = max(1, c.questions // c.world_size) * c.samples
         for first in range(0, len(rollouts), of_a_step):
             c.rewards.give(rollouts[first : first + of_a_step], c.task)
         found, measured = self.check_rollouts(groups(rollouts, c.samples))
@@ -87,7 +94,7 @@ class Preflight:
         return Finding([*checks, *found, agreement], {**measured, "logprob_gap": gap})
 
     def check_rewards(self, known: Sequence[int]) -> Check:
-        """Answers known to be right must earn more than those of other questions."""
+        """Answers known to be right must earn more than answers to other questions."""
         c = self.collector
         rights, wrongs = [], []
         for number in known:
@@ -103,7 +110,7 @@ class Preflight:
         better = sum(right.reward > wrong.reward for right, wrong in zip(rights, wrongs, strict=True))
         found = (
             f"right answers earn {_mean([r.reward for r in rights]):.2f}, wrong ones {_mean([w.reward for w in wrongs]):.2f}; "
-            f"told apart in {better} of {len(rights)}"
+            f"separated in {better} of {len(rights)}"
         )
         if better >= TOLD_APART * len(rights):
             return Check("rewards", GO, found)
@@ -111,7 +118,7 @@ class Preflight:
         why = (
             "the reward is the same for right and wrong answers"
             if same
-            else "the reward does not tell right from wrong"
+            else "the reward does not separate right from wrong"
         )
         return Check(
             "rewards",
@@ -121,7 +128,8 @@ class Preflight:
         )
 
     def check_rollouts(self, asked: Sequence[Sequence[Rollout]]) -> tuple[list[Check], dict[str, float]]:
-        """What the start policy gets right, how many groups have a signal, how many answers are cut off."""
+        """The start policy's share of right answers, of groups with a signal, and of truncated
+        answers."""
         c, n = self.collector, self.collector.samples
         rights = [sum(r.rewards.get("answer", r.reward) > RIGHT for r in group) for group in asked]
         live = _mean([float(has_signal([r.reward for r in group])) for group in asked])
@@ -136,12 +144,12 @@ class Preflight:
                 "signal",
                 STOP,
                 f"pass@1 {first:.1%}: every group is right",
-                "there is nothing left to learn: take a harder task",
+                "there is nothing left to learn: choose a harder task",
             )
         elif live == 0:
             signal = Check(
                 "signal", STOP, f"pass@{n} {any_of:.1%}, no group of {len(asked)} has two rewards",
-                f"nothing can be learned: train on the task first (+phase=sft), take an easier one, or more than rollout.samples={n}",
+                f"nothing can be learned: train on the task first (+phase=sft), choose an easier one, or more than rollout.samples={n}",
             )  # fmt: skip
         else:
             found = f"pass@1 {first:.1%}, pass@{n} {any_of:.1%}; {live:.0%} ± {error:.0%} of groups have a signal (would be: {others})"
@@ -159,7 +167,7 @@ class Preflight:
         return [signal, Check("truncation", verdict, found, "" if verdict == GO else advice)], numbers
 
     def check_agreement(self, gpt: GPT, rollouts: Sequence[Rollout]) -> tuple[Check, float]:
-        """The trainer must give the engine's tokens the log-probability that they were drawn with."""
+        """The trainer must compute the log-probabilities that the engine sampled with."""
         c, device = self.collector, gpt.device
         rows = []
         for rollout in rollouts[:: max(1, len(rollouts) // 128)]:
@@ -177,12 +185,13 @@ class Preflight:
         allowed = (GAP_EXACT if exact else GAP) / min(1.0, c.sampling.temperature)
         mean, widest = float(gap.mean()), float(gap.max())
         found = f"log-probabilities of engine and trainer differ by {mean:.1e} on average, {widest:.1e} at most"
-        advice = "the gradient would be of another policy than the one that answered; report this with the settings"
+        advice = "the gradient would not be that of the policy that answered; report this with the settings"
         return Check("agreement", GO if mean <= allowed else STOP, found, "" if mean <= allowed else advice), mean
 
 
 def check_template(gpt: GPT, tokenizer: Tokenizer, task: Task, known: Sequence[int]) -> Check:
-    """The chat template must be the one that the model knows: any exchange of its marks, or none of them, makes known answers less likely."""
+    """The chat template must be the model's: exchanging its marks, or leaving them out, must make
+    known answers less likely."""
     conversations = [task[n] for n in known]
     for number, conversation in zip(known, conversations, strict=True):
         prompt, whole = render_prompt(tokenizer, conversation), render(tokenizer, conversation)[0]
@@ -194,7 +203,7 @@ def check_template(gpt: GPT, tokenizer: Tokenizer, task: Task, known: Sequence[i
             return Check(
                 "template",
                 STOP,
-                f"the prompt of question {number} is not how its conversation begins",
+                f"the prompt of question {number} is not the beginning of its conversation",
                 "the chat template is broken",
             )
     ids = [tokenizer.specials[name] for name in TEMPLATE]
@@ -212,7 +221,7 @@ def check_template(gpt: GPT, tokenizer: Tokenizer, task: Task, known: Sequence[i
         advice = f"{losses[best]:.2f} {best}: it was trained with another template, or the tokenizer is not its own"
         return Check("template", STOP, found, advice)
     if own > bare - MARKS_HELP:
-        advice = "its marks are nothing to the model: a base checkpoint, or one that knows nothing like this; +phase=sft first"
+        advice = "its marks mean nothing to the model: a base checkpoint, or one not trained on such a task; +phase=sft first"
         return Check("template", STOP, found, advice)
     if own > bare - MARKS_HELP_LITTLE:
         return Check(
@@ -225,7 +234,8 @@ def check_template(gpt: GPT, tokenizer: Tokenizer, task: Task, known: Sequence[i
 def _loss(
     gpt: GPT, tokenizer: Tokenizer, conversations: Sequence[dict[str, Any]], marks: dict[int, int] | None
 ) -> float:
-    """Mean loss of the text of the answers, with marks exchanged by `marks`, or, None, left out."""
+    """Mean loss of the text of the answers, with marks exchanged by `marks`, or left
+    out for None."""
     total, count = 0.0, 0
     outer = {tokenizer.specials[name] for name in TEMPLATE}
     for conversation in conversations:
@@ -262,9 +272,11 @@ def known_answer(tokenizer: Tokenizer, task: Task, number: int, other: int) -> R
 
 
 def live_share(rights: Sequence[int], n: int, size: int) -> float:
-    """Share of groups of `size` with both right and wrong answers, where each question was answered n times, `rights` of them right.
+    """Share of groups of `size` with both right and wrong answers, where each question was answered
+    n times, `rights` of them right.
 
-    A question's rate is taken as (right + 1/2) / (n + 1), Jeffreys' estimate, but for those all right or all wrong, which stay so.
+    The rate of a question is estimated as (right + 1/2) / (n + 1) (Jeffreys), except for questions
+    that are all right or all wrong, which stay so.
     """
     share = 0.0
     for right in rights:
@@ -279,7 +291,7 @@ def _answer(task: Task, number: int) -> Any:
 
 
 def _spread(task: Task, count: int) -> list[int]:
-    """That many numbers of questions, evenly over the task."""
+    """`count` question numbers, evenly spaced over the task."""
     count = min(count, len(task))
     return [i * len(task) // count for i in range(count)]
 

@@ -1,7 +1,8 @@
-"""What an answer earns: plug-in functions over all rollouts of a step at once, and their weighted sum.
+"""Rewards: plug-in functions over all rollouts of a step at once, and their weighted sum.
 
-A reward is a class with `__call__(rollouts, task)`, or a function of the same, that gives a number for each rollout. A file in
-`conf/reward` names it with its settings; `weight` and `timeout` (seconds for a step) are the same for all.
+A reward is a class with `__call__(rollouts, task)`, or a function with the same arguments, that
+returns a number per rollout. A file in `conf/reward` names it with its settings; every reward also
+has `weight` and `timeout` (seconds per step).
 """
 
 import math
@@ -20,14 +21,17 @@ from nanochat.tasks.task import Task
 
 Grader = Literal["lenient", "strict"]
 GRADERS = get_args(Grader)
-TIMEOUT = 60.0  # guess: seconds, where a reward's file does not say
+TIMEOUT = 60.0  # guess: seconds, if a reward's file does not say
 
 RewardFunction = Callable[[Sequence[Rollout], Task], Sequence[float]]
 
 
 class Answer:
-    """1 for a right answer, else 0. `grader` strict is the task's own score, which published numbers were taken with; lenient takes
-    "42", "42.", "$42", "42.0" and "1,000" for what they are."""
+    """1 for a right answer, else 0.
+
+    `grader` strict is the task's own score, as in published numbers; lenient accepts "42", "42.",
+    "$42", "42.0" and "1,000" as the numbers they are.
+    """
 
     def __init__(self, grader: Grader = "lenient") -> None:
         if grader not in GRADERS:
@@ -53,7 +57,8 @@ def _same(reference: str, text: str) -> bool:
 
 
 class Format:
-    """1 for an answer that the model ended itself and, where the task's own answers say `mark`, that says it once."""
+    """1 for an answer that the model ended itself and that contains `mark` once, if the task's own
+    answers contain `mark`."""
 
     def __init__(self, mark: str | None = "####") -> None:
         self.mark = mark
@@ -68,7 +73,8 @@ class Format:
 
 
 class Length:
-    """0 up to `free` tokens, from there down to -1 at `longest`: DAPO's soft punishment of overlong answers (arXiv:2503.14476, 3.4)."""
+    """0 up to `free` tokens, then down linearly to -1 at `longest`: DAPO's soft punishment of
+    overlong answers (arXiv:2503.14476, 3.4)."""
 
     def __init__(self, free: Whole, longest: Count) -> None:
         if not 0 <= free < longest:
@@ -90,7 +96,8 @@ class Weighted:
 
 
 class Rewards:
-    """Several rewards by name; `settings` as composed: `_target_`, its own settings, `weight` and `timeout`."""
+    """Several rewards by name; `settings` as composed: `_target_`, its own settings, `weight` and
+    `timeout`."""
 
     def __init__(self, settings: dict[str, dict[str, Any]]) -> None:
         self.of: dict[str, Weighted] = {}
@@ -112,7 +119,8 @@ class Rewards:
             raise ValueError("no reward has a weight; add one, for example +reward@rewards.answer=answer")
 
     def give(self, rollouts: Sequence[Rollout], task: Task) -> None:
-        """Fill in `rewards` and `reward` of each. ValueError, naming function and item, for what is no number or came too late."""
+        """Set `rewards` and `reward` of each rollout. ValueError, naming function and item, for a
+        value that is not a number or came too late."""
         for name, reward in self.of.items():
             for rollout, value in zip(rollouts, self._values(name, reward, rollouts, task), strict=True):
                 rollout.rewards[name] = value
@@ -125,7 +133,7 @@ class Rewards:
                 return reward.function(rollouts, task)
             except Exception as first:
                 failed.append(first)
-                for rollout in rollouts:  # which one is it
+                for rollout in rollouts:  # find the rollout that raises
                     try:
                         reward.function([rollout], task)
                     except Exception as error:
@@ -171,13 +179,15 @@ def _said(error: BaseException) -> str:
 
 
 class TooSlow(ValueError):
-    """A reward that took more than its time."""
+    """A reward that took longer than its timeout."""
 
 
 def _within(seconds: float, call: Callable[[], Any], name: str, where: str) -> Any:
-    """`call()`, or TooSlow after `seconds`, ValueError for what it raises. One that is too late goes on in its thread until the process ends.
+    """`call()`; TooSlow after `seconds`, ValueError for any exception in it. A call that is too
+    slow continues in its thread until the process ends.
 
-    One that never gives Python's lock back (a regular expression that explodes) cannot be stopped: such a reward belongs into a process of its own.
+    A call that never releases the interpreter lock (such as a regular expression with exponential
+    backtracking) cannot be stopped; run such a reward in a process of its own.
     """
     device = torch.cuda.current_device() if torch.cuda.is_available() else None
     result: list[Any] = []

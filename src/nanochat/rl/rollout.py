@@ -1,4 +1,5 @@
-"""Rollouts: answers of the model to questions of a task, sampled by the engine, many at once, with what the loss needs of each."""
+"""Rollouts: answers of the model to questions of a task, sampled in batches by the engine, with
+everything the loss needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,14 +17,14 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 
 @dataclass
 class Rollout:
-    """One answer to one question, and what it earned. Answers to the same question are a group."""
+    """One answer to one question, with its rewards. The answers to one question are a group."""
 
     question: int  # number of the conversation in its task
     sample: int  # number within its group
     conversation: dict[str, Any]
     prompt: list[int]
     completion: Completion
-    rewards: dict[str, float] = field(default_factory=dict)  # by name, before they are weighted
+    rewards: dict[str, float] = field(default_factory=dict)  # by name, unweighted
     reward: float = 0.0
     advantage: float = 0.0
 
@@ -37,9 +38,11 @@ class Rollout:
         return self.completion.finish_reason == "length"
 
     def tokens(self, *, train_stop: bool) -> tuple[list[int], list[int], list[float]]:
-        """ids of prompt and answer, a mask of what was sampled, and the log-probability of each of those as the engine drew it (else 0).
+        """Token ids of prompt and answer, a mask of the sampled ones, and their log-probabilities
+        at sampling time (0 where mask is 0).
 
-        Prompt and what a tool forced have mask 0 (facts sheet 5.9); the token that ended the turn is there, and sampled, with `train_stop`.
+        The prompt and forced tool tokens have mask 0 (facts sheet 5.9). With `train_stop` the token
+        that ended the turn is included, with mask 1.
         """
         c = self.completion
         ids, mask = [*self.prompt, *c.ids], [0] * len(self.prompt) + c.mask
@@ -50,7 +53,7 @@ class Rollout:
 
 
 def engine_for(gpt: GPT, tokenizer: Tokenizer, sampling: Sampling, max_rows: int) -> Engine:
-    """An engine that reads all prompts at once and keeps nothing of finished texts."""
+    """An engine that reads all prompts at once and keeps no cache of finished texts."""
     run_python = python_tool if sampling.python else None
     return Engine(gpt, tokenizer, max_rows=max_rows, prefill_tokens=None, pool_bytes=0, run_python=run_python)
 
@@ -63,10 +66,10 @@ def has_room(gpt: GPT, tokenizer: Tokenizer, conversation: dict[str, Any]) -> bo
 def roll_out(
     engine: Engine, tokenizer: Tokenizer, task: Task, questions: Sequence[int], *, samples: int, sampling: Sampling, seeds: Sequence[str]
 ) -> list[Rollout]:  # fmt: skip
-    """`samples` answers to each of `questions`, those of one question side by side.
+    """`samples` answers to each of `questions`, those of one question next to each other.
 
-    What is drawn for a question is decided by its own of `seeds`, not by the others asked with it. ValueError for a prompt that leaves no
-    room for an answer in the model's context.
+    The answers to a question depend on its own entry in `seeds`, not on the other questions.
+    ValueError for a prompt that leaves no room for an answer in the model's context.
     """
     asked = []
     for number in questions:
@@ -75,7 +78,7 @@ def roll_out(
         if len(prompt) >= engine.gpt.config.sequence_len:
             raise ValueError(
                 f"question {number} of {task.name} has {len(prompt):,} tokens and leaves no room for an answer in the model's "
-                f"sequence_len={engine.gpt.config.sequence_len:,}; train on others (task.start, task.stop), or a model with a longer context"
+                f"sequence_len={engine.gpt.config.sequence_len:,}; train on other questions (task.start, task.stop), or a model with a longer context"
             )
         asked.append((number, conversation, prompt))
     completions = engine.sample([prompt for _, _, prompt in asked], sampling, samples, list(seeds))
