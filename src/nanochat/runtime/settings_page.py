@@ -1,7 +1,7 @@
-"""Every setting as a table: key, default, rule, meaning. It is what `--help` shows and what `docs/settings.md` holds.
+"""All settings as a table of key, default, rule and meaning, for `--help` and `docs/settings.md`.
 
-The rule comes from the type (`settings.py`), the meaning from the comment beside the value in `conf/`.
-`python -m nanochat.runtime.settings_page` writes `docs/settings.md`.
+The rule comes from the type (`settings.py`), the meaning from the comment next to the value in
+`conf/`. `python -m nanochat.runtime.settings_page` writes `docs/settings.md`.
 """
 
 import re
@@ -16,10 +16,10 @@ from nanochat.runtime.schema import COMMANDS
 from nanochat.runtime.settings import SPECIAL, listed, shown
 
 Row = tuple[str, str, str, str]  # key, default, rule, meaning
-# what a composition of nothing but the command lacks
+# overrides without which a command does not compose
 PAGES = {"train": (["+phase=base"], ["+phase=rl"]), "evaluate": ([],), "data": ([],), "tokenizer": ([],), "sample": ([],), "cli": ([],),
          "chat": ([],), "bench": ([],), "import": ([],), "runs": ([],)}  # fmt: skip
-# groups of which one is chosen, and where its settings stand in a composed config
+# groups with one choice, and the place of its settings in a composed config
 GROUPS = {
     "data": "data",
     "task": "task",
@@ -29,24 +29,24 @@ GROUPS = {
     "algo": "algo",
 }
 
-# of names that mean the same wherever they stand, for a value that has no line of its own to explain it
+# for names that mean the same everywhere; used for a value without a comment of its own
 COMMON = {
-    "lr": "learning rate", "betas": "running means of AdamW", "eps": "AdamW's guard against division by zero", "rule": "update rule",
+    "lr": "learning rate", "betas": "decay of AdamW's running means", "eps": "AdamW's term against division by zero", "rule": "update rule",
     "weight_decay": "decay; auto: the plan's", "scale_width": "rate times (width / 768) ** -0.5", "momentum": "Muon's",
-    "scale_batch": "rate times the plan's factor for the batch size", "beta2": "running mean of Muon's second moment",
-    "ns_steps": "steps of the orthogonalisation", "variant": "which Muon", "ns_dtype": "dtype of the orthogonalisation",
-    "compile": "torch.compile", "seed": "of what is drawn at random", "temperature": "0: always the likeliest token", "split": "part of the data set",
-    "top_k": "only so many of the likeliest tokens; null: all", "max_tokens": "of a text", "limit": "at most so many",
+    "scale_batch": "rate times the plan's factor for the batch size", "beta2": "decay of Muon's second moment",
+    "ns_steps": "steps of the orthogonalisation", "variant": "of Muon", "ns_dtype": "dtype of the orthogonalisation",
+    "compile": "torch.compile", "seed": "of random numbers", "temperature": "0: always the most likely token", "split": "part of the data set",
+    "top_k": "sample from this number of most likely tokens; null: all", "max_tokens": "of a text", "limit": "at most this number",
     "project": "of Weights & Biases", "offline": "true: nothing is sent",
-    "mirror_only": "true: never ask the hub", "callbacks": "what else happens every N steps", "data": "null: the text of its run",
-    "arch": "switches of the network; null: as the checkpoint has them",
-    "name": "how it is called",
-    "dataset": "on the hub, or a folder of that name in the mirror", "subset": "the data set's config; null: the default one",
+    "mirror_only": "true: never ask the hub", "callbacks": "further actions every N steps", "data": "null: the text of its run",
+    "arch": "switches of the network; null: the checkpoint's",
+    "name": "its name in tables and metrics",
+    "dataset": "on the hub, or a folder with that name in the mirror", "subset": "the data set's config; null: the default one",
     "size": "conversations", "sequence_len": "tokens of a row", "ckpt": "a checkpoint or run folder, or RUN@latest, RUN@best, RUN@STEP",
     "device": "auto: the GPU if there is one", "precision": "of activations and products; auto: bf16 where the hardware multiplies it",
-    "prompts": "what samples begin with", "num_samples": "texts for each prompt", "depth": "layers; the width follows from it",
-    "questions": "so many are asked", "timeout": "seconds for the answers of a step", "weight": "of this reward in the sum",
-    "held_out": "share that only the test split has", "path": "a file or folder", "num_shards": "files taken; auto: as many as the run needs",
+    "prompts": "beginnings of the samples", "num_samples": "texts for each prompt", "depth": "layers; the width follows from it",
+    "questions": "number of questions", "timeout": "seconds for the answers of a step", "weight": "of this reward in the sum",
+    "held_out": "share that only the test split has", "path": "a file or folder", "num_shards": "number of files; auto: as many as the run needs",
     "val_shard": "number of the shard for validation", "text_field": "column or key that holds the text", 
     "document_chars": "longer documents are cut",
     "val_fraction": "share of the documents for validation", "revision": "a commit of the data set; null: the newest",
@@ -55,9 +55,11 @@ COMMON = {
 
 @lru_cache(maxsize=1)
 def meanings() -> dict[str, str]:
-    """Comment beside each value of conf/, by its key as composed; `key#file` for a file of a group, which knows best."""
+    """Comment next to each value of conf/, by its key as composed; `key#file` for a file of a
+    group, which takes precedence."""
     found: dict[str, str] = {}
-    first = ("train.yaml", "evaluate.yaml", "data.yaml")  # a key of several commands is described where it means most
+    # a key of several commands is described in the first of these
+    first = ("train.yaml", "evaluate.yaml", "data.yaml")
     for path in sorted(
         conf_dir().rglob("*.yaml"),
         key=lambda p: (p.name not in first, first.index(p.name) if p.name in first else 0, p),
@@ -66,7 +68,7 @@ def meanings() -> dict[str, str]:
         group = path.relative_to(conf_dir()).parts[0] if path.parent != conf_dir() else ""
         whole = not group or "@package _global_" in text
         if group == "experiment" or (group == "trainer" and whole):
-            continue  # what they say is of their own numbers
+            continue  # their comments are about their own numbers
         stack: list[tuple[int, str]] = []
         for line in text.splitlines():
             if not (match := re.match(r"( *)([\w.]+):(?: +(.*))?$", line)):
@@ -84,9 +86,9 @@ def meanings() -> dict[str, str]:
 
 
 def meaning(key: str, command: str) -> str:
-    """What a setting means, or "" where no file says it."""
+    """The meaning of a setting, or "" if no file describes it."""
     known = meanings()
-    # a task wherever it stands, a reward of any name, a group of any role
+    # a task at any place, a reward of any name, a group of any role
     task = re.sub(r"^(?:data\.task|val_task|(?:data\.(?:train|val)_tasks|tasks\.of)\.\w+)\.", "task.", key)
     reward = re.sub(r"^rewards\.\w+\.", "reward.", key)
     for name in (f"{command}:{key}", key, task, reward):
@@ -98,7 +100,7 @@ def meaning(key: str, command: str) -> str:
     return COMMON.get(key.rpartition(".")[2], "")
 
 
-# dataclasses whose fields are settings: the meaning is beside the field
+# dataclasses whose fields are settings: the meaning is the comment next to the field
 DATACLASSES = {"arch.": "gpt/config.py", "optim.schedule.": "optim/schedules.py", "algo.": "rl/algorithms.py"}
 
 
@@ -109,7 +111,7 @@ def _beside(file: str) -> dict[str, str]:
 
 
 def rows(command: str, words: list[str]) -> Iterator[Row]:
-    """The settings of a command with these words on its line."""
+    """The settings of a command with these words on its command line."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
@@ -135,7 +137,7 @@ def _default(value: Any) -> str:
 
 
 def show_help(command: str, words: list[str]) -> None:
-    """The table on a terminal: `key=default`, then the rule and the meaning."""
+    """The table on a terminal: `key=default`, then rule and meaning."""
     text = (conf_dir() / f"{command}.yaml").read_text().partition("\n")[0].removeprefix("# ")
     print(f"{text}\n\nSettings, as key=default: what it may be; what it means. Groups are chosen by name:")
     for group in sorted(p.name for p in conf_dir().iterdir() if p.is_dir()):
@@ -151,7 +153,7 @@ def show_help(command: str, words: list[str]) -> None:
 
 
 def page() -> str:
-    """docs/settings.md."""
+    """The content of docs/settings.md."""
     lines = [
         "# Settings",
         "",
