@@ -85,7 +85,7 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         ("lr=0.1", "lr is not a setting; did you mean optim.groups.head.lr=…? (7 settings are called lr)"),
         ("+module.z=7", "module.z is not a setting of PretrainModule"),
         ("+module.gpt=7", "module.gpt is not a setting of PretrainModule"),
-        ("data._target_=no.such", "data._target_=no.such: there is nothing of this name to import"),
+        ("data._target_=no.such", "data._target_=no.such: there is no object with this name"),
         ("rollout.samples=3", "rollout.samples is not a setting of this run; add +phase=rl"),
         ("logger.csv=5", "logger.csv=5 must be a group of settings"),
         ("optim.groups.head.rule=null", "optim.groups.head.rule=null is not known; choose from adamw, muon"),

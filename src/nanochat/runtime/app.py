@@ -1,7 +1,9 @@
-"""The edge between the command line and Python: composing, overrides, sweeps and errors. Elsewhere Hydra only instantiates.
+"""The command-line edge: composing, overrides, sweeps and errors. Elsewhere Hydra is used only to
+instantiate.
 
-A command is `main = command("train", run)`: compose `conf/train.yaml`, call `run(cfg)`. Whatever a user can get wrong
-ends as one line on stderr and exit code 2; `debug=true` shows the traceback instead. Below a command nobody sees `cfg`.
+A command is `main = command("train", run)`: it composes `conf/train.yaml` and calls `run(cfg)`.
+Every user error ends as one line on stderr with exit code 2; `debug=true` shows the traceback
+instead. Code below a command does not see `cfg`.
 """
 
 import difflib
@@ -27,7 +29,8 @@ from nanochat.runtime.schema import COMMANDS
 from nanochat.runtime.settings import check
 from nanochat.runtime.signals import EndedBy, StopAtOnce, end_undisturbed, take_ctrl_c
 
-# Settings that hold free text or a path: taken as typed, whatever Hydra's grammar would make of a comma, a bracket or a space.
+# Settings that hold free text or a path: taken literally, whatever a comma, bracket or space would
+# mean in Hydra's grammar.
 TEXT_KEYS = (
     "start",
     "prompt",
@@ -46,23 +49,26 @@ TEXT_KEYS = (
     "src",
     "api_key",
 )
-LIST_KEYS = ("evals", "cors")  # a,b,c is a list, not a sweep
-CAN_BE_NONE = ("logger", "callbacks")  # config groups that null leaves out
-REPEATED = {"chat": ("ckpt",)}  # settings of a command that are given once for each of several
+LIST_KEYS = ("evals", "cors")  # a,b,c is a list here, not a sweep
+CAN_BE_NONE = ("logger", "callbacks")  # config groups that null removes
+REPEATED = {"chat": ("ckpt",)}  # settings of a command that can be given several times
 
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, ImportError)
 
 
 def register() -> None:
-    """What the configs refer to: `${nanochat.base_dir:}`, looked up when composed."""
+    """Register the resolvers used in the configs, such as `${nanochat.base_dir:}`, evaluated at
+    composition."""
     OmegaConf.register_new_resolver("nanochat.base_dir", lambda: str(base_dir()), replace=True)
 
 
 def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], Any]:
-    """A command-line entry point that composes `conf/{config_name}.yaml` and calls `run(cfg)` with it."""
+    """A command-line entry point that composes `conf/{config_name}.yaml` and calls `run(cfg)` with
+    it."""
 
     def main() -> Any:
-        # with this set Hydra raises what happened instead of printing its own report, so that one line can be made of it
+        # with this set Hydra raises the exception instead of printing its own report, so that it
+        # can be reduced to one line
         os.environ["HYDRA_FULL_ERROR"] = "1"
         take_ctrl_c()
         given, debug = sys.argv[1:], "debug=true" in sys.argv[1:]
@@ -70,11 +76,12 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
         if len(words) == len(given):
             sys.argv[1:] = listed([as_typed(word) for word in given], REPEATED.get(config_name, ()))
         else:
-            sys.argv[1:] = ["-m", *words]  # Hydra takes no word after a -m that stands among them
+            sys.argv[1:] = ["-m", *words]  # Hydra does not accept words after a -m among them
             if "hydra/sweeper=optuna" in words and not any(
                 w.startswith("hydra.sweeper.max_failure_rate=") for w in words
             ):
-                sys.argv.append("hydra.sweeper.max_failure_rate=1.0")  # a trial that fails does not end the sweep
+                # a failing trial does not end the sweep
+                sys.argv.append("hydra.sweeper.max_failure_rate=1.0")
 
         @functools.wraps(run)
         def job(cfg: DictConfig) -> Any:
@@ -94,7 +101,7 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
                     and not Path(cfg.paths.hub_dir).expanduser().is_dir()
                 ):
                     raise ValueError(
-                        f"paths.hub_dir={cfg.paths.hub_dir} is no folder; name a mirror of the hub, or null"
+                        f"paths.hub_dir={cfg.paths.hub_dir} is not a folder; name a mirror of the hub, or null"
                     )
                 if cfg.paths.hub_dir:
                     os.environ["NANOCHAT_HUB_DIR"] = cfg.paths.hub_dir
@@ -104,7 +111,7 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
                     raise
                 if HydraConfig.get().mode != RunMode.MULTIRUN:
                     stop(one_line(error, config_name))
-                # the sweeper is told, and goes on with the other trials
+                # report the failure to the sweeper, which continues with the other trials
                 print(f"trial {HydraConfig.get().job.num} failed: {one_line(error, config_name)}", file=sys.stderr)
                 raise
 
@@ -134,9 +141,10 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
 
 
 def take_checked(cfg: DictConfig, config_name: str) -> None:
-    """Check every setting of a composed config, and keep each as its type wants it. ValueError names the first that is wrong.
+    """Check every setting of a composed config, and convert each to its type. ValueError names the
+    first wrong one.
 
-    What refers to another setting (`${seed}`) goes on doing so.
+    Interpolations of other settings (`${seed}`) are kept.
     """
     if missing := sorted(OmegaConf.missing_keys(cfg), key=lambda key: (key != "phase", key)):
         raise ValueError(missing_key(missing[0]))
@@ -172,7 +180,7 @@ def check_flags(config_name: str, words: list[str]) -> None:
 
 
 def check_choice(word: str) -> None:
-    """ValueError for a config group that is set to what is no name."""
+    """ValueError for a config group set to an unknown name."""
     key, equals, value = word.partition("=")
     group = key.lstrip("+").partition("@")[0]
     if (
@@ -195,7 +203,8 @@ def not_a_choice(group: str, value: str) -> str:
 
 
 def as_typed(word: str) -> str:
-    """A command-line word with the value of a text setting quoted for Hydra, and the value of a list setting in brackets.
+    """A command-line word with the value of a text setting quoted for Hydra, and the value of a
+    list setting in brackets.
 
     >>> as_typed("start=Once, upon a time"), as_typed("evals=core,bpb")
     ("start='Once, upon a time'", 'evals=[core,bpb]')
@@ -210,14 +219,16 @@ def as_typed(word: str) -> str:
     if name in LIST_KEYS and not value.startswith("["):
         return f"{key}=[{value}]"
     if name in TEXT_KEYS and value not in ("true", "false"):
-        # Hydra's grammar: in a quoted value a quote needs a backslash, backslashes before one (or at the end) are doubled
+        # Hydra's grammar: in a quoted value a quote needs a backslash, and backslashes before it
+        # (or at the end) are doubled
         escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value).replace("${", "\\${")
         return f"{key}='{escaped}'"
     return word
 
 
 def listed(words: list[str], repeated: tuple[str, ...]) -> list[str]:
-    """Command-line words with those that set one of `repeated` made one word with a list of their values.
+    """Command-line words, with those that set one of `repeated` replaced by one word with a list of
+    their values.
 
     >>> listed(["ckpt='a'", "port=80", "ckpt='b'"], ("ckpt",))
     ['port=80', "ckpt=['a','b']"]
@@ -240,7 +251,8 @@ def stop(message: str, code: int = 2) -> NoReturn:
 
 
 def one_line(error: BaseException, config_name: str = "train") -> str:
-    """What went wrong and what to type instead, in one line. The innermost cause says it best: Hydra wraps what a class raised."""
+    """The error and its remedy in one line, from the innermost cause: Hydra wraps what a class
+    raised."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, OSError) and error.errno in (
@@ -253,7 +265,7 @@ def one_line(error: BaseException, config_name: str = "train") -> str:
         place = Path(str(error.filename or "")).absolute()
         if place.is_relative_to(base_dir()) or base_dir().is_relative_to(place):
             why = os.strerror(error.errno).lower()
-            return f"{base_dir()} cannot be written to ({why}: {place}); set NANOCHAT_BASE_DIR to a folder of yours, or mend its rights"
+            return f"{base_dir()} cannot be written to ({why}: {place}); set NANOCHAT_BASE_DIR to another folder, or correct its permissions"
     text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
     if (match := re.match(r"Error merging override \+*(\S+)", text)) and error.__cause__ is not None:
         cause = str(error.__cause__).splitlines()[0]
@@ -262,7 +274,7 @@ def one_line(error: BaseException, config_name: str = "train") -> str:
             return f"{typed} is not of type {match[1].lower()}"
         return f"{typed}: {cause}"
     if match := re.search(r"^(\w+) appears more than once in the final defaults list", text):
-        return f"{match[1]} is chosen twice: the experiment chooses it already; drop +{match[1]}=…"
+        return f"{match[1]} is chosen twice: the experiment sets it already; drop +{match[1]}=…"
     if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(match.group(1), config_name)
     if match := re.search(r"Could not find '(\w+)/([^']+)' Available options in '[^']+': .*", text):
@@ -279,7 +291,7 @@ def unknown_key(key: str, config_name: str) -> str:
     top = key.partition(".")[0]
     if key in known or (
         top in known and not any(k.startswith(f"{top}.") for k in known)
-    ):  # this run has no choice of it
+    ):  # this run has no such choice
         phases = [
             path.stem
             for path in sorted((conf_dir() / "phase").glob("*.yaml"))
@@ -288,7 +300,8 @@ def unknown_key(key: str, config_name: str) -> str:
         if not phases and (conf_dir() / key).is_dir():
             return missing_key(key)
         return f"{key} is not a setting of this run" + (f"; add +phase={phases[0]}" if phases else "")
-    same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]  # lr=0.1: that of some group
+    # for lr=0.1: the lr of some group
+    same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
     near = same or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if not near:
         return f"{key} is not a setting; see `python -m nanochat.{config_name} --help`"
@@ -297,7 +310,8 @@ def unknown_key(key: str, config_name: str) -> str:
 
 
 def known_keys(config_name: str) -> list[str]:
-    """Every dotted key of the command's default composition, the choices on this command line taken into account."""
+    """Every dotted key of the command's default composition, with the choices of this
+    command line."""
     from hydra import compose
     from hydra.core.global_hydra import GlobalHydra
     from hydra.initialize import initialize_config_dir
@@ -325,41 +339,42 @@ def known_keys(config_name: str) -> list[str]:
 def missing_key(key: str) -> str:
     folder = conf_dir() / key
     if folder.is_dir():
-        plus = "+" if key in ("phase", "task") else ""  # the others have a choice already
+        plus = "+" if key in ("phase", "task") else ""  # the other groups have a default choice
         return f"no {key} was chosen; add {plus}{key}=NAME, one of: {', '.join(choices(key))}"
     return f"{key} must be given: add {key}=…"
 
 
 def choices(group: str) -> list[str]:
-    """The names that a config group has."""
+    """The names in a config group."""
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml") if not path.stem.startswith("_"))
 
 
 def compose_choice(group: str, name: str) -> dict[str, Any]:
-    """One file of a config group with what it builds on, as plain values."""
+    """One file of a config group with its defaults merged in, as plain values."""
     from hydra import compose
 
     return OmegaConf.to_container(compose(f"{group}/{name}")[group], resolve=True)  # type: ignore[return-value]
 
 
 def plain_config(name: str) -> DictConfig:
-    """A command's configuration with nothing chosen: what the settings are if nobody says otherwise."""
+    """A command's configuration without any override."""
     from hydra import compose
 
     return compose(name)
 
 
 def run_dir() -> Path:
-    """The folder Hydra made for this job; everything a command writes about itself goes there."""
+    """The folder that Hydra made for this job, for everything a command writes about itself."""
     return Path(HydraConfig.get().runtime.output_dir)
 
 
 def trial_folder() -> Path | None:
-    """In a sweep the folder of this trial (`runs/NAME/sweep-TIME/3`), else None: a single run names its folder itself."""
+    """In a sweep the folder of this trial (`runs/NAME/sweep-TIME/3`), else None: a single run names
+    its own folder."""
     return run_dir() if HydraConfig.get().mode == RunMode.MULTIRUN else None
 
 
 def overridden(prefix: str) -> list[str]:
-    """The words on the command line that set `prefix` or something below it."""
+    """The command-line words that set `prefix` or something below it."""
     words = [str(word).lstrip("+") for word in HydraConfig.get().overrides.task]
     return [word for word in words if re.match(rf"{prefix}[.=]", word)]

@@ -1,4 +1,4 @@
-"""Opening what people have: plain, gzip or zstandard files, with the file named in whatever goes wrong."""
+"""Reading plain, gzip or zstandard files, with the file named in every error."""
 
 import gzip
 import re
@@ -11,12 +11,15 @@ import pyarrow as pa
 
 PACKED = (".gz", ".zst")
 LINE_END = re.compile(r"\r\n|\r|\n")
-DAMAGE = (EOFError, zlib.error, pa.ArrowException, OSError)  # what reading a packed file that is damaged ends in
+# exceptions of reading a damaged compressed file
+DAMAGE = (EOFError, zlib.error, pa.ArrowException, OSError)
 
 
 def text_lines(text: str) -> list[str]:
-    r"""The lines of a text, which end at \n, \r\n or \r and nowhere else: `str.splitlines` also ends them at U+2028, U+2029, \x85, \x0b,
-    \x0c and \x1c to \x1e, which are characters of a text.
+    r"""The lines of a text, which end only at \n, \r\n or \r.
+
+    `str.splitlines` also splits at U+2028, U+2029, \x85, \x0b, \x0c and \x1c to \x1e, which are
+    characters of the text.
 
     >>> text_lines("a\u2028b\r\nc\n")
     ['a\u2028b', 'c']
@@ -26,7 +29,8 @@ def text_lines(text: str) -> list[str]:
 
 
 def byte_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file with their ends, unpacked if it is .gz or .zst. ValueError, naming file and line, where it is damaged."""
+    """The lines of a file with their line ends, decompressed if it is .gz or .zst. ValueError with
+    file and line if it is damaged."""
     count = 0
     try:
         with _open(path) as file:
@@ -38,7 +42,8 @@ def byte_lines(path: Path) -> Iterator[bytes]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """All of a file, unpacked if it is .gz or .zst. ValueError, naming it, where it is damaged."""
+    """The content of a file, decompressed if it is .gz or .zst. ValueError with the file if it is
+    damaged."""
     try:
         with _open(path) as file:
             return bytes(file.read())
@@ -50,13 +55,14 @@ def _open(path: Path) -> Any:
     if path.name.lower().endswith(".gz"):
         return gzip.open(path)
     if path.name.lower().endswith(".zst"):
-        path.open("rb").close()  # a missing file is what the system calls it
+        path.open("rb").close()  # raises the system's error for a missing file
         return pa.input_stream(str(path), compression="zstd")
     return path.open("rb")
 
 
 def _split(file: pa.NativeFile) -> Iterator[bytes]:
-    """As iterating over other files does; pyarrow's own readline takes a byte at a time."""
+    """The lines of a file, as iterating over a Python file gives them; pyarrow's own readline reads
+    byte by byte."""
     rest = b""
     while block := file.read(2**20):
         *whole, rest = (rest + block).split(b"\n")

@@ -1,4 +1,4 @@
-"""What this machine is: device, its peak, and the compute dtype it runs well."""
+"""The hardware: device, peak rates, and the compute dtype that suits it."""
 
 import os
 import platform
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-# from: facts sheet 5.3, dense bf16 FLOPs per second by a part of the device's name, the more special names first
+# from: facts sheet 5.3, dense bf16 FLOPs per second by part of the device's name, more specific
+# names first
 PEAK_FLOPS = {
     "GB200": 2.5e15, "B200": 2.25e15, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12,
     "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165.2e12, "5090": 209.5e12, "3090": 71e12, "MI300X": 1.3074e15,
@@ -30,14 +31,16 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 class Hardware:
     device: torch.device
     name: str
-    peak_flops: float | None  # FLOPs per second in the compute dtype; None if unknown (then no MFU is shown)
+    # FLOPs per second in the compute dtype; None if unknown (no MFU is shown then)
+    peak_flops: float | None
     memory_bytes: int
 
 
 def compute_dtype(precision: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype of activations and matrix products, and why. `precision` is auto, bf16 or fp32; masters are always fp32.
+    """The dtype of activations and matrix products, and the reason for it.
 
-    auto is bf16 where the hardware multiplies it: CUDA from capability 8.0, CPUs with AVX-512-BF16 or AMX; else fp32.
+    `precision` is auto, bf16 or fp32; master weights are always fp32. auto is bf16 where the
+    hardware multiplies bf16 (CUDA from capability 8.0, CPUs with AVX-512-BF16 or AMX), else fp32.
     """
     if precision in DTYPES:
         return DTYPES[precision], "as asked"
@@ -48,7 +51,8 @@ def compute_dtype(precision: str, device: torch.device) -> tuple[torch.dtype, st
 
 
 def multiplies_bf16(device: torch.device) -> tuple[bool, str]:
-    """Does this hardware multiply bf16 itself, and how that is known. Metal counts as no: not measured."""
+    """Whether this hardware multiplies bf16, and how that is known. Metal counts as no: not
+    measured."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return major >= 8, f"compute capability {major}.{minor}" + ("" if major >= 8 else " is below 8.0")
@@ -60,7 +64,7 @@ def multiplies_bf16(device: torch.device) -> tuple[bool, str]:
 
 @lru_cache(maxsize=1)
 def cpu_flags() -> frozenset[str]:
-    """Instruction-set flags of the CPU where the system tells (Linux), else none."""
+    """Instruction-set flags of the CPU on Linux; empty on other systems."""
     info = Path("/proc/cpuinfo")
     if not info.is_file():
         return frozenset()
@@ -72,9 +76,11 @@ def cpu_flags() -> frozenset[str]:
 
 @lru_cache(maxsize=4)
 def cpu_peak_flops(dtype: torch.dtype) -> float:
-    """Best rate of a 1024-cube matrix product over a few tries, in FLOPs per second: the peak that MFU on a CPU refers to.
+    """Best rate of a 1024-cube matrix product in several tries, in FLOPs per second: the peak for
+    MFU on a CPU.
 
-    PyTorch has two libraries for it, and fp32 goes through MKL, which on an AMD CPU was the slower one (0.45 of oneDNN's rate, Zen 5).
+    PyTorch has two libraries for it. fp32 uses MKL, which was the slower one on an AMD CPU (0.45 of
+    oneDNN's rate, Zen 5).
     """
     n = 1024
     a, b = torch.randn(n, n, dtype=dtype), torch.randn(n, n, dtype=dtype)
@@ -83,7 +89,8 @@ def cpu_peak_flops(dtype: torch.dtype) -> float:
         products.append(lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
     best = 0.0
     for product in products:
-        with suppress(RuntimeError, AttributeError):  # oneDNN has not every dtype everywhere
+        # oneDNN does not support every dtype on every CPU
+        with suppress(RuntimeError, AttributeError):
             for _ in range(8):
                 start = time.perf_counter()
                 product()
@@ -93,7 +100,8 @@ def cpu_peak_flops(dtype: torch.dtype) -> float:
 
 @lru_cache(maxsize=1)
 def cpu_peak_bandwidth() -> float:
-    """Best rate of reading 256 MiB over a few tries, in bytes per second: the peak that MBU on a CPU refers to."""
+    """Best rate of reading 256 MiB in several tries, in bytes per second: the peak for MBU on a
+    CPU."""
     values = torch.ones(2**26)
     best = 0.0
     for _ in range(8):
@@ -104,7 +112,8 @@ def cpu_peak_bandwidth() -> float:
 
 
 def peak_bandwidth(device: torch.device) -> float | None:
-    """Bytes per second that the device can read from its memory: on CUDA from the table, on a CPU measured, else None."""
+    """Memory bandwidth of the device in bytes per second: from the table on CUDA, measured on a
+    CPU, else None."""
     if device.type == "cpu":
         return cpu_peak_bandwidth()
     if device.type != "cuda":
@@ -114,7 +123,7 @@ def peak_bandwidth(device: torch.device) -> float | None:
 
 
 def detect(device: torch.device, dtype: torch.dtype) -> Hardware:
-    """The device and its peak in `dtype`: on CUDA from the table, which knows bf16 alone, on a CPU measured."""
+    """The device and its peak in `dtype`: from the table on CUDA (bf16 only), measured on a CPU."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         peaks = PEAK_FLOPS if dtype == torch.bfloat16 else {}
@@ -135,7 +144,7 @@ def _system_memory() -> int:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Let `peak_gib` count from here."""
+    """Reset what `peak_gib` reports."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -144,7 +153,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_gib(device: torch.device) -> float:
-    """Most memory in use since `reset_peak`, in GiB: of the GPU, else of this process; 0 where nobody knows."""
+    """Peak memory since `reset_peak` in GiB: of the GPU, else of this process; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     try:
@@ -157,7 +166,8 @@ def peak_gib(device: torch.device) -> float:
 
 @contextmanager
 def measured(numbers: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
-    """Add the seconds of what is done inside to `seconds/{name}`, and keep the most memory of all times in `memory/{name}_gib`."""
+    """Add the seconds of the block to `seconds/{name}`, and its peak memory, if larger, to
+    `memory/{name}_gib`."""
     reset_peak(device)
     start = time.perf_counter()
     yield
@@ -167,12 +177,12 @@ def measured(numbers: dict[str, float], name: str, device: torch.device) -> Iter
 
 
 def has_compiler() -> bool:
-    """Is there a C++ compiler, which torch.compile needs on a CPU?"""
+    """Whether there is a C++ compiler, which torch.compile needs on a CPU."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
 def check_compiler(key: str, device: torch.device) -> None:
-    """ValueError where `key`=true asks for compiling on `device` and nothing there can."""
+    """ValueError if `key`=true asks for compilation on `device` and no compiler is installed."""
     if device.type == "cpu" and not has_compiler():
         raise ValueError(
             f"{key}=true needs a C++ compiler on a CPU, and there is none here; on Debian or Ubuntu: apt-get install g++, or {key}=false"
@@ -180,7 +190,7 @@ def check_compiler(key: str, device: torch.device) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU if there is one, else Metal, else the CPU; otherwise a name torch knows."""
+    """`auto` is the GPU if there is one, else Metal, else the CPU; other names are torch's."""
     if name == "auto":
         return torch.device(
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -195,12 +205,14 @@ def pick_device(name: str) -> torch.device:
 
 
 def on(device: torch.device) -> AbstractContextManager[object]:
-    """Inside, streams and graphs that this thread makes are of this GPU; for other devices nothing."""
+    """A context in which streams and graphs of this thread belong to this GPU; does nothing for
+    other devices."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def accelerator_device(accelerator: str, local_rank: int = 0) -> torch.device:
-    """The device of this process for Lightning's accelerator names; a device that is not there is a ValueError."""
+    """The device of this process for Lightning's accelerator names; ValueError for a missing
+    device."""
     if accelerator in ("gpu", "cuda"):
         if not torch.cuda.is_available():
             raise ValueError("trainer.accelerator=gpu but torch sees no CUDA device here; try trainer=cpu")

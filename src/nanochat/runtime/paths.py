@@ -1,4 +1,4 @@
-"""Where things lie: everything a run writes is under one base directory; the configs are beside the code."""
+"""Paths: the base directory for everything a run writes, the hub mirror, and the configs."""
 
 import os
 from pathlib import Path
@@ -10,13 +10,14 @@ def base_dir() -> Path:
 
 
 def hub_dir() -> Path | None:
-    """A local mirror of the Hugging Face hub (`NANOCHAT_HUB_DIR`), which then replaces the network; None without one."""
+    """A local mirror of the Hugging Face hub (`NANOCHAT_HUB_DIR`), used instead of the network;
+    None without one."""
     value = os.environ.get("NANOCHAT_HUB_DIR")
     return Path(value).expanduser().absolute() if value else None
 
 
 def conf_dir() -> Path:
-    """The Hydra configs: inside an installed wheel they are package data, in a checkout they are at the top level."""
+    """The Hydra configs: package data in an installed wheel, at the top level in a checkout."""
     package = Path(__file__).resolve().parents[1]
     for candidate in (package / "conf", package.parents[1] / "conf"):
         if (candidate / "train.yaml").is_file():

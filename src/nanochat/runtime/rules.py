@@ -1,4 +1,5 @@
-"""`optim.groups.ROLE.rule=RULE` typed alone: the options of the rule before it fall away, those of the new one come from its preset."""
+"""`optim.groups.ROLE.rule=RULE` on the command line: the options of the old rule are removed, those
+of the new rule are taken from its preset."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +14,12 @@ def change_rules(
     chosen: str,
     names: list[str],
 ) -> None:
-    """Give each role whose rule was typed the options that belong to it; options that were typed stay.
+    """Set the options of each role whose rule was given on the command line; options given there
+    are kept.
 
-    `preset(name)` is a choice of the config group optim, `names` all of them, `chosen` the one of this run. The preset called as the rule
-    comes first, then any that has the rule for this role. Where none has, only what was typed is left.
+    `preset(name)` is a choice of the config group optim, `names` are all choices, `chosen` is that
+    of this run. The preset with the name of the rule comes first, then any preset that has the rule
+    for this role. If there is none, only the given options remain.
     """
     groups = cfg.optim.get("groups") if isinstance(cfg.optim, DictConfig) else None
     for role, group in groups.items() if isinstance(groups, DictConfig) else ():

@@ -1,9 +1,14 @@
-"""The one mechanism that checks settings: every key has a type and a range, and is checked when composed, before anything is built.
+"""The one mechanism that checks settings: every key has a type and a range, checked at composition,
+before anything is built.
 
-The settings of a command are the annotations of a class of `schema.py`. Those of anything that the configs build (`_target_`) are the annotated
-arguments of its constructor, and of what that passes its `**` arguments on to; so an addition is checked without being named anywhere else.
-Types are Python's, ranges pydantic's `Annotated[int, Field(ge=1)]`. The same annotations say the rule in an error and in the table of settings;
-where they cannot, `Field(description=…)` says it, and `examples` what to type instead.
+The settings of a command are the annotations of a class in `schema.py`. The settings of everything
+that the configs build (`_target_`) are the annotated arguments of its constructor, and of the
+functions to which it passes its `**` arguments. An addition is therefore checked without being
+registered.
+
+Types are Python's, ranges are pydantic's `Annotated[int, Field(ge=1)]`. The same annotations give
+the rule in errors and in the table of settings. `Field(description=…)` replaces the rule where
+annotations do not suffice, and `examples` gives a value to type instead.
 """
 
 import difflib
@@ -21,7 +26,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-LARGEST = 2**63 - 1  # of a whole number: what PyTorch and NumPy hold
+LARGEST = 2**63 - 1  # of an integer: the limit of PyTorch and NumPy
 SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_")  # Hydra's own
 REQUIRED = inspect.Parameter.empty
 
@@ -29,27 +34,30 @@ Whole = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Number = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
-Rate = Annotated[float, Field(ge=0, le=1e4)]  # of learning; guess: far above any that trains
-Portion = Annotated[float, Field(gt=0, lt=1)]  # a part of a whole, neither none nor all of it
+Rate = Annotated[float, Field(ge=0, le=1e4)]  # learning rate; guess: far above any that trains
+Portion = Annotated[float, Field(gt=0, lt=1)]  # a share, neither none nor all
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Part = Annotated[float, Field(ge=0, lt=1)]  # likewise, or none
-Decay = Annotated[float, Field(ge=0, le=100)]  # of weights; guess: above it they are gone in a step
+Part = Annotated[float, Field(ge=0, lt=1)]  # a share that can be none
+# weight decay; guess: above it weights vanish in one step
+Decay = Annotated[float, Field(ge=0, le=100)]
 Epsilon = Annotated[float, Field(ge=0, le=1)]
 Beta = Part  # of a running mean
 Seed = Annotated[int, Field(ge=0)]
-Workers = Annotated[int, Field(ge=0, le=1024)]  # guess: more is a mistyped number
+Workers = Annotated[int, Field(ge=0, le=1024)]  # guess: more is a typing error
 
 
 class Settings:
-    """Base of a group of settings: its annotations are its keys, a value in the class is a default."""
+    """Base class of a group of settings: annotations are keys, values in the class are defaults."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """Marks a setting that is a group of arguments: of what `of` names, else of its `_target_`.
+    """Marks a setting that is a group of arguments: those of `of`, else those of its `_target_`.
 
-    `given` are arguments that the code gives, not the user. `more` are settings beside the arguments. `each`: a group of such groups, by name.
-    `of` may name a function that finds the settings by the group's values (`chosen`): called with them and the group's key, it raises ValueError.
+    `given` are arguments passed by the code and not by the user. `more` are settings besides the
+    arguments. `each`: a group of such groups, by name. `of` may be a function that chooses the
+    settings by the group's values (`chosen`): it is called with them and the group's key, and
+    raises ValueError.
     """
 
     of: str | None = None
@@ -57,12 +65,12 @@ class Built:
     more: type[Settings] | None = None
     each: bool = False
     chosen: bool = False  # `of` is such a function
-    null: bool = False  # null leaves one of `each` out
+    null: bool = False  # null removes one of `each`
 
 
 class Setting(NamedTuple):
     annotation: Any
-    default: Any  # REQUIRED where it must be given
+    default: Any  # REQUIRED if it has none
     passed_on: bool = False
 
     @property
@@ -71,10 +79,10 @@ class Setting(NamedTuple):
 
 
 class Wrong(ValueError):
-    """Settings that are wrong, the first as a line."""
+    """Wrong settings, the first one as a line."""
 
     def __init__(self, lines: Sequence[str]) -> None:
-        # a setting that others refer to (`${seed}`) is wrong once
+        # an error in a setting that others refer to (`${seed}`) is reported once
         more = len({re.sub(r"^[^=]*\.|; try .*", "", line) for line in lines}) - 1
         others = f" ({more} more setting{'s are' if more > 1 else ' is'} wrong)" if more else ""
         super().__init__(lines[0] + others)
@@ -84,7 +92,7 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 
 def passes_on(*targets: Callable[..., Any]) -> Callable[[T], T]:
-    """Says of a function that it passes its `**` arguments on to these."""
+    """Declares that a function passes its `**` arguments on to these targets."""
 
     def mark(function: T) -> T:
         function.passes_on = targets  # type: ignore[attr-defined]
@@ -94,13 +102,15 @@ def passes_on(*targets: Callable[..., Any]) -> Callable[[T], T]:
 
 
 def parameters(target: Any) -> Mapping[str, Setting]:
-    """The settings of a class or function: name, type, default. Settings that were found already stay."""
+    """The settings of a class or function: name, type, default. The first setting of a
+    name wins."""
     if isinstance(target, Mapping):
         return target
     found: dict[str, Setting] = {}
 
     def add(function: Any, passed_on: bool) -> bool:
-        """The arguments of one function; those of what it passes on to only if a keyword can be meant. True if it passes on."""
+        """Add the arguments of one function; with `passed_on` only those that can be keywords. True
+        if it passes `**` on."""
         hints, more = get_type_hints(function, include_extras=True), False
         for number, p in enumerate(inspect.signature(function).parameters.values()):
             if p.kind is p.VAR_KEYWORD:
@@ -137,7 +147,8 @@ def _keyword_only(target: Any, name: str) -> bool:
 
 
 def check(values: Mapping[str, Any], target: Any, prefix: str = "") -> dict[str, Any]:
-    """The values as their types want them (1e9 is a whole number, `no` is false). Wrong names the first that is not what it must be."""
+    """The values converted to their types (1e9 is an integer, `no` is false). Wrong names the first
+    one that does not fit."""
     wrong: list[str] = []
     checked = _group(values, parameters(target), prefix, wrong)
     if wrong:
@@ -146,7 +157,8 @@ def check(values: Mapping[str, Any], target: Any, prefix: str = "") -> dict[str,
 
 
 def check_fields(instance: Any, prefix: str) -> None:
-    """In `__post_init__` of a frozen dataclass: its fields checked, and kept as their types want them."""
+    """For `__post_init__` of a frozen dataclass: check its fields and convert them to
+    their types."""
     wrong: list[str] = []
     for name, setting in parameters(type(instance)).items():
         object.__setattr__(
@@ -170,9 +182,10 @@ def _group(
             checked[key] = _value(value, known[key].annotation, path, wrong)
     for key, setting in known.items():
         if key not in values:
-            if setting.default is REQUIRED and not values.get("_partial_"):  # what is left is given when it is called
+            # a partial gets the rest when it is called
+            if setting.default is REQUIRED and not values.get("_partial_"):
                 wrong.append(f"{prefix}{key} must be given: add {prefix}{key}=…")
-            elif not prefix:  # of a command: what the files in conf/ need not say
+            elif not prefix:  # of a command: files in conf/ may omit settings with defaults
                 checked[key] = setting.default
     return checked
 
@@ -184,7 +197,8 @@ def _value(value: Any, annotation: Any, path: str, wrong: list[str]) -> Any:
     group = next((o for o in options if isinstance(o, type) and issubclass(o, Settings)), None)
     built = next((m for m in _marks(annotation) if isinstance(m, Built)), None)
     if group is None and built is None:
-        if _holds_target(value):  # a task among arguments: whatever it is, it is built from settings of its own
+        # e.g. a task among the arguments: it is built from its own settings
+        if _holds_target(value):
             each = "_target_" not in value
             return _value(value, Annotated[dict, Built(each=each, null=True)], path, wrong)
         return _leaf(value, annotation, path, wrong)
@@ -221,7 +235,7 @@ def _built(value: Mapping[str, Any], built: Built, path: str, wrong: list[str]) 
         )
         return value
     if not callable(target) and not built.chosen:
-        wrong.append(f"{path}._target_={name} is nothing that can be called")
+        wrong.append(f"{path}._target_={name} cannot be called")
         return value
     known = {k: s for k, s in parameters(target).items() if k not in built.given}
     if built.more is not None:
@@ -230,7 +244,7 @@ def _built(value: Mapping[str, Any], built: Built, path: str, wrong: list[str]) 
 
 
 def locate(name: str) -> Any:
-    """What a dotted name names. ValueError if there is nothing."""
+    """The object with a dotted name. ValueError if there is none."""
     parts = name.split(".")
     for length in range(len(parts) - 1, 0, -1):
         try:
@@ -246,7 +260,7 @@ def locate(name: str) -> Any:
         if found is not None:
             return found
         break
-    raise ValueError("there is nothing of this name to import")
+    raise ValueError("there is no object with this name")
 
 
 def _holds_target(value: Any) -> bool:
@@ -273,7 +287,8 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 
 
 def _same_kind(value: Any, checked: Any) -> bool:
-    """False for what pydantic would take and a user cannot mean: true or a text for a number, 1 for true, more than a machine word holds."""
+    """False for values that pydantic would convert although a user cannot mean them: true or a text
+    for a number, 1 for true, an integer beyond 64 bits."""
     if isinstance(checked, list | tuple) and isinstance(value, list | tuple):
         return all(map(_same_kind, value, checked))
     if isinstance(checked, Mapping) and isinstance(value, Mapping):
@@ -287,7 +302,7 @@ def _same_kind(value: Any, checked: Any) -> bool:
 
 
 def refused(path: str, value: Any, annotation: Any) -> str:
-    """The line for a value that is not what its setting must be."""
+    """The error line for a value that does not fit its setting."""
     given, rule = f"{path}={shown(value)}", described(annotation)
     if words := _words(annotation):
         return f"{given} must be {words.description}" + (f"; try {path}={words.examples[0]}" if words.examples else "")
@@ -301,7 +316,7 @@ def refused(path: str, value: Any, annotation: Any) -> str:
 
 
 def _nearest(value: Any, annotation: Any) -> Any:
-    """The bound that a number has passed, where it may be typed itself."""
+    """The bound that a number exceeds, if the bound itself is allowed."""
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
         return None
     for option in _alternatives(annotation):
@@ -338,7 +353,7 @@ def _is_number(text: str) -> bool:
 
 
 def unknown(path: str, known: Mapping[str, Any], prefix: str = "", name: str = "") -> str:
-    """The line for a key that is none of `known`."""
+    """The error line for a key that is not in `known`."""
     near = difflib.get_close_matches(path[len(prefix) :], list(known), n=1, cutoff=0.5)
     if near:
         return f"{path} is not a setting; did you mean {prefix}{near[0]}=…?"
@@ -439,7 +454,8 @@ def _range(bounds: Mapping[str, Any]) -> str:
 def listed(
     values: Mapping[str, Any], target: Any, prefix: str = "", given: Sequence[str] = ()
 ) -> Iterator[tuple[str, Any, str]]:
-    """Every setting of composed values: (key, value, rule). Also those a group may have and no file sets, with their default."""
+    """Every setting of composed values as (key, value, rule), including those with a default that
+    no file sets."""
     for name, setting in parameters(target).items():
         if name in given:
             continue

@@ -1,7 +1,7 @@
-"""Signals that reach every process of a run at once: a terminal sends Ctrl-C to all of them, and SIGHUP when it is closed; Slurm and systemd
-send SIGTERM.
+"""Signals that reach every process of a run at once: Ctrl-C and SIGHUP from a terminal, SIGTERM
+from Slurm or systemd.
 
-They are meant for the processes that train, which save and end; those that work for them go on until then.
+Only the training processes act on them: they save and end. Their workers continue until then.
 """
 
 import atexit
@@ -19,15 +19,18 @@ from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-ONE_PRESS = 1.0  # guess: seconds; two SIGINT within it are one Ctrl-C, sent by the terminal and again by a launcher or `timeout`
+# guess: seconds; two SIGINT within it are one Ctrl-C, sent by the terminal and again by a launcher
+# or `timeout`
+ONE_PRESS = 1.0
 
 
 class StopAtOnce(BaseException):
-    """A second Ctrl-C. Lightning would make exit code 1 of a KeyboardInterrupt."""
+    """Raised by a second Ctrl-C. Lightning would turn a KeyboardInterrupt into exit code 1."""
 
 
 def stop_at_once() -> NoReturn:
-    """For a signal handler: raise StopAtOnce, and again where that came in a `__del__` or an `atexit` function, whose errors Python drops."""
+    """For signal handlers: raise StopAtOnce, and again if it was raised in a `__del__` or an
+    `atexit` function, whose exceptions Python drops."""
     said = sys.unraisablehook
 
     def hook(dropped: "sys.UnraisableHookArgs") -> None:
@@ -42,7 +45,7 @@ def stop_at_once() -> NoReturn:
 
 
 class EndedBy(BaseException):
-    """A signal ended a run before it could save: its number, and the line that says so."""
+    """A signal that ended a run before it could save: its number, and the line that reports it."""
 
     def __init__(self, number: int, line: str) -> None:
         super().__init__(line)
@@ -50,7 +53,8 @@ class EndedBy(BaseException):
 
 
 class Unfailing:
-    """An output whose reader may be gone: the end of a pipe that Ctrl-C has ended too, or a closed terminal."""
+    """An output whose reader may be gone: a pipe whose reader was ended by the same Ctrl-C, or a
+    closed terminal."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -69,13 +73,13 @@ class Unfailing:
 
 
 class CtrlC:
-    """Tells a second Ctrl-C from the same one arriving twice."""
+    """Distinguishes a second Ctrl-C from the first one arriving twice."""
 
     def __init__(self) -> None:
         self._first: float | None = None
 
     def again(self) -> bool:
-        """Whether the Ctrl-C that has just come is another one than the first."""
+        """Whether the Ctrl-C that has just arrived is a second one."""
         now = time.monotonic()
         if self._first is None:
             self._first = now
@@ -83,9 +87,10 @@ class CtrlC:
 
 
 def take_ctrl_c(one_press: float = ONE_PRESS) -> None:
-    """Ctrl-C is a KeyboardInterrupt, as Python has it, but one press is one: the same one arriving twice would interrupt what the first began.
+    """Make Ctrl-C a KeyboardInterrupt, as is Python's default, but count one press once: a
+    duplicate signal would interrupt the shutdown that the first one started.
 
-    `one_press`: seconds within which two are the same.
+    `one_press`: seconds within which two signals count as one press.
     """
     if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         return
@@ -98,12 +103,13 @@ def take_ctrl_c(one_press: float = ONE_PRESS) -> None:
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, handle)
-    # the last that is done of what was to be done at exit: from then on Python itself has the signal kill
+    # the last function run at exit: from here on the signal ends Python itself
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 def end_undisturbed() -> None:
-    """For a process that has its result, or its error, and only ends: Ctrl-C changes neither; pressed twice it ends here and now."""
+    """For a process that has its result or its error and is about to end: Ctrl-C changes neither;
+    pressed twice, it ends the process at once."""
     if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         return
     ctrl_c = CtrlC()
@@ -111,8 +117,8 @@ def end_undisturbed() -> None:
 
 
 def handle_stops(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Let `handler` take the signals by which a user or a machine stops a run; the handlers before it. What is ignored, as `nohup` has it for
-    SIGHUP, stays so."""
+    """Set `handler` for the signals with which a user or a machine stops a run; returns the
+    previous handlers. Ignored signals, such as SIGHUP under `nohup`, stay ignored."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         if not isinstance(sys.stdout, Unfailing):
@@ -129,7 +135,7 @@ def handle_stops(handler: Callable[[int, FrameType | None], None]) -> dict[int, 
 
 
 def leave_terminal() -> None:
-    """Write to nowhere instead of a terminal that is gone, Python or not."""
+    """Redirect output from a closed terminal to nowhere, for Python and for C code."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
         with contextlib.suppress(OSError):
@@ -140,7 +146,8 @@ def leave_terminal() -> None:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Inside, what stops a run waits; a process that is forked here keeps it waiting until its `leave_signals`."""
+    """Block stop signals in this context. A process forked in it keeps them blocked until its
+    `leave_signals`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield
@@ -149,9 +156,10 @@ def held_back() -> Iterator[None]:
 
 
 def leave_signals() -> None:
-    """In a process that works for another one: leave to it what stops a run, however often that comes. See `kill_workers_at_exit`.
+    """For worker processes: leave stop signals to the process they work for, however many arrive.
+    See `kill_workers_at_exit`.
 
-    What it was handing to that process when it ended is no error either.
+    A broken pipe to that process after it has ended is no error either.
     """
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
@@ -164,10 +172,11 @@ def leave_signals() -> None:
 
 @functools.cache
 def kill_workers_at_exit() -> None:
-    """Workers that leave SIGTERM to this process are not ended by what multiprocessing sends them at its end, which then waits for them."""
+    """Kill workers at exit: they ignore the SIGTERM that multiprocessing sends before it waits for
+    them."""
 
     def kill() -> None:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch has the death of a worker raise an error
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error when a worker dies
         for child in multiprocessing.active_children():
             child.kill()
 
@@ -175,13 +184,15 @@ def kill_workers_at_exit() -> None:
 
 
 def stop_with_parent() -> None:
-    """In a process whose stdin the one that started it holds open: once that has ended, stop as if told by SIGTERM."""
+    """For a process whose stdin is held open by its parent: when the parent has ended, stop as for
+    SIGTERM."""
 
     once(stdin_ends, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def work_for_parent() -> None:
-    """In a process of a pool (spawned, not forked): `leave_signals`, and end with the process that started it, however that ends."""
+    """For a process of a pool (spawned, not forked): `leave_signals`, and end when the parent has
+    ended for whatever reason."""
     leave_signals()
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -189,7 +200,7 @@ def work_for_parent() -> None:
 
 
 def once(wait: Callable[[], None], act: Callable[[], None]) -> None:
-    """`act` in a thread of its own when `wait` returns."""
+    """Call `act` in a thread when `wait` returns."""
 
     def watch() -> None:
         wait()
