@@ -97,9 +97,9 @@ CPU = ["+phase=base", "trainer=cpu", "model=d2"]
         ),
         ([*CPU, "trainer.precision=fp8", "tokenizer.vocab_size=300"], ["trainer.precision=fp8", "bf16, fp32"]),
         ([*CPU, "init_from=/no/such/checkpoint"], ["neither a folder nor RUN@latest"]),
-        ([*CPU, "resume=/no/such/run", "tokenizer.vocab_size=300"], ["is no run folder"]),
+        ([*CPU, "resume=/no/such/run", "tokenizer.vocab_size=300"], ["is not a run folder"]),
         # dry_run refuses what the run refuses
-        ([*CPU, "resume=/no/such/run", "tokenizer.vocab_size=300", "dry_run=true"], ["is no run folder"]),
+        ([*CPU, "resume=/no/such/run", "tokenizer.vocab_size=300", "dry_run=true"], ["is not a run folder"]),
         ([*CPU, "data=local", "data.path=/no/such/folder", "dry_run=true"], ["/no/such/folder"]),
         (
             [*CPU, "data=local", "data.path=.", "data.documents=word", "dry_run=true"],

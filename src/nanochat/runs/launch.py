@@ -1,8 +1,9 @@
-"""Start the processes of a run ourselves, from the resolved config, so that Hydra composes once.
+"""Starting the processes of a run from the resolved config, so that Hydra composes only once.
 
-Lightning's own launcher runs `sys.argv` again in every process, and Hydra would compose again there, into a folder of its own.
-Here the parent starts `python -m nanochat.train` once per device and hands it the resolved config in a file; Lightning finds
-the variables of torchrun and joins the processes it is told of.
+Lightning's own launcher would run `sys.argv` again in every process, and Hydra would compose there
+again, into another folder. Here the parent starts `python -m nanochat.train` once per device and
+passes the resolved config in a file. Lightning finds torchrun's environment variables and joins the
+existing processes.
 """
 
 import json
@@ -19,10 +20,13 @@ from typing import Any
 from nanochat.runs.run_folder import RunFolder, not_forked
 from nanochat.runtime.signals import STOPS, CtrlC, EndedBy, handle_stops
 
-RANK_OF = "NANOCHAT_RANK_OF"  # the file that says which run this process is a rank of
-TRACE = ".trace"  # a rank's file for what it did not expect
-SAID = 2  # the exit code of a rank that has said what is wrong
-GRACE = 10.0  # guess: seconds that ranks have to end after a second Ctrl-C; one that is stopped (SIGSTOP, a debugger) never does
+# environment variable with the launch file of the run that this process is a rank of
+RANK_OF = "NANOCHAT_RANK_OF"
+TRACE = ".trace"  # suffix of a rank's file for the traceback of an unexpected error
+SAID = 2  # exit code of a rank that has printed its error
+# guess: seconds for ranks to end after a second Ctrl-C; a stopped one (SIGSTOP, a debugger) never
+# does
+GRACE = 10.0
 
 
 def is_rank() -> bool:
@@ -36,18 +40,19 @@ def free_port() -> int:
 
 
 def read_launch() -> tuple[RunFolder, dict[str, Any]]:
-    """Of a rank: the run folder, held together with the parent, and the resolved config."""
+    """For a rank: the run folder, whose lock it shares with the parent, and the resolved config."""
     launch = json.loads(Path(os.environ[RANK_OF]).read_text())
     lock = not_forked(os.fdopen(launch["lock"], "w"))
     return RunFolder(Path(launch["folder"]), resumed=launch["resumed"], lock=lock), launch["config"]
 
 
 def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> bool:
-    """Start `processes` ranks on this machine and wait; the first that fails stops the others. ValueError says which and how.
-    True if they were told to stop.
+    """Start `processes` ranks on this machine and wait; the first that fails stops the others. True
+    if they were stopped by a signal.
 
-    What stops a run is passed on: the ranks save, and end well. KeyboardInterrupt if they could not. Where this process itself is killed,
-    the ranks do the same, and until they have ended nobody else can open the folder.
+    ValueError names the rank that failed and how. Stop signals are passed on: the ranks save and
+    end normally; KeyboardInterrupt if they could not. If this process is killed, the ranks do the
+    same, and until they have ended no other process can open the folder.
     """
     port, launch = free_port(), folder.path / ".launch.json"
     lock = folder.lock.fileno()
@@ -59,11 +64,12 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> bool
         environment = {
             **os.environ, RANK_OF: str(launch), "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(processes),
             "LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "TORCHELASTIC_RUN_ID": folder.path.name,  # by this variable Lightning knows that the processes exist already
+            # tells Lightning that the processes exist already
+            "TORCHELASTIC_RUN_ID": folder.path.name,
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes)),
         }  # fmt: skip
         command = [sys.executable, "-m", "nanochat.train"]
-        # its stdin stays open for as long as this process lives
+        # stdin stays open while this process lives
         ranks.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, pass_fds=[lock]))
 
     sent: list[int] = []
@@ -85,7 +91,7 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> bool
                 for rank in ranks:
                     rank.kill()
             if failed is None and (failed := failure([rank.poll() for rank in ranks])):
-                time.sleep(1)  # let the others say what they know
+                time.sleep(1)  # time for the others to report
                 for rank in ranks:
                     if rank.poll() is None:
                         rank.terminate()
@@ -96,7 +102,8 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> bool
                         rank.kill()
             time.sleep(0.1)
     finally:
-        if not sent:  # else this process is about to end, and the same signal may be about to come again
+        # else this process is about to end, and the same signal may arrive again
+        if not sent:
             for number, handler in old.items():
                 signal.signal(number, handler)
         for rank in ranks:
@@ -115,18 +122,20 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> bool
             name = signal.Signals(told[0]).name
             raise EndedBy(
                 told[0],
-                f"{name} ended rank {number} before it could save; the same command with resume=auto goes on in {folder.path}",
+                f"{name} ended rank {number} before it could save; the same command with resume=auto continues in {folder.path}",
             )
-        if code > 0:  # where a signal has ended one, the others only miss it
+        if code > 0:  # if a signal ended one rank, the others only report that it is missing
             print(traces.get(f".{number}", ""), end="", file=sys.stderr)
         raise ValueError(
-            f"rank {number} {became(code)}; what it said is above. This command with resume=auto goes on after the last checkpoint in {folder.path}"
+            f"rank {number} {became(code)}; its output is above. This command with resume=auto continues after the last "
+            f"checkpoint in {folder.path}"
         )
     return bool(sent)
 
 
 def failure(codes: Sequence[int | None]) -> tuple[int, int] | None:
-    """(rank, exit code) of one that failed, by the exit codes so far; one that was killed before one that missed it.
+    """(rank, exit code) of one that failed, by the exit codes so far; one that was killed before
+    one that missed it.
 
     >>> failure([None, 0]), failure([1, 0]), failure([1, -9])
     (None, (0, 1), (1, -9))
@@ -135,12 +144,13 @@ def failure(codes: Sequence[int | None]) -> tuple[int, int] | None:
 
 
 def became(code: int) -> str:
-    """What became of a process that failed, in words."""
+    """How a process ended, in words."""
     if code == -signal.SIGKILL:
-        return "was killed by SIGKILL, which is also how a machine without memory left does it"
+        return "was killed by SIGKILL, which is also what a machine out of memory sends"
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
 
 
 def trace_file(folder: Path, rank: int) -> Path:
-    """Where a rank leaves the traceback of what it did not expect. The process that started it shows that of the first to fail."""
+    """The file for a rank's traceback of an unexpected error. The parent shows that of the first
+    rank to fail."""
     return folder / f"{TRACE}.{rank}"

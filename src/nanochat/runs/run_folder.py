@@ -1,4 +1,5 @@
-"""The folder of one run: opening a new one, finding the one to resume, and the record of how it was made."""
+"""The folder of one run: creating a new one, finding the one to resume, and the record of how it
+was made."""
 
 import fcntl
 import json
@@ -14,7 +15,8 @@ import yaml
 from nanochat.checkpoint.runs import FOLDER_TIME, now, started
 
 CONFIG, RECORD = "config.yaml", "record.json"
-# What may differ between a run and its resumption: how and where it runs and what it shows, not what it computes.
+# Settings that may differ between a run and its resumption: where it runs and what it shows, but
+# not what it computes.
 FREE_KEYS = frozenset({
     "resume", "debug", "dry_run", "logger", "progress", "log_every", "save_every", "eval_every", "sample_every", "checkpoints",
     "eval_tokens", "eval_at_start", "tasks", "sample", "paths",
@@ -23,7 +25,8 @@ FREE_INSIDE = {
     "data": frozenset({"rows_per_device", "num_workers", "prepare_workers", "shards_dir", "rendered_dir"}),
     "trainer": frozenset({"accelerator", "devices", "num_nodes", "strategy", "compile", "attention", "expected_mfu"}),
 }
-# What the length of a run follows from, and what has to be typed to keep the rest of the plan when it becomes longer.
+# Settings that determine the length of a run, and those that must be given to keep the rest of the
+# plan when it becomes longer.
 LENGTH = frozenset({"max_steps", "plan.tokens", "plan.flops", "batch_tokens"})
 
 
@@ -31,7 +34,7 @@ LENGTH = frozenset({"max_steps", "plan.tokens", "plan.flops", "batch_tokens"})
 class RunFolder:
     path: Path
     resumed: bool  # continues what an earlier process wrote here
-    lock: Any  # held open for as long as the process lives
+    lock: Any  # held open while the process lives
 
     @property
     def checkpoints(self) -> Path:
@@ -39,7 +42,8 @@ class RunFolder:
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a composed config that decides the numbers of a run, flattened to dotted keys."""
+    """The settings of a composed config that determine the numbers of a run, flattened to dotted
+    keys."""
     flat: dict[str, Any] = {}
 
     def walk(node: Any, prefix: str) -> None:
@@ -58,24 +62,27 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`key: old -> new` for each setting that decides the numbers and is not the same."""
-    a, b = identity(old), identity(yaml.safe_load(yaml.safe_dump(new)))  # as it is written: a tuple is a list there
+    """`key: old -> new` for each setting that differs and determines the numbers."""
+    # through YAML, in which a tuple becomes a list
+    a, b = identity(old), identity(yaml.safe_load(yaml.safe_dump(new)))
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(set(a) | set(b)) if a.get(key) != b.get(key)]
 
 
 def open_run(config: dict[str, Any], runs: Path, *, folder: Path | None = None) -> RunFolder:
-    """A new folder `runs/NAME/TIME`, or with `resume` the one to continue. ValueError if that is another run.
+    """A new folder `runs/NAME/TIME`, or with `resume` the one to continue. ValueError if that is
+    another run.
 
-    `resume` is false, `auto` (the newest run of this name with these settings, else a new one), or a run's folder, which max_steps may make
-    longer (`Job.check_plan`). `folder`
-    fixes the place of a new run, as a sweep does for its trials.
+    `resume` is false, `auto` (the newest run of this name with these settings, else a new one), or
+    a run's folder, which max_steps may make longer (`Job.check_plan`). `folder` is the place of a
+    new run, used for the trials of a sweep.
     """
     resume, home = config.get("resume"), runs / str(config["run_name"])
     if resume not in (None, False, "auto"):
         path = check_resume(resume, runs)
         assert path is not None
         changed = differences(read_config(path), config)
-        if config.get("max_steps") is not None:  # whether it may have another length is seen when that is planned
+        # whether another length is allowed is checked when it is planned
+        if config.get("max_steps") is not None:
             changed = [line for line in changed if line.partition(":")[0] not in LENGTH]
         if changed:
             raise ValueError(
@@ -100,7 +107,7 @@ def open_run(config: dict[str, Any], runs: Path, *, folder: Path | None = None) 
                 f"resume=auto: not {path.name}, it differs in {changed[0]}"
                 + (f" and {len(changed) - 1} more" if len(changed) > 1 else "")
             )
-    # the folder of a trial exists already, Hydra has made it; with a run in it, it is that of another one
+    # a trial's folder exists already, as Hydra made it; if it contains a run, that is another one
     place = folder or home / now().strftime(f"{FOLDER_TIME}Z")
     new, n = place, 1
     while new.exists() if folder is None else (new / CONFIG).exists():
@@ -112,20 +119,22 @@ def open_run(config: dict[str, Any], runs: Path, *, folder: Path | None = None) 
 
 
 def check_resume(resume: Any, runs: Path) -> Path | None:
-    """The run folder that `resume` names, None if it names none. ValueError if there is no such folder."""
+    """The run folder that `resume` names, None if it names none. ValueError if there is no such
+    folder."""
     if resume in (None, False, "auto"):
         return None
     path = Path(str(resume)).expanduser()
     path = path if path.is_dir() else runs / str(resume)
     if not (path / CONFIG).is_file():
         raise ValueError(
-            f"resume={resume} is no run folder; give auto, a folder under {runs}, or init_from=… to start a new run from weights"
+            f"resume={resume} is not a run folder; give auto, a folder under {runs}, or init_from=… to start a new run from weights"
         )
     return path
 
 
 def lock(path: Path) -> Any:
-    """Hold the run folder for this process, and for those it is handed to. ValueError if another live process holds it."""
+    """Lock the run folder for this process and the processes it passes the lock to. ValueError if
+    another live process holds it."""
     handle = (path / ".lock").open("w")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -137,8 +146,10 @@ def lock(path: Path) -> Any:
 
 
 def not_forked(handle: Any) -> Any:
-    """A held lock that a forked process lets go of: a worker may outlive the process that trains by seconds."""
-    still = weakref.ref(handle)  # a lock is held for as long as its run folder is known, and no longer
+    """A lock that forked processes release: a worker may outlive the training process
+    by seconds."""
+    # the lock is held exactly as long as its run folder is referenced
+    still = weakref.ref(handle)
 
     def let_go() -> None:
         if (inherited := still()) is not None:
@@ -149,7 +160,8 @@ def not_forked(handle: Any) -> Any:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """ValueError if it is empty or damaged, as a full disk or a crash of the machine leaves a file."""
+    """The config of a run. ValueError if the file is empty or damaged, e.g. by a full disk or a
+    crash of the machine."""
     return _parsed(path / CONFIG, yaml.safe_load, yaml.YAMLError)
 
 
@@ -166,7 +178,8 @@ def _parsed(file: Path, parse: Callable[[str], Any], error: type[Exception]) -> 
 
 
 def write_record(folder: RunFolder, config: dict[str, Any], facts: dict[str, Any]) -> None:
-    """config.yaml, record.json (command, code, hardware, versions, plan) and code.diff; a resumption adds itself to `resumptions`."""
+    """Write config.yaml, record.json (command, code, hardware, versions, plan) and code.diff; a
+    resumption is appended to `resumptions`."""
     code = dict(facts["code"])
     diff = code.pop("diff", "")
     if folder.resumed and (folder.path / RECORD).is_file():
@@ -190,14 +203,14 @@ def write_record(folder: RunFolder, config: dict[str, Any], facts: dict[str, Any
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write it whole or not at all, whenever this process is killed."""
+    """Write a file atomically, so that a kill at any time leaves the old or the new content."""
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(text)
     temporary.replace(path)
 
 
 def read_record(folder: RunFolder) -> dict[str, Any]:
-    """record.json with the code's diff in it; empty if the process was killed before it was written."""
+    """record.json with the code's diff; empty if the process was killed before it was written."""
     file = folder.path / RECORD
     record = _parsed(file, json.loads, ValueError) if file.is_file() else {}
     if name := record.get("code", {}).get("diff_file"):

@@ -21,7 +21,7 @@ GROUPS = ("embedding", "value_embeddings", "head", "matrices", "scalars")
 
 
 def console() -> Console:
-    """Wide enough that no cell is cut where the output is not a terminal."""
+    """A console wide enough that no cell is cut when the output is not a terminal."""
     out = Console(highlight=False)
     return out if out.is_terminal else Console(highlight=False, width=140)
 
@@ -37,8 +37,11 @@ def plan(
     schedule: str = "",
     notes: Sequence[str] = (),
 ) -> None:
-    """The derived numbers as a table, then the notes. `machine` is its name and the expected seconds of training; None for a dry run.
-    `groups` are the optimizer's, which say what of rates and decay the plan decides."""
+    """Print the derived numbers as a table, then the notes.
+
+    `machine` is its name and the expected seconds of training; None for a dry run. `groups` are the
+    optimizer's, from which the table shows the rates and decays that the plan scales.
+    """
     config, sizes = plan.config, counts.parameters(plan.config)
     table = Table(title=f"{name}: plan", title_justify="left", show_header=False)
     table.add_row(
@@ -72,7 +75,7 @@ def plan(
 
 
 def rl_plan(job: Any) -> None:
-    """What a run of reinforcement learning will do, from its `RLJob`."""
+    """Print the plan of a run of reinforcement learning, from its `RLJob`."""
     config, plan, algorithm, rollout = job.gpt_config, job.plan, job.algorithm, job.config["rollout"]
     sizes = counts.parameters(config)
     table = Table(title=f"{job.config['run_name']}: plan", title_justify="left", show_header=False)
@@ -94,7 +97,7 @@ def rl_plan(job: Any) -> None:
 
 
 def sampled(sampling: Sampling) -> str:
-    """The settings that narrow what is drawn.
+    """The settings that restrict sampling.
 
     >>> sampled(Sampling(top_k=50))
     'temperature 1.0, top_k 50'
@@ -109,7 +112,7 @@ def sampled(sampling: Sampling) -> str:
 
 
 def preflight(finding: Finding) -> None:
-    """What was found before the start, and whether to go."""
+    """Print the results of the checks before the start, and the decision."""
     table = Table(title="go or no-go", title_justify="left")
     for column in ("check", "verdict", "found", "advice"):
         table.add_column(column)
@@ -123,7 +126,7 @@ def preflight(finding: Finding) -> None:
 
 
 def inherited(rows: Sequence[tuple[str, str, str]]) -> None:
-    """Each setting that a run takes from the one it starts from, its value and where it comes from."""
+    """Print each setting that a run inherits from its parent, with value and source."""
     table = Table(title="inherited", title_justify="left")
     for column in ("setting", "value", "source"):
         table.add_column(column)
@@ -133,7 +136,8 @@ def inherited(rows: Sequence[tuple[str, str, str]]) -> None:
 
 
 def mixture(shares: Sequence[Share], utilisation: float, dropped: int) -> None:
-    """What a mixture of tasks is made of, in conversations and in the tokens that are trained, and what of them is lost."""
+    """Print the parts of a mixture of tasks, in conversations and trained tokens, and
+    what is lost."""
     table = Table(title="mixture", title_justify="left")
     for column in ("task", "conversations", "share", "trained tokens", "share", "lost", "repeats", "bad, left out"):
         table.add_column(column, justify="left" if column == "task" else "right")
@@ -153,18 +157,18 @@ def mixture(shares: Sequence[Share], utilisation: float, dropped: int) -> None:
 def skipped_mid(phase: str | None) -> None:
     if phase == "base":
         print(
-            "note: init_from is a base checkpoint, which has never seen a conversation: SFT then teaches format and content at once. "
-            "A large mixture does it; with a small one run +phase=mid first"
+            "note: init_from is a base checkpoint, which was not trained on conversations: SFT then teaches format and content at "
+            "once. That needs a large mixture; with a small one run +phase=mid first"
         )
 
 
 def warm_start(taken: int, parameters: int) -> None:
-    rest = "" if taken == parameters else f", the others begin afresh: {parameters - taken} have another rule"
-    print(f"optimizer: moments of the parent's for {taken} of {parameters} parameters{rest}")
+    rest = "" if taken == parameters else f"; the others start at zero: {parameters - taken} have another rule"
+    print(f"optimizer: the parent's moments for {taken} of {parameters} parameters{rest}")
 
 
 def optimizer(optimizer: GroupedOptimizer) -> None:
-    """Every parameter with its shape, rule, rate and decay."""
+    """Print every parameter with its shape, rule, rate and decay."""
     table = Table(title="optimizer", title_justify="left")
     for column in ("parameter", "shape", "rule", "rate", "weight decay"):
         table.add_column(column)
@@ -174,11 +178,11 @@ def optimizer(optimizer: GroupedOptimizer) -> None:
 
 
 def stopped(step: int, steps: int, place: Path) -> None:
-    print(f"stopped after step {step:,} of {steps:,}, saved in {place}; the same command with resume=auto goes on")
+    print(f"stopped after step {step:,} of {steps:,}, saved in {place}; the same command with resume=auto continues")
 
 
 def gain(before: dict[str, float], after: dict[str, float], title: str) -> None:
-    """Answers to held-out questions before and after a run."""
+    """Print the answers to held-out questions before and after a run."""
     table = Table(title=title, title_justify="left")
     for column in ("right", "before", "after"):
         table.add_column(column, justify="left" if column == "right" else "right")
@@ -193,7 +197,7 @@ def gain(before: dict[str, float], after: dict[str, float], title: str) -> None:
 
 
 def accuracies(metrics: dict[str, float]) -> None:
-    """How many of the answers to each task were right, if tasks were asked."""
+    """Print the accuracy on each task, if tasks were evaluated."""
     asked = {
         key.removeprefix("val/").removesuffix("_accuracy"): value
         for key, value in metrics.items()
