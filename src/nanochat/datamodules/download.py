@@ -399,8 +399,10 @@ def matches(name: str, pattern: str) -> bool:
     """Whether a pattern of a README matches a file: a name, a folder with its content, or
     wildcards.
 
-    >>> matches("data/train-00000.parquet", "data/train-*"), matches("a/b/c.json", "a/**"), matches("b.json", "a.json")
-    (True, True, False)
+    >>> matches("data/train-00000.parquet", "data/train-*"), matches("a/b/c.json", "a/**")
+    (True, True)
+    >>> matches("b.json", "a.json")
+    False
     """
     return fnmatch.fnmatchcase(name, pattern.removeprefix("./").replace("**/", "*").replace("**", "*"))
 

@@ -63,7 +63,7 @@ class Rendered:
     bad_count: int
     counts: dict[
         str, int
-        # number of conversations with an `empty` message, with one `not trained`, and of bad ones by
+        # conversations with an `empty` message, with one `not trained`, and of bad ones by
         # reason
     ]
 

@@ -70,8 +70,10 @@ class Algorithm:
     def advantages(self, rewards: Sequence[float]) -> list[float]:
         """Advantages of the answers to one question.
 
-        >>> Algorithm("x").advantages([1, 0, 0, 1]), Algorithm("x", advantage="std").advantages([1.0, 1.0])
-        ([0.5, -0.5, -0.5, 0.5], [0.0, 0.0])
+        >>> Algorithm("x").advantages([1, 0, 0, 1])
+        [0.5, -0.5, -0.5, 0.5]
+        >>> Algorithm("x", advantage="std").advantages([1.0, 1.0])
+        [0.0, 0.0]
         """
         mean = sum(rewards) / len(rewards)
         centred = [reward - mean for reward in rewards]

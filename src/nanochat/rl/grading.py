@@ -72,8 +72,10 @@ def final_number(text: str) -> Fraction | None:
     """The final number of a text: the first after its last `####`, else its last number; None if
     there is none.
 
-    >>> final_number("She has 3 + 4 = 7 apples.\\n#### 7.") == 7, final_number("so 12, or 1,200 in all") == 1200
-    (True, True)
+    >>> print(final_number("She has 3 + 4 = 7 apples.\\n#### 7."))
+    7
+    >>> print(final_number("so 12, or 1,200 in all"))
+    1200
     """
     _, mark, after = text.rpartition(MARK)
     found = numbers(after) if mark else numbers(text)
@@ -95,8 +97,10 @@ def same_text(reference: str, completion: str) -> bool:
     """Whether two short texts are equal, apart from case, space and the usual marks around an
     answer.
 
-    >>> same_text("B", " **b**. "), same_text("stone:s,t,o,n,e", "Stone: s, t, o, n, e"), same_text("B", "A or B")
-    (True, True, False)
+    >>> same_text("B", " **b**. "), same_text("stone:s,t,o,n,e", "Stone: s, t, o, n, e")
+    (True, True)
+    >>> same_text("B", "A or B")
+    False
     """
     return _bare(reference) == _bare(completion)
 

@@ -395,8 +395,12 @@ def _bounds(annotation: Any) -> tuple[Any, dict[str, Any]]:
 def described(annotation: Any) -> str:
     """A type and its range in words.
 
-    >>> described(Annotated[int, Field(ge=1)] | None), described(Literal["bpe", "char"]), described(tuple[Beta, Beta])
-    ('a whole number from 1 up, or null', 'bpe or char', 'a list of 2, each a number from 0 to below 1')
+    >>> described(Annotated[int, Field(ge=1)] | None)
+    'a whole number from 1 up, or null'
+    >>> described(Literal["bpe", "char"])
+    'bpe or char'
+    >>> described(tuple[Beta, Beta])
+    'a list of 2, each a number from 0 to below 1'
     """
     if words := _words(annotation):
         return str(words.description)
