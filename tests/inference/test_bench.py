@@ -11,6 +11,8 @@ from tiny_networks import STOPS, TOKENIZER, random_gpt
 
 from nanochat.checkpoint import folder
 from nanochat.inference import measure as measuring
+from nanochat.inference.engine import Engine
+from nanochat.inference.frozen_gpt import FrozenGPT
 from nanochat.inference.measure import measure
 
 SMALL = {"prompt_tokens": 5, "decode_tokens": 7, "temperature": 0.0, "repeats": 2}
@@ -18,20 +20,20 @@ SMALL = {"prompt_tokens": 5, "decode_tokens": 7, "temperature": 0.0, "repeats": 
 
 def test_texts_go_on_whatever_the_model_says(monkeypatch):
     """Here it says its end token after every token; still each of 3 texts gets its 7 tokens, twice and once to warm up."""
-    told = []
+    written = []
 
-    class Counted(measuring.Endless):
+    class Counted(Engine):
         def _leave(self, row, *, keep):
             request, sample = self.live[row]
-            told.append((len(request.texts[sample].ids), request.texts[sample].finish_reason))
+            written.append((len(request.texts[sample].ids), request.texts[sample].finish_reason))
             super()._leave(row, keep=keep)
 
-    monkeypatch.setattr(measuring, "Endless", Counted)
-    gpt = random_gpt()
+    monkeypatch.setattr(measuring, "Engine", Counted)
+    gpt = FrozenGPT.of(random_gpt())
     logits, end = gpt.logits, torch.tensor([STOPS[0]])
     gpt.logits = lambda hidden: logits(hidden).index_fill(-1, end, 1000.0)
     found = measure(gpt, TOKENIZER, batches=[3], **SMALL)
-    assert told == [(7, "length")] * 3 * 3
+    assert written == [(7, "length")] * 3 * 3
     (row,) = found["sweep"]
     assert row["batch"] == 3 and row["tokens_per_second"] == pytest.approx(3 / row["step_seconds"])
 
