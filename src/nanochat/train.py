@@ -90,6 +90,7 @@ def build_job(config: dict[str, Any], tokenizer_folder: Path | None = None) -> A
 
 def rank_main() -> None:
     """What every process of several does: no Hydra, no folder of its own, no output but rank 0's."""
+    from nanochat import distributed
     from nanochat.runs.launch import read_launch, trace_file
     from nanochat.runtime.signals import StopAtOnce, end_undisturbed, stop_with_parent, take_ctrl_c
 
@@ -103,12 +104,7 @@ def rank_main() -> None:
     try:
         folder, config = read_launch()
         build_job(config, folder.path / "tokenizer").train(folder)
-        import torch.distributed as dist
-
-        if (
-            dist.is_initialized()
-        ):  # Lightning does it for NCCL alone; threads of gloo left running may abort a process as it ends
-            dist.destroy_process_group()
+        distributed.close()
         end_undisturbed()
     except (ValueError, OSError) as error:
         stop(one_line(error) if rank == 0 else f"rank {rank}: {one_line(error)}")

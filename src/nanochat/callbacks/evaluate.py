@@ -8,7 +8,7 @@ import lightning as L
 
 from nanochat.callbacks.every import StepCallback, check_every, is_due
 from nanochat.checkpoint.runs import RunCheckpoints
-from nanochat.evals.processes import agreed
+from nanochat.distributed import agreed
 from nanochat.modules.phase import PhaseModule
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ Eval = tuple[int | None, Callable[[PhaseModule], dict[str, float]]]
 
 class Evaluate(StepCallback):
     """`evals` maps a name to how often and a function of the module that returns numbers; they are logged as `val/…`. A collective in one
-    stands behind `agreed` (evals/processes.py); then a process that fails leaves no other waiting.
+    stands behind `agreed` (distributed/collectives.py); then a process that fails leaves no other waiting.
 
     Stands behind `Save` in the list of callbacks, so the weights are on disk before an evaluation can fail. What the evaluations of a step
     gave is recorded at once, so a step has all of it or none.

@@ -12,12 +12,12 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from nanochat.callbacks.every import StepCallback
 from nanochat.checkpoint.folder import write_json
+from nanochat.distributed import summed
 from nanochat.modules.phase import PhaseModule
 
 log = logging.getLogger(__name__)
@@ -113,9 +113,8 @@ class Report(StepCallback):
         """Bring the waiting losses to the host, check, log and show them."""
         if not self.waiting:
             return
-        losses = torch.stack([loss for _, loss, _ in self.waiting])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(losses)  # each process holds the sum over its rows divided by the count of the global batch
+        # each rank holds the sum over its rows divided by the count of the global batch
+        losses = summed(torch.stack([loss for _, loss, _ in self.waiting]))
         on_gpu = module.device.type == "cuda"
         for (step, _, numbers), loss in zip(self.waiting, losses.tolist(), strict=True):
             if loss != loss or loss in (float("inf"), float("-inf")):

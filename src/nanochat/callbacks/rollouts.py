@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
 from nanochat.callbacks.every import StepCallback, is_due
-from nanochat.evals.processes import gathered
+from nanochat.distributed import gathered
 from nanochat.modules.phase import PhaseModule
 from nanochat.modules.rl import RLModule
 from nanochat.rl.rollout import Rollout

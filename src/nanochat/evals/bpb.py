@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from nanochat.evals.processes import agreed, distributed
+from nanochat.distributed import agreed, summed
 from nanochat.gpt import GPT
 
 
@@ -39,9 +38,7 @@ def bits_per_byte(gpt: GPT, batches: Iterable[dict[str, Any]], token_bytes: np.n
     A target counts if it is not -1 and its token has bytes (special tokens have none). Raises ValueError if none counts. What
     raises on one process, the batches included, raises on all.
     """
-    sums = agreed(lambda: local_sums(gpt, batches, token_bytes), gpt.device)
-    if distributed():
-        dist.all_reduce(sums)
+    sums = summed(agreed(lambda: local_sums(gpt, batches, token_bytes), gpt.device))
     nats, total_bytes, tokens = sums.tolist()
     if total_bytes == 0:
         raise ValueError(

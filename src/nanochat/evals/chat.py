@@ -7,9 +7,8 @@ A multiple choice is one forward pass and no decoding: of the question's own let
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from nanochat.evals.processes import agreed, distributed
+from nanochat.distributed import agreed, summed
 from nanochat.gpt import GPT
 from nanochat.inference.engine import Engine
 from nanochat.inference.scoring import last_hidden
@@ -43,8 +42,8 @@ def accuracy(
         return correct, len(conversations), skipped
 
     sums = torch.tensor(agreed(mine, device), dtype=torch.float32, device=device)  # counts below 2**24 are exact
-    if distributed() and world_size > 1:
-        dist.all_reduce(sums)
+    if world_size > 1:
+        summed(sums)
     correct, total, skipped = sums.tolist()
     return {"accuracy": correct / total, "correct": correct, "total": total, "skipped": skipped}
 

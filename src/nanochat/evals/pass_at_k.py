@@ -6,9 +6,8 @@ from math import comb
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from nanochat.evals.processes import agreed, distributed
+from nanochat.distributed import agreed, summed
 from nanochat.gpt import GPT
 from nanochat.inference.engine import Engine
 from nanochat.inference.execution import python_tool
@@ -50,8 +49,8 @@ def pass_at_k(
         return [float(len(numbers)), float(sum(greedy)), *(sum(unbiased(samples, r, k) for r in rights) for k in ks)]
 
     sums = torch.tensor(agreed(mine, device), dtype=torch.float32, device=device)
-    if distributed() and world_size > 1:
-        dist.all_reduce(sums)
+    if world_size > 1:
+        summed(sums)
     count, greedy, *passes = sums.tolist()
     found = {f"pass@{k}": value / count for k, value in zip(ks, passes, strict=True)}
     return {**found, "greedy_accuracy": greedy / count, "error": 1 - greedy / count}

@@ -9,10 +9,9 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from nanochat.evals.processes import distributed, gathered
+from nanochat.distributed import gathered, maximum, summed
 from nanochat.gpt import GPT
 from nanochat.inference.sampling import Sampling
 from nanochat.modules.phase import PhaseModule
@@ -101,9 +100,8 @@ class RLModule(PhaseModule):
         norm = self._add_up()
         if self.clip_norm is not None:
             self.clip_gradients(optimizer, gradient_clip_val=self.clip_norm, gradient_clip_algorithm="norm")  # type: ignore[arg-type]
-        if distributed():
-            dist.all_reduce(sums)
-            dist.all_reduce(widest, op=dist.ReduceOp.MAX)
+        summed(sums)
+        maximum(widest)
         # a step without a signal is counted; where dead groups are left out it moves nothing, as if it had not been
         self._at_rest = algorithm.skip_dead and float(sums[1]) == 0
         optimizer.step()  # type: ignore[union-attr]
@@ -121,9 +119,7 @@ class RLModule(PhaseModule):
         for p in self.gpt.parameters():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-            if distributed():
-                dist.all_reduce(p.grad)
-            grads.append(p.grad)
+            grads.append(summed(p.grad))
         return float(torch.nn.utils.get_total_norm(grads))
 
     def _tell(self, sums: list[float], widest: float, norm: float) -> None:

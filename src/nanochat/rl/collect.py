@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nanochat.evals.processes import agreed, gathered
+from nanochat.distributed import agreed, gathered
 from nanochat.gpt import GPT
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling import Sampling

@@ -1,0 +1,66 @@
+"""Collectives over the ranks of a run. In a run of one process each gives back what it was given.
+
+Every rank calls a collective as often as the others, or those that wait for it never go on. Work that
+may fail on one rank alone is done inside `agreed`: then it fails on all of them.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def active() -> bool:
+    """Whether this process belongs to a process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """`tensor`, changed in place to its sum over all ranks."""
+    if active():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def maximum(tensor: Tensor) -> Tensor:
+    """`tensor`, changed in place to its largest values over all ranks."""
+    if active():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def gathered(value: T) -> list[T]:
+    """`value` of every rank, in the order of the ranks. It is pickled."""
+    if not active():
+        return [value]
+    everywhere: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, value)
+    return everywhere  # type: ignore[return-value]
+
+
+def agreed(call: Callable[[], T], device: torch.device) -> T:
+    """The result of `call()` on this rank; if it raised on any rank, this raises on every rank.
+
+    A collective inside `call` must itself come after an `agreed`, so that no rank waits for one that failed.
+    """
+    failure: Exception | None = None
+    try:
+        result = call()
+    except Exception as error:
+        failure = error
+    failed = summed(torch.tensor(float(failure is not None), device=device))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise RuntimeError(f"it failed on {int(failed)} of {dist.get_world_size()} processes, not on this one")
+    return result
+
+
+def close() -> None:
+    """End the process group. Lightning does so for NCCL alone; threads of gloo may abort a process as it ends."""
+    if active():
+        dist.destroy_process_group()
