@@ -1,6 +1,7 @@
 """Conversations that are made up: what each says, to the letter, and what holds for all of them."""
 
 import ast
+import hashlib
 import importlib
 import inspect
 import json
@@ -15,7 +16,7 @@ import pytest
 
 from nanochat.inference.calculator import calculate
 from nanochat.tasks.arithmetic import Arithmetic
-from nanochat.tasks.identity import ENGLISH, LANGUAGES, Identity
+from nanochat.tasks.identity import TEXTS, Identity
 from nanochat.tasks.pydocs_qa import PyDocsQA, answer, described, library
 from nanochat.tasks.spelling import QUESTIONS, SimpleSpelling, SpellingBee
 
@@ -398,13 +399,26 @@ def test_wordings_of_the_test_split_are_never_trained_on():
 
 
 def test_identity_asks_in_many_wordings_and_languages():
-    english = [q for topic in ENGLISH.values() for q in topic.questions]
+    languages = TEXTS["languages"]
+    english = [q for topic in languages["en"].values() for q in topic["questions"]]
     assert len(english) == len(set(english)) >= 100
-    assert set(LANGUAGES) == {"es", "fr", "de", "zh", "ko"}
-    for topics in (ENGLISH, *LANGUAGES.values()):
+    assert set(languages) == {"en", "es", "fr", "de", "zh", "ko"}
+    for topics in languages.values():
         for topic in topics.values():
-            assert len(topic.questions) % 5 == 0, "each fifth is for testing"
-            assert all("{" + topic.asks + "}" in reply for reply in topic.replies), "a reply holds what is asked for"
+            assert len(topic["questions"]) % 5 == 0, "each fifth is for testing"
+            assert all("{" + topic["asks"] + "}" in reply for reply in topic["replies"]), "a reply holds the answer"
+
+
+def test_identity_makes_the_conversations_that_runs_were_trained_on():
+    """The hash is that of the conversations before their texts became a file."""
+    found = hashlib.sha256()
+    for split in ("train", "test"):
+        for facts in ({}, {"favourite colour": "blue", "size": "small"}):
+            words = {"model_name": "nanochat", "maker": "Little Model Lab", "purpose": "answer questions and chat"}
+            task = Identity(size=3000, split=split, facts=facts, **words)
+            for i in range(3000):
+                found.update(json.dumps(task[i], ensure_ascii=False).encode())
+    assert found.hexdigest() == "ca1b87f7498be11ce5ff9ca277fb9a974c57fca0626c40f393d2ebdadc42f5e3"
 
 
 def test_identity_says_what_was_set():
