@@ -238,6 +238,7 @@ def test_what_is_only_in_a_mirror_says_so():
 
 
 HEAD = """---
+pretty_name: a --- b
 configs:
 - config_name: default
   data_files:
@@ -274,8 +275,11 @@ def test_files_are_those_the_readme_declares(declared):
         split_files(where, None, "dev")
 
 
-def test_files_are_told_by_their_names_without_a_readme(declared):
+@pytest.mark.parametrize("readme", [None, "no head", "---\n- a list\n---\n", "---\n{\n---\n", "\xff"])
+def test_files_are_told_by_their_names_without_a_card(declared, readme):
     (declared / "README.md").unlink()
+    if readme is not None:
+        (declared / "README.md").write_text(readme, encoding="latin-1")
     where = HubDataset("a/b")
     assert split_files(where, None, "train") == ["data/train-0.jsonl", "data/train-1.jsonl"]
     assert split_files(where, "data", "test") == ["data/test-0.jsonl"]

@@ -412,17 +412,15 @@ def _words(name: str) -> set[str]:
 
 
 def _declared(dataset: HubDataset) -> dict[str, dict[str, list[str]]]:
-    """{config: {split: patterns}} from the YAML head of README.md; empty if it declares
-    no files."""
-    text = dataset.fetch(dataset.files(["README.md"])[0]).read_text(encoding="utf-8", errors="replace")
-    if not text.startswith("---"):
-        return {}
+    """{config: {split: patterns}} of the card (the YAML head of README.md); empty if it declares no files."""
+    from huggingface_hub import metadata_load
+
     try:
-        head = yaml.safe_load(text.split("---", 2)[1]) or {}
-    except yaml.YAMLError:
+        card = metadata_load(dataset.fetch(dataset.files(["README.md"])[0])) or {}
+    except (yaml.YAMLError, ValueError):  # also what is no UTF-8
         return {}
     declared: dict[str, dict[str, list[str]]] = {}
-    for config in head.get("configs", []):
+    for config in card.get("configs") or []:
         entries = config.get("data_files", [])
         if isinstance(entries, dict):
             entries = [{"split": split, "path": path} for split, path in entries.items()]
