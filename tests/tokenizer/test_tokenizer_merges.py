@@ -1,16 +1,16 @@
-"""Merges against a plain loop and against the trainer of `tokenizers`."""
+"""Merges against a plain loop."""
 
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from itertools import pairwise
 
 import pytest
-import tokenizers
-from tokenizers import models, pre_tokenizers, trainers
 
-from nanochat.tokenizer.merges import learn_merges
-from nanochat.tokenizer.tokenizer import PRINTABLE
-from nanochat.tokenizer.words import SPLIT_PATTERN, split_words
+from nanochat.tokenizer.merges import learn_merges, merges_of
+from nanochat.tokenizer.words import split_words
 
 
 def plain_merges(counts: dict[bytes, int], number: int) -> list[tuple[int, int]]:
@@ -36,55 +36,64 @@ def plain_merges(counts: dict[bytes, int], number: int) -> list[tuple[int, int]]
     return merges
 
 
-@pytest.mark.parametrize("seed", range(30))
+def counted(texts: list[str]) -> dict[bytes, int]:
+    return {word.encode(): n for word, n in Counter(w for text in texts for w in split_words(text)).items()}
+
+
+@pytest.mark.parametrize("seed", range(60))
 def test_merges_are_those_of_the_plain_loop(seed):
     """Few letters and small counts: runs of one symbol, overlaps and ties everywhere."""
     rng = random.Random(seed)
-    letters = bytes(rng.sample(range(256), rng.randint(1, 4)))
-    counts = {
-        bytes(rng.choice(letters) for _ in range(rng.randint(1, 14))): rng.randint(1, 5)
-        for _ in range(rng.randint(1, 60))
-    }
+    letters = rng.sample("abcdefghijklmnopqrstuvwxyzäß", rng.randint(1, 4))
+    words = ["".join(rng.choice(letters) for _ in range(rng.randint(1, 14))) for _ in range(rng.randint(1, 60))]
+    texts = [word for word in words for _ in range(rng.randint(1, 5))]
     number = rng.choice([5, 40, 10_000])
-    assert learn_merges(counts, number) == plain_merges(counts, number)
+    merges = learn_merges(texts, number)
+    assert merges == plain_merges(counted(texts), number)
+    assert merges == learn_merges(reversed(texts), number), "the order of the texts does not matter"
+
+
+def test_words_are_those_of_the_tokenizer_in_all_of_unicode():
+    """The trainer splits with tables of its own Unicode release; the tokenizer's are frozen."""
+    points = [chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000]
+    points = random.Random(0).sample(points, 15_000)
+    texts = ["".join(points[i : i + 200]) for i in range(0, len(points), 200)]
+    assert learn_merges(texts, 20) == plain_merges(counted(texts), 20)
 
 
 def test_ties_go_to_the_smaller_left_then_right_id():
-    assert learn_merges({b"zz": 3, b"ba": 3, b"bc": 3}, 3) == [(98, 97), (98, 99), (122, 122)]
-
-
-def test_the_order_of_the_words_does_not_matter():
-    words = {b"low": 5, b"lower": 2, b"newest": 6, b"widest": 3}
-    assert learn_merges(words, 12) == learn_merges(dict(reversed(words.items())), 12)
+    assert learn_merges(["zz", "ba", "bc"] * 3, 3) == [(98, 97), (98, 99), (122, 122)]
 
 
 def test_a_run_is_merged_from_the_left():
-    assert learn_merges({b"aaa": 1}, 10) == [(97, 97), (256, 97)]
-    assert learn_merges({b"aaaaa": 1}, 10) == plain_merges({b"aaaaa": 1}, 10)
+    assert learn_merges(["aaa"], 10) == [(97, 97), (256, 97)]
+    assert learn_merges(["aaaaa"], 10) == plain_merges({b"aaaaa": 1}, 10)
 
 
-@pytest.mark.parametrize("counts", [{}, {b"a": 7}, {b"": 1}])
-def test_nothing_to_merge(counts):
-    assert learn_merges(counts, 10) == []
+@pytest.mark.parametrize("texts", [[], ["a"] * 7, [""]])
+def test_nothing_to_merge(texts):
+    assert learn_merges(texts, 10) == []
 
 
-def test_merges_are_those_of_the_library_trainer():
-    """Its ties follow its own order of the bytes, the same as ours for visible ASCII: so the text has nothing else."""
-    rng = random.Random(0)
-    text = "".join(rng.choice("aaabbcdefgh!") for _ in range(60_000))
-    library = tokenizers.Tokenizer(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(SPLIT_PATTERN), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+def test_the_number_of_threads_changes_nothing():
+    code = (
+        "import random; from nanochat.tokenizer.merges import learn_merges; rng = random.Random(0);"
+        "print(learn_merges([''.join(rng.choices('abcd ', k=300)) for _ in range(300)], 200))"
     )
-    library.train_from_iterator(
-        [text], trainers.BpeTrainer(vocab_size=256 + 500, initial_alphabet=list(PRINTABLE), show_progress=False)
-    )
-    vocab = library.get_vocab()
-    theirs = sorted((name for name, number in vocab.items() if number >= 256), key=vocab.__getitem__)
-    tokens = [bytes([byte]) for byte in range(256)]
-    for left, right in learn_merges({word.encode(): n for word, n in Counter(split_words(text)).items()}, 500):
-        tokens.append(tokens[left] + tokens[right])
-    assert [token.decode() for token in tokens[256:]] == theirs
+    outs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "RAYON_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "3")
+    ]
+    assert outs[0] == outs[1] and outs[0].count("(") == 200
+
+
+def test_tokens_that_no_merge_makes_are_named():
+    ranks = {**{bytes([b]): b for b in range(256)}, b"abc": 256}
+    with pytest.raises(ValueError, match="token 256"):
+        merges_of(ranks)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from nanochat.tokenizer import load_tokenizer, train_bpe, train_char, train_or_load, training
-from nanochat.tokenizer.training import count_words
+from nanochat.runtime.paths import base_dir
+from nanochat.tokenizer import load_tokenizer, train_bpe, train_char, train_or_load
 
 TEXT = "the cat sat on the mat, the dog sat on the log. " * 20
 
@@ -99,12 +99,13 @@ def test_texts_are_not_read_beyond_max_chars():
     bpe(texts(), max_chars=len(TEXT))
 
 
-def test_helper_processes_change_nothing(monkeypatch):
-    texts = [f"{TEXT} {k} naïve 😀" for k in range(60)]
-    alone = count_words(texts)
-    monkeypatch.setattr(training, "ALONE_CHARS", 5_000)
-    monkeypatch.setattr(training, "CHUNK_CHARS", 3_000)
-    assert count_words(texts, workers=2) == alone
+def test_what_stops_the_reading_stops_the_training():
+    def texts():
+        yield TEXT
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        bpe(texts())
 
 
 def test_saved_is_loaded(tmp_path):
@@ -223,7 +224,7 @@ def test_train_or_load_trains_once():
     assert again.hash == first.hash
     train_or_load(source, "bpe", 281)
     train_or_load(Source(train=[TEXT, "more"]), "bpe", 280)
-    folders = list((training.base_dir() / "tokenizers").iterdir())
+    folders = list((base_dir() / "tokenizers").iterdir())
     assert len(folders) == 3
     assert all(not folder.name.startswith(".") for folder in folders)
 
@@ -236,7 +237,7 @@ def test_two_processes_that_train_the_same_agree():
 
     slow = Slow()
     assert train_or_load(slow, "bpe", 280).hash == slow.made_meanwhile.hash
-    assert len(list((training.base_dir() / "tokenizers").iterdir())) == 1
+    assert len(list((base_dir() / "tokenizers").iterdir())) == 1
 
 
 def test_char_table_covers_the_validation_text():

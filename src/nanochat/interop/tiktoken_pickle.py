@@ -10,11 +10,11 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+from nanochat.tokenizer.merges import FIRST_MERGE, merges_of
 from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS, BPETokenizer
 from nanochat.tokenizer.words import SPLIT_PATTERN
 
 MAX_BYTES = 64 * 2**20  # guess: the file of 65,536 tokens has 0.85 MB
-BYTES = 256
 
 
 class _Encoding:
@@ -60,32 +60,10 @@ def _checked(found: Any) -> BPETokenizer:
         raise ValueError("mergeable_ranks is not a dictionary of byte strings and numbers")
     if state.get("pat_str") != SPLIT_PATTERN:
         raise ValueError("it has another split pattern")
-    if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) < BYTES:
+    if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) < FIRST_MERGE:
         raise ValueError("its ranks are not 0, 1, 2 …")
-    if any(ranks.get(bytes([byte])) != byte for byte in range(BYTES)):
+    if any(ranks.get(bytes([byte])) != byte for byte in range(FIRST_MERGE)):
         raise ValueError("its first 256 tokens are not the bytes")
     if specials != {name: len(ranks) + k for k, name in enumerate(SPECIAL_TOKENS)}:
         raise ValueError("its special tokens are not nanochat's nine, after all others")
     return BPETokenizer(merges_of(ranks))
-
-
-def merges_of(ranks: dict[bytes, int]) -> list[tuple[int, int]]:
-    """The pair of ids that each token from 256 on was merged from: what its bytes are reduced to by
-    all earlier merges.
-
-    >>> merges_of({**{bytes([b]): b for b in range(256)}, b"ab": 256, b"abc": 257})
-    [(97, 98), (256, 99)]
-    """
-    merges = []
-    for token, rank in sorted(ranks.items(), key=lambda item: item[1])[BYTES:]:
-        parts = [bytes([byte]) for byte in token]
-        while len(parts) > 2:
-            joined = [ranks.get(parts[i] + parts[i + 1], rank) for i in range(len(parts) - 1)]
-            best = min(range(len(joined)), key=joined.__getitem__)
-            if joined[best] >= rank:
-                break
-            parts[best : best + 2] = [parts[best] + parts[best + 1]]
-        if len(parts) != 2:
-            raise ValueError(f"token {rank} ({token!r}) is not a merge of two earlier ones")
-        merges.append((ranks[parts[0]], ranks[parts[1]]))
-    return merges

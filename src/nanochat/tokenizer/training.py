@@ -6,18 +6,14 @@ import json
 import logging
 import os
 import shutil
-from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
 from nanochat.runtime.paths import base_dir
-from nanochat.runtime.signals import work_for_parent
 from nanochat.tokenizer.merges import FIRST_MERGE, learn_merges
 from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS, BPETokenizer, CharTokenizer, Tokenizer, load_tokenizer
-from nanochat.tokenizer.words import split_words, well_formed
+from nanochat.tokenizer.words import well_formed
 
 SMALLEST_VOCAB = FIRST_MERGE + len(SPECIAL_TOKENS)
 # What `auto` means. from: nanochat (vocab_size, max_chars, doc_cap); a character table has to see every character.
@@ -26,8 +22,6 @@ AUTO: dict[str, dict[str, int | None]] = {
     "char": {"vocab_size": None, "max_chars": None, "doc_cap": None},
 }
 HASH = "hash.txt"  # of a kept tokenizer, beside its files
-CHUNK_CHARS = 4_000_000  # guess: about a quarter of a second of counting; merging its counts takes 10 ms
-ALONE_CHARS = 16_000_000  # guess: below this (about a second on one core) helpers would not pay for starting
 
 log = logging.getLogger("nanochat.data")
 
@@ -46,15 +40,13 @@ def train_bpe(
     *,
     max_chars: int | None,
     doc_cap: int | None,
-    workers: int = 1,
     fewer: bool = False,
 ) -> BPETokenizer:
     """Byte-level BPE with exactly `vocab_size` ids: bytes, merges, nine specials. Same words and counts, same ids.
 
     max_chars: stop once more than this many characters were read (the document that crosses it still counts).
     doc_cap: only this many characters of each document; None = all.
-    workers: processes that count words; helpers start only for a large corpus, and their number changes nothing in the
-    result. fewer: text that runs out of merges makes a smaller vocabulary.
+    fewer: text that runs out of merges makes a smaller vocabulary.
     ValueError: vocab_size below 265, nothing to read, or text that runs out of merges before `vocab_size`.
     """
     if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < SMALLEST_VOCAB:
@@ -62,9 +54,8 @@ def train_bpe(
             f"vocab_size={vocab_size} is not a whole number from {SMALLEST_VOCAB} up"
             f" (256 bytes + {len(SPECIAL_TOKENS)} special tokens); try vocab_size=4096"
         )
-    counts = count_words(limited(texts, max_chars=max_chars, doc_cap=doc_cap), workers=workers)
     wanted = vocab_size - SMALLEST_VOCAB
-    merges = learn_merges({word.encode(): count for word, count in counts.items()}, wanted)
+    merges = learn_merges(limited(texts, max_chars=max_chars, doc_cap=doc_cap), wanted)
     if len(merges) < wanted and not fewer:
         raise _too_large(vocab_size, SMALLEST_VOCAB + len(merges))
     return BPETokenizer(merges)
@@ -101,55 +92,6 @@ def limited(texts: Iterable[str], *, max_chars: int | None, doc_cap: int | None)
         raise ValueError("no text to make a tokenizer from; check that the data config names documents that exist")
 
 
-def count_words(texts: Iterable[str], *, workers: int = 1) -> Counter[str]:
-    """How often each word of the split occurs. After ALONE_CHARS characters `workers` - 1 processes help this one."""
-    counts: Counter[str] = Counter()
-    pending: deque[Future[Counter[str]]] = deque()
-    pool: ProcessPoolExecutor | None = None
-    read = 0
-    try:
-        for chunk in chunks(texts):
-            read += sum(map(len, chunk))
-            if workers > 1 and read > ALONE_CHARS and len(pending) < workers:
-                # spawn: a fork of a process with threads (torch, pyarrow) may hang
-                pool = pool or ProcessPoolExecutor(
-                    workers - 1, mp_context=get_context("spawn"), initializer=work_for_parent
-                )
-                pending.append(pool.submit(count_chunk, chunk))
-            else:
-                for text in chunk:
-                    counts.update(split_words(text))
-            while pending and pending[0].done():
-                counts.update(pending.popleft().result())
-        for future in pending:
-            counts.update(future.result())
-    finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
-    return counts
-
-
-def count_chunk(texts: list[str]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(split_words(text))
-    return counts
-
-
-def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """The texts in lists of about CHUNK_CHARS characters."""
-    chunk: list[str] = []
-    size = 0
-    for text in texts:
-        chunk.append(text)
-        size += len(text)
-        if size >= CHUNK_CHARS:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
 def train_or_load(
     source: TextSource,
     kind: str = "bpe",
@@ -157,7 +99,6 @@ def train_or_load(
     max_chars: int | str | None = "auto",
     doc_cap: int | str | None = "auto",
     path: Path | str | None = None,
-    workers: int | None = None,
     auto_vocab_size: int | None = None,
 ) -> Tokenizer:
     """The tokenizer of a text source with these settings: from `path`, or as made before, or made now and kept.
@@ -165,7 +106,7 @@ def train_or_load(
     `auto` takes the value of AUTO, for the vocabulary `auto_vocab_size` where that is given, or as many as a small text
     can fill. Kept under `base_dir()/tokenizers/<key>`, where the key covers the settings and
     the manifest of what is read (the source's `head`); the folder appears whole or not at all. A character table reads
-    the validation documents as well, as it must know every character. workers: None = as many as there are cores.
+    the validation documents as well, as it must know every character.
     ValueError for settings as in `train_bpe`, a vocab_size for kind "char", and settings that contradict what lies in
     `path`.
     """
@@ -188,9 +129,8 @@ def train_or_load(
         tokenizer = train_char(documents, max_chars=max_chars, doc_cap=doc_cap)
     else:
         assert vocab_size is not None  # settings() saw to it
-        cores = workers or os.cpu_count() or 1
         documents = source.documents("train")
-        tokenizer = train_bpe(documents, vocab_size, max_chars=max_chars, doc_cap=doc_cap, workers=cores, fewer=fewer)
+        tokenizer = train_bpe(documents, vocab_size, max_chars=max_chars, doc_cap=doc_cap, fewer=fewer)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     tokenizer.save(temporary)
     (temporary / HASH).write_text(f"{tokenizer.hash}\n")
