@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, os.environ.get("GUARDS_FROM") or str(HERE.parents[1] / "src/nanochat/inference"))
+sys.path.insert(0, os.environ.get("GUARDS_FROM") or str(HERE.parents[1] / "src/nanochat/sandbox"))
 import execution  # noqa: E402
 
 SWITCHES = ["mount", "landlock", "seccomp", "rlimits", "pid", "net", "ipc", "uid" if os.geteuid() == 0 else "user"]
@@ -91,7 +91,7 @@ def take(way):
         except OSError: pass
 """
 # files: 1 MiB each, 2**22 bytes in all; a folder counts as 4 KiB
-LIMITS = execution.Limits(wall_seconds=4, cpu_seconds=4, file_bytes=2**22, output_bytes=2**16)
+LIMITS = execution.ProgramLimits(wall_seconds=4, cpu_seconds=4, file_bytes=2**22, output_bytes=2**16)
 
 
 def attacks(off: frozenset[str], places: dict, victim: subprocess.Popen) -> str:
@@ -174,7 +174,7 @@ def main() -> int:
             try:
                 for count in range(len(SWITCHES) + 1):
                     for off in map(frozenset, itertools.combinations(SWITCHES, count)):
-                        found = execution.guards(off)
+                        found = execution.find_guards(off)
                         through = attacks(off, places, victim)
                         while select.select([tcp, unix], [], [], 0)[0]:
                             for listening in select.select([tcp, unix], [], [], 0)[0]:
@@ -210,7 +210,8 @@ def as_ordinary_user() -> int:
         raise SystemExit("no Python from 3.11 on that user 65534 can start")
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
-        for file in (Path(__file__), Path(execution.__file__), Path(execution.__file__).with_name("confined.py")):
+        children = [Path(execution.__file__).with_name(f"{name}.py") for name in execution.CHILD]
+        for file in (Path(__file__), Path(execution.__file__), *children):
             shutil.copy(file, folder)
         environment = {"GUARDS_FROM": folder, "PATH": os.environ["PATH"]}
         command = [python, f"{folder}/{Path(__file__).name}"]

@@ -15,9 +15,9 @@ import nanochat.optim
 import nanochat.tokenizer
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference.engine import Engine
-from nanochat.inference.execution import Limits, run_python
 from nanochat.inference.sampling import Sampling
 from nanochat.optim import GroupedOptimizer
+from nanochat.sandbox.execution import ProgramLimits, run_python
 from nanochat.tasks.hub import HubTask
 from nanochat.tasks.multiple_choice import prompt
 from nanochat.tasks.task import Task
@@ -106,7 +106,7 @@ class OurExecution:
 
 
 def execute_code(program, timeout=5.0):
-    found = run_python(program, Limits(wall_seconds=timeout))
+    found = run_python(program, ProgramLimits(wall_seconds=timeout))
     return OurExecution(**{name: getattr(found, name) for name in OurExecution.__dataclass_fields__})
 
 

@@ -15,7 +15,7 @@ def run(cfg: DictConfig) -> None:
 
     from nanochat.checkpoint.opened import open_checkpoint
     from nanochat.inference.engine import COMPILES, Engine
-    from nanochat.inference.execution import python_tool
+    from nanochat.sandbox.execution import python_tool
     from nanochat.serve.screen import Screen
     from nanochat.serve.talk import SETTINGS, Talk, checked
     from nanochat.serve.terminal import converse, once

@@ -22,12 +22,12 @@ from tiny_networks import (
 from nanochat.gpt import GPT
 from nanochat.inference.cache import KVCache
 from nanochat.inference.engine import Engine
-from nanochat.inference.execution import python_tool
 from nanochat.inference.frozen_gpt import FrozenGPT
 from nanochat.inference.pool import PrefixPool
 from nanochat.inference.request import Request, TooLong
 from nanochat.inference.sampling import Sampling
 from nanochat.inference.text import Completion
+from nanochat.sandbox.execution import python_tool
 
 GREEDY = Sampling(temperature=0, tools=False)
 LONG = PROMPTS[4]  # 31 tokens

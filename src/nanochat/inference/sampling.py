@@ -39,7 +39,7 @@ class Sampling:
     seed: int = 0
     tools: bool = True
     python: bool = (
-        False  # run what the model calls as Python where the calculator has no result; see inference/execution.py
+        False  # run what the model calls as Python where the calculator has no result; see sandbox/execution.py
     )
     top_logprobs: int = 0  # how many of the likeliest tokens to return with each one
     # as OpenAI's: each time that a token is in the answer already makes its logit smaller by the first, once at all by the second

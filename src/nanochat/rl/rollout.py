@@ -7,9 +7,9 @@ from typing import Any
 
 from nanochat.gpt import GPT
 from nanochat.inference.engine import Engine
-from nanochat.inference.execution import python_tool
 from nanochat.inference.sampling import Sampling
 from nanochat.inference.text import Completion
+from nanochat.sandbox.execution import python_tool
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.conversations import render_prompt
 from nanochat.tokenizer.tokenizer import Tokenizer

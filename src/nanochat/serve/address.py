@@ -5,7 +5,7 @@ import re
 import socket
 from urllib.parse import unquote
 
-from nanochat.inference.execution import guards
+from nanochat.sandbox.execution import find_guards
 
 
 def is_local(host: str) -> bool:
@@ -31,7 +31,7 @@ def check_address(host: str, *, api_key: str | None, open: bool) -> None:
 
 def check_python(host: str) -> None:
     """ValueError if what a model writes is to be run for strangers where this machine cannot keep it in; says what it cannot guard."""
-    found = guards()
+    found = find_guards()
     if not is_local(host) and not found.complete:
         raise ValueError(
             f"python=true with host={host}: this machine cannot guard {', '.join(found.missing)} from programs, so it runs none for others; "

@@ -6,8 +6,8 @@ import torch
 
 from nanochat.checkpoint.opened import Opened, open_checkpoint
 from nanochat.inference.engine import MAX_ROWS, POOL_BYTES, Engine
-from nanochat.inference.execution import python_tool
 from nanochat.runtime import hardware
+from nanochat.sandbox.execution import python_tool
 from nanochat.serve.service import Model
 from nanochat.serve.worker import Worker
 

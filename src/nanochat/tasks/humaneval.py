@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from nanochat.inference.execution import guards, run_python
+from nanochat.sandbox.execution import find_guards, run_python
 from nanochat.tasks.hub import HubTask
 
 FENCED = re.compile(r"```(?:python)?\n(.*?)\n```", re.DOTALL)
@@ -48,11 +48,11 @@ class HumanEval(HubTask):
         }
 
     def score(self, conversation: dict[str, Any], completion: str) -> float:
-        guards()  # logs, before the first program, what is not guarded
+        find_guards()  # logs, before the first program, what is not guarded
         return float(run_python(program(conversation, completion)).finished)
 
     def scores(self, conversations: Sequence[dict[str, Any]], completions: Sequence[str]) -> list[float]:
-        guards()
+        find_guards()
         with ThreadPoolExecutor(min(PROGRAMS, os.cpu_count() or 1)) as pool:
             return list(pool.map(self.score, conversations, completions))
 

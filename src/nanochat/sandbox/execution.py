@@ -1,10 +1,11 @@
-"""Runs Python that a model wrote, in a process that can do little else: HumanEval's judge, and by choice a tool of the chat.
+"""Runs Python that a model wrote, in a confined process: for HumanEval and as an optional tool of the chat.
 
-How much less than "anything this user can do" depends on the kernel, so each run says what it went without. On Linux, with namespaces
-and seccomp or with Landlock and seccomp, a program has the standard library to read, no socket, no second process and bounded memory;
-with a mount namespace also one directory of bounded size to write, without one it can write no file. It still shares the kernel with
-everybody, so a hole in the kernel is a hole here; it sees the machine's name and clock, and without a mount namespace which files
-exist. On macOS there are rlimits and a clock, and nothing else (untried). The child's side is confined.py.
+How confined it is depends on the kernel, so each result lists what was not guarded. On Linux, with
+seccomp and either namespaces or Landlock, a program can read the standard library and has no socket, no
+second process and bounded memory. With a mount namespace it also has one directory of bounded size to
+write to; without one it can write no file. It still shares the kernel with everything else, so a hole in
+the kernel is a hole here. It sees the machine's name and clock and, without a mount namespace, which
+files exist. On macOS there are only rlimits and a clock (untested). The child's side is confined.py.
 """
 
 import contextlib
@@ -29,12 +30,14 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-START_SECONDS = (
-    10.0  # guess: what the launcher may take beside the program's own time; 0.04 measured on an idle machine
-)
-TOLD = 1000  # guess: a few hundred tokens of the context
-LOOK_SECONDS = 0.05  # guess: between two looks at the size of a directory that is not a file system of its own
-START = "import marshal, sys; f = sys.stdin.buffer; exec(marshal.load(f)); main(marshal.load(f))"
+START_SECONDS = 10.0  # guess: for the launcher, on top of the program's own time; 0.04 measured when idle
+TOOL_CHARACTERS = 1000  # guess: a few hundred tokens of the context
+LOOK_SECONDS = 0.05  # guess: between two checks of a directory that is not a file system of its own
+# the child's modules come as compiled code: it can then read none of our files, and compiles nothing
+CHILD = ("filters", "confined")
+START = """import marshal, sys; f = sys.stdin.buffer
+for name, code in marshal.load(f): sys.modules[name] = m = type(sys)(name); exec(code, m.__dict__)
+m.main(marshal.load(f))"""
 READABLE = """
 import json, os, sys
 found = [p for p in sys.path if p.endswith("lib-dynload")]
@@ -59,18 +62,19 @@ print(json.dumps([os.path.dirname(os.__file__), sorted(maps)]))
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a program may use. `memory_bytes` is of address space, `file_bytes` of its directory and of each file.
+class ProgramLimits:
+    """What a program may use.
 
-    `processes` counts the program and its threads. With seccomp it is threads only: there is no second process.
+    `memory_bytes` bounds the address space, `file_bytes` the directory and each file in it. `processes`
+    counts the program and its threads; with seccomp there is no second process.
     """
 
     wall_seconds: float = 5.0  # from: facts sheet 8
-    cpu_seconds: int = 5  # guess: a program of one thread meets the clock first
+    cpu_seconds: int = 5  # guess: a single thread reaches the wall-clock limit first
     memory_bytes: int = 256 * 2**20  # from: facts sheet 8
     file_bytes: int = 16 * 2**20  # guess
     processes: int = 8  # guess
-    output_bytes: int = 2**20  # guess: of stdout and of stderr; a program that writes more is ended
+    output_bytes: int = 2**20  # guess: of stdout and of stderr each; a program that writes more is killed
 
     def __post_init__(self) -> None:
         if not (isinstance(self.wall_seconds, int | float) and 0 < self.wall_seconds < math.inf):
@@ -86,26 +90,29 @@ class Limits:
 
 @dataclass(frozen=True)
 class Result:
-    success: bool  # it ended by itself, with return code 0
-    finished: bool  # it came to its last line; os._exit(0) half-way is a success, but not finished
+    success: bool  # it ended by itself, with exit code 0
+    finished: bool  # it reached its last line; os._exit(0) before that is a success, but not finished
     stdout: str
     stderr: str
     error: str | None  # "Type: message", or what ended it
     timeout: bool
-    memory_exceeded: bool  # a MemoryError that nobody caught
+    memory_exceeded: bool  # an uncaught MemoryError
     missing: tuple[str, ...]  # what was not guarded, of GUARDED
 
 
 @dataclass(frozen=True)
 class Guards:
-    """What this machine can give: `had` are mechanisms, `missing` what nothing guards."""
+    """What this machine offers: `had` are mechanisms, `missing` is what nothing guards (of GUARDED)."""
 
     had: tuple[str, ...]
     missing: tuple[str, ...]
 
     @property
     def complete(self) -> bool:
-        """Nothing is missing: the least for programs of strangers. Shown for every subset: experiments/outside_use/guard_subsets.py."""
+        """Nothing is missing: required before programs of strangers run.
+
+        Every subset of the mechanisms was tested: experiments/outside_use/guard_subsets.py.
+        """
         return not self.missing
 
 
@@ -115,31 +122,32 @@ GUARDED = {
     "processes": "other processes, and their number",
     "memory": "memory in all",
     "cpu": "processor time in all",
-    "disk": "the size of its directory, but for a look now and then",
+    "disk": "the size of its directory, which is only checked now and then",
 }
 
 
-def run_python(program: str, limits: Limits | None = None, *, off: Collection[str] = ()) -> Result:
-    """Runs `program` as __main__ in a new interpreter: empty environment, empty stdin, a directory of its own that is removed after.
+def run_python(program: str, limits: ProgramLimits | None = None, *, off: Collection[str] = ()) -> Result:
+    """Run `program` as __main__ in a new interpreter, with no environment, no stdin and a temporary directory.
 
-    From any thread, many at once; 40 to 55 ms for an empty program, a bare interpreter's 15 among them (measured, two shared cores).
-    The site-packages cannot be imported. A result is what the program lets it be: who looks for it can claim in its own process
-    that it finished. `off` leaves guards of `Guards.had` out, for tests. RuntimeError if the process cannot be started at all.
+    Can be called from any thread, many at once. An empty program takes 40 to 55 ms, of which a bare
+    interpreter takes 15 (measured, two shared cores). Site-packages cannot be imported. The result is not
+    proof: a program that tries can claim, in its own process, that it finished. `off` switches off
+    mechanisms of `Guards.had`, for tests. RuntimeError if the process cannot be started at all.
     """
-    result, had = _run(program, limits or Limits(), off)
-    return result if had else replace(result, missing=guards(frozenset(off)).missing)  # ended before it could tell
+    result, had = _run(program, limits or ProgramLimits(), off)
+    return result if had else replace(result, missing=find_guards(frozenset(off)).missing)  # ended before it could tell
 
 
 def python_tool(program: str) -> str | None:
-    """What a chat model is told of its program: the end of what it printed, or its error, in TOLD characters; None if there is neither."""
+    """The end of what a program printed, or its error, for the chat model that wrote it; None if there is neither."""
     result = run_python(program)
-    return (result.stdout.strip() or result.error or "")[-TOLD:] or None
+    return (result.stdout.strip() or result.error or "")[-TOOL_CHARACTERS:] or None
 
 
 @functools.cache
-def guards(off: frozenset[str] = frozenset()) -> Guards:
-    """Found by running a program once. What is missing is said in the log, once."""
-    result, had = _run("", Limits(), off)
+def find_guards(off: frozenset[str] = frozenset()) -> Guards:
+    """Find them by running a program once; the log lists what is missing, once."""
+    result, had = _run("", ProgramLimits(), off)
     if not result.finished:
         raise RuntimeError(f"an empty program cannot be run: {result.error}; on a machine this busy, try again later")
     found = Guards(tuple(sorted(had)), _missing(had))
@@ -150,19 +158,20 @@ def guards(off: frozenset[str] = frozenset()) -> Guards:
 
 
 def _missing(had: set[str]) -> tuple[str, ...]:
-    one_process = "seccomp" in had  # it can neither start nor name another, and has no sockets
+    one_process = "seccomp" in had  # it can neither start nor signal another, and has no sockets
     given = {
-        "files": "mount" in had or {"landlock", "seccomp"} <= had,  # Landlock alone knows no chmod and no Unix sockets
-        "network": one_process,  # a network namespace alone leaves vsock
+        "files": "mount" in had
+        or {"landlock", "seccomp"} <= had,  # Landlock alone covers neither chmod nor Unix sockets
+        "network": one_process,  # a network namespace alone leaves vsock open
         "processes": one_process or {"pid", "counted", "rlimits"} <= had,
-        "memory": one_process and "rlimits" in had,  # a limit of each process, so of all where there is one
+        "memory": one_process and "rlimits" in had,  # the limit is per process
         "cpu": one_process and "rlimits" in had,
         "disk": bool({"mount", "landlock", "seccomp"} & had),  # a file system with a size, or nothing to write
     }
     return tuple(name for name in GUARDED if not given[name])
 
 
-def _run(program: str, limits: Limits, off: Collection[str]) -> tuple[Result, set[str]]:
+def _run(program: str, limits: ProgramLimits, off: Collection[str]) -> tuple[Result, set[str]]:
     token = secrets.token_hex(8).encode()
     directory = os.path.realpath(tempfile.mkdtemp(prefix="nanochat-run-"))
     request = {
@@ -220,9 +229,9 @@ def _run(program: str, limits: Limits, off: Collection[str]) -> tuple[Result, se
 
 
 def _follow(
-    process: subprocess.Popen, status: Any, directory: str, limits: Limits
+    process: subprocess.Popen, status: Any, directory: str, limits: ProgramLimits
 ) -> tuple[bytes, bytes, bytes, str | None]:
-    """(what became of it, stdout, stderr, why it was ended from here). Never keeps more output than is allowed."""
+    """(report of the supervisor, stdout, stderr, why it was killed from here); keeps no more output than allowed."""
     got = {status: b"", process.stdout: b"", process.stderr: b""}
     deadline = time.monotonic() + limits.wall_seconds + START_SECONDS
     reason = None
@@ -237,7 +246,7 @@ def _follow(
                 got[stream] += data
                 if not data:
                     selector.unregister(stream)
-                    if stream is status:  # it is over; what is left of it must not hold the pipes open
+                    if stream is status:  # the program has ended; leftovers must not hold the pipes open
                         _kill(process)
                         deadline = time.monotonic() + 1
                 elif stream is not status and len(got[stream]) > limits.output_bytes and reason is None:
@@ -254,19 +263,22 @@ def _follow(
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """The launcher, pid 1 and, without a pid namespace, what stayed in its group. Not yet waited for, so the number is still its own."""
+    """Kill the launcher, pid 1 and, without a pid namespace, the rest of its process group.
+
+    The process has not been waited for, so its number cannot have been reused.
+    """
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _text(output: bytes, limits: Limits) -> str:
+def _text(output: bytes, limits: ProgramLimits) -> str:
     text = output[: limits.output_bytes].decode("utf-8", "replace")
     return text + f"\n[cut after {limits.output_bytes} bytes]" if len(output) > limits.output_bytes else text
 
 
 def _size(directory: str) -> float:
-    """Bytes on disk; an empty file or folder counts as a block, and folders too deep to look into as too much."""
+    """Bytes on disk; an empty file or folder counts as a block, folders too deep to list as infinite."""
     total, folders = 0, [directory]
     while folders:
         try:
@@ -275,14 +287,14 @@ def _size(directory: str) -> float:
                     total += max(entry.stat(follow_symlinks=False).st_blocks * 512, 4096)
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
-        except OSError as error:  # it is being written, so a name may be gone
+        except OSError as error:  # the program is still writing, so a name may be gone
             if error.errno == errno.ENAMETOOLONG:
                 return math.inf
     return total
 
 
 def _remove(directory: str) -> None:
-    """Also folders without permissions, and thousands inside each other."""
+    """Remove it, also with folders that have no permissions or are nested thousands deep."""
     try:
         os.rmdir(directory)
     except OSError:
@@ -291,20 +303,22 @@ def _remove(directory: str) -> None:
 
 
 def _python() -> str:
-    """The interpreter itself rather than a virtual environment's link to it: its packages are not wanted."""
+    """The interpreter itself, not a virtual environment's link to it, whose packages would come along."""
     return os.path.realpath(sys.executable)
 
 
 @functools.cache
 def _launcher() -> bytes:
-    """confined.py, compiled: a child that read it would compile it each time."""
-    path = Path(__file__).with_name("confined.py")
-    return marshal.dumps(compile(path.read_bytes(), "confined.py", "exec"))
+    """The modules of the child, compiled."""
+    files = {name: Path(__file__).with_name(f"{name}.py").read_bytes() for name in CHILD}
+    return marshal.dumps(
+        [(f"nanochat.sandbox.{name}", compile(text, f"{name}.py", "exec")) for name, text in files.items()]
+    )
 
 
 @functools.cache
 def _readable() -> dict[str, Any]:
-    """What an interpreter must read while it runs: the standard library, and the shared libraries of its modules by name."""
+    """What a running interpreter must read: the standard library, and the shared libraries of its modules by name."""
     ran = subprocess.run(
         [_python(), "-I", "-S", "-B", "-c", READABLE],
         stdout=subprocess.PIPE,

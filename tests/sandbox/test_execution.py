@@ -18,14 +18,14 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.inference import execution
-from nanochat.inference.execution import Limits, guards, run_python
+from nanochat.sandbox import execution
+from nanochat.sandbox.execution import ProgramLimits, find_guards, run_python
 
 pytestmark = pytest.mark.slow
 LINUX = sys.platform == "linux"
 MECHANISMS = ("user", "uid", "mount", "pid", "net", "ipc", "landlock", "seccomp")
 SECRET = "the-canary-that-must-not-sing"
-QUICK = Limits(wall_seconds=1.5, cpu_seconds=1, file_bytes=2**20, output_bytes=2**16)
+QUICK = ProgramLimits(wall_seconds=1.5, cpu_seconds=1, file_bytes=2**20, output_bytes=2**16)
 LIBC = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
 
 
@@ -36,7 +36,7 @@ class Attack:
         str, ...
     ]  # each alone is enough; "a+b" if it takes both; with nothing listed only all together is tried
     says: str = ""  # part of what it prints, or of its error
-    limits: Limits = field(default=QUICK)
+    limits: ProgramLimits = field(default=QUICK)
 
 
 def tries(*lines: str) -> str:
@@ -157,7 +157,7 @@ ATTACKS = {
     "deaf to signals": Attack(
         "import signal, time\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n    except (OSError, ValueError): pass\n"
         "signal.setitimer(signal.ITIMER_REAL, 0)\nwhile True: time.sleep(9)", ("rlimits",), "TimeoutError"),
-    "a busy loop": Attack("while True: pass", ("rlimits",), "TimeoutError", Limits(wall_seconds=30, cpu_seconds=1)),
+    "a busy loop": Attack("while True: pass", ("rlimits",), "TimeoutError", ProgramLimits(wall_seconds=30, cpu_seconds=1)),
     "endless stdout": Attack("while True: print('x' * 1000)", ("rlimits",), "bytes of output"),
     "endless stderr": Attack("import sys\nwhile True: sys.stderr.write('x' * 1000)", ("rlimits",), "bytes of output"),
     "no line ends": Attack("import os\nwhile True: os.write(1, b'\\xff' * 99)", ("rlimits",), "bytes of output"),
@@ -275,7 +275,7 @@ def assault(attack: Attack, outside: Outside, off=()) -> None:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_comes_to_nothing(name, outside):
     stops = {part for stop in ATTACKS[name].stops for part in stop.split("+")} or {"seccomp"}
-    if not stops & set(guards().had):
+    if not stops & set(find_guards().had):
         pytest.skip(f"nothing on this machine stops it; {' or '.join(stops)} would")
     assault(ATTACKS[name], outside)
 
@@ -288,7 +288,7 @@ def test_what_stops_an_attack_does_so_without_the_other_guards(name, stop, outsi
     off = set(MECHANISMS) - {part.split("-")[0] for part in needed}
     if "calls by" in name and platform.machine() != "x86_64":
         pytest.skip("the numbers are those of x86_64")
-    had = set(guards(frozenset(off - {"user"})).had) | ({"uid"} if os.geteuid() else set())
+    had = set(find_guards(frozenset(off - {"user"})).had) | ({"uid"} if os.geteuid() else set())
     if not set(needed) <= had:
         pytest.skip(f"this machine does not give {stop} to this user")
     if not {"mount", "pid", "net", "ipc"} & set(needed):
@@ -316,6 +316,24 @@ def test_without_guards_the_attack_succeeds(name, outside):
         assault(ATTACKS[name], outside, (*MECHANISMS, *limits))
 
 
+def test_the_signal_of_the_cpu_limit_is_a_timeout_however_little_time_was_counted():
+    """The kernel counts ticks for the limit and exact times for rusage, so the signal may come early."""
+    result = run_python("import os, signal\nos.kill(os.getpid(), signal.SIGXCPU)", QUICK)
+    assert result.timeout and result.error.startswith("TimeoutError")
+
+
+def test_sigkill_that_is_not_of_a_limit_is_no_timeout():
+    result = run_python("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", QUICK)
+    assert not result.timeout and result.error == "ended by SIGKILL"
+
+
+@pytest.mark.skipif(not LINUX, reason="elsewhere the hard limit does not end a program")
+def test_a_program_deaf_to_the_signal_of_the_cpu_limit_is_killed_and_timed_out():
+    code = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"
+    result = run_python(code, ProgramLimits(wall_seconds=60, cpu_seconds=1))
+    assert result.timeout and result.error.startswith("TimeoutError")
+
+
 # --- what a result says ------------------------------------------------------------------------------------------
 
 
@@ -329,7 +347,7 @@ def test_a_program_that_works():
         False,
     )
     assert (result.stdout, result.stderr) == ("__main__ [''] é\n", "e\n")
-    assert result.missing == guards().missing
+    assert result.missing == find_guards().missing
 
 
 @pytest.mark.parametrize(
@@ -378,13 +396,14 @@ def test_what_uses_much_of_the_standard_library_works():
 
 def test_a_program_of_a_megabyte():
     result = run_python(
-        "x = 0\n" + "x += 1\n" * 150_000 + "print(x)", Limits(wall_seconds=30, cpu_seconds=30, memory_bytes=2**30)
+        "x = 0\n" + "x += 1\n" * 150_000 + "print(x)",
+        ProgramLimits(wall_seconds=30, cpu_seconds=30, memory_bytes=2**30),
     )
     assert (result.finished, result.stdout) == (True, "150000\n")
 
 
 def test_output_beyond_the_limit_is_cut_and_says_so():
-    result = run_python("print('ab' * 500)", Limits(output_bytes=100))
+    result = run_python("print('ab' * 500)", ProgramLimits(output_bytes=100))
     assert result.stdout == "ab" * 50 + "\n[cut after 100 bytes]"
     assert (result.success, result.error) == (False, "more than 100 bytes of output")
 
@@ -400,20 +419,23 @@ def test_many_threads_at_once_get_each_its_own():
 def test_files_without_a_file_system_of_their_own_are_watched_and_removed(outside):
     off = ("user", "mount", "landlock", "seccomp")
     code = "import os\nfor n in range(3000):\n    os.mkdir('d')\n    os.chdir('d')"
-    assert run_python(code, Limits(wall_seconds=20), off=off).error in (
+    assert run_python(code, ProgramLimits(wall_seconds=20), off=off).error in (
         None,
         "more than 16777216 bytes of files",
     )  # too deep to look
     outside.unharmed()
     assert run_python("import os\nos.mkdir('d', 0)", off=off).finished
     code = "n = 0\nwhile True:\n    n += 1\n    open(str(n), 'wb').close()"  # of no size: what a file holds is limited to none
-    assert run_python(code, Limits(file_bytes=2**20), off=off).error == "more than 1048576 bytes of files"
+    assert run_python(code, ProgramLimits(file_bytes=2**20), off=off).error == "more than 1048576 bytes of files"
     outside.unharmed()
 
 
 @pytest.mark.skipif(not LINUX, reason="the guards are Linux's")
 def test_nothing_is_left_when_the_caller_is_killed(tmp_path):
-    code = "from nanochat.inference.execution import Limits, run_python\nrun_python('import time; time.sleep(60)', Limits(wall_seconds=60))"
+    code = (
+        "from nanochat.sandbox.execution import ProgramLimits, run_python\n"
+        "run_python('import time; time.sleep(60)', ProgramLimits(wall_seconds=60))"
+    )
     with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}) as caller:
         seen: set[int] = set()
 
@@ -424,7 +446,7 @@ def test_nothing_is_left_when_the_caller_is_killed(tmp_path):
                     if parent in {caller.pid, *seen}:
                         seen.add(pid)
             return len(seen & {pid for pid in seen if execution.START in command(pid)}) == (
-                3 if "pid" in guards().had else 2
+                3 if "pid" in find_guards().had else 2
             )
 
         def command(pid: int) -> str:
@@ -448,7 +470,7 @@ def test_nothing_is_left_when_the_caller_is_killed(tmp_path):
 )  # fmt: skip
 def test_limits_that_make_no_sense_are_one_clear_line(settings, named):
     with pytest.raises(ValueError, match=named):
-        Limits(**settings)
+        ProgramLimits(**settings)
 
 
 # --- which guards there are --------------------------------------------------------------------------------------
@@ -463,11 +485,11 @@ def test_limits_that_make_no_sense_are_one_clear_line(settings, named):
     ],
 )  # fmt: skip
 def test_what_is_missing_without_a_mechanism(off, missing, caplog):
-    if guards().missing:
-        pytest.skip(f"already missing here: {', '.join(guards().missing)}")
-    execution.guards.cache_clear()
-    found = guards(frozenset(off))
-    assert guards(frozenset(off)) is found
+    if find_guards().missing:
+        pytest.skip(f"already missing here: {', '.join(find_guards().missing)}")
+    execution.find_guards.cache_clear()
+    found = find_guards(frozenset(off))
+    assert find_guards(frozenset(off)) is found
     assert set(found.missing) == missing == set(run_python("", off=off).missing)
     assert found.complete == (not missing)
     assert len(caplog.messages) == (1 if missing else 0)  # once
@@ -510,7 +532,7 @@ print(execution.run_python(attacks["environ"], off=open_to_all).stdout + executi
 offs = [(), ("user",), ("user", "landlock"), ("seccomp",)]
 results = []
 for off in offs:
-    found = execution.guards(frozenset(off))
+    found = execution.find_guards(frozenset(off))
     said = {name: execution.run_python(code, off=off) for name, code in attacks.items()}
     results.append([found.had, found.missing, {name: (r.stdout, r.error) for name, r in said.items()}])
 alive = victim.poll() is None
@@ -526,7 +548,7 @@ def test_an_ordinary_user_has_the_guards_too():
         pytest.skip("no Python from 3.11 on that user 65534 can start")
     folder = Path(tempfile.mkdtemp())
     try:
-        for name in ("execution.py", "confined.py"):
+        for name in ("execution.py", "confined.py", "filters.py"):
             shutil.copy(Path(execution.__file__).with_name(name), folder)
         (folder / "secret").write_text(SECRET)
         for path in (folder, *folder.iterdir()):
