@@ -10,7 +10,7 @@ def run(cfg: DictConfig) -> None:
     from contextlib import closing
 
     from nanochat.inference.sampling import Sampling
-    from nanochat.serve.address import check_address, check_python, is_local, listen
+    from nanochat.serve.access.address import check_address, check_python, is_local, listen
 
     logging.basicConfig(level=logging.INFO if cfg.log_conversations else logging.WARNING, format="%(message)s")
     keys = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "python")
@@ -21,12 +21,12 @@ def run(cfg: DictConfig) -> None:
         check_python(cfg.host)
     with closing(listen(cfg.host, cfg.port)) as socket:  # what is known to be wrong by now costs no import of seconds
         from nanochat.inference.engine import COMPILES
-        from nanochat.serve.api import build_api
-        from nanochat.serve.limits import guard
+        from nanochat.serve.access.limits import add_limits
+        from nanochat.serve.api.app import build_api
         from nanochat.serve.models import open_models
+        from nanochat.serve.page.store import Store, default_path
         from nanochat.serve.server import serve
         from nanochat.serve.service import Service
-        from nanochat.serve.store import Store, default_path
 
         models = open_models(
             ckpts, device=cfg.device, precision=cfg.precision, gpus=cfg.gpus, max_rows=cfg.max_rows,
@@ -36,10 +36,10 @@ def run(cfg: DictConfig) -> None:
             print(COMPILES)
         service = Service(models, max_queue=cfg.limits.queue)
         app, local = build_api(service, defaults=defaults, api_key=cfg.api_key), is_local(cfg.host)
-        guard(app, cfg.limits.request_bytes, cfg.limits.requests_per_minute, list(cfg.cors), local=local)
+        add_limits(app, cfg.limits.request_bytes, cfg.limits.requests_per_minute, list(cfg.cors), local=local)
         with closing(Store(cfg.store or default_path())) as store:
             if cfg.page:
-                from nanochat.serve.page import mount_page
+                from nanochat.serve.page.mount import mount_page
 
                 mount_page(
                     app, service, store, compare=cfg.compare, private=not local, defaults=defaults, password=cfg.api_key

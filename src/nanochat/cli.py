@@ -16,9 +16,9 @@ def run(cfg: DictConfig) -> None:
     from nanochat.checkpoint.opened import open_checkpoint
     from nanochat.inference.engine import COMPILES, Engine
     from nanochat.sandbox.execution import python_tool
-    from nanochat.serve.screen import Screen
-    from nanochat.serve.talk import SETTINGS, Talk, checked
-    from nanochat.serve.terminal import converse, once
+    from nanochat.serve.terminal.loop import converse, once
+    from nanochat.serve.terminal.screen import Screen
+    from nanochat.serve.terminal.talk import SETTINGS, Talk, checked
 
     given = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(given, dict)

@@ -129,6 +129,8 @@ def test_two_steps_tags_and_phases_are_listed(base: Path, root: Path) -> None:
     with pytest.raises(ValueError, match=r"has no step 30; choose one of: .*d4:10, .*d4:20"):
         opened(f"{source}:30", base)
     assert opened(f"{source}:20", base)
+    with pytest.raises(ValueError, match="²"):  # a digit that int() does not read
+        opened(f"{source}:²", base)
     write(root, tag="d6")
     write(root, group="chatrl_checkpoints", tag="d6")
     with pytest.raises(

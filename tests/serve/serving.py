@@ -13,17 +13,19 @@ from tiny_networks import TOKENIZER
 from nanochat.gpt import GPT
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling import Sampling
-from nanochat.serve.address import listen
-from nanochat.serve.api import build_api
+from nanochat.serve.access.address import listen
+from nanochat.serve.api.app import build_api
 from nanochat.serve.server import url_of
-from nanochat.serve.service import Model, Service
+from nanochat.serve.service import ServedModel, Service
 from nanochat.serve.worker import Worker
 
 
-def served(name: str, gpt: GPT, *, phase: str = "sft", max_rows: int = 4, engines: int = 1, **settings: Any) -> Model:
+def served(
+    name: str, gpt: GPT, *, phase: str = "sft", max_rows: int = 4, engines: int = 1, **settings: Any
+) -> ServedModel:
     """A model of `gpt` over the tokenizer of bytes."""
     workers = [Worker(Engine(gpt, TOKENIZER, max_rows=max_rows, **settings), f"{name}/{n}") for n in range(engines)]
-    return Model(name, Path(name), phase, TOKENIZER, workers)
+    return ServedModel(name, Path(name), phase, TOKENIZER, workers)
 
 
 class Slow:
@@ -38,7 +40,7 @@ class Slow:
 
 @contextlib.contextmanager
 def server(
-    *models: Model, max_queue: int = 128, defaults: Sampling | None = None, wrap: Any = None, **api: Any
+    *models: ServedModel, max_queue: int = 128, defaults: Sampling | None = None, wrap: Any = None, **api: Any
 ) -> Iterator[tuple[str, Service]]:
     """Serve `models`; the address and the service. `wrap(app, service)` may add to the application."""
     service = Service(list(models), max_queue=max_queue)

@@ -201,6 +201,6 @@ def _pick(checkpoints: RunCheckpoints, which: str, words: str) -> Path:
         if best is None:
             raise ValueError(f"{words}: no checkpoint of this run was evaluated, so there is no best one; use @latest")
         return folder.require(checkpoints.path(best[0]))
-    if which.isdigit() and int(which) in steps:
+    if which.isdecimal() and int(which) in steps:
         return folder.require(checkpoints.path(int(which)))
     raise ValueError(f"{words}: {which} is not latest, best or one of the steps {', '.join(map(str, steps))}")

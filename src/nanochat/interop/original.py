@@ -68,7 +68,7 @@ def find(text: str, *roots: Path, tokenizer: Path | None = None) -> Original | N
     or if part of it is missing.
     """
     for words, step in (text, None), text.rpartition(":")[::2]:
-        if step is not None and not str(step).isdigit():
+        if step is not None and not str(step).isdecimal():
             continue
         for path in (Path(words).expanduser(), *(root / words for root in roots)):
             if path.is_file() and (match := MODEL.fullmatch(path.name)):

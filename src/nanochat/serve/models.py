@@ -8,7 +8,7 @@ from nanochat.checkpoint.opened import Opened, open_checkpoint
 from nanochat.inference.engine import MAX_ROWS, POOL_BYTES, Engine
 from nanochat.runtime import hardware
 from nanochat.sandbox.execution import python_tool
-from nanochat.serve.service import Model
+from nanochat.serve.service import ServedModel
 from nanochat.serve.worker import Worker
 
 
@@ -23,7 +23,7 @@ def open_models(
     python: bool = False,
     pool_bytes: int = POOL_BYTES,
     compile: bool = False,
-) -> list[Model]:
+) -> list[ServedModel]:
     """A model for each of `ckpts`, each with an engine on every one of `gpus` GPUs. ValueError where one cannot be had."""
     if gpus < 1:
         raise ValueError(f"gpus={gpus} must be at least 1")
@@ -32,7 +32,7 @@ def open_models(
         if there < gpus:
             raise ValueError(f"gpus={gpus} but torch sees {there} CUDA devices here; try gpus={max(1, there)}")
     devices = [device] if gpus == 1 else [f"cuda:{n}" for n in range(gpus)]
-    models: dict[str, Model] = {}
+    models: dict[str, ServedModel] = {}
     for ckpt in ckpts:
         opened = [open_checkpoint(ckpt, device=device, precision=precision) for device in devices]
         name = model_name(opened[0], set(models))
@@ -51,7 +51,7 @@ def open_models(
             )
             for copy in opened
         ]
-        models[name] = Model(name, opened[0].path, opened[0].phase, opened[0].tokenizer, workers)
+        models[name] = ServedModel(name, opened[0].path, opened[0].phase, opened[0].tokenizer, workers)
     return list(models.values())
 
 

@@ -6,7 +6,7 @@ import socket
 import uvicorn
 from fastapi import FastAPI
 
-from nanochat.serve.connections import bounded
+from nanochat.serve.access.connections import http_protocol
 from nanochat.serve.service import Service
 
 SHUTDOWN_SECONDS = 3  # guess: answers under way have this long after Ctrl-C
@@ -21,7 +21,7 @@ def serve(app: FastAPI, service: Service, bound: socket.socket) -> None:
     """Answer until Ctrl-C or SIGTERM."""
     config = uvicorn.Config(
         app,
-        http=bounded(),
+        http=http_protocol(),
         ws="none",
         log_level="warning",
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,

@@ -33,7 +33,7 @@ class Busy(RuntimeError):
 
 
 @dataclass
-class Model:
+class ServedModel:
     """A checkpoint with one worker per device."""
 
     name: str
@@ -59,7 +59,7 @@ class Model:
 class Service:
     """At most `max_queue` texts wait for a row of their model's engines."""
 
-    def __init__(self, models: list[Model], *, max_queue: int = 128) -> None:
+    def __init__(self, models: list[ServedModel], *, max_queue: int = 128) -> None:
         if max_queue < 0:
             raise ValueError(f"limits.queue={max_queue} must not be negative; 0 refuses what finds no free row")
         if not models:
@@ -68,10 +68,14 @@ class Service:
         self.max_queue = max_queue
 
     @property
-    def default(self) -> Model:
+    def default(self) -> ServedModel:
         return next(iter(self.models.values()))
 
-    def model(self, name: str | None) -> Model:
+    @property
+    def workers(self) -> list[Worker]:
+        return [worker for model in self.models.values() for worker in model.workers]
+
+    def model(self, name: str | None) -> ServedModel:
         """The model called `name`, the first one for None; RUN is the latest step there is of it. UnknownModel if there is none, or several."""
         if name is None:
             return self.default
@@ -127,7 +131,7 @@ class Service:
         _check_room(model, ids, sampling, strict)
         return model.idlest().submit(ids, sampling, num_samples)
 
-    def ids(self, model: Model, prompt: str | list[int]) -> list[int]:
+    def ids(self, model: ServedModel, prompt: str | list[int]) -> list[int]:
         """Ids of a prompt, with bos before a text. TooLong for a text that nobody has to read to know."""
         if not isinstance(prompt, str):
             return prompt
@@ -135,7 +139,7 @@ class Service:
             raise TooLong(f"the prompt has {len(prompt):,} characters; at most {MAX_CHARACTERS:,} are read")
         return [model.tokenizer.bos_id, *model.tokenizer.encode(prompt)]
 
-    def make_room(self, model: Model, texts: int) -> None:
+    def make_room(self, model: ServedModel, texts: int) -> None:
         """Busy if so many more texts would have to wait; ValueError if they always would."""
         rows = sum(worker.engine.max_rows for worker in model.workers)
         if texts > max(self.max_queue, 0) + rows:
@@ -148,17 +152,15 @@ class Service:
             )
 
     def start(self) -> None:
-        for model in self.models.values():
-            for worker in model.workers:
-                worker.start()
+        for worker in self.workers:
+            worker.start()
 
     def close(self) -> None:
-        for model in self.models.values():
-            for worker in model.workers:
-                worker.close()
+        for worker in self.workers:
+            worker.close()
 
 
-def _check_room(model: Model, prompt: list[int], sampling: Sampling, strict: bool) -> None:
+def _check_room(model: ServedModel, prompt: list[int], sampling: Sampling, strict: bool) -> None:
     """TooLong where `strict` and the answer might be cut by the context."""
     room = model.context - len(prompt)
     if strict and (sampling.max_tokens or 0) > room:

@@ -1,0 +1,1 @@
+"""Who may reach the server and how much they may send: in front of both the page and the API."""

@@ -1,0 +1,1 @@
+"""OpenAI's API, and the original's, over a service."""

@@ -1,0 +1,367 @@
+"""Conversations in one SQLite file, which outlives the server and any way it ends.
+
+A conversation is kept whole under its id, its messages in the form of `tokenizer/conversations.py`; a message of the assistant also has
+`made`, which says by what model and how, one of the user may have `branches` (`branches.py`). Every change is one transaction, written to
+the log before the call returns: a killed process loses nothing that was put, a machine that loses its power perhaps the last moments. A
+revision guards a conversation that two open it: who puts an older one is told, and nothing is overwritten.
+"""
+
+import json
+import os
+import secrets
+import sqlite3
+import threading
+import time
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nanochat.inference.sampling import Sampling
+from nanochat.runtime.paths import base_dir
+from nanochat.serve.page.branches import texts
+from nanochat.tokenizer.conversations import BadConversation, check
+
+VERSION = 1  # of the table and of what is exported
+TITLE_LENGTH = 60  # guess: characters; a line of the list
+WAIT_SECONDS = 30  # guess: for another process that is writing
+TABLE = """
+CREATE TABLE IF NOT EXISTS conversations (
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, title TEXT NOT NULL, model TEXT, messages TEXT NOT NULL, settings TEXT NOT NULL,
+    created REAL NOT NULL, updated REAL NOT NULL, revision INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS by_owner ON conversations (owner, updated);
+"""
+
+
+def new_id() -> str:
+    return secrets.token_urlsafe(12)  # it stands in an address: not to be guessed
+
+
+class Changed(ValueError):
+    """The conversation in the store is not the one that was read before."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """`owner` is whoever may see it, "" for everybody; `revision` how often it was put, 0 for one that is new."""
+
+    messages: list[dict[str, Any]] = field(default_factory=list)  # without a system message, which is a setting
+    settings: dict[str, Any] = field(default_factory=dict)  # {"system": text, "sampling": {…}, "random_seed": bool}
+    model: str | None = None
+    title: str = ""  # "": from the first message
+    owner: str = ""
+    id: str = field(default_factory=new_id)
+    created: float = 0.0  # seconds since 1970
+    updated: float = 0.0
+    revision: int = 0
+
+
+class Entry(NamedTuple):
+    """A line of the list."""
+
+    id: str
+    title: str
+    updated: float
+
+
+class Store:
+    """Opens `path`, or makes it, readable for its user alone; None keeps everything in memory. Safe from any thread and several processes.
+
+    `owner` in its methods leaves out what others own; None leaves out nothing.
+    """
+
+    def __init__(self, path: Path | str | None) -> None:
+        self.path = None if path is None else Path(path).expanduser().absolute()
+        self._lock = threading.RLock()
+        try:
+            if self.path is not None:
+                self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+                for file in (self.path, *(Path(f"{self.path}{kind}") for kind in ("-wal", "-shm"))):
+                    if file.exists() and file.stat().st_mode & 0o077:  # one made elsewhere may be open to others
+                        file.chmod(0o600)
+            self._db = sqlite3.connect(
+                self.path or ":memory:", timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute("PRAGMA secure_delete=ON")  # what is deleted is gone from the file too
+            with self._writing() as db:
+                (version,) = db.execute("PRAGMA user_version").fetchone()
+                if version > VERSION:
+                    raise ValueError(
+                        f"store={self.path} was written by a later nanochat (version {version}, this one reads {VERSION}); "
+                        "name another file"
+                    )
+                for statement in filter(str.strip, TABLE.split(";")):
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version={VERSION}")
+        except (OSError, sqlite3.Error) as error:
+            raise ValueError(
+                f"store={self.path} cannot be used ({error}); name another file, or null to keep nothing"
+            ) from None
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    def entries(self, owner: str | None = None) -> list[Entry]:
+        """The last changed first."""
+        where, values = _owned(owner)
+        rows = self._all(f"SELECT id, title, updated FROM conversations WHERE {where} ORDER BY updated DESC", values)
+        return [Entry(*row) for row in rows]
+
+    def search(self, text: str, owner: str | None = None) -> list[Entry]:
+        """The entries that have every word of `text` in their title or in what was written, on any branch, in any case.
+
+        Reads them all; how long that takes, and why there is no index: experiments/chat_page/README.md.
+        """
+        words = _folded(text).split()
+        return [entry for entry in self.entries(owner) if self._has(entry, words)]
+
+    def _has(self, entry: Entry, words: list[str]) -> bool:
+        rows = self._all(
+            "SELECT messages FROM conversations WHERE id = ?", [entry.id]
+        )  # one at a time: writers wait for no more
+        whole = _folded("\n".join([entry.title, *(text for row in rows for text in texts(json.loads(row[0])))]))
+        return all(word in whole for word in words)
+
+    def get(self, id: str, owner: str | None = None) -> Conversation | None:
+        where, values = _owned(owner)
+        rows = self._all(f"SELECT {COLUMNS} FROM conversations WHERE id = ? AND {where}", [id, *values])
+        return _conversation(rows[0]) if rows else None
+
+    def put(self, conversation: Conversation) -> Conversation:
+        """What is kept from now on. Changed if the store has another revision than the one this came from, or none any more."""
+        now = time.time()
+        new = replace(
+            conversation,
+            title=shortened(conversation.title) or title_of(conversation.messages),
+            created=conversation.created or now,
+            updated=now,
+            revision=conversation.revision + 1,
+        )
+        with self._writing() as db:
+            found = db.execute("SELECT revision FROM conversations WHERE id = ?", [new.id]).fetchone()
+            if (found[0] if found else 0) != conversation.revision:
+                raise Changed(f"{new.title!r} was {'changed' if found else 'deleted'} elsewhere")
+            marks = ", ".join("?" for _ in fields(Conversation))
+            db.execute(f"INSERT OR REPLACE INTO conversations ({COLUMNS}) VALUES ({marks})", _row(new))
+        return new
+
+    def set(self, id: str, owner: str | None = None, **values: Any) -> None:
+        """Change `title`, `model` or `settings` beside whatever else happens to a conversation; nothing if there is none."""
+        assert set(values) <= {"title", "model", "settings"}
+        if "title" in values and not (title := shortened(values["title"])):
+            raise ValueError(f"title={values['title']!r} is empty; type a name for the conversation")
+        elif "title" in values:
+            values["title"] = title
+        if "settings" in values:
+            values["settings"] = _json(values["settings"])
+        where, owned = _owned(owner)
+        with self._writing() as db:
+            db.execute(
+                f"UPDATE conversations SET {', '.join(f'{key} = ?' for key in values)} WHERE id = ? AND {where}",
+                [*values.values(), id, *owned],
+            )
+
+    def delete(self, id: str, owner: str | None = None) -> None:
+        where, values = _owned(owner)
+        with self._writing() as db:
+            db.execute(f"DELETE FROM conversations WHERE id = ? AND {where}", [id, *values])
+
+    def export(self, id: str | None = None, owner: str | None = None) -> str:
+        """JSON that `load` reads: of one conversation, or of all."""
+        ids = [entry.id for entry in self.entries(owner)] if id is None else [id]
+        found = [conversation for each in ids if (conversation := self.get(each, owner))]
+        kept = ("title", "model", "settings", "messages", "created", "updated")
+        return json.dumps(
+            {"nanochat_conversations": VERSION, "conversations": [{k: asdict(c)[k] for k in kept} for c in found]},
+            ensure_ascii=False, indent=1,
+        )  # fmt: skip
+
+    def load(self, text: str | bytes, owner: str = "") -> list[Conversation]:
+        """Add the conversations of an export as new ones, or one that is {"messages": […]} or only a list of messages.
+
+        ValueError for a file that cannot be read; then nothing of it is added.
+        """
+        read = list(parsed(text))
+        with self._writing():
+            return [self.put(replace(conversation, owner=owner)) for conversation in read]
+
+    def _all(self, query: str, values: list[Any]) -> list[tuple]:
+        with self._lock:
+            return self._db.execute(query, values).fetchall()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing of what is done inside; inside another one, a part of that."""
+        with self._lock:
+            if self._db.in_transaction:
+                yield self._db
+                return
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # a full disk may have ended it already
+                    self._db.execute("ROLLBACK")
+                raise
+
+
+def default_path() -> Path:
+    return base_dir() / "chat" / "conversations.sqlite"
+
+
+def title_of(messages: list[dict[str, Any]]) -> str:
+    """The beginning of the first question."""
+    first = next((message["content"] for message in messages if message["role"] == "user"), "")
+    return shortened(first) or "New conversation"
+
+
+def shortened(text: str) -> str:
+    """One line of at most TITLE_LENGTH characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
+
+
+def _folded(text: str) -> str:
+    """Equal for what differs only in case, or in how an accent or a wide letter is encoded."""
+    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+
+
+COLUMNS = ", ".join(f.name for f in fields(Conversation))
+
+
+def _row(conversation: Conversation) -> list[Any]:
+    values = (getattr(conversation, f.name) for f in fields(Conversation))
+    return [_json(value) if isinstance(value, list | dict) else value for value in values]
+
+
+def _conversation(row: tuple) -> Conversation:
+    messages, settings, *rest = row
+    return Conversation(json.loads(messages), json.loads(settings), *rest)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _owned(owner: str | None) -> tuple[str, list[str]]:
+    return ("1", []) if owner is None else ("owner = ?", [owner])
+
+
+# --- what comes from a file -------------------------------------------------------------------------------------
+
+
+def parsed(text: str | bytes) -> Iterator[Conversation]:
+    """The conversations of a JSON file, none of them stored. ValueError in one line."""
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8-sig")
+        data = json.loads(text)
+        text.encode()
+        _json(data).encode()  # what \ud800 stands for is no text
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"this is not a JSON file ({error}); choose one that was exported here") from None
+    version = data.get("nanochat_conversations", VERSION) if isinstance(data, dict) else VERSION
+    if version != VERSION:
+        raise ValueError(f"this file is of version {version!r}, which is not {VERSION}; export it again from there")
+    if isinstance(data, dict) and "conversations" in data:
+        data = data["conversations"]
+    elif isinstance(data, dict) or (
+        data and isinstance(data, list) and isinstance(data[0], dict) and "role" in data[0]
+    ):
+        data = [data]
+    if not isinstance(data, list) or not data:
+        raise ValueError(
+            "this file has no conversations; it should be an export, or a list of messages [{role, content}, …]"
+        )
+    for number, item in enumerate(data, 1):
+        try:
+            yield _checked(item if isinstance(item, dict) else {"messages": item})
+        except BadConversation as error:
+            raise ValueError(f"conversation {number} of {len(data)}: {error}; nothing was imported") from None
+
+
+def _checked(item: dict[str, Any]) -> Conversation:
+    messages = item.get("messages")
+    if messages != []:  # one that was cleared may be empty
+        try:
+            check({"messages": _without_notes(messages)}, answered=False)
+        except RecursionError:
+            raise BadConversation("its branches are nested too deep") from None
+    assert isinstance(messages, list)
+    settings, model, title = item.get("settings", {}), item.get("model"), item.get("title", "")
+    if not isinstance(settings, dict):
+        raise BadConversation(f"settings={settings!r} is not a dict")
+    if not isinstance(model, str | None) or not isinstance(title, str):
+        raise BadConversation("model and title must be texts")
+    if messages and messages[0]["role"] == "system":
+        settings = {**settings, "system": messages[0]["content"]}
+        messages = messages[1:]
+    return Conversation([_message(message) for message in messages], _settings(settings), model, title)
+
+
+def _without_notes(messages: Any) -> Any:
+    """What `check` has to see: without `made` and `branches`. BadConversation where one of the branches cannot follow its question."""
+    if not isinstance(messages, list):
+        return messages
+    plain = [
+        {k: v for k, v in m.items() if k not in ("made", "branches")} if isinstance(m, dict) else m for m in messages
+    ]
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict) or "branches" not in message:
+            continue
+        kept = message["branches"]
+        at, others = (kept.get("at"), kept.get("others")) if isinstance(kept, dict) else (None, None)
+        if (
+            message.get("role") != "user"
+            or not isinstance(others, list)
+            or type(at) is not int
+            or not 0 <= at <= len(others)
+        ):
+            raise BadConversation(
+                f'message {number} has branches that are not {{"at": number, "others": [messages, …]}} of a question'
+            )
+        for tail in others:
+            check(
+                {"messages": [plain[number], *(_without_notes(tail) if isinstance(tail, list) else [tail])]},
+                answered=False,
+            )
+    return plain
+
+
+def _message(message: dict[str, Any]) -> dict[str, Any]:
+    """What of a message is kept, that has passed the check."""
+    content = message["content"]
+    if isinstance(content, list):
+        content = [{"type": part["type"], "text": part["text"]} for part in content]
+    kept = {"role": message["role"], "content": content}
+    if message["role"] == "assistant" and isinstance(message.get("made"), dict):
+        kept["made"] = message["made"]
+    if "branches" in message:
+        others = [[_message(each) for each in tail] for tail in message["branches"]["others"]]
+        kept["branches"] = {"at": message["branches"]["at"], "others": others}
+    return kept
+
+
+def _settings(settings: dict[str, Any]) -> dict[str, Any]:
+    known = {"system": str, "random_seed": bool, "sampling": dict}
+    for key, value in settings.items():
+        if key not in known or not isinstance(value, known[key]):
+            raise BadConversation(f"settings have {key}={value!r}; they are {', '.join(known)}")
+    sampling = settings.get("sampling", {})
+    names = [f.name for f in fields(Sampling)]
+    for key in sampling:
+        if key not in names:
+            raise BadConversation(f"settings.sampling has {key!r}; there are: {', '.join(names)}")
+    try:
+        Sampling(**sampling)
+    except ValueError as error:
+        raise BadConversation(f"settings.sampling: {error}") from None
+    return settings
