@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 
 from nanochat.serve.page.store import TITLE_LENGTH, Changed, Conversation, Store, default_path
+from nanochat.serve.page.transfer import export, load
 
 CALL = [
     {"type": "text", "text": "34+57="},
@@ -83,7 +84,7 @@ def test_an_owner_sees_and_changes_only_what_is_theirs(store):
     store.set(theirs.id, "me", title="stolen")
     assert store.get(theirs.id, "you") == theirs
     assert {entry.id for entry in store.entries(None)} == {mine.id, theirs.id}
-    assert "theirs" not in store.export(None, "me") and "theirs" not in store.export(theirs.id, "me")
+    assert "theirs" not in export(store, None, "me") and "theirs" not in export(store, theirs.id, "me")
 
 
 def test_title_and_settings_change_beside_the_messages(store):
@@ -175,7 +176,7 @@ def test_export_and_import_give_the_same_conversations(store, tmp_path):
     for c in (Conversation(TALK, SETTINGS, "d4@10", "A title"), said("hello"), Conversation(title="empty")):
         store.put(c)
     other = Store(tmp_path / "other.sqlite")
-    loaded = other.load(store.export().encode(), owner="me")
+    loaded = load(other, export(store).encode(), owner="me")
 
     def content(c):
         return c.title, c.model, c.settings, c.messages
@@ -190,7 +191,7 @@ def test_export_and_import_give_the_same_conversations(store, tmp_path):
 )
 def test_messages_of_anyone_can_be_imported(store, wrap):
     talk = [{"role": "system", "content": "Be kind."}, *TALK]
-    (c,) = store.load(json.dumps(wrap(talk)))
+    (c,) = load(store, json.dumps(wrap(talk)))
     assert c.messages == TALK and c.settings == {"system": "Be kind."} and c.title == "What is 34 + 57?"
 
 
@@ -220,6 +221,6 @@ def changed(**values) -> str:
 )
 def test_a_file_that_cannot_be_read_is_one_line_and_adds_nothing(store, text, message):
     with pytest.raises(ValueError, match=message) as error:
-        store.load(text)
+        load(store, text)
     assert "\n" not in str(error.value)
     assert store.entries() == []

@@ -9,7 +9,7 @@ import gradio as gr
 
 from nanochat.inference.sampling import Sampling
 from nanochat.serve.page.rows import begun, chat_rows, line_of, plain
-from nanochat.serve.page.settings import LATEX, QUIET, AnswersPage, Shown, warn, with_system
+from nanochat.serve.page.settings import LATEX, QUIET, TO_THE_END, AnswersPage, Shown, warn, with_system
 from nanochat.serve.page.turn import UPDATES_PER_SECOND, Turn
 from nanochat.serve.service import Busy, ServedModel, Service
 
@@ -40,7 +40,7 @@ class Compare(AnswersPage):
                     )
                     chat = gr.Chatbot(
                         show_label=False, elem_classes="compared", buttons=["copy"], latex_delimiters=LATEX, allow_tags=False,
-                        feedback_options=None, height=None, placeholder=" ", render_markdown=model.chats,
+                        feedback_options=None, height=None, placeholder=" ", render_markdown=model.chats, autoscroll=False,
                     )  # fmt: skip
                     self.columns.append((model, chat, gr.Markdown(elem_classes="numbers")))
         self.box = gr.Textbox(
@@ -48,8 +48,13 @@ class Compare(AnswersPage):
             elem_id="box", elem_classes="for_all", label="Your message",
         )  # fmt: skip
         each = [component for _, chat, line in self.columns for component in (chat, line)]
-        asked = self.box.submit(self.send, [self.box, self.talks, *self.settings], [self.box, self.talks, self.seed, *each], **QUIET)  # fmt: skip
-        self.box.submit(None, None, None, js="() => nanochat.toTheEnd()")
+        asked = self.box.submit(
+            self.send,
+            [self.box, self.talks, *self.settings],
+            [self.box, self.talks, self.seed, *each],
+            js=TO_THE_END,
+            **QUIET,
+        )
         self.box.stop(self.stop, None, None, queue=False, **QUIET)
         gr.on(
             [new.click, *(chat.clear for _, chat, _ in self.columns)],

@@ -77,20 +77,22 @@
         });
     };
     const drawAnswers = (value) => { answers = value ?? []; draw(); };
-    // Who reads the newest text goes on reading it where a keyboard, the sidebar or a turned phone changes the room for it.
-    const left = new WeakSet(), near = 100; // those that were scrolled up; CSS pixels, as Gradio has it
-    const last = new WeakMap(), widths = new WeakMap();
+    // The view stays at the newest text while an answer grows, and while a keyboard, the sidebar or a turned phone changes the room
+    // for it, until it is scrolled up. Gradio's autoscroll is off: it decides, waits 0.3 s and then scrolls, so that during an
+    // answer it undid every scrolling up.
+    const left = new WeakSet(), near = 100; // areas that were scrolled up; CSS pixels
+    const last = new WeakMap();
     document.addEventListener("scroll", ({ target: e }) => {
         if (!e.matches?.(".bubble-wrap")) return;
-        if (e.scrollHeight - e.scrollTop - e.clientHeight <= near) left.delete(e);
-        else if (e.scrollTop < (last.get(e) ?? 0)) left.add(e); // text that is wrapped anew may have put the end further down, too
+        const below = e.scrollHeight - e.scrollTop - e.clientHeight, up = e.scrollTop < (last.get(e) ?? 0);
+        if (below > 1 && up) left.add(e); // without `up` the text has grown, or was wrapped anew
+        else if (below <= near) left.delete(e);
         last.set(e, e.scrollTop);
     }, true);
     const toTheEnd = () => document.querySelectorAll(".bubble-wrap").forEach((e) => { left.delete(e); e.scrollTo(0, e.scrollHeight); });
-    const room = new ResizeObserver((changes) => changes.forEach(({ target: e, contentRect: { width } }) => {
-        const area = e.closest(".bubble-wrap"), rewrapped = widths.get(e) !== width;
-        widths.set(e, width);
-        if (area && (e === area || rewrapped) && !left.has(area)) area.scrollTo(0, area.scrollHeight);
+    const room = new ResizeObserver((changes) => changes.forEach(({ target: e }) => {
+        const area = e.closest(".bubble-wrap");
+        if (area && !left.has(area)) area.scrollTo(0, area.scrollHeight);
     }));
     new MutationObserver((changes) => {
         document.querySelectorAll(".bubble-wrap, .bubble-wrap > .message-wrap").forEach((e) => room.observe(e));

@@ -9,11 +9,12 @@ from typing import Any
 
 import gradio as gr
 
+from nanochat.serve.page import transfer
 from nanochat.serve.page.branches import anew, switched
 from nanochat.serve.page.conversations import Conversations, Done, stop_box, with_messages
 from nanochat.serve.page.files import ATTACHED, quoted
 from nanochat.serve.page.rows import question_at
-from nanochat.serve.page.settings import AT_ONCE, QUIET, Shown, inform, warn
+from nanochat.serve.page.settings import AT_ONCE, QUIET, TO_THE_END, Shown, inform, warn
 from nanochat.serve.page.store import Conversation, new_id
 from nanochat.serve.page.turn import Turn
 
@@ -43,12 +44,9 @@ class Page(Conversations):
         ).then(None, None, None, js="(value) => nanochat.toTheBox(value)")
 
     def connect_chat(self) -> None:
-        to_the_end = "() => nanochat.toTheEnd()"
-        self.box.submit(self.send, [self.box, *self.ask], self.view, **AT_ONCE)
-        self.box.submit(None, None, None, js=to_the_end)
+        self.box.submit(self.send, [self.box, *self.ask], self.view, js=TO_THE_END, **AT_ONCE)
         self.box.stop(self.stop, self.here, None, queue=False, **QUIET)
-        self.chat.edit(self.edit, self.ask, self.view, **QUIET)
-        self.chat.edit(None, None, None, js=to_the_end)
+        self.chat.edit(self.edit, self.ask, self.view, js=TO_THE_END, **QUIET)
         self.chat.undo(self.undo, self.here, self.view, **QUIET)
         self.chat.clear(self.clear, self.here, self.view, **QUIET)
         self.turn_to_button.click(
@@ -149,7 +147,7 @@ class Page(Conversations):
         try:
             read = Path(file).read_bytes
             new_owner = owner if self.private else ""
-            loaded = await asyncio.to_thread(lambda: self.store.load(read(), new_owner))
+            loaded = await asyncio.to_thread(lambda: transfer.load(self.store, read(), new_owner))
         except ValueError as error:
             warn(str(error))
             yield self.show({})
@@ -273,10 +271,10 @@ class Page(Conversations):
         if not opened["id"]:
             inform("there is nothing to export yet")
             return ""
-        return self.store.export(opened["id"], self.whose(owner))
+        return transfer.export(self.store, opened["id"], self.whose(owner))
 
     def export_all(self, owner: str) -> str:
-        return self.store.export(None, self.whose(owner))
+        return transfer.export(self.store, None, self.whose(owner))
 
 
 def read_asked(messages: list[dict[str, Any]], asked: Any) -> tuple[int, int | None]:

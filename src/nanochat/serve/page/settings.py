@@ -28,6 +28,8 @@ QUIET: dict[str, Any] = {
     "concurrency_limit": None,
 }
 AT_ONCE: dict[str, Any] = {**QUIET, "trigger_mode": "multiple"}
+# Before the event: one that is only this would wait for the end of the answer.
+TO_THE_END = "(...inputs) => { nanochat.toTheEnd(); return inputs; }"
 
 
 class AnswersPage:

@@ -1,9 +1,10 @@
-"""Conversations in one SQLite file, which outlives the server and any way it ends.
+"""Conversations in one SQLite file, which survives the server however it ends.
 
-A conversation is kept whole under its id, its messages in the form of `tokenizer/conversations.py`; a message of the assistant also has
-`made`, which says by what model and how, one of the user may have `branches` (`branches.py`). Every change is one transaction, written to
-the log before the call returns: a killed process loses nothing that was put, a machine that loses its power perhaps the last moments. A
-revision guards a conversation that two open it: who puts an older one is told, and nothing is overwritten.
+A conversation is stored whole under its id, its messages in the form of `tokenizer/conversations.py`. A
+message of the assistant also has `made`, which says by what model and how; one of the user may have
+`branches` (`branches.py`). Every change is one transaction, written to the log before the call returns: a
+killed process loses nothing that was put; a power failure may lose the last moments. Revisions detect
+conflicts: putting an older revision raises Changed, and nothing is overwritten.
 """
 
 import json
@@ -15,14 +16,12 @@ import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nanochat.inference.sampling import Sampling
 from nanochat.runtime.paths import base_dir
 from nanochat.serve.page.branches import texts
-from nanochat.tokenizer.conversations import BadConversation, check
 
 VERSION = 1  # of the table and of what is exported
 TITLE_LENGTH = 60  # guess: characters; a line of the list
@@ -46,7 +45,7 @@ class Changed(ValueError):
 
 @dataclass(frozen=True)
 class Conversation:
-    """`owner` is whoever may see it, "" for everybody; `revision` how often it was put, 0 for one that is new."""
+    """`owner` may see it, everybody for ""; `revision` counts how often it was put, 0 for a new one."""
 
     messages: list[dict[str, Any]] = field(default_factory=list)  # without a system message, which is a setting
     settings: dict[str, Any] = field(default_factory=dict)  # {"system": text, "sampling": {…}, "random_seed": bool}
@@ -59,8 +58,8 @@ class Conversation:
     revision: int = 0
 
 
-class Entry(NamedTuple):
-    """A line of the list."""
+class Listing(NamedTuple):
+    """A line of the list of conversations."""
 
     id: str
     title: str
@@ -108,13 +107,13 @@ class Store:
         with self._lock:
             self._db.close()
 
-    def entries(self, owner: str | None = None) -> list[Entry]:
+    def entries(self, owner: str | None = None) -> list[Listing]:
         """The last changed first."""
         where, values = _owned(owner)
         rows = self._all(f"SELECT id, title, updated FROM conversations WHERE {where} ORDER BY updated DESC", values)
-        return [Entry(*row) for row in rows]
+        return [Listing(*row) for row in rows]
 
-    def search(self, text: str, owner: str | None = None) -> list[Entry]:
+    def search(self, text: str, owner: str | None = None) -> list[Listing]:
         """The entries that have every word of `text` in their title or in what was written, on any branch, in any case.
 
         Reads them all; how long that takes, and why there is no index: experiments/chat_page/README.md.
@@ -122,7 +121,7 @@ class Store:
         words = _folded(text).split()
         return [entry for entry in self.entries(owner) if self._has(entry, words)]
 
-    def _has(self, entry: Entry, words: list[str]) -> bool:
+    def _has(self, entry: Listing, words: list[str]) -> bool:
         rows = self._all(
             "SELECT messages FROM conversations WHERE id = ?", [entry.id]
         )  # one at a time: writers wait for no more
@@ -132,7 +131,7 @@ class Store:
     def get(self, id: str, owner: str | None = None) -> Conversation | None:
         where, values = _owned(owner)
         rows = self._all(f"SELECT {COLUMNS} FROM conversations WHERE id = ? AND {where}", [id, *values])
-        return _conversation(rows[0]) if rows else None
+        return _from_row(rows[0]) if rows else None
 
     def put(self, conversation: Conversation) -> Conversation:
         """What is kept from now on. Changed if the store has another revision than the one this came from, or none any more."""
@@ -149,7 +148,7 @@ class Store:
             if (found[0] if found else 0) != conversation.revision:
                 raise Changed(f"{new.title!r} was {'changed' if found else 'deleted'} elsewhere")
             marks = ", ".join("?" for _ in fields(Conversation))
-            db.execute(f"INSERT OR REPLACE INTO conversations ({COLUMNS}) VALUES ({marks})", _row(new))
+            db.execute(f"INSERT OR REPLACE INTO conversations ({COLUMNS}) VALUES ({marks})", _to_row(new))
         return new
 
     def set(self, id: str, owner: str | None = None, **values: Any) -> None:
@@ -173,24 +172,10 @@ class Store:
         with self._writing() as db:
             db.execute(f"DELETE FROM conversations WHERE id = ? AND {where}", [id, *values])
 
-    def export(self, id: str | None = None, owner: str | None = None) -> str:
-        """JSON that `load` reads: of one conversation, or of all."""
-        ids = [entry.id for entry in self.entries(owner)] if id is None else [id]
-        found = [conversation for each in ids if (conversation := self.get(each, owner))]
-        kept = ("title", "model", "settings", "messages", "created", "updated")
-        return json.dumps(
-            {"nanochat_conversations": VERSION, "conversations": [{k: asdict(c)[k] for k in kept} for c in found]},
-            ensure_ascii=False, indent=1,
-        )  # fmt: skip
-
-    def load(self, text: str | bytes, owner: str = "") -> list[Conversation]:
-        """Add the conversations of an export as new ones, or one that is {"messages": […]} or only a list of messages.
-
-        ValueError for a file that cannot be read; then nothing of it is added.
-        """
-        read = list(parsed(text))
+    def put_all(self, conversations: list[Conversation]) -> list[Conversation]:
+        """All or none."""
         with self._writing():
-            return [self.put(replace(conversation, owner=owner)) for conversation in read]
+            return [self.put(conversation) for conversation in conversations]
 
     def _all(self, query: str, values: list[Any]) -> list[tuple]:
         with self._lock:
@@ -237,12 +222,12 @@ def _folded(text: str) -> str:
 COLUMNS = ", ".join(f.name for f in fields(Conversation))
 
 
-def _row(conversation: Conversation) -> list[Any]:
+def _to_row(conversation: Conversation) -> list[Any]:
     values = (getattr(conversation, f.name) for f in fields(Conversation))
     return [_json(value) if isinstance(value, list | dict) else value for value in values]
 
 
-def _conversation(row: tuple) -> Conversation:
+def _from_row(row: tuple) -> Conversation:
     messages, settings, *rest = row
     return Conversation(json.loads(messages), json.loads(settings), *rest)
 
@@ -253,115 +238,3 @@ def _json(value: Any) -> str:
 
 def _owned(owner: str | None) -> tuple[str, list[str]]:
     return ("1", []) if owner is None else ("owner = ?", [owner])
-
-
-# --- what comes from a file -------------------------------------------------------------------------------------
-
-
-def parsed(text: str | bytes) -> Iterator[Conversation]:
-    """The conversations of a JSON file, none of them stored. ValueError in one line."""
-    try:
-        if isinstance(text, bytes):
-            text = text.decode("utf-8-sig")
-        data = json.loads(text)
-        text.encode()
-        _json(data).encode()  # what \ud800 stands for is no text
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"this is not a JSON file ({error}); choose one that was exported here") from None
-    version = data.get("nanochat_conversations", VERSION) if isinstance(data, dict) else VERSION
-    if version != VERSION:
-        raise ValueError(f"this file is of version {version!r}, which is not {VERSION}; export it again from there")
-    if isinstance(data, dict) and "conversations" in data:
-        data = data["conversations"]
-    elif isinstance(data, dict) or (
-        data and isinstance(data, list) and isinstance(data[0], dict) and "role" in data[0]
-    ):
-        data = [data]
-    if not isinstance(data, list) or not data:
-        raise ValueError(
-            "this file has no conversations; it should be an export, or a list of messages [{role, content}, …]"
-        )
-    for number, item in enumerate(data, 1):
-        try:
-            yield _checked(item if isinstance(item, dict) else {"messages": item})
-        except BadConversation as error:
-            raise ValueError(f"conversation {number} of {len(data)}: {error}; nothing was imported") from None
-
-
-def _checked(item: dict[str, Any]) -> Conversation:
-    messages = item.get("messages")
-    if messages != []:  # one that was cleared may be empty
-        try:
-            check({"messages": _without_notes(messages)}, answered=False)
-        except RecursionError:
-            raise BadConversation("its branches are nested too deep") from None
-    assert isinstance(messages, list)
-    settings, model, title = item.get("settings", {}), item.get("model"), item.get("title", "")
-    if not isinstance(settings, dict):
-        raise BadConversation(f"settings={settings!r} is not a dict")
-    if not isinstance(model, str | None) or not isinstance(title, str):
-        raise BadConversation("model and title must be texts")
-    if messages and messages[0]["role"] == "system":
-        settings = {**settings, "system": messages[0]["content"]}
-        messages = messages[1:]
-    return Conversation([_message(message) for message in messages], _settings(settings), model, title)
-
-
-def _without_notes(messages: Any) -> Any:
-    """What `check` has to see: without `made` and `branches`. BadConversation where one of the branches cannot follow its question."""
-    if not isinstance(messages, list):
-        return messages
-    plain = [
-        {k: v for k, v in m.items() if k not in ("made", "branches")} if isinstance(m, dict) else m for m in messages
-    ]
-    for number, message in enumerate(messages):
-        if not isinstance(message, dict) or "branches" not in message:
-            continue
-        kept = message["branches"]
-        at, others = (kept.get("at"), kept.get("others")) if isinstance(kept, dict) else (None, None)
-        if (
-            message.get("role") != "user"
-            or not isinstance(others, list)
-            or type(at) is not int
-            or not 0 <= at <= len(others)
-        ):
-            raise BadConversation(
-                f'message {number} has branches that are not {{"at": number, "others": [messages, …]}} of a question'
-            )
-        for tail in others:
-            check(
-                {"messages": [plain[number], *(_without_notes(tail) if isinstance(tail, list) else [tail])]},
-                answered=False,
-            )
-    return plain
-
-
-def _message(message: dict[str, Any]) -> dict[str, Any]:
-    """What of a message is kept, that has passed the check."""
-    content = message["content"]
-    if isinstance(content, list):
-        content = [{"type": part["type"], "text": part["text"]} for part in content]
-    kept = {"role": message["role"], "content": content}
-    if message["role"] == "assistant" and isinstance(message.get("made"), dict):
-        kept["made"] = message["made"]
-    if "branches" in message:
-        others = [[_message(each) for each in tail] for tail in message["branches"]["others"]]
-        kept["branches"] = {"at": message["branches"]["at"], "others": others}
-    return kept
-
-
-def _settings(settings: dict[str, Any]) -> dict[str, Any]:
-    known = {"system": str, "random_seed": bool, "sampling": dict}
-    for key, value in settings.items():
-        if key not in known or not isinstance(value, known[key]):
-            raise BadConversation(f"settings have {key}={value!r}; they are {', '.join(known)}")
-    sampling = settings.get("sampling", {})
-    names = [f.name for f in fields(Sampling)]
-    for key in sampling:
-        if key not in names:
-            raise BadConversation(f"settings.sampling has {key!r}; there are: {', '.join(names)}")
-    try:
-        Sampling(**sampling)
-    except ValueError as error:
-        raise BadConversation(f"settings.sampling: {error}") from None
-    return settings

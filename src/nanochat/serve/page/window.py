@@ -89,6 +89,7 @@ class Window(AnswersPage):
             placeholder="### What shall we talk about?",
             scale=1,
             height="100%",
+            autoscroll=False,  # `page.js` does it
         )
         with gr.Row(elem_id="asking"):
             self.attach_button = gr.Button("Attach", size="sm", scale=0, min_width=64, elem_id="attach")
