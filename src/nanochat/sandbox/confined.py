@@ -95,7 +95,7 @@ def ended_by_cpu_limit(number: int, used_seconds: float, cpu_seconds: int) -> bo
 
     The kernel sends SIGXCPU at the limit, and SIGKILL `CPU_GRACE` later to a program that ignores it. It
     counts ticks for the limit and exact times for `used_seconds`, so the two differ on a busy machine:
-    0.881 to 1.017 s were reported at a limit of 1 s beside six busy processes. SIGXCPU alone is proof.
+    0.881 to 1.017 s were reported at a limit of 1 s with six other busy processes. SIGXCPU alone is proof.
     For SIGKILL, which has other causes too, half the limit is taken as enough.
     """
     return number == signal.SIGXCPU or (number == signal.SIGKILL and used_seconds > cpu_seconds / 2)

@@ -193,15 +193,15 @@ def _run(program: str, limits: ProgramLimits, off: Collection[str]) -> tuple[Res
                 os.close(write_status)
             with process:
                 try:
-                    told, stdout, stderr, reason = _follow(process, status, directory, limits)
+                    report, stdout, stderr, reason = _follow(process, status, directory, limits)
                 finally:
                     _kill(process)
     finally:
         _remove(directory)
     errors = _text(stderr, limits)
-    code, late, said = marshal.loads(told) if told else (-signal.SIGKILL, False, b"")
+    code, late, said = marshal.loads(report) if report else (-signal.SIGKILL, False, b"")
     first, newline, rest = said.partition(b"\n")
-    if not newline and not late and not reason and (told or process.returncode > 0):
+    if not newline and not late and not reason and (report or process.returncode > 0):
         raise RuntimeError(f"a program cannot be run: {errors.strip()[-500:] or process.returncode}")
     had = {"wall", *first.decode().split()} if newline else set()
     late = late or reason == "time"

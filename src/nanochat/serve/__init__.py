@@ -1,1 +1,1 @@
-"""People and programs talking to checkpoints: a Gradio page and OpenAI's API over the same engines."""
+"""Serving checkpoints: a page, OpenAI's API and a terminal over the same engines."""

@@ -1,7 +1,7 @@
-"""An engine in a thread of its own, and answers that arrive where they were asked for: in an asyncio event loop.
+"""An engine in its own thread, whose answers arrive in the asyncio event loop that asked for them.
 
-The thread does nothing but step the engine. Each step's pieces are handed to the event loop in one call, so a loop that serves many
-clients is woken once per token, not once per client.
+The thread only steps the engine. The pieces of a step are handed to the event loop in one call, so a loop
+with many clients is woken once per token, not once per client.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ class Reply:
                 yield piece
 
     async def batches(self) -> AsyncIterator[list[Piece]]:
-        """The pieces that have come since the last look, which is later the more clients there are: sending takes time too."""
+        """The pieces since the last batch; with more clients the batches are larger, since sending takes time too."""
         ended = 0
         try:
             while ended < len(self.request.texts):
@@ -167,7 +167,7 @@ class Worker:
             self._fail(_failed(error))
 
     def _fail(self, error: EngineFailed) -> None:
-        """Tell all who wait, those too that come meanwhile."""
+        """Fail all waiting replies, also those that arrive meanwhile."""
         while self._replies:
             self._give(self._replies.popitem()[1], error)
 
@@ -216,7 +216,7 @@ def _settle(future: asyncio.Future, result: Any, error: Exception | None) -> Non
 
 
 def _tell(loop: asyncio.AbstractEventLoop, do: Callable[[], Any]) -> None:
-    """Run `do` in `loop`; a loop that is gone has nobody left who waits."""
+    """Run `do` in `loop`, unless the loop has been closed."""
     try:
         loop.call_soon_threadsafe(do)
     except RuntimeError:

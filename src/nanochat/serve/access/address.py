@@ -17,7 +17,7 @@ def is_local(host: str) -> bool:
 
 
 def check_address(host: str, *, api_key: str | None, open: bool) -> None:
-    """ValueError for an address that others reach, unless it was said who may use it."""
+    """ValueError for an address that others can reach, unless a key or open=true says who may use it."""
     if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable() and " " not in api_key):
         raise ValueError("api_key must be printable ASCII without spaces, and not empty; null needs none")
     if api_key is not None and open:
@@ -30,7 +30,7 @@ def check_address(host: str, *, api_key: str | None, open: bool) -> None:
 
 
 def check_python(host: str) -> None:
-    """ValueError if what a model writes is to be run for strangers where this machine cannot keep it in; says what it cannot guard."""
+    """ValueError for running a model's Python for other machines where this one cannot confine it."""
     found = find_guards()
     if not is_local(host) and not found.complete:
         raise ValueError(
@@ -60,7 +60,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def canonical(path: str) -> str:
-    """The path that any spelling of it stands for: case, slashes, dots and percent signs do not count."""
+    """The one spelling of a path, whatever its case, slashes, dots and percent signs."""
     for _ in range(3):
         path = unquote(path)
     words: list[str] = []

@@ -1,7 +1,9 @@
-"""Bounds on connections, below HTTP: uvicorn has none for httptools on the length of a header, the time a request takes to come, or their number.
+"""Bounds on connections, below HTTP.
 
-A request is unfinished until its last byte has come; a new connection is one too. Of the unfinished ones there are so many to an address
-and so many in all: the oldest gives way to a new one, so that those who keep theirs open keep nobody out.
+With httptools, uvicorn bounds neither the length of a header, nor the time a request takes to arrive, nor
+the number of requests. A request is unfinished until its last byte has arrived; a new connection counts as
+one. Their number is bounded per address and in all: the oldest gives way to a new one, so that clients
+that keep theirs open keep nobody out.
 """
 
 import asyncio

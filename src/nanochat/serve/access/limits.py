@@ -1,4 +1,7 @@
-"""Bounds on what a client may send: ASGI middleware around the API and the page. Those below HTTP are in `connections`."""
+"""Bounds on what a client may send, as ASGI middleware around the API and the page.
+
+Bounds below HTTP are in `connections`.
+"""
 
 import time
 from collections import OrderedDict
@@ -20,9 +23,10 @@ WRONG_PER_MINUTE = 30  # guess: keys and passwords that an address may guess; a 
 
 
 def add_limits(app: FastAPI, request_bytes: int, per_minute: int | None, cors: list[str], *, local: bool) -> None:
-    """Put the limits around `app`; those that are refused are refused before anything else looks at them. ValueError for no limits.
+    """Put the limits around `app`, so that refusals come before anything else is read.
 
-    From the outside: who may ask at all (`Origins`), how often, with what key, and only then is a body read.
+    From the outside in: which pages may ask at all (`Origins`), how often, with which key; only then is a
+    body read. ValueError for bounds that make no sense.
     """
     if request_bytes < 1024:
         raise ValueError(f"limits.request_bytes={request_bytes} must be at least 1024")
@@ -112,7 +116,7 @@ class BodyLimit:
 
 
 class Budget:
-    """So many times in a minute for each address; they come back evenly."""
+    """A number of times per minute for each address, refilled evenly."""
 
     def __init__(self, per_minute: int) -> None:
         self.per_minute = per_minute
@@ -157,7 +161,7 @@ class RateLimit:
 
 
 class WrongKeys:
-    """429 for an address that has guessed too often: then no key of it is looked at, a right one neither."""
+    """429 for an address with too many wrong keys; then a right one is not accepted either."""
 
     def __init__(self, app: Any) -> None:
         self.app, self.budget = app, Budget(WRONG_PER_MINUTE)

@@ -12,8 +12,8 @@ PORTS = {"http": 80, "https": 443}
 class Origins:
     """403 for what a foreign page makes a browser send here, on any route, with or without a key.
 
-    With `local`, also for a name that is not this machine's (DNS rebinding). A request without an Origin is no page's: a program's, or a
-    link that was followed; what such a link shows, the page that has it cannot read.
+    With `local`, also for a Host that is not this machine (DNS rebinding). A request without an Origin comes
+    from a program or a followed link, whose response the linking page cannot read.
     """
 
     def __init__(self, app: Any, cors: list[str], *, local: bool) -> None:
@@ -26,7 +26,7 @@ class Origins:
         await self.app(scope, receive, send)
 
     def refused(self, headers: list[tuple[bytes, bytes]]) -> str | None:
-        """Why, if it is."""
+        """The reason, or None."""
         hosts, origins = (
             [value.decode("latin-1").lower() for key, value in headers if key == name] for name in (b"host", b"origin")
         )

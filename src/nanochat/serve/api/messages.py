@@ -51,7 +51,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Parts | None = None
-    parts: Parts | None = Field(None, description="what the answer of this server had beside its content")
+    parts: Parts | None = Field(None, description="what an answer of this server had besides its content")
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_FUNCTIONS)] | None = None
     tool_call_id: str | None = None
 

@@ -1,10 +1,10 @@
-"""Calls of a client's functions, on our special tokens.
+"""Calls of a client's functions, by the special tokens of the calculator.
 
-A call stands where one of the calculator does, and its result where the calculator's does:
+A call and its result have the form of the calculator's:
 `<|python_start|>{"name":"add","arguments":{"a":1}}<|python_end|><|output_start|>2<|output_end|>`, all within one turn of the assistant. A
-JSON object is no calculation, so the two cannot be confused. What functions there are is said at the end of the system message, a line
-each. A call that is required begins with <|python_start|> in the prompt and is then decoded by the functions' schemas; one that the model
-opens by itself, with `{` as its first sign, is so from there on.
+JSON object is no calculation, so the two cannot be confused. The functions are listed at the end of the
+system message, one per line. A required call begins with <|python_start|> in the prompt and is decoded by
+the functions' schemas; a call that the model opens by itself is, from its first character `{` on.
 """
 
 import re
@@ -98,11 +98,11 @@ def as_turns(messages: list[ChatMessage], tools: list[Tool] | None = None) -> li
         if isinstance(new["content"], list) and all(part["type"] == "text" for part in new["content"]):
             new["content"] = "".join(part["text"] for part in new["content"])
     if tools:
-        told = "You can call these functions:\n" + "\n".join(_described(tool.function) for tool in tools)
+        offered = "You can call these functions:\n" + "\n".join(_described(tool.function) for tool in tools)
         if found and found[0]["role"] == "system":
-            found[0]["content"] = f"{found[0]['content']}\n\n{told}".strip()
+            found[0]["content"] = f"{found[0]['content']}\n\n{offered}".strip()
         else:
-            found.insert(0, {"role": "system", "content": told})
+            found.insert(0, {"role": "system", "content": offered})
     return found
 
 

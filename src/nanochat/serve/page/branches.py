@@ -1,8 +1,8 @@
-"""What else followed a question: answers that were made again are kept, each with everything that came after it.
+"""Branches of a conversation: answers that were made again are kept, each with everything after it.
 
 The messages of a conversation are what is shown. A question with several answers has `branches`: {"at": n, "others": [messages, …]}, the
 lists of messages that followed it on other branches, in the order in which they were begun; the shown one would be number `at` of all.
-So what is kept is a tree, nothing is there twice, and who reads only roles and contents sees one conversation.
+So the conversation is a tree in which nothing is stored twice, and reading only roles and contents gives one path.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 // What the page does in the browser itself, as window.nanochat: functions that Gradio's events call, and the row under each answer.
 (() => {
-    const PHONE = 768, WIDE = 1000; // CSS pixels: where Gradio's sidebar covers the page; where it fits beside it (guess)
+    const PHONE = 768, WIDE = 1000; // CSS pixels: where Gradio's sidebar covers the page; where both fit side by side (guess)
 
     const idInAddress = (opened) => {
         const url = new URL(window.location);

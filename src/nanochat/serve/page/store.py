@@ -67,9 +67,10 @@ class Listing(NamedTuple):
 
 
 class Store:
-    """Opens `path`, or makes it, readable for its user alone; None keeps everything in memory. Safe from any thread and several processes.
+    """Opens or creates `path`, readable by its user only; None keeps everything in memory.
 
-    `owner` in its methods leaves out what others own; None leaves out nothing.
+    Safe from any thread and several processes. `owner` in its methods leaves out what others own; None
+    leaves out nothing.
     """
 
     def __init__(self, path: Path | str | None) -> None:
@@ -152,7 +153,7 @@ class Store:
         return new
 
     def set(self, id: str, owner: str | None = None, **values: Any) -> None:
-        """Change `title`, `model` or `settings` beside whatever else happens to a conversation; nothing if there is none."""
+        """Change `title`, `model` or `settings` without a new revision; nothing if there is no such conversation."""
         assert set(values) <= {"title", "model", "settings"}
         if "title" in values and not (title := shortened(values["title"])):
             raise ValueError(f"title={values['title']!r} is empty; type a name for the conversation")

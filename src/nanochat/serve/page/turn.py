@@ -1,4 +1,4 @@
-"""An answer that is being written, as whoever shows it needs it: its parts so far, its numbers, and a record of how it was made."""
+"""An answer that is being written: its parts so far, its numbers, and a record of how it was made."""
 
 import asyncio
 import time
@@ -11,12 +11,15 @@ from nanochat.inference.stream import Fragment, merge_parts
 from nanochat.serve.service import ServedModel
 from nanochat.serve.worker import EngineFailed, Reply
 
-UPDATES_PER_SECOND = 15  # guess: more than that nobody reads, and a browser that draws Markdown cannot follow
+UPDATES_PER_SECOND = 15  # guess: faster is not readable, and a browser that renders Markdown cannot keep up
 NOTHING = [{"type": "text", "text": "…"}]  # what stands for an answer without a token
 
 
 class Turn:
-    """Takes in `reply` in a task of its own, so that nothing is lost where nobody looks. `ended` is called once, after the last token."""
+    """Reads `reply` in its own task, so that nothing is lost while no page shows it.
+
+    `ended` is called once, after the last token.
+    """
 
     def __init__(
         self, reply: Reply, model: ServedModel, sampling: Sampling, *, forgotten: int = 0, session: str | None = None,
@@ -49,7 +52,7 @@ class Turn:
             self.reply.cancel()
 
     async def updates(self) -> AsyncIterator[None]:
-        """A few times a second while it is being written; what came after the last of them is there when they end."""
+        """Ticks a few times a second until the answer has ended; look at it once more after that."""
         while not self.task.done():
             await asyncio.wait([self.task], timeout=1 / UPDATES_PER_SECOND)
             if not self.task.done():
@@ -64,7 +67,7 @@ class Turn:
         return "".join(text for kind, text in self.fragments if kind != "mark")
 
     def made(self) -> dict[str, Any]:
-        """Everything that it takes to make it again, and its numbers."""
+        """Everything needed to make it again, and its numbers."""
         settings = {key: value for key, value in asdict(self.sampling).items() if value != DEFAULTS[key]}
         tokens = len(self.reply.request.texts[0].ids)
         return {
@@ -79,7 +82,7 @@ class Turn:
         }
 
     def message(self) -> dict[str, Any]:
-        """The assistant's message, whole or as far as it is."""
+        """The assistant's message, complete or so far."""
         return {"role": "assistant", "content": self.parts or NOTHING, "made": self.made()}
 
 
@@ -87,7 +90,7 @@ DEFAULTS = asdict(Sampling())
 
 
 def numbers(made: dict[str, Any]) -> str:
-    """One line about an answer, from what `Turn.made` says of it; none for what an import says instead."""
+    """One line about an answer, from `Turn.made`; empty if an import has something else there."""
     try:
         return " · ".join(_numbers(made))
     except (KeyError, TypeError, ValueError):

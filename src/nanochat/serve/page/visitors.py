@@ -1,13 +1,16 @@
-"""What a browser may ask of the page's server: what is its own, and nothing else.
+"""A browser may use only its own sessions, events and files of the page's server.
 
-Gradio trusts whoever knows a path, the name of a session or of an event. Here each of them belongs to a visitor, a random cookie:
+Gradio trusts anyone who knows a path, or the name of a session or of an event. Here each of them belongs
+to a visitor, identified by a random cookie:
 
 - only the routes that the page uses exist, spelled in one way;
-- a session (`session_hash`) belongs to the visitor that used it first: nobody else starts, cancels or reads anything in it;
-- a file that an event names is one that the same visitor uploaded, by exactly the path that the upload returned; no address, no other
-  spelling of a path. Only such files can be downloaded.
+- a session (`session_hash`) belongs to the visitor that used it first: nobody else starts, cancels or
+  reads anything in it;
+- an event may name only files that the same visitor uploaded, by exactly the path that the upload
+  returned: no address, no other spelling of a path. Only such files can be downloaded.
 
-`Sealed` is the second wall, inside Gradio: its own check of inputs is switched on, and no value that a handler returns may name a file.
+`Sealed` is a second barrier, inside Gradio: its own check of inputs is switched on, and no value that a
+handler returns may name a file.
 """
 
 import json
@@ -34,7 +37,7 @@ REMEMBERED = 100_000  # guess: sessions, events and uploads; the one not used fo
 PAGE_BYTES = 2**20  # guess: what a page sends at a click; a question of MAX_CHARACTERS is a tenth
 REPLY_BYTES = 2**20  # guess: of an answer that names uploads
 API = "/gradio_api"
-# what the page loads and posts; all else that Gradio has (proxy, streams, recordings, monitoring, deep links, vibe …) is not there
+# what the page loads and posts; Gradio's other routes (proxy, streams, recordings, monitoring …) answer 404
 READ = ("/", "/config", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json", "/logout",
         f"{API}/info", f"{API}/theme.css", f"{API}/startup-events", f"{API}/upload_progress", f"{API}/login_check")  # fmt: skip
 READ_BELOW = ("/assets/", "/static/", "/svelte/")
@@ -55,7 +58,7 @@ OPEN = (
 
 @cache
 def private_folder() -> tempfile.TemporaryDirectory[str]:
-    """Where this process keeps uploads: no other user of the machine can look into it, and it goes when the process ends."""
+    """Where this process keeps uploads: closed to other users of the machine, removed when the process ends."""
     folder = tempfile.TemporaryDirectory(prefix="nanochat-uploads-")  # mode 0700
     os.environ["GRADIO_TEMP_DIR"] = folder.name  # read by every component as it is made, and at every check
     return folder
@@ -77,7 +80,7 @@ def names_files(value: Any) -> list[dict[str, Any]]:
 
 
 class Sealed(gr.Blocks):
-    """Blocks that take no file that was not uploaded, and give none away."""
+    """Blocks that accept only uploaded files, and give no files away."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         private_folder()

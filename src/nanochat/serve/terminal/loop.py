@@ -16,12 +16,12 @@ from nanochat.serve.terminal.talk import Talk
 with contextlib.suppress(ImportError):  # not on every system
     import readline  # noqa: F401  # input() then edits lines with it
 
-TWO_PRESSES = 0.05  # guess: seconds between two of a person's, who may press twice in a row to quit
+TWO_PRESSES = 0.05  # guess: seconds; a person who presses twice in a row to quit is slower
 
 
 @contextmanager
 def streams() -> Iterator[None]:
-    """Inside, bytes that are no text are replaced, and a reader that goes away (`| head -1`) ends the program without a word."""
+    """Inside, bytes that are not text are replaced, and a closed pipe (`| head -1`) ends the program silently."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -41,7 +41,7 @@ def once(talk: Talk, question: str) -> None:
 
 
 def converse(talk: Talk) -> None:
-    """Until the input ends, /quit, or Ctrl-C twice in a row at the prompt. A line that is refused is told and changes nothing."""
+    """Until the input ends, /quit, or Ctrl-C twice in a row at the prompt. A line that is refused is reported and changes nothing."""
     if sys.stdin is None:
         raise ValueError("there is no input to read; type prompt=… for one answer")
     person = talk.stoppable = sys.stdin.isatty()

@@ -3,8 +3,9 @@
 import os
 from typing import TextIO
 
-# Whatever a model, a file or a pipe brings must not move the cursor, name the window or answer for the keyboard: of the control
-# characters (C0, DEL and C1, among them ESC and CSI) only newline and tab are written. Carriage returns go, so that lines stay.
+# Text from a model, a file or a pipe must not move the cursor, rename the window or fake keyboard input: of
+# the control characters (C0, DEL and C1, with ESC and CSI) only newline and tab are written. Carriage returns
+# are removed, so that no line is overwritten.
 CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"}
 CONTROLS[ord("\r")] = ""
 

@@ -1,7 +1,7 @@
-"""A conversation with one checkpoint and the commands that act on it; what is asked goes in as lines, what comes out goes to a Screen.
+"""A conversation with one checkpoint and its commands: lines go in, text goes to a Screen.
 
-The state is `messages`, which take turns. The last may be a question that got no answer: /retry asks it again, the next question replaces it.
-Whatever is refused raises a ValueError of one line and changes nothing.
+The state is `messages`, in alternating turns. The last may be a question without an answer: /retry asks
+it again, the next question replaces it. What is refused raises a ValueError of one line and changes nothing.
 """
 
 import json
@@ -41,11 +41,11 @@ def checked(settings: dict[str, Any]) -> dict[str, Any]:
     """The SETTINGS as they are kept, `stop` as a list. ValueError, Sampling's own, for one that makes no sense."""
     stop = settings["stop"]
     settings = {**settings, "stop": text_list(stop) if isinstance(stop, str) else [] if stop is None else stop}
-    sampling(settings, 0)
+    sampling_for(settings, 0)
     return settings
 
 
-def sampling(settings: dict[str, Any], answer: int) -> Sampling:
+def sampling_for(settings: dict[str, Any], answer: int) -> Sampling:
     """For the `answer`-th answer: a number as `seed` makes all of them reproducible, null makes each another one."""
     seed = settings["seed"]
     if seed is None:
@@ -179,7 +179,7 @@ class Talk:
 
     def _answer(self, asked: list[dict[str, Any]]) -> None:
         """Sample and show what follows `asked`; only then is it part of the conversation."""
-        context, how = self.engine.gpt.config.sequence_len, sampling(self.settings, self.answers)
+        context, how = self.engine.gpt.config.sequence_len, sampling_for(self.settings, self.answers)
         prompt, more = fit(
             self.engine.tokenizer, [*self._first(), *asked[2 * self.forgotten :]],
             context=context, room=how.max_tokens or context // 2, forget=True,
