@@ -23,6 +23,7 @@ def run(cfg: DictConfig) -> float | None:
     """One run or one trial of a sweep. Returns the last val/bpb, which is what a sweeper minimises."""
     from nanochat.checkpoint.runs import lasting_name, resolve
     from nanochat.runs import parent
+    from nanochat.runs.fit import fit
     from nanochat.runs.launch import run_ranks
     from nanochat.runs.run_folder import check_resume, open_run
     from nanochat.runtime.paths import base_dir
@@ -53,12 +54,8 @@ def run(cfg: DictConfig) -> float | None:
     if job.is_finished(folder):
         return job.last_result(folder)
     job.prepare(folder)
-    if job.world_size == 1:
-        result = job.train(folder)
-        told = job.told_to_stop
-    else:
-        told = run_ranks(folder, config, job.world_size)
-        result = job.last_result(folder)
+    told = fit(job, folder) if job.world_size == 1 else run_ranks(folder, config, job.world_size)
+    result = job.last_result(folder)
     if trial_folder() and told:  # and so is the sweep
         raise KeyboardInterrupt(
             f"the sweep ends with this trial; the same command with resume=auto and hydra.sweep.dir='{folder.path.parent}' goes on"
@@ -91,6 +88,7 @@ def build_job(config: dict[str, Any], tokenizer_folder: Path | None = None) -> A
 def rank_main() -> None:
     """What every process of several does: no Hydra, no folder of its own, no output but rank 0's."""
     from nanochat import distributed
+    from nanochat.runs.fit import fit
     from nanochat.runs.launch import read_launch, trace_file
     from nanochat.runtime.signals import StopAtOnce, end_undisturbed, stop_with_parent, take_ctrl_c
 
@@ -103,7 +101,7 @@ def rank_main() -> None:
     folder = None
     try:
         folder, config = read_launch()
-        build_job(config, folder.path / "tokenizer").train(folder)
+        fit(build_job(config, folder.path / "tokenizer"), folder)
         distributed.close()
         end_undisturbed()
     except (ValueError, OSError) as error:

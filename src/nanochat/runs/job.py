@@ -3,9 +3,7 @@
 What depends on the kind of data is in `text_job.py` and `chat_job.py`.
 """
 
-import logging
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,18 +15,14 @@ from hydra.utils import get_class, instantiate
 
 from nanochat import optim
 from nanochat.callbacks import loggers
-from nanochat.callbacks.evaluate import Eval, Evaluate
-from nanochat.callbacks.report import Report
-from nanochat.callbacks.sample import Sample
-from nanochat.callbacks.save import Save
+from nanochat.callbacks.evaluate import Eval
 from nanochat.checkpoint import folder as checkpoint_folder
 from nanochat.checkpoint import lineage
-from nanochat.checkpoint.lightning_io import FolderCheckpointIO
 from nanochat.checkpoint.runs import RunCheckpoints, keep_for, lasting_name, now, resolve
 from nanochat.datamodules.by_step import share_out
 from nanochat.evals.bpb import bits_per_byte
 from nanochat.evals.chat import accuracy
-from nanochat.gpt import GPT, GPTConfig, counts
+from nanochat.gpt import GPT, GPTConfig
 from nanochat.gpt.attention import runnable
 from nanochat.modules.phase import PhaseModule
 from nanochat.runs import show
@@ -36,7 +30,6 @@ from nanochat.runs.run_folder import RunFolder, read_config, read_record, write_
 from nanochat.runtime import hardware
 from nanochat.runtime.paths import base_dir
 from nanochat.runtime.plan import Plan, estimate_seconds
-from nanochat.runtime.signals import kill_workers_at_exit
 from nanochat.tokenizer import Tokenizer
 
 COMPILE_PAYS_SECONDS = (
@@ -49,8 +42,6 @@ ONLY_RL = ("task", "val_task", "algo", "rewards", "rollout", "pass_at_k", "prefl
 
 class Job:
     """One training run, from its composed config as plain values. Nothing heavy is built before it is asked for."""
-
-    told_to_stop = False  # by a signal, in the last `train`
 
     def __init__(self, config: dict[str, Any], tokenizer_folder: Path | None = None) -> None:
         self.config, self.tokenizer_folder = config, tokenizer_folder
@@ -413,126 +404,13 @@ class Job:
         settings = self.config["tasks"]
         return {"tasks": (settings["every"], answers)} if self.eval_tasks else {}
 
+    def first_callbacks(self, folder: RunFolder) -> list[L.Callback]:
+        """What happens before anything else that happens every N steps."""
+        return []
+
     def print_result(self, before: dict[str, float], after: dict[str, float]) -> None:
         """What came of it, from the evaluations before the first step (if there was one) and after the last."""
 
     def batch_of_report(self) -> int | None:
         """Tokens of a step, where all steps have as many."""
         return self.plan.batch_tokens
-
-    def build_callbacks(self, folder: RunFolder, rank: int) -> list[L.Callback]:
-        config, checkpoints = self.config, self.checkpoints(folder)
-        sample = dict(config["sample"])
-        prompts = list(sample.pop("prompts") or [])
-
-        def write(gpt: GPT, texts: list[str]) -> list[str]:
-            return self.sampled(gpt, texts, sample)
-
-        report = Report(
-            batch_tokens=self.batch_of_report(), flops_per_token=counts.flops_per_token(self.gpt_config),
-            peak_flops=self.hardware.peak_flops, log_every=config["log_every"], run_folder=folder.path,
-            show=config["progress"] if rank == 0 else "none",
-        )  # fmt: skip
-        return [
-            report,
-            Save(checkpoints, config["save_every"], before=report.flush),
-            Evaluate(self.evals(rank), checkpoints, at_start=config["eval_at_start"]),
-            Sample(write, prompts, config["sample_every"]),
-            *[instantiate(c) for c in (config["callbacks"] or {}).values()],
-        ]
-
-    def train(self, folder: RunFolder) -> float | None:
-        """Train in this process (all of the run, or one rank of it). Returns the last val/bpb."""
-        rank, settings, checkpoints = int(os.environ.get("RANK", 0)), self.config["trainer"], self.checkpoints(folder)
-        quiet_lightning()
-        torch.manual_seed(self.config["seed"])
-        self.attach()
-        start, problems = self.newest(folder)
-        resume_step = int(start.name.removeprefix("step_")) if start else 0
-        if rank == 0:
-            for line in problems:
-                print(f"skipped: {line}")
-            if folder.resumed:
-                print(
-                    f"resuming {folder.path} "
-                    + (f"after step {resume_step:,}" if start else "from the start: it has no checkpoint yet")
-                )
-        gpt = self.build_gpt(filled=start is None)
-        shape = (self.data.micro_rows, self.gpt_config.sequence_len)
-        chosen = gpt.prepare(
-            compute_dtype=self.dtype[0],
-            attention_backend=self.attention(),
-            compile_for=shape if self.wants_compile() else None,
-        )
-        moments = self.moments() if start is None else None
-        module = self.build_module(gpt, moments)
-        if rank == 0:
-            if self.config["init_optimizer"] and start is None and moments is None:
-                print("optimizer: fresh, the checkpoint has no state of one")
-            print(
-                f"device: {self.hardware.name}; fp32 weights, {chosen['compute dtype']} compute ({self.dtype[1]}); compile: {chosen['compile']}"
-            )
-            print(f"attention: {chosen['attention']}")
-            show.optimizer(self.build_optimizer(self.plan)(gpt))
-            print(f"run folder: {folder.path}")
-        made = (
-            [
-                instantiate(logger, folder=folder.path, resume_step=resume_step)
-                for logger in (self.config["logger"] or {}).values()
-            ]
-            if rank == 0
-            else []
-        )
-        callbacks = self.build_callbacks(folder, rank)
-        trainer = L.Trainer(
-            accelerator=settings["accelerator"], devices=settings["devices"], num_nodes=settings["num_nodes"],
-            strategy=settings["strategy"] if self.world_size > 1 else "auto", precision="32-true", max_steps=self.plan.steps, max_epochs=-1,
-            accumulate_grad_batches=self.data.accumulate,
-            gradient_clip_val=settings["gradient_clip_val"] if module.automatic_optimization else None,
-            limit_val_batches=0, num_sanity_val_steps=0, log_every_n_steps=1, logger=made, use_distributed_sampler=False,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder.path,
-            callbacks=callbacks,
-            plugins=[FolderCheckpointIO(self.gpt_config, self.tokenizer, {"config": self.config, **read_record(folder)})],
-        )  # fmt: skip
-        if start is not None:
-            self.data.start_step = resume_step
-        (save,) = (callback for callback in callbacks if isinstance(callback, Save))
-        save.listen(trainer)
-        kill_workers_at_exit()
-        trainer.fit(module, datamodule=self.data, ckpt_path=start)
-        self.told_to_stop = save.told_to_stop
-        if (
-            start is not None and resume_step >= self.plan.steps
-        ):  # it was stopped between its last step and the evaluation
-            for callback in callbacks:
-                if isinstance(callback, Evaluate):
-                    callback.catch_up(trainer, module)
-        if rank == 0:
-            step, place = trainer.global_step, checkpoints.path(trainer.global_step)
-            if step < self.plan.steps:
-                show.stopped(step, self.plan.steps, place)
-            else:
-                show.finished(
-                    step,
-                    module.clock.seconds,
-                    self.data.ledger(step),
-                    checkpoints.metrics(step),
-                    checkpoints.best(),
-                    place,
-                    chats=self.chats,
-                )
-                self.print_result(checkpoints.metrics(0), checkpoints.metrics(step))
-        return self.last_result(folder)
-
-
-def quiet_lightning() -> None:
-    """Lightning's banners and hints say nothing that the plan does not."""
-    for name in (
-        "lightning.pytorch",
-        "lightning.fabric",
-        "lightning.pytorch.utilities.rank_zero",
-        "lightning.fabric.utilities.rank_zero",
-    ):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")

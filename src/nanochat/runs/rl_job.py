@@ -200,17 +200,15 @@ class RLJob(ChatJob):
     def print_result(self, before: dict[str, float], after: dict[str, float]) -> None:
         show.gain(before, after, f"{self.val_task.name}, held out")
 
-    def build_callbacks(self, folder: RunFolder, rank: int) -> list[L.Callback]:
+    def first_callbacks(self, folder: RunFolder) -> list[L.Callback]:
         settings = self.config["preflight"]
         preflight = GoNoGo(
-            Preflight(self.collector(), questions=settings["questions"], micro_tokens=self.micro_tokens), folder.path,
-            tell=show.preflight, force=self.config["force"],
+            Preflight(self.collector(), questions=settings["questions"], micro_tokens=self.micro_tokens),
+            folder.path, tell=show.preflight, force=self.config["force"],
         )  # fmt: skip
-        first: list[L.Callback] = [preflight] if settings["run"] else []
-        return [
-            *first, Rollouts(folder.path, self.tokenizer, self.data.task, table_every=self.config["rollout"]["table_every"]),
-            *super().build_callbacks(folder, rank),
-        ]  # fmt: skip
+        table_every = self.config["rollout"]["table_every"]
+        rollouts = Rollouts(folder.path, self.tokenizer, self.data.task, table_every=table_every)
+        return [*([preflight] if settings["run"] else []), rollouts]
 
 
 def is_rl(config: dict[str, Any]) -> bool:
