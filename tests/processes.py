@@ -19,8 +19,8 @@ SERVER.set_forkserver_preload(
     [
         "torch._dynamo", "lightning.pytorch", "lightning.pytorch.loggers", "hydra.main", "torchmetrics", "pyarrow.parquet", "fastapi",
         "nanochat.callbacks.evaluate", "nanochat.callbacks.report",
-        "nanochat.callbacks.rollouts", "nanochat.callbacks.save", "nanochat.evals.chat", "nanochat.inference.engine", "nanochat.modules.mid",
-        "nanochat.modules.pretrain", "nanochat.modules.rl", "nanochat.modules.sft", "nanochat.runs.chat_job", "nanochat.runs.rl_job",
+        "nanochat.callbacks.rollouts", "nanochat.callbacks.save", "nanochat.evals.chat", "nanochat.inference.engine", "nanochat.modules.next_token",
+        "nanochat.modules.rl", "nanochat.runs.chat_job", "nanochat.runs.rl_job",
         "nanochat.runs.text_job",
     ]
 )  # fmt: skip

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from nanochat import optim
 from nanochat.gpt import GPT, from_depth
-from nanochat.modules.pretrain import PretrainModule
+from nanochat.modules.next_token import NextTokenModule
 from nanochat.runs.job import quiet_lightning
 from nanochat.runtime.paths import conf_dir
 
@@ -45,12 +45,12 @@ class Times(L.Callback):
         self.at.append(time.perf_counter())
 
 
-def build(depth: int, steps: int) -> PretrainModule:
+def build(depth: int, steps: int) -> NextTokenModule:
     config = yaml.safe_load((conf_dir() / "optim/muon.yaml").read_text())
     sizes = {"aspect_ratio": 32, "head_dim": 32} if depth == 1 else {}
     gpt = GPT.build(from_depth(depth, vocab_size=512 if depth == 1 else VOCAB, sequence_len=T, **sizes))
     gpt.prepare(compute_dtype=torch.float32)
-    return PretrainModule(
+    return NextTokenModule(
         gpt,
         partial(optim.build, groups=config["groups"], weight_decay=0.1),
         optim.Schedule(**config["schedule"]),
@@ -71,7 +71,7 @@ def bare(depth: int, rows: int, steps: int) -> list[float]:
     return at
 
 
-class Folded(PretrainModule):
+class Folded(NextTokenModule):
     def micro_loss(self, batch):
         vocab = self.gpt.config.vocab_size
         return self.gpt.loss_sum(batch["idx"] % vocab, batch["targets"] % vocab)

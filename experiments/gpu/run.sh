@@ -10,7 +10,7 @@ STEPS=${STEPS:-12}
 $PYTHON -m pytest -q -m gpu tests || true
 for depth in ${DEPTHS:-12 20}; do
   for attention in ${ATTENTION:-flex sdpa}; do
-    $PYTHON -m nanochat.train +phase=base model=d$depth trainer=1xh100 data=pydocs trainer.attention=$attention batch_tokens=524288 \
+    $PYTHON -m nanochat.train +phase=base model=d$depth trainer=1xh100 data=pydocs compute.attention=$attention batch_tokens=524288 \
       data.rows_per_device=${ROWS:-16} max_steps=$STEPS run_name=d$depth-$attention save_every=null eval_every=null eval_tokens=131072 \
       "sample.prompts=[]" progress=none || echo "d$depth $attention failed"
   done

@@ -24,7 +24,7 @@ MOMENTS = ("starting", "training", "training", "writing a checkpoint")
 START_SECONDS = 8.0  # measured: two cores, from the command to the first step
 TINY = ["trainer=cpu", "sample.prompts=[]", "progress=none"]
 TEXT = [
-    "+phase=base", "model=d2", *TINY, "trainer.compile=false", "data=pydocs", "model.sequence_len=64", "batch_tokens=2048", "data.rows_per_device=8",
+    "+phase=base", "model=d2", *TINY, "compute.compile=false", "data=pydocs", "model.sequence_len=64", "batch_tokens=2048", "data.rows_per_device=8",
     "data.num_workers=2", "tokenizer.vocab_size=1024", "eval_tokens=4096",
 ]  # fmt: skip
 START = ["init_from=start@latest", "save_every=2", "eval_every=20"]
@@ -32,7 +32,7 @@ KINDS = {  # steps, words
     "base": (120, [*TEXT, "save_every=2", "eval_every=20"]),
     "ranks": (160, [*TEXT, "trainer.devices=2", "save_every=2", "eval_every=20"]),
     "sft": (160, [
-        "+phase=sft", *TINY, "trainer.compile=false", *START, "data=jsonl", "data.path={base}/talks.jsonl", "data.num_workers=2",
+        "+phase=sft", *TINY, "compute.compile=false", *START, "data=jsonl", "data.path={base}/talks.jsonl", "data.num_workers=2",
         "eval_tokens=4096",
     ]),
     "rl": (50, [

@@ -29,13 +29,13 @@ from tests import processes  # noqa: E402
 KINDS = ["-1", "0", "2.7", "1e30", "nan", "inf", "abc", "true", "null", "[1,2]", "{a:1}", "99999999999999999999"]
 SECONDS = 10  # of processor time, which does not depend on what else the machine does
 TINY = [
-    "trainer=cpu", "model.depth=1", "model.aspect_ratio=32", "model.head_dim=32", "model.sequence_len=64", "max_steps=1", "trainer.compile=false",
+    "trainer=cpu", "model.depth=1", "model.aspect_ratio=32", "model.head_dim=32", "model.sequence_len=64", "max_steps=1", "compute.compile=false",
     "eval_every=null", "save_every=null", "sample_every=null", "progress=none",
 ]  # fmt: skip
 PARENT = [
     "trainer=cpu",
     "max_steps=1",
-    "trainer.compile=false",
+    "compute.compile=false",
     "eval_every=null",
     "sample_every=null",
     "init_from={ckpt}",

@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -49,7 +50,10 @@ def run(cfg: DictConfig) -> float | None:
     if config["dry_run"]:
         print("dry_run=true: nothing was trained")
         return None
-    folder = open_run(config, base_dir() / "runs", folder=trial_folder())
+    passing = (
+        TemporaryDirectory(prefix="nanochat-") if config["trainer"].get("fast_dev_run") else None
+    )  # nothing is kept
+    folder = open_run(config, base_dir() / "runs", folder=Path(passing.name) / "run" if passing else trial_folder())
     job.check_plan(folder)
     if job.is_finished(folder):
         return job.last_result(folder)

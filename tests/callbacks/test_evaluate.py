@@ -13,14 +13,20 @@ from nanochat.callbacks.evaluate import Evaluate
 
 def at_step(value: float, caplog: pytest.LogCaptureFixture) -> tuple[dict, str]:
     recorded: dict = {}
+    metrics: dict = {}
     checkpoints = SimpleNamespace(record=lambda step, values: recorded.update(values))
     module = SimpleNamespace(
         clock=SimpleNamespace(paused=contextlib.nullcontext), eval=lambda: None, train=lambda: None, total_steps=5, device=torch.device("cpu"),
     )  # fmt: skip
     with caplog.at_level(logging.INFO):
         Evaluate({"e": (None, lambda _: {"e": value})}, checkpoints).at_step(
-            SimpleNamespace(is_global_zero=True, loggers=[]), module, 5
+            SimpleNamespace(
+                is_global_zero=True, loggers=[], callbacks=[], callback_metrics=metrics, progress_bar_metrics={}
+            ),
+            module,
+            5,
         )
+    assert float(metrics["val/e"]) == pytest.approx(value, nan_ok=True), "callbacks find it by name"
     return recorded, caplog.text
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from nanochat.datamodules.chat import ChatDataModule, ChatMicroBatches, jsonl
+from nanochat.datamodules.chat import ChatBatches, ChatDataModule, jsonl
 from nanochat.datamodules.rendered import rendered
 from nanochat.gpt import GPT, from_depth
-from nanochat.modules.sft import SFTModule
+from nanochat.modules.next_token import NextTokenModule
 from nanochat.tasks.task import Task
 from nanochat.tokenizer import train_bpe
 from nanochat.tokenizer.conversations import render
@@ -67,7 +67,7 @@ def make(tokenizer, tmp_path: Path):
 
 
 def micro_batches(data: ChatDataModule, count: int, *, workers: int = 0, start: int = 0) -> list[dict[str, Any]]:
-    batches = ChatMicroBatches(data.rows("train"), data.batch_rows, data.micro_rows, data.world_size, data.rank, start)
+    batches = ChatBatches(data.rows("train"), data.batch_rows, data.micro_rows, data.world_size, data.rank, start)
     loader = iter(DataLoader(batches, batch_size=None, num_workers=workers))
     return [next(loader) for _ in range(count)]
 
@@ -173,7 +173,7 @@ def test_over_long_and_masked_conversations_cannot_stall_it(make, tokenizer) -> 
     consumed = -1
     for k, batch in enumerate(micro_batches(data, 300)):
         assert batch["num_targets"] > 0
-        loss = SFTModule(gpt, None, None, 1).micro_loss(batch) / batch["num_targets"]
+        loss = NextTokenModule(gpt, None, None, 1).micro_loss(batch) / batch["num_targets"]
         assert torch.isfinite(loss)
         if k % 10 == 0:
             now = data.ledger(k + 1)["conversations"]
@@ -187,7 +187,7 @@ def gradients(data: ChatDataModule, gpt: GPT, micro: int) -> list[torch.Tensor]:
     data.rows_per_device = micro
     data.attach(data.tokenizer, batch_tokens=8 * T)
     for batch in micro_batches(data, data.accumulate):
-        (SFTModule(gpt, None, None, 1).micro_loss(batch) / batch["num_targets"]).backward()
+        (NextTokenModule(gpt, None, None, 1).micro_loss(batch) / batch["num_targets"]).backward()
     return [p.grad.clone() for p in gpt.parameters() if p.grad is not None]
 
 

@@ -71,7 +71,9 @@ def one_process(rank: int, port: int, out: Path) -> None:
         clock=SimpleNamespace(paused=contextlib.nullcontext), eval=gpt.eval, train=gpt.train, total_steps=4,
         device=torch.device("cpu"),
     )  # fmt: skip
-    trainer = SimpleNamespace(is_global_zero=rank == 0, loggers=[])
+    trainer = SimpleNamespace(
+        is_global_zero=rank == 0, loggers=[], callbacks=[], callback_metrics={}, progress_bar_metrics={}
+    )
     latest = []
     for step in (1, 2, 3, 4):
         callback.at_step(trainer, module, step)

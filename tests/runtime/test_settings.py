@@ -55,12 +55,19 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         ("eval_tokens=-1", "eval_tokens=-1 must be a whole number from 1 up, or null; try eval_tokens=1"),
         ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1 must be a number above 0, or null"),
         ("sample.temperature=-1", "sample.temperature=-1 must be a number from 0"),
-        ("trainer.strategy=fsdp", "trainer.strategy=fsdp is not known; choose from ddp"),
-        ("trainer.precision=fp16", "trainer.precision=fp16 is not known; choose from auto, bf16, fp32"),
+        ("compute.precision=fp16", "compute.precision=fp16 is not known; choose from auto, bf16, fp32"),
         ("trainer.devices=0", "trainer.devices=0 must be a whole number from 1 to 4,096; try trainer.devices=1"),
         ("trainer.devices=-1", "try trainer.devices=1"),
+        ("trainer.precision=bf16", "trainer.precision is not a setting; did you mean compute.precision=…?"),
+        ("trainer.compile=false", "trainer.compile is not a setting; did you mean compute.compile=…?"),
+        ("+trainer.attention=sdpa", "trainer.attention cannot be set: it is compute.attention=… now"),
+        ("+trainer.max_steps=5", "trainer.max_steps cannot be set: max_steps=N, plan.tokens=N"),
+        ("+trainer.detect_anomoly=true", "trainer.detect_anomoly is not a setting; did you mean trainer.detect_anomaly=…?"),
+        ("trainer.strategy=fsdp", "trainer.strategy=fsdp is not known; choose from auto, ddp"),
+        ("trainer.profiler=fast", "trainer.profiler=fast must be simple, advanced, pytorch, a group of settings, or null"),
+        ("trainer.max_time=5m", "trainer.max_time=5m must be DAYS:HOURS:MINUTES:SECONDS or null"),
         ("trainer.num_nodes=0", "trainer.num_nodes=0 must be 1: runs over several machines"),
-        ("trainer.expected_mfu=0", "trainer.expected_mfu=0 must be a number above 0 and at most 1"),
+        ("compute.expected_mfu=0", "compute.expected_mfu=0 must be a number above 0 and at most 1"),
         ("plan.tokens=inf", "plan.tokens=inf must be a number above 0, or null"),
         ("plan.ratio=nan", "plan.ratio=nan must be a number above 0, or null"),
         ("tokenizer.vocab_size=99999999999999999999", "vocab_size=99999999999999999999 must be a whole number of at most"),
@@ -83,8 +90,8 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         ("model=d3", "model=d3 is not known; model.depth=3 makes a model of any depth"),
         ("model.depth=100000", "model.depth=100000 must be a whole number from 1 to 512"),
         ("lr=0.1", "lr is not a setting; did you mean optim.groups.head.lr=…? (7 settings are called lr)"),
-        ("+module.z=7", "module.z is not a setting of PretrainModule"),
-        ("+module.gpt=7", "module.gpt is not a setting of PretrainModule"),
+        ("+module.z=7", "module.z is not a setting of NextTokenModule"),
+        ("+module.gpt=7", "module.gpt is not a setting of NextTokenModule"),
         ("data._target_=no.such", "data._target_=no.such: there is no object with this name"),
         ("rollout.samples=3", "rollout.samples is not a setting of this run; add +phase=rl"),
         ("logger.csv=5", "logger.csv=5 must be a group of settings"),
@@ -125,6 +132,7 @@ def _setting(key: str) -> Any:
         ([*SFT, "+data.train_tasks.gsm8k.foo=1"], "data.train_tasks.gsm8k.foo is not a setting of GSM8K; there are: dataset"),
         ([*SFT, "data.packing=loose"], "data.packing=loose is not known; choose from best_fit, single, stream"),
         ([*BASE, "data=local", "data.path=x", "data.documents=word"], "data.documents=word is not known; choose from file, paragraph, line"),
+        ([*BASE, "logger=wandb", "+logger.wandb.projct=x"], "logger.wandb.projct is not a setting; did you mean logger.wandb.project=…?"),
         ([*BASE, "logger=wandb", "logger.wandb.offline=5"], "logger.wandb.offline=5 is not known; choose from true, false"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
@@ -160,13 +168,13 @@ def test_values_are_what_a_user_means(take: Callable[..., Any]) -> None:
         "max_steps=1e3",
         "arch.smear=no",
         "optim.groups.head.scale_width=off",
-        "trainer.compile=yes",
+        "compute.compile=yes",
         "logger=null",
         "seed=7",
     )
     assert config["max_steps"] == 1000 and isinstance(config["max_steps"], int)
     assert config["arch"]["smear"] is False and config["optim"]["groups"]["head"]["scale_width"] is False
-    assert config["trainer"]["compile"] is True and config["logger"] is None
+    assert config["compute"]["compile"] is True and config["logger"] is None
     assert config["data"]["seed"] == 7 and config["sample"]["seed"] == 7, "what refers to another setting still does"
 
 
@@ -211,16 +219,16 @@ def test_what_is_no_whole_number(value: Any) -> None:
 
 def test_a_module_argument_is_given_to_the_phase(take: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """An argument that a phase takes is a setting, checked by its type, and reaches the constructor."""
-    from nanochat.modules import pretrain
+    from nanochat.modules import next_token
     from nanochat.runs.job import Job
 
-    class Softer(pretrain.PretrainModule):
+    class Softer(next_token.NextTokenModule):
         def __init__(self, *args: Any, smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0, **more: Any) -> None:
             super().__init__(*args, **more)
             self.smoothing = smoothing
 
-    monkeypatch.setattr(pretrain, "Softer", Softer, raising=False)
-    target = "module._target_=nanochat.modules.pretrain.Softer"
+    monkeypatch.setattr(next_token, "Softer", Softer, raising=False)
+    target = "module._target_=nanochat.modules.next_token.Softer"
     assert "module.smoothing=2 must be a number from 0 to below 1" in take(*BASE, target, "+module.smoothing=2")
     config = take(*BASE, target, "+module.smoothing=0.25")
     job = object.__new__(Job)

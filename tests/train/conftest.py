@@ -20,8 +20,8 @@ before after slowly never often water field road bird child hand door year morni
 # what makes a run of seconds: two layers of width 64, 16 rows of 64 tokens in 4 micro-batches; fp32, which all CPUs have
 TINY = [
     "+phase=base", "model=d2", "trainer=cpu", "model.head_dim=32", "model.aspect_ratio=32", "model.sequence_len=64", "batch_tokens=1024",
-    "data.rows_per_device=4", "data.num_workers=0", "data.prepare_workers=0", "tokenizer.vocab_size=320", "trainer.compile=false",
-    "trainer.precision=fp32", "save_every=5", "eval_every=10", "eval_tokens=2048", "sample.prompts=[]", "progress=lines",
+    "data.rows_per_device=4", "data.num_workers=0", "data.prepare_workers=0", "tokenizer.vocab_size=320", "compute.compile=false",
+    "compute.precision=fp32", "save_every=5", "eval_every=10", "eval_tokens=2048", "sample.prompts=[]", "progress=lines",
 ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from tests.train.conftest import environment, losses, the_run
 pytestmark = pytest.mark.slow
 # what makes a run of seconds; sizes and tokenizer come from the checkpoint
 QUICK = [
-    "trainer=cpu", "data.num_workers=0", "data.prepare_workers=0", "trainer.compile=false", "sample.prompts=[]", "progress=lines",
+    "trainer=cpu", "data.num_workers=0", "data.prepare_workers=0", "compute.compile=false", "sample.prompts=[]", "progress=lines",
     "save_every=3", "eval_every=6", "checkpoints.keep_last=3",
 ]  # fmt: skip
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -117,8 +117,8 @@ def test_with_no_checkpoint_to_resume_it_asks(short: Path, train: Train, tmp_pat
         "nanochat.train",
         "+phase=base",
         "trainer=cpu",
-        "trainer.precision=fp32",
-        "trainer.compile=false",
+        "compute.precision=fp32",
+        "compute.compile=false",
         *mine,
         "batch_tokens=1024",
     ]

@@ -352,7 +352,7 @@ def test_ctrl_c_ends_a_sweep_which_goes_on_where_it_was(shared_base: Path, tiny:
 
 
 def test_stopped_in_bf16_it_ends_the_same(shared_base: Path, tiny: list[str], train: Train) -> None:
-    words = ["trainer.precision=bf16"]
+    words = ["compute.precision=bf16"]
     train("run_name=whole-bf16", *WORDS, *words)
     stopped_by(signal.SIGTERM, shared_base, [*tiny, *words], "stopped-bf16")
     train("run_name=stopped-bf16", *WORDS, *words, "resume=auto")

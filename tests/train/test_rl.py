@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 # what makes a run of seconds: 4 questions of a word, 8 answers of up to 12 bytes, rewarded for the letter e
 QUICK = [
-    "+phase=rl", "task=simple_spelling", "task.path=library", "task.size=40", "trainer=cpu", "trainer.precision=fp32", "rollout.questions=4",
+    "+phase=rl", "task=simple_spelling", "task.path=library", "task.size=40", "trainer=cpu", "compute.precision=fp32", "rollout.questions=4",
     "rollout.samples=8", "rollout.max_tokens=12", "rollout.top_k=20", "rollout.tools=false", "rewards.answer._target_=rollouts.letters_e",
     "+rewards.answer._partial_=true", "~rewards.answer.grader", "pass_at_k.limit=8", "pass_at_k.samples=2", "progress=lines", "preflight.questions=4",
     "force=true", "sample.prompts=[]", "save_every=3", "eval_every=6", "max_steps=7", "checkpoints.keep_last=4", "optim.schedule.init_lr_frac=0.3",
@@ -226,7 +226,7 @@ def test_what_cannot_work_is_one_line(rl) -> None:
         (["algo=nanochat", "rollout.samples=12"], "rollout.samples=12 is not a multiple of algo.pass_rows=8"),
         (["plan.ratio=5"], "plan.ratio=5 cannot take effect: data.num_epochs or max_steps set the length of a run on questions"),
         (["batch_tokens=512"], "batch_tokens=512 cannot take effect: rollout.questions and rollout.samples"),
-        (["trainer.compile=true"], "trainer.compile=true cannot take effect"),
+        (["compute.compile=true"], "compute.compile=true cannot take effect"),
         (["rollout.questions=100", "max_steps=null"], "less than one step of rollout.questions=100"),
         (["rewards.answer.weight=0"], "no reward has a weight"),
     ):  # fmt: skip

@@ -171,7 +171,7 @@ def test_init_from_starts_a_new_run_from_the_weights(
     done = processes.run(
         [
             "nanochat.train", "+phase=base", "trainer=cpu", "data=local", f"data.path={_path(finished[0])}",
-            "model=d2", "model.head_dim=32", "model.aspect_ratio=32", "data.num_workers=0", "trainer.compile=false", "sample.prompts=[]",
+            "model=d2", "model.head_dim=32", "model.aspect_ratio=32", "data.num_workers=0", "compute.compile=false", "sample.prompts=[]",
             "batch_tokens=1024", "eval_tokens=2048", *words,
         ],
         env=environment(shared_base),

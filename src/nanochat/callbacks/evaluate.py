@@ -6,7 +6,7 @@ from functools import partial
 
 import lightning as L
 
-from nanochat.callbacks.every import StepCallback, check_every, is_due
+from nanochat.callbacks.every import StepCallback, check_every, evaluating, is_due, publish
 from nanochat.checkpoint.runs import RunCheckpoints
 from nanochat.distributed import agreed
 from nanochat.modules.phase import PhaseModule
@@ -51,8 +51,9 @@ class Evaluate(StepCallback):
 
     def _run(self, trainer: L.Trainer, module: PhaseModule, step: int, due: list[str]) -> None:
         results: dict[str, float] = {}
-        with module.clock.paused():
-            module.eval()
+        for callback in trainer.callbacks:
+            callback.on_validation_start(trainer, module)
+        with evaluating(trainer, module):
             for name in due:
                 evaluate = self.evals[name][1]
                 try:
@@ -65,8 +66,8 @@ class Evaluate(StepCallback):
                         type(error).__name__,
                         error,
                     )
-            module.train()
         self.latest = {f"val/{k}": float(v) for k, v in results.items()}
+        publish(trainer, self.latest)
         if self.latest and trainer.is_global_zero:
             self.checkpoints.record(step, self.latest)
             for logger in trainer.loggers:
@@ -78,3 +79,5 @@ class Evaluate(StepCallback):
                     f"{k} {v:,.0f}" if v > 1 and v.is_integer() else f"{k} {v:.4f}" for k, v in self.latest.items()
                 ),
             )
+        for callback in trainer.callbacks:
+            callback.on_validation_end(trainer, module)

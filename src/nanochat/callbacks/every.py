@@ -1,8 +1,11 @@
 """Base of the periodic callbacks: `at_step` runs once per optimizer step, whatever the number of micro-batches."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
+import torch
 
 from nanochat.modules.phase import PhaseModule
 
@@ -24,6 +27,29 @@ class StepCallback(L.Callback):
 
     def at_step(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:
         raise NotImplementedError
+
+
+@contextmanager
+def evaluating(trainer: L.Trainer, module: PhaseModule) -> Iterator[None]:
+    """As in Lightning's validation: the network is in eval mode, and a callback may put other weights in its place
+    (EMAWeightAveraging puts the averages that it also saves). The clock of training stands still."""
+    with module.clock.paused():
+        module.eval()
+        for callback in trainer.callbacks:
+            callback.on_validation_epoch_start(trainer, module)
+        try:
+            yield
+        finally:
+            for callback in trainer.callbacks:
+                callback.on_validation_epoch_end(trainer, module)
+            module.train()
+
+
+def publish(trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
+    """Give metrics to the other callbacks, which find them by name (`monitor=val/bpb`)."""
+    trainer.callback_metrics.update({name: torch.tensor(float(value)) for name, value in metrics.items()})
+    shown = {name: float(value) for name, value in metrics.items() if name in ("train/loss", "val/bpb")}
+    trainer.progress_bar_metrics.update(shown)
 
 
 def is_due(step: int, every: int | None, last: int) -> bool:

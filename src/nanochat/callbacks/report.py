@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from nanochat.callbacks.every import StepCallback
+from nanochat.callbacks.every import StepCallback, publish
 from nanochat.checkpoint.folder import write_json
 from nanochat.distributed import summed
 from nanochat.modules.phase import PhaseModule
@@ -140,6 +140,7 @@ class Report(StepCallback):
             if trainer.is_global_zero:
                 for logger in trainer.loggers:
                     logger.log_metrics(row, step)
+        publish(trainer, row)
         self.waiting.clear()
         if trainer.is_global_zero:
             self.display(step, row, module)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import lightning as L
 
-from nanochat.callbacks.every import StepCallback, check_every, is_due
+from nanochat.callbacks.every import StepCallback, check_every, evaluating, is_due
 from nanochat.modules.phase import PhaseModule
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ class Sample(StepCallback):
     def at_step(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:
         if not self.prompts or not is_due(step, self.every, module.total_steps) or not trainer.is_global_zero:
             return
-        with module.clock.paused():
+        with evaluating(trainer, module):
             try:
                 for prompt, text in zip(self.prompts, self.complete(module.gpt, self.prompts), strict=True):
                     log.info("sample at step %d: %s", step, repr(prompt + text))

@@ -12,6 +12,7 @@ import lightning as L
 from nanochat.callbacks.every import StepCallback, check_every, is_due
 from nanochat.checkpoint.runs import RunCheckpoints
 from nanochat.modules.phase import PhaseModule
+from nanochat.runtime.lightning_private import leave_signals_alone
 from nanochat.runtime.signals import CtrlC, handle_stops, stop_at_once
 
 
@@ -24,13 +25,14 @@ class Save(StepCallback):
         """`before` is called ahead of every save: it checks the losses and writes what is known of the steps up to here."""
         check_every("save_every", every)
         self.checkpoints, self.every, self.before, self.told_to_stop = checkpoints, every, before, False
+        self.saved = -1  # the last step that was saved
         self._old_handlers: dict[int, Any] = {}
         self._ctrl_c = CtrlC()
         self._speaks = True
 
     def listen(self, trainer: L.Trainer) -> None:
-        """Take the signals from here on instead of Lightning, which would leave before the step is done, and well before there is one."""
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        """Take the signals from here on instead of Lightning, also before the first step."""
+        leave_signals_alone(trainer)
         if not self._old_handlers:
             self._old_handlers = handle_stops(self._on_signal)
 
@@ -62,11 +64,28 @@ class Save(StepCallback):
         if trainer.world_size > 1:
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop or is_due(step, self.every, module.total_steps):
-            self.before(trainer, module)
-            with module.clock.paused():
-                trainer.save_checkpoint(self.checkpoints.path(step))
-                if trainer.is_global_zero:
-                    self.checkpoints.prune()
+            self.save(trainer, module, step)
         if stop:
             self.told_to_stop = True
             trainer.should_stop = True
+
+    def save(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:
+        self.before(trainer, module)
+        if trainer.fast_dev_run:
+            return
+        with module.clock.paused():
+            trainer.save_checkpoint(self.checkpoints.path(step))
+            if trainer.is_global_zero:
+                self.checkpoints.prune()
+        self.saved = step
+
+
+class SaveWhenStopped(StepCallback):
+    """The last of all callbacks: saves the step after which another one ends the run (EarlyStopping, Timer)."""
+
+    def __init__(self, save: Save) -> None:
+        self.save = save
+
+    def at_step(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:
+        if trainer.should_stop and self.save.saved != step:
+            self.save.save(trainer, module, step)

@@ -5,12 +5,14 @@ A datamodule of either kind divides `batch_tokens` over processes and micro-batc
 process its rows from `start_step` on, and saves only the number of the next step.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from nanochat.runtime.signals import held_back, leave_signals
 
@@ -36,6 +38,44 @@ class Batch:
         return int((self.targets != -1).sum())
 
 
+class MicroBatches(IterableDataset):
+    """Micro-batches of one rank in order, without end. Of n loader workers each makes every n-th.
+
+    `repeat_steps`: the batches of the first so many steps again and again, to see whether a model can learn them by heart.
+    """
+
+    def __init__(self, start_step: int, accumulate: int = 1, repeat_steps: int | None = None) -> None:
+        self.start_step, self.accumulate, self.repeat_steps = start_step, accumulate, repeat_steps
+
+    def micro_batch(self, step: int, part: int) -> dict[str, Any]:
+        """Micro-batch `part` of this rank's share of batch `step`."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        first, every = (worker.id, worker.num_workers) if worker else (0, 1)
+        for number in count(self.start_step * self.accumulate + first, every):
+            step, part = divmod(number, self.accumulate)
+            yield self.micro_batch(step % self.repeat_steps if self.repeat_steps else step, part)
+
+
+class RowBatches(MicroBatches):
+    """Micro-batches made of rows: batch `step` is rows step * `batch_rows` and on, of which each rank takes its share in order."""
+
+    def __init__(
+        self, rows: Any, batch_rows: int, micro_rows: int, world_size: int, rank: int, start_step: int,
+        repeat_steps: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(start_step, batch_rows // world_size // micro_rows, repeat_steps)
+        self.rows, self.batch_rows, self.micro_rows = rows, batch_rows, micro_rows
+        self.first_row = rank * (batch_rows // world_size)  # of this rank, in each batch
+
+    def numbers(self, step: int, part: int) -> range:
+        """Rows of a micro-batch."""
+        begin = step * self.batch_rows + self.first_row + part * self.micro_rows
+        return range(begin, begin + self.micro_rows)
+
+
 class ByStep(LightningDataModule):
     """`attach` passes what only a run knows; `micro_batches` is the data set that the loader
     iterates over."""
@@ -47,6 +87,7 @@ class ByStep(LightningDataModule):
     def __init__(self) -> None:
         super().__init__()
         self.start_step = 0
+        self.repeat_steps: int | None = None
 
     def share(self, batch_tokens: int, world_size: int, rank: int) -> None:
         """Set rows of the global batch, rows of a micro-batch, and micro-batches per step.
@@ -55,7 +96,7 @@ class ByStep(LightningDataModule):
         self.batch_rows, self.micro_rows = share_out(batch_tokens, self.sequence_len, world_size, self.rows_per_device)
         self.accumulate = self.batch_rows // world_size // self.micro_rows
 
-    def micro_batches(self) -> IterableDataset:
+    def micro_batches(self) -> MicroBatches:
         raise NotImplementedError
 
     def train_dataloader(self) -> DataLoader:
@@ -69,6 +110,16 @@ class ByStep(LightningDataModule):
             worker_init_fn=begin_worker,
         )
 
+    def val_batches(self, tokens: int | None = None) -> Iterator[dict[str, Any]]:
+        """This rank's rows of the validation split, of `tokens` tokens over all ranks (None: all)."""
+        raise NotImplementedError
+
+    def val_dataloader(self) -> "Again":
+        """For `trainer.validate` and `trainer.test`; a run evaluates by callbacks/evaluate.py."""
+        return Again(self.val_batches)
+
+    test_dataloader = val_dataloader
+
     def state_dict(self) -> dict[str, int]:
         """The next step to train, counted by batches used, not by batches that a loader has
         prefetched."""
@@ -76,6 +127,16 @@ class ByStep(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.start_step = state_dict["step"]
+
+
+class Again:
+    """What `make()` iterates over, from the start each time."""
+
+    def __init__(self, make: Callable[[], Iterator[Any]]) -> None:
+        self.make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.make()
 
 
 class Loader(DataLoader):

@@ -20,9 +20,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
 
-from nanochat.datamodules.by_step import Batch, ByStep
+from nanochat.datamodules.by_step import Batch, ByStep, RowBatches
 from nanochat.datamodules.journal import digest
 from nanochat.datamodules.layout import LAYOUTS, Layout
 from nanochat.datamodules.packing import mix, permutation
@@ -431,10 +430,9 @@ class ChatDataModule(ByStep):
         for split in ("train", "val"):
             self.rows(split)
 
-    def micro_batches(self) -> "ChatMicroBatches":
-        return ChatMicroBatches(
-            self.rows("train"), self.batch_rows, self.micro_rows, self.world_size, self.rank, self.start_step
-        )
+    def micro_batches(self) -> "ChatBatches":
+        share = self.batch_rows, self.micro_rows, self.world_size, self.rank
+        return ChatBatches(self.rows("train"), *share, self.start_step, self.repeat_steps)
 
     # ---- rows for evaluation and for inspection
 
@@ -471,45 +469,34 @@ class ChatDataModule(ByStep):
         return {"steps": k, "rows": rows, "epochs": epochs, **self.rows("train").tally(rows)}
 
 
-class ChatMicroBatches(IterableDataset):
-    """Micro-batches of one rank in order.
+class ChatBatches(RowBatches):
+    """Dicts of idx (B, T) and targets (B, T) int64, `num_targets`, the targets of the whole global batch (0-d int64), `step`
+    and `epoch`. ShardError for a batch without any target."""
 
-    Each is a dict of idx (B, T) and targets (B, T) int64, `num_targets` (targets of the whole
-    global batch, 0-d int64), `step` and `epoch`. Of n loader workers each makes every n-th.
-    ShardError for a batch without any target.
-    """
+    known = (-1, 0)  # a step, and its targets
 
-    def __init__(self, rows: ChatRows, batch_rows: int, micro_rows: int, world_size: int, rank: int, start_step: int):
-        self.rows, self.batch_rows, self.micro_rows = rows, batch_rows, micro_rows
-        self.rank_rows, self.rank, self.start_step = batch_rows // world_size, rank, start_step
+    def num_targets(self, step: int) -> int:
+        if step != self.known[0]:
+            self.known = step, self.rows.num_targets(range(step * self.batch_rows, (step + 1) * self.batch_rows))
+        return self.known[1]
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = get_worker_info()
-        first, every = (worker.id, worker.num_workers) if worker else (0, 1)
-        accumulate = self.rank_rows // self.micro_rows
-        number, known, targets_of_step = self.start_step * accumulate + first, -1, 0
-        while True:
-            step, part = divmod(number, accumulate)
-            if step != known:
-                known = step
-                targets_of_step = self.rows.num_targets(range(step * self.batch_rows, (step + 1) * self.batch_rows))
-            over = self.rows.last_row is not None and step * self.batch_rows >= self.rows.last_row
-            if targets_of_step == 0 and not over:  # a loader prefetches beyond the end
-                raise ShardError(
-                    f"batch {step} has no token that the assistant writes; raise batch_tokens, or choose data.packing=best_fit"
-                )
-            begin = step * self.batch_rows + self.rank * self.rank_rows + part * self.micro_rows
-            idx, targets = self.rows.gather(range(begin, begin + self.micro_rows))
-            if self.rows.packing == "single":
-                idx, targets = cut_padding(idx, targets)
-            yield {
-                "idx": torch.from_numpy(np.ascontiguousarray(idx)),
-                "targets": torch.from_numpy(np.ascontiguousarray(targets)),
-                "num_targets": torch.tensor(targets_of_step),
-                "step": step,
-                "epoch": self.rows.epoch(step * self.batch_rows),
-            }
-            number += every
+    def micro_batch(self, step: int, part: int) -> dict[str, Any]:
+        targets_of_step = self.num_targets(step)
+        over = self.rows.last_row is not None and step * self.batch_rows >= self.rows.last_row
+        if targets_of_step == 0 and not over:  # a loader prefetches beyond the end
+            raise ShardError(
+                f"batch {step} has no token that the assistant writes; raise batch_tokens, or choose data.packing=best_fit"
+            )
+        idx, targets = self.rows.gather(self.numbers(step, part))
+        if self.rows.packing == "single":
+            idx, targets = cut_padding(idx, targets)
+        return {
+            "idx": torch.from_numpy(np.ascontiguousarray(idx)),
+            "targets": torch.from_numpy(np.ascontiguousarray(targets)),
+            "num_targets": torch.tensor(targets_of_step),
+            "step": step,
+            "epoch": self.rows.epoch(step * self.batch_rows),
+        }
 
 
 def cut_padding(idx: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,13 +1,11 @@
 """Questions for reinforcement learning: the data are a task, and a batch is the number of the step
 that asks some of its questions."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from hydra.utils import instantiate
-from torch.utils.data import IterableDataset
 
-from nanochat.datamodules.by_step import ByStep
+from nanochat.datamodules.by_step import ByStep, MicroBatches
 from nanochat.datamodules.journal import digest
 from nanochat.runtime.settings import Count
 from nanochat.tasks.task import Task, whole
@@ -59,14 +57,8 @@ class QuestionsDataModule(ByStep):
         return {"steps": k}
 
 
-class Steps(IterableDataset):
-    """{"step": k} for k from `start_step` on, without end."""
+class Steps(MicroBatches):
+    """{"step": k} for k from `start_step` on."""
 
-    def __init__(self, start_step: int) -> None:
-        self.start_step = start_step
-
-    def __iter__(self) -> Iterator[dict[str, int]]:
-        step = self.start_step
-        while True:
-            yield {"step": step, "epoch": 0}
-            step += 1
+    def micro_batch(self, step: int, part: int) -> dict[str, int]:
+        return {"step": step, "epoch": 0}

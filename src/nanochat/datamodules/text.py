@@ -11,9 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
 
-from nanochat.datamodules.by_step import Batch, ByStep
+from nanochat.datamodules.by_step import Batch, ByStep, RowBatches
 from nanochat.datamodules.download import (
     CHARACTERS_PER_TOKEN,
     LEAST_SHARDS,
@@ -197,10 +196,9 @@ class TextDataModule(ByStep):
         for split in ("train", "val"):
             self.rows(split).total(at_most=1)
 
-    def micro_batches(self) -> "MicroBatches":
-        return MicroBatches(
-            self.rows("train"), self.batch_rows, self.micro_rows, self.world_size, self.rank, self.start_step
-        )
+    def micro_batches(self) -> "TextBatches":
+        share = self.batch_rows, self.micro_rows, self.world_size, self.rank
+        return TextBatches(self.rows("train"), *share, self.start_step, self.repeat_steps)
 
     # ---- rows for evaluation and for inspection
 
@@ -255,39 +253,19 @@ def crop_note(share: float, pieces: int) -> list[str]:
     ]
 
 
-class MicroBatches(IterableDataset):
-    """Micro-batches of one rank in order.
+class TextBatches(RowBatches):
+    """Dicts of idx (B, T) and targets (B, T) int64, `num_targets`, the targets of the whole global batch (0-d int64), `step`
+    and `epoch`."""
 
-    Each is a dict of idx (B, T) and targets (B, T) int64, `num_targets` (targets of the whole
-    global batch, 0-d int64), `step` and `epoch`. Of n loader workers each makes every n-th.
-    """
-
-    def __init__(self, rows: Rows, batch_rows: int, micro_rows: int, world_size: int, rank: int, start_step: int):
-        self.rows = rows
-        self.batch_rows = batch_rows
-        self.micro_rows = micro_rows
-        self.rank_rows = batch_rows // world_size
-        self.rank = rank
-        self.start_step = start_step
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = get_worker_info()
-        first, every = (worker.id, worker.num_workers) if worker else (0, 1)
-        accumulate = self.rank_rows // self.micro_rows
-        number = self.start_step * accumulate + first
-        while True:
-            step, part = divmod(number, accumulate)
-            begin = step * self.batch_rows + self.rank * self.rank_rows + part * self.micro_rows
-            idx, targets = shifted(self.rows, range(begin, begin + self.micro_rows))
-            yield {
-                "idx": idx,
-                "targets": targets,
-                # every target counts
-                "num_targets": torch.tensor(self.batch_rows * self.rows.sequence_len),
-                "step": step,
-                "epoch": self.rows.epoch(step * self.batch_rows),
-            }
-            number += every
+    def micro_batch(self, step: int, part: int) -> dict[str, Any]:
+        idx, targets = shifted(self.rows, self.numbers(step, part))
+        return {
+            "idx": idx,
+            "targets": targets,
+            "num_targets": torch.tensor(self.batch_rows * self.rows.sequence_len),  # every target counts
+            "step": step,
+            "epoch": self.rows.epoch(step * self.batch_rows),
+        }
 
 
 def shifted(rows: Rows, numbers: Sequence[int | None]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -38,7 +38,12 @@ def bits_per_byte(gpt: GPT, batches: Iterable[dict[str, Any]], token_bytes: np.n
     A target counts if it is not -1 and its token has bytes (special tokens have none). Raises ValueError if none counts. What
     raises on one process, the batches included, raises on all.
     """
-    sums = summed(agreed(lambda: local_sums(gpt, batches, token_bytes), gpt.device))
+    return numbers_of(agreed(lambda: local_sums(gpt, batches, token_bytes), gpt.device))
+
+
+def numbers_of(sums: Tensor) -> dict[str, float]:
+    """`bpb`, mean `loss` and `tokens` from the `local_sums` of this rank, summed over the ranks."""
+    sums = summed(sums)
     nats, total_bytes, tokens = sums.tolist()
     if total_bytes == 0:
         raise ValueError(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nanochat.gpt import GPT
 from nanochat.optim import GroupedOptimizer, Schedule
+from nanochat.runtime.lightning_private import count_micro_batches
 
 
 class Clock:
@@ -95,10 +96,4 @@ class PhaseModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         torch.set_rng_state(checkpoint["rng"])
         self.clock.before = checkpoint["training_seconds"]
-        # Lightning counts micro-batches, and steps when the count divides; with another share per device the count is another
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        now = int(checkpoint["global_step"]) * self.trainer.accumulate_grad_batches
-        for counts in (progress["total"], progress["current"]):
-            more = now - counts["ready"]
-            for key, value in counts.items():
-                counts[key] = value + more
+        count_micro_batches(checkpoint, self.trainer.accumulate_grad_batches)

@@ -5,19 +5,21 @@ import os
 import warnings
 from typing import Any
 
-import lightning as L
 import torch
-from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers.logger import DummyLogger
 
-from nanochat.callbacks.evaluate import Evaluate
-from nanochat.callbacks.report import Report
-from nanochat.callbacks.sample import Sample
-from nanochat.callbacks.save import Save
+from nanochat.callbacks.save import SaveWhenStopped
 from nanochat.checkpoint.lightning_io import FolderCheckpointIO
 from nanochat.gpt import GPT, counts
+from nanochat.modules.phase import PhaseModule
 from nanochat.runs import show
 from nanochat.runs.job import Job
+from nanochat.runs.parts import build, build_loggers
 from nanochat.runs.run_folder import RunFolder, read_record
+from nanochat.runs.trainer import build_trainer, fast_steps, repeated_steps
+from nanochat.runtime.settings import locate
 from nanochat.runtime.signals import kill_workers_at_exit
 
 
@@ -44,6 +46,7 @@ def fit(job: Job, folder: RunFolder) -> bool:
     )
     moments = job.moments() if start is None else None
     module = job.build_module(gpt, moments)
+    module.total_steps = min(module.total_steps, fast_steps(job.config["trainer"]) or module.total_steps)
     if rank == 0:
         if job.config["init_optimizer"] and start is None and moments is None:
             print("optimizer: fresh, the checkpoint has no state of one")
@@ -54,89 +57,92 @@ def fit(job: Job, folder: RunFolder) -> bool:
         print(f"attention: {chosen['attention']}")
         show.optimizer(job.build_optimizer(job.plan)(gpt))
         print(f"run folder: {folder.path}")
-    callbacks = build_callbacks(job, folder, rank)
-    loggers = build_loggers(job, folder, resume_step) if rank == 0 else []
-    trainer = build_trainer(job, folder, callbacks, loggers, clips=module.automatic_optimization)
+    callbacks = build_callbacks(job, folder, module, rank)
+    settings = dict(job.config["trainer"])
+    if not module.automatic_optimization:  # it clips its gradients itself
+        del settings["gradient_clip_val"]
+    trainer = build_trainer(
+        settings,
+        steps=module.total_steps,
+        accumulate=job.data.accumulate,
+        callbacks=list(callbacks.values()),
+        logger=build_loggers(job.config["logger"] or {}, folder.path, resume_step) if rank == 0 else [DummyLogger()],
+        default_root_dir=folder.path,
+        plugins=[FolderCheckpointIO(job.gpt_config, job.tokenizer, {"config": job.config, **read_record(folder)})],
+    )
+    job.data.repeat_steps = repeated = repeated_steps(settings)
     if start is not None:
         job.data.start_step = resume_step
-    (save,) = (callback for callback in callbacks if isinstance(callback, Save))
+    save, evaluate = callbacks["save"], callbacks.get("evaluate")
+    trainer.callbacks.append(SaveWhenStopped(save))  # Lightning adds callbacks of its own to those it was given
     save.listen(trainer)
     kill_workers_at_exit()
-    trainer.fit(module, datamodule=job.data, ckpt_path=start)
-    if start is not None and resume_step >= job.plan.steps:  # it was stopped between its last step and the evaluation
-        for callback in callbacks:
-            if isinstance(callback, Evaluate):
-                callback.catch_up(trainer, module)
+    try:
+        trainer.fit(module, datamodule=job.data, ckpt_path=start)
+    except MisconfigurationException as error:
+        raise ValueError(f"Lightning refuses this run: {error}") from error
+    step, place = trainer.global_step, checkpoints.path(trainer.global_step)
+    # it was stopped between a step and the evaluation of it: the last one, or by a callback
+    if evaluate is not None and not save.told_to_stop and (step < module.total_steps or resume_step >= step):
+        evaluate.catch_up(trainer, module)
     if rank == 0:
-        step, place = trainer.global_step, checkpoints.path(trainer.global_step)
-        if step < job.plan.steps:
+        for callback in trainer.callbacks:
+            if why := getattr(callback, "stopping_reason_message", None):  # EarlyStopping
+                print(why)
+        if trainer.fast_dev_run:
+            print(f"trainer.fast_dev_run: {step} steps and what comes at the end of a run; nothing was kept")
+        elif step < job.plan.steps:
             show.stopped(step, job.plan.steps, place)
         else:
-            metrics, ledger = checkpoints.metrics(step), job.data.ledger(step)
+            metrics, ledger = checkpoints.metrics(step), job.data.ledger(min(step, repeated or step))
+            if repeated:
+                print(f"the tokens of the first {repeated} steps were trained again and again:")
             show.finished(step, module.clock.seconds, ledger, metrics, checkpoints.best(), place, chats=job.chats)
             job.print_result(checkpoints.metrics(0), metrics)
     return save.told_to_stop
 
 
-def build_callbacks(job: Job, folder: RunFolder, rank: int) -> list[L.Callback]:
+def build_callbacks(job: Job, folder: RunFolder, module: PhaseModule, rank: int) -> dict[str, Any]:
+    """By name, in the order in which they run: what others change (averages of weights) is saved, evaluated and sampled."""
     config, checkpoints = job.config, job.checkpoints(folder)
-    sample = dict(config["sample"])
+    sample, chosen = dict(config["sample"]), {name: c for name, c in config["callbacks"].items() if c}
     prompts = list(sample.pop("prompts") or [])
+    # a progress bar of Lightning's takes the place of ours
+    bar = config["progress"] == "auto" and any(issubclass(locate(c["_target_"]), ProgressBar) for c in chosen.values())
 
     def write(gpt: GPT, texts: list[str]) -> list[str]:
         return job.sampled(gpt, texts, sample)
 
-    report = Report(
-        batch_tokens=job.batch_of_report(),
-        flops_per_token=counts.flops_per_token(job.gpt_config),
-        peak_flops=job.hardware.peak_flops,
-        log_every=config["log_every"],
-        run_folder=folder.path,
-        show=config["progress"] if rank == 0 else "none",
-    )
-    return [
-        *job.first_callbacks(folder),
-        report,
-        Save(checkpoints, config["save_every"], before=report.flush),
-        Evaluate(job.evals(rank), checkpoints, at_start=config["eval_at_start"]),
-        Sample(write, prompts, config["sample_every"]),
-        *[instantiate(c) for c in (config["callbacks"] or {}).values()],
-    ]
+    given: dict[str, dict[str, Any]] = {
+        "report": {
+            "batch_tokens": job.batch_of_report(),
+            "flops_per_token": counts.flops_per_token(job.gpt_config),
+            "peak_flops": job.hardware.peak_flops,
+            "log_every": config["log_every"],
+            "run_folder": folder.path,
+            "show": "none" if rank or bar else config["progress"],
+        },
+        "save": {"checkpoints": checkpoints, "every": config["save_every"]},
+        "evaluate": {"evals": job.evals(rank), "checkpoints": checkpoints, "at_start": config["eval_at_start"]},
+        "sample": {"complete": write, "prompts": prompts, "every": config["sample_every"]},
+    }
+    order = ["report", *(name for name in chosen if name not in given), "save", "evaluate", "sample"]
+    made: dict[str, Any] = {type(c).__name__: c for c in job.first_callbacks(folder)}
+    for name in order:
+        if name in chosen:
+            made[name] = build(chosen[name], given.get(name) or of_stock(name, folder))
+            if name == "report":
+                given["save"]["before"] = made[name].flush
+    return made
 
 
-def build_loggers(job: Job, folder: RunFolder, resume_step: int) -> list[Any]:
-    made = (job.config["logger"] or {}).values()
-    return [instantiate(logger, folder=folder.path, resume_step=resume_step) for logger in made]
-
-
-def build_trainer(
-    job: Job, folder: RunFolder, callbacks: list[L.Callback], loggers: list[Any], *, clips: bool
-) -> L.Trainer:
-    """`clips`: Lightning clips the gradients, not the module itself."""
-    settings = job.config["trainer"]
-    lineage = {"config": job.config, **read_record(folder)}
-    return L.Trainer(
-        accelerator=settings["accelerator"],
-        devices=settings["devices"],
-        num_nodes=settings["num_nodes"],
-        strategy=settings["strategy"] if job.world_size > 1 else "auto",
-        precision="32-true",
-        max_steps=job.plan.steps,
-        max_epochs=-1,
-        accumulate_grad_batches=job.data.accumulate,
-        gradient_clip_val=settings["gradient_clip_val"] if clips else None,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        logger=loggers,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder.path,
-        callbacks=callbacks,
-        plugins=[FolderCheckpointIO(job.gpt_config, job.tokenizer, lineage)],
-    )
+def of_stock(name: str, folder: RunFolder) -> dict[str, Any]:
+    """What suits a callback of Lightning here, where to it a run is one epoch without end."""
+    return {
+        "check_on_train_epoch_end": False,  # EarlyStopping: after each evaluation
+        "save_on_train_epoch_end": False,  # ModelCheckpoint, likewise
+        "dirpath": str(folder.path / name),
+    }
 
 
 def quiet_lightning() -> None:
@@ -148,5 +154,7 @@ def quiet_lightning() -> None:
         "lightning.fabric.utilities.rank_zero",
     ):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("lightning.pytorch.profilers.profiler", "lightning.pytorch.callbacks.model_summary"):
+        logging.getLogger(name).setLevel(logging.INFO)  # what a user has asked for
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -11,10 +11,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 
 from nanochat import optim
-from nanochat.callbacks import loggers
 from nanochat.callbacks.evaluate import Eval
 from nanochat.checkpoint import folder as checkpoint_folder
 from nanochat.checkpoint import lineage
@@ -25,7 +24,7 @@ from nanochat.evals.chat import accuracy
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.gpt.attention import runnable
 from nanochat.modules.phase import PhaseModule
-from nanochat.runs import show
+from nanochat.runs import parts, show
 from nanochat.runs.run_folder import RunFolder, read_config, read_record, write_record
 from nanochat.runtime import hardware
 from nanochat.runtime.paths import base_dir
@@ -109,7 +108,8 @@ class Job:
         for task in self.eval_tasks.values():
             len(task)  # is its data there?
         self.check_init_optimizer()
-        loggers.check(config["logger"] or {})
+        parts.check_callbacks(config["callbacks"])
+        parts.check_loggers(config["logger"] or {})
         if (metric := config["checkpoints"]["best_metric"]) not in self.metrics:
             raise ValueError(
                 f"checkpoints.best_metric={metric} is not known; choose from {', '.join(self.metrics)}, which this run logs and where lower is better"
@@ -121,7 +121,7 @@ class Job:
             and (no := runnable(wanted, self.device, self.dtype[0]))
         ):
             raise ValueError(
-                f"trainer.attention={wanted} cannot run on {self.device}: {no}; try trainer.attention=auto"
+                f"compute.attention={wanted} cannot run on {self.device}: {no}; try compute.attention=auto"
             )
         if not config["dry_run"]:  # which may be for another machine
             _ = self.dtype
@@ -137,7 +137,7 @@ class Job:
 
     @cached_property
     def dtype(self) -> tuple[torch.dtype, str]:
-        return hardware.compute_dtype(self.config["trainer"]["precision"], self.device)
+        return hardware.compute_dtype(self.config["compute"]["precision"], self.device)
 
     @cached_property
     def hardware(self) -> hardware.Hardware:
@@ -146,7 +146,7 @@ class Job:
     @cached_property
     def expected_seconds(self) -> float | None:
         return estimate_seconds(
-            self.plan, self.hardware.peak_flops, self.world_size, self.config["trainer"]["expected_mfu"]
+            self.plan, self.hardware.peak_flops, self.world_size, self.config["compute"]["expected_mfu"]
         )
 
     def print_plan(self, inherited: Sequence[tuple[str, str, str]] = ()) -> None:
@@ -253,7 +253,7 @@ class Job:
             "parent": None if self.parent is None else {"path": str(self.parent), "sha256": lineage.parent_hash(self.parent)},
         }  # fmt: skip
         write_record(folder, self.config, facts)
-        if self.parent is not None and not folder.resumed:
+        if self.parent is not None and not folder.resumed and not self.config["trainer"].get("fast_dev_run"):
             keep_for(self.parent, folder.path)
         (folder.path / "tokenizer").mkdir(exist_ok=True)
         self.tokenizer.save(folder.path / "tokenizer")
@@ -321,18 +321,18 @@ class Job:
         return gpt
 
     def wants_compile(self) -> bool:
-        """trainer.compile is true, false or auto: on a GPU always, on a CPU where the run is long enough to earn it back."""
-        wanted = self.config["trainer"]["compile"]
+        """compute.compile is true, false or auto: on a GPU always, on a CPU where the run is long enough to earn it back."""
+        wanted = self.config["compute"]["compile"]
         if wanted != "auto":
             if wanted:
-                hardware.check_compiler("trainer.compile", self.device)
+                hardware.check_compiler("compute.compile", self.device)
             return bool(wanted)
         if self.device.type == "cpu":
             return (self.expected_seconds or 0) > COMPILE_PAYS_SECONDS and hardware.has_compiler()
         return self.device.type == "cuda"
 
     def attention(self) -> str:
-        return str(self.config["trainer"]["attention"])
+        return str(self.config["compute"]["attention"])
 
     def build_optimizer(
         self, plan: Plan, moments: dict[str, Any] | None = None
@@ -369,14 +369,13 @@ class Job:
         return checkpoint_folder.read_state(self.parent)["optimizer_states"][0]
 
     def build_module(self, gpt: GPT, moments: dict[str, Any] | None = None) -> PhaseModule:
-        """The phase, with the arguments of its own that `module` names."""
-        schedule, own = optim.build_schedule(self.config["optim"]["schedule"]), dict(self.config["module"])
-        module = get_class(own.pop("_target_"))
-        optimizer = self.build_optimizer(self.plan, moments)
-        return module(gpt, optimizer, schedule, self.plan.steps, **self.module_arguments(), **own)
+        """The phase that `module` names, with the arguments given there and those of the run."""
+        schedule = optim.build_schedule(self.config["optim"]["schedule"])
+        make, optimizer = instantiate(self.config["module"], _partial_=True), self.build_optimizer(self.plan, moments)
+        return make(gpt, optimizer, schedule, self.plan.steps, **self.module_arguments())
 
     def module_arguments(self) -> dict[str, Any]:
-        """What this kind of run gives its phase beside what all get."""
+        """What this kind of run gives its phase in addition to what all get."""
         return {}
 
     def evals(self, rank: int) -> dict[str, Eval]:

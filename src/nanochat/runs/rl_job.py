@@ -134,7 +134,10 @@ class RLJob(ChatJob):
         batch = "rollout.questions and rollout.samples are the batch of a run on questions"
         return {
             "plan": length, "batch_tokens": batch, "eval_tokens": "answers are evaluated here, not text; see pass_at_k",
-            "trainer.compile": "shapes change with every answer, so nothing is compiled in phase rl",
+            "trainer.limit_train_batches": "a step asks new questions; data.num_epochs and task.stop say which",
+            "trainer.overfit_batches": "a step asks new questions; data.num_epochs and task.stop say which",
+            "trainer.gradient_clip_algorithm": "phase rl clips by the norm",
+            "compute.compile": "shapes change with every answer, so nothing is compiled in phase rl",
         }  # fmt: skip
 
     def print_plan(self, inherited: Sequence[tuple[str, str, str]] = ()) -> None:
@@ -150,7 +153,7 @@ class RLJob(ChatJob):
 
     def attention(self) -> str:
         """FlexAttention is compiled for each shape, and here every micro-batch has another."""
-        asked = self.config["trainer"]["attention"]
+        asked = self.config["compute"]["attention"]
         return "sdpa" if asked == "auto" else str(asked)
 
     def batch_of_report(self) -> int | None:

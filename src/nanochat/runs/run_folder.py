@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from nanochat.checkpoint.runs import FOLDER_TIME, now, started
+from nanochat.runs.earlier import in_todays_words
 
 CONFIG, RECORD = "config.yaml", "record.json"
 # Settings that may differ between a run and its resumption: where it runs and what it shows, but
@@ -23,7 +24,22 @@ FREE_KEYS = frozenset({
 })  # fmt: skip
 FREE_INSIDE = {
     "data": frozenset({"rows_per_device", "num_workers", "prepare_workers", "shards_dir", "rendered_dir"}),
-    "trainer": frozenset({"accelerator", "devices", "num_nodes", "strategy", "compile", "attention", "expected_mfu"}),
+    "trainer": frozenset(
+        {
+            "_target_",
+            "accelerator",
+            "devices",
+            "num_nodes",
+            "strategy",
+            "max_time",
+            "benchmark",
+            "profiler",
+            "detect_anomaly",
+            "enable_model_summary",
+        }
+    ),
+    "compute": frozenset({"compile", "attention", "expected_mfu"}),
+    "callbacks": frozenset({"report", "save", "evaluate", "sample"}),
 }
 # Settings that determine the length of a run, and those that must be given to keep the rest of the
 # plan when it becomes longer.
@@ -162,7 +178,7 @@ def not_forked(handle: Any) -> Any:
 def read_config(path: Path) -> dict[str, Any]:
     """The config of a run. ValueError if the file is empty or damaged, e.g. by a full disk or a
     crash of the machine."""
-    return _parsed(path / CONFIG, yaml.safe_load, yaml.YAMLError)
+    return in_todays_words(_parsed(path / CONFIG, yaml.safe_load, yaml.YAMLError))
 
 
 def _parsed(file: Path, parse: Callable[[str], Any], error: type[Exception]) -> dict[str, Any]:

@@ -57,15 +57,10 @@ class Model(Settings):
     n_embd: Width | None
 
 
-class Trainer(Settings):
-    accelerator: Literal["cpu", "gpu", "cuda", "mps"]
-    devices: Ranks
-    num_nodes: Annotated[int, Field(ge=1, le=1, description="1: runs over several machines are not supported yet")]
-    strategy: Literal["ddp"]
+class Compute(Settings):
     precision: Precision
     compile: bool | Literal["auto"]
     attention: Literal["auto", "sdpa", "flex", "reference"]
-    gradient_clip_val: Positive | None
     expected_mfu: Annotated[float, Field(gt=0, le=1)]
 
 
@@ -190,13 +185,16 @@ class Train(Command):
     sample: Sample
     checkpoints: Checkpoints
     model: Model
-    trainer: Trainer
+    trainer: Annotated[dict, Built("nanochat.runs.trainer.flags", chosen=True)]
+    compute: Compute
     arch: Arch
     data: Data
     tokenizer: TokenizerChoice
     optim: Optim
-    logger: Annotated[dict | None, Built(given=("folder", "resume_step"), each=True)] = None  # logger=null: none
-    callbacks: Annotated[dict | None, Built(each=True)]
+    logger: Annotated[dict | None, Built("nanochat.runs.parts.logger_settings", each=True, chosen=True)] = (
+        None  # logger=null: none
+    )
+    callbacks: Annotated[dict, Built("nanochat.runs.parts.callback_settings", each=True, chosen=True)]
     # of phase rl
     task: Annotated[dict | None, Built()]
     val_task: Annotated[dict | None, Built()]

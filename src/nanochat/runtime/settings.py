@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 LARGEST = 2**63 - 1  # of an integer: the limit of PyTorch and NumPy
@@ -111,7 +111,7 @@ def parameters(target: Any) -> Mapping[str, Setting]:
     def add(function: Any, passed_on: bool) -> bool:
         """Add the arguments of one function; with `passed_on` only those that can be keywords. True
         if it passes `**` on."""
-        hints, more = get_type_hints(function, include_extras=True), False
+        hints, more = _hints(function), False
         for number, p in enumerate(inspect.signature(function).parameters.values()):
             if p.kind is p.VAR_KEYWORD:
                 more = True
@@ -139,6 +139,14 @@ def parameters(target: Any) -> Mapping[str, Setting]:
                 if by_keyword:
                     found.setdefault(name, setting)
     return found
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    """Types of the arguments; anything where a library names types that only a type checker imports."""
+    try:
+        return get_type_hints(function, include_extras=True)
+    except NameError:
+        return {name: hint for name, hint in function.__annotations__.items() if isinstance(hint, type)}
 
 
 def _keyword_only(target: Any, name: str) -> bool:
@@ -240,7 +248,7 @@ def _built(value: Mapping[str, Any], built: Built, path: str, wrong: list[str]) 
     known = {k: s for k, s in parameters(target).items() if k not in built.given}
     if built.more is not None:
         known = {**known, **parameters(built.more)}
-    return _group(value, known, f"{path}.", wrong, name.rpartition(".")[2])
+    return _group(value, known, f"{path}.", wrong, str(value.get("_target_") or name).rpartition(".")[2])
 
 
 def locate(name: str) -> Any:
@@ -283,7 +291,10 @@ def _leaf(value: Any, annotation: Any, path: str, wrong: list[str]) -> Any:
 @cache
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
     config = ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True, arbitrary_types_allowed=True)
-    return TypeAdapter(annotation, config=config)
+    try:
+        return TypeAdapter(annotation, config=config)
+    except PydanticUserError:  # a type of a library that pydantic cannot check
+        return TypeAdapter(Any)
 
 
 def _same_kind(value: Any, checked: Any) -> bool:

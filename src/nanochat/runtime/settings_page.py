@@ -37,7 +37,7 @@ COMMON = {
     "ns_steps": "steps of the orthogonalisation", "variant": "of Muon", "ns_dtype": "dtype of the orthogonalisation",
     "compile": "torch.compile", "seed": "of random numbers", "temperature": "0: always the most likely token", "split": "part of the data set",
     "top_k": "sample from this number of most likely tokens; null: all", "max_tokens": "of a text", "limit": "at most this number",
-    "project": "of Weights & Biases", "offline": "true: nothing is sent",
+    "project": "of the tracker", "offline": "true: nothing is sent",
     "mirror_only": "true: never ask the hub", "callbacks": "further actions every N steps", "data": "null: the text of its run",
     "arch": "switches of the network; null: the checkpoint's",
     "name": "its name in tables and metrics",

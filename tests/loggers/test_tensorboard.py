@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.callbacks import loggers
+from nanochat.loggers.tensorboard import TensorBoard
 
 
 @pytest.mark.slow
@@ -13,11 +13,11 @@ def test_tensorboard_keeps_the_points_up_to_the_step_it_resumes_from(tmp_path: P
     pytest.importorskip("tensorboard", reason="pip install 'nanochat[tensorboard]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    first = loggers.tensorboard(tmp_path, 0)
+    first = TensorBoard(tmp_path, 0)
     for step in range(1, 6):
         first.log_metrics({"train/loss": float(step)}, step)
     first.finalize("success")
-    again = loggers.tensorboard(tmp_path, resume_step)
+    again = TensorBoard(tmp_path, resume_step)
     again.log_metrics({"train/loss": 9.0}, resume_step + 1)
     again.finalize("success")
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()

@@ -1,0 +1,30 @@
+"""A whole run of seconds in this process: composed, checked, prepared and trained."""
+
+from pathlib import Path
+from typing import Any
+
+from nanochat.runs.fit import fit
+from nanochat.runs.run_folder import RunFolder, open_run
+from nanochat.runtime.schema import COMMANDS
+from nanochat.runtime.settings import check
+from nanochat.train import build_job
+from tests.configs.test_every_yaml import composed
+from tests.train.conftest import TINY
+
+STOCK = "lightning.pytorch.callbacks"
+
+
+def job_of(corpus: Path, *words: str) -> Any:
+    words = (*TINY, "data=local", f"data.path={corpus}", "save_every=2", "eval_every=2", "log_every=1", *words)
+    job = build_job(check(composed(*words), COMMANDS["train"]))
+    job.check()
+    return job
+
+
+def trained(base: Path, corpus: Path, *words: str) -> RunFolder:
+    """A run of 6 steps, or as many as `words` say, below `base`, which NANOCHAT_BASE_DIR must name."""
+    job = job_of(corpus, "max_steps=6", *words)
+    folder = open_run(job.config, base / "runs")
+    job.prepare(folder)
+    fit(job, folder)
+    return folder
