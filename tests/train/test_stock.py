@@ -49,6 +49,7 @@ def test_early_stopping_ends_the_run_saved_and_evaluated(base: Path, corpus: Pat
     checkpoints = RunCheckpoints(run / "checkpoints")
     assert sorted(losses(run)) == [1, 2, 3, 4] and checkpoints.steps() == [4]
     assert checkpoints.metrics(4)["val/bpb"] > 0
+    assert (run / "metrics.csv").read_text().count("\n4,") == 2, "the step and its one evaluation"
 
 
 @pytest.mark.slow
@@ -149,7 +150,7 @@ def test_a_callback_that_cannot_work_says_why(name: str) -> None:
         ("+callbacks.x.monitor=a", "callbacks.x has no _target_: name its class, as +callbacks.x._target_="),
         (f"+callbacks.x._target_={STOCK}.Early", f"callbacks.x._target_={STOCK}.Early: there is nothing of this name"),
         ("+callbacks.x._target_=builtins.dict", "callbacks.x._target_=builtins.dict is no callback of Lightning"),
-        ("+callbacks.save.every=5", "callbacks.save.every is not a setting of Save, it has none"),
+        ("+callbacks.save.every=5", "callbacks.save.every comes from the run; set save_every=N"),
         ("+logger.m._target_=lightning.pytorch.loggers.CSV", "there is nothing of this name to import"),
     ],
 )

@@ -22,8 +22,8 @@ class Evaluate(StepCallback):
     """`evals` maps a name to how often and a function of the module that returns numbers; they are logged as `val/…`. A collective in one
     stands behind `agreed` (distributed/collectives.py); then a process that fails leaves no other waiting.
 
-    Stands behind `Save` in the list of callbacks, so the weights are on disk before an evaluation can fail. What the evaluations of a step
-    gave is recorded at once, so a step has all of it or none.
+    Runs after `Save`, so the weights are on disk before an evaluation can fail. The numbers of a step are recorded together, so a
+    step has all of them or none. The other callbacks see a validation: Lightning's hooks for it are called.
     """
 
     def __init__(self, evals: dict[str, Eval], checkpoints: RunCheckpoints, *, at_start: bool = False) -> None:
@@ -31,6 +31,7 @@ class Evaluate(StepCallback):
             check_every("eval_every", every)
         self.evals, self.checkpoints, self.at_start = evals, checkpoints, at_start
         self.latest: dict[str, float] = {}
+        self.latest_step = -1
 
     def on_train_start(self, trainer: L.Trainer, module: PhaseModule) -> None:
         super().on_train_start(trainer, module)
@@ -39,10 +40,14 @@ class Evaluate(StepCallback):
         self.catch_up(trainer, module)
 
     def catch_up(self, trainer: L.Trainer, module: PhaseModule) -> None:
-        """The evaluation that a resumed run owes to its checkpoint: it was stopped after saving and before evaluating."""
+        """The evaluation that is owed to the checkpoint of this step: the run was stopped after saving and before evaluating, or
+        an evaluation has stopped it, and it was saved after that."""
         step = trainer.global_step
         if step > 0 and self.checkpoints.path(step).is_dir() and not self.checkpoints.metrics(step):
-            self.at_step(trainer, module, step)
+            if step != self.latest_step:
+                self.at_step(trainer, module, step)
+            elif trainer.is_global_zero:
+                self.checkpoints.record(step, self.latest)
 
     def at_step(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:
         due = [name for name, (every, _) in self.evals.items() if is_due(step, every, module.total_steps)]
@@ -67,6 +72,7 @@ class Evaluate(StepCallback):
                         error,
                     )
         self.latest = {f"val/{k}": float(v) for k, v in results.items()}
+        self.latest_step = step
         publish(trainer, self.latest)
         if self.latest and trainer.is_global_zero:
             self.checkpoints.record(step, self.latest)

@@ -166,7 +166,7 @@ class Report(StepCallback):
             print(f"step {step:>6,}/{module.total_steps:,}  {numbers}", flush=True)
 
     def not_finite(self, trainer: L.Trainer, module: PhaseModule, step: int, loss: float) -> None:
-        """Save batch number, norms and recent losses beside the checkpoints, then stop with one line."""
+        """Write batch number, norms and recent losses into the run folder, then stop with one line."""
         place = self.run_folder / f"not_finite_step_{step:06d}"
         if trainer.is_global_zero:
             place.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ COLUMNS = ("step", "question", "prompt", "completion", "reward", "advantage", "t
 
 
 class Rollouts(StepCallback):
-    """Stands before `Save`, so what a checkpoint was trained on is on disk before it. On resume lines after the step resumed from go."""
+    """Runs before `Save`, so what a checkpoint was trained on is on disk before it. On resume, lines after the step resumed from are deleted."""
 
     def __init__(self, run_folder: Path, tokenizer: Tokenizer, task: Task, *, table_every: int | None) -> None:
         self.file, self.tables = run_folder / "rollouts.jsonl", run_folder / "samples"

@@ -1,4 +1,4 @@
-"""Save the run every N steps, at its end, and when it is told to stop (SIGTERM, SIGHUP, or Ctrl-C once)."""
+"""Save the run every N steps, at its end, and when a signal or another callback stops it."""
 
 import contextlib
 import os
@@ -17,7 +17,8 @@ from nanochat.runtime.signals import CtrlC, handle_stops, stop_at_once
 
 
 class Save(StepCallback):
-    """Writes `checkpoints/step_…`; told to stop, after the step that is running, on every rank the same step, then stops."""
+    """Writes `checkpoints/step_…`. A signal (SIGTERM, SIGHUP, Ctrl-C once) saves and stops after the step that is running, the same
+    step on every rank."""
 
     def __init__(
         self, checkpoints: RunCheckpoints, every: int | None, before: Callable[[L.Trainer, PhaseModule], None]

@@ -50,7 +50,7 @@ class PhaseModule(L.LightningModule):
         self.clock = Clock()
         self.loss_of_step: Tensor | None = None  # mean loss of the last finished step on this process's share, 0-d
         self.batch_step = 0
-        self.numbers: dict[str, float] = {}  # what else the last finished step has to tell, to be logged
+        self.numbers: dict[str, float] = {}  # other metrics of the last finished step, to be logged
         self._running: Tensor | None = None
 
     def micro_loss(self, batch: dict[str, Any]) -> Tensor:
@@ -66,7 +66,7 @@ class PhaseModule(L.LightningModule):
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def headline(self) -> str | None:
-        """The last finished step in a few words, for a phase that has more to tell than loss and speed."""
+        """The last finished step in a few words, for a phase with more numbers than loss and speed."""
         return None
 
     def where_the_batch_is(self, step: int) -> str:

@@ -16,13 +16,16 @@ NEEDED = {
     "report": "it stops a run whose loss is not finite and writes metrics.csv; progress=none shows nothing",
     "save": "it writes the checkpoints and takes the signals that stop a run; save_every=null saves at the end alone",
 }
-# What the run gives to the callbacks of these names.
-GIVEN: dict[str, tuple[str, ...]] = {
-    "report": ("batch_tokens", "flops_per_token", "peak_flops", "log_every", "run_folder", "show"),
-    "save": ("checkpoints", "every", "before"),
-    "evaluate": ("evals", "checkpoints", "at_start"),
-    "sample": ("complete", "prompts", "every"),
-}
+# What the run gives to the callbacks of these names, and the setting it comes from where there is one.
+GIVEN: dict[str, dict[str, str | None]] = {
+    "report": {
+        "log_every": "log_every=N", "show": "progress=lines", "batch_tokens": "batch_tokens=N", "flops_per_token": None,
+        "peak_flops": None, "run_folder": "run_name=NAME",
+    },
+    "save": {"every": "save_every=N", "checkpoints": "checkpoints.keep_last=N", "before": None},
+    "evaluate": {"evals": "eval_every=N", "at_start": "eval_at_start=true", "checkpoints": "checkpoints.keep_last=N"},
+    "sample": {"every": "sample_every=N", "prompts": "sample.prompts=[…]", "complete": None},
+}  # fmt: skip
 PLANNED = "the plan of a run sets it, and the checkpoints of a run are of one plan"
 # Callbacks of Lightning that cannot work in a run, and why.
 CANNOT: dict[type, str] = {
@@ -45,7 +48,10 @@ def callback_settings(values: Mapping[str, Any], path: str) -> Mapping[str, Sett
     for kind, why in CANNOT.items():
         if issubclass(target, kind):
             raise ValueError(f"{path}: {target.__name__} cannot work in a run: {why}")
-    given = GIVEN.get(path.rpartition(".")[2], ())
+    given = GIVEN.get(path.rpartition(".")[2], {})
+    for key in values:
+        if key in given:
+            raise ValueError(f"{path}.{key} comes from the run" + (f"; set {given[key]}" if given[key] else ""))
     return {key: value for key, value in parameters(target).items() if key not in given}
 
 
