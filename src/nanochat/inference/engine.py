@@ -32,7 +32,7 @@ from nanochat.inference.cache import KVCache
 from nanochat.inference.frozen_gpt import FrozenGPT
 from nanochat.inference.joining import Alone, Joining, who_joins
 from nanochat.inference.pool import PrefixPool
-from nanochat.inference.request import Piece, Request, TooLong
+from nanochat.inference.request import Piece, Request, checked_request
 from nanochat.inference.sampling import Drawn, Sampling, begin_draw
 from nanochat.inference.stream import Fragment
 from nanochat.inference.text import ANSWER_ENDS, Completion, Text
@@ -238,36 +238,9 @@ class Engine:
             self._rest()
 
     def _request(self, name: str, prompt: list[int], sampling: Sampling, seeds: list[str]) -> Request:
-        context, vocab = self.gpt.config.sequence_len, self.gpt.config.vocab_size
         if sampling.python and self.run_python is None:
             raise ValueError("python=true, but no Python is run here; start the program itself with python=true")
-        if beyond := [token for token, _ in sampling.logit_bias if token >= vocab]:
-            raise ValueError(f"logit_bias has the id {beyond[0]}; ids go from 0 to {vocab - 1}")
-        if not prompt:
-            raise ValueError(f"{name} has no tokens; start with bos")
-        if min(prompt) < 0 or max(prompt) >= vocab:
-            wrong = next(token for token in prompt if not 0 <= token < vocab)
-            raise ValueError(f"{name} has the id {wrong}; ids go from 0 to {vocab - 1}")
-        room = context - len(prompt)
-        if room < 1:
-            raise TooLong(
-                f"{name} has {len(prompt):,} tokens and leaves no room for an answer in the model's "
-                f"sequence_len={context:,}; give it at most {context - 1:,}"
-            )
-        prompt = list(prompt)  # the caller's may grow into the next turn
-        texts = [
-            Text(
-                prompt,
-                sampling,
-                self.tokenizer,
-                seed=seed,
-                max_tokens=min(sampling.max_tokens or room, room),
-                vocab=vocab,
-                ends=self.ends,
-            )
-            for seed in seeds
-        ]
-        return Request(prompt, sampling, texts)
+        return checked_request(name, prompt, sampling, seeds, self.gpt.config, self.tokenizer, self.ends)
 
     # --- a step ----------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from nanochat.gpt import GPT, counts
+from nanochat.gpt import GPT, GPTConfig, counts
 from nanochat.inference.cache import kept_dtype
 from nanochat.inference.engine import Engine
 from nanochat.inference.frozen_gpt import FrozenGPT
@@ -43,28 +43,15 @@ def measure(
     gpt: GPT, tokenizer: Tokenizer, *, prompt_tokens: int, decode_tokens: int, batches: list[int], temperature: float, repeats: int,
     compile: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Rates of reading one prompt and of decoding `batches` different prompts; the best of `repeats` for the prompt, all for the steps.
+    """Rates of reading one prompt and of decoding `batches` different prompts; the best of `repeats` for
+    the prompt, all for the steps.
 
     ValueError for sizes that do not fit the model.
     """
     gpt, config, device = FrozenGPT.of(gpt), gpt.config, gpt.device
-    for name, value, least in (
-        ("prompt_tokens", prompt_tokens, 1),
-        ("decode_tokens", decode_tokens, 2),
-        ("repeats", repeats, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name}={value} must be at least {least}")
-    if not batches or not all(isinstance(batch, int) and batch >= 1 for batch in batches):
-        raise ValueError(f"batches={batches} must be a list of numbers from 1 up, as batches=[1,8,64]")
-    if prompt_tokens + decode_tokens > config.sequence_len:
-        raise ValueError(
-            f"prompt_tokens={prompt_tokens} and decode_tokens={decode_tokens} are more than the model's "
-            f"sequence_len={config.sequence_len:,}; lower one of them"
-        )
+    _check(config, prompt_tokens, decode_tokens, batches, repeats)
     machine, bandwidth = hardware.detect(device, gpt.compute_dtype), hardware.peak_bandwidth(device)
-    drawn = random.Random(0)
-    value_bytes = kept_dtype(gpt).itemsize
+    drawn, value_bytes = random.Random(0), kept_dtype(gpt).itemsize
     weight_bytes = gpt.compute_dtype.itemsize * counts.matmul_parameters(config)
     context = prompt_tokens + decode_tokens // 2
     kv_read = counts.kv_bytes_read(config, context, value_bytes)
@@ -74,18 +61,10 @@ def measure(
         return None if peak is None else 100 * rate / peak
 
     def run(batch: int) -> tuple[float, list[float]]:
-        """Seconds to the first token of all, and of each step after it."""
         engine = Engine(gpt, tokenizer, max_rows=batch, prefill_tokens=None, ends=(), compile=compile)
         ids = range(config.vocab_size - len(tokenizer.specials))
-        for n in range(batch):
-            sampling = Sampling(temperature=temperature, max_tokens=decode_tokens, seed=n, tools=False)
-            engine.submit(drawn.choices(ids, k=prompt_tokens), sampling)
-        steps = []
-        while engine.busy:
-            start = time.perf_counter()
-            engine.step()  # its tokens are here then; a GPU may be at the next ones already
-            steps.append(time.perf_counter() - start)
-        return steps[0], steps[1:]
+        prompts = [drawn.choices(ids, k=prompt_tokens) for _ in range(batch)]
+        return _decode(engine, prompts, temperature, decode_tokens)
 
     run(batches[0])  # kernels are chosen, memory is taken
     prefill = min(
@@ -120,6 +99,35 @@ def measure(
         },
         "sweep": [asdict(row) for row in sweep],
     }  # fmt: skip
+
+
+def _check(config: GPTConfig, prompt_tokens: int, decode_tokens: int, batches: list[int], repeats: int) -> None:
+    for name, value, least in (
+        ("prompt_tokens", prompt_tokens, 1),
+        ("decode_tokens", decode_tokens, 2),
+        ("repeats", repeats, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name}={value} must be at least {least}")
+    if not batches or not all(isinstance(batch, int) and batch >= 1 for batch in batches):
+        raise ValueError(f"batches={batches} must be a list of numbers from 1 up, as batches=[1,8,64]")
+    if prompt_tokens + decode_tokens > config.sequence_len:
+        raise ValueError(
+            f"prompt_tokens={prompt_tokens} and decode_tokens={decode_tokens} are more than the model's "
+            f"sequence_len={config.sequence_len:,}; lower one of them"
+        )
+
+
+def _decode(engine: Engine, prompts: list[list[int]], temperature: float, tokens: int) -> tuple[float, list[float]]:
+    """Seconds to the first token of all, and of each step after it."""
+    for n, prompt in enumerate(prompts):
+        engine.submit(prompt, Sampling(temperature=temperature, max_tokens=tokens, seed=n, tools=False))
+    steps = []
+    while engine.busy:
+        start = time.perf_counter()
+        engine.step()  # its tokens are here then; a GPU may be at the next ones already
+        steps.append(time.perf_counter() - start)
+    return steps[0], steps[1:]
 
 
 @torch.inference_mode()
