@@ -105,7 +105,8 @@ class Service:
         model = self.model(name)
         if not model.chats:
             raise WrongKind(f"{model.name} is a base checkpoint, which continues texts and does not chat")
-        letters = sum(len(str(message.get("content", ""))) for message in messages)
+        messages, left_out = without_oldest(messages, MAX_CHARACTERS) if forget else (messages, 0)
+        letters = characters(messages)
         if letters > MAX_CHARACTERS:
             raise TooLong(f"the conversation has {letters:,} characters; at most {MAX_CHARACTERS:,} are read")
         self.make_room(model, num_samples)
@@ -113,7 +114,7 @@ class Service:
         prompt, forgotten = fit(model.tokenizer, messages, context=model.context, room=room, forget=forget)
         prompt = [*prompt, model.tokenizer.specials["<|python_start|>"]] if call else prompt
         _check_room(model, prompt, sampling, strict)
-        return model.idlest().submit(prompt, sampling, num_samples), forgotten
+        return model.idlest().submit(prompt, sampling, num_samples), left_out + forgotten
 
     def complete(
         self,
@@ -158,6 +159,28 @@ class Service:
     def close(self) -> None:
         for worker in self.workers:
             worker.close()
+
+
+def characters(messages: list[dict[str, Any]]) -> int:
+    return sum(len(str(message.get("content", ""))) for message in messages)
+
+
+def without_oldest(messages: list[dict[str, Any]], most: int) -> tuple[list[dict[str, Any]], int]:
+    """Without as many of the oldest turns as exceed `most` characters, and how many these are.
+
+    A system message and the last question stay.
+
+    >>> turns = [{"role": role, "content": "abcd"} for role in ("user", "assistant", "user")]
+    >>> [(len(kept), left_out) for most in (12, 11, 3) for kept, left_out in [without_oldest(turns, most)]]
+    [(3, 0), (1, 1), (1, 1)]
+    """
+    first = int(bool(messages) and messages[0].get("role") == "system")
+    left_out, length = 0, characters(messages)
+    while length > most and first + 2 * left_out + 2 < len(messages):
+        oldest = first + 2 * left_out
+        length -= characters(messages[oldest : oldest + 2])
+        left_out += 1
+    return [*messages[:first], *messages[first + 2 * left_out :]], left_out
 
 
 def _check_room(model: ServedModel, prompt: list[int], sampling: Sampling, strict: bool) -> None:

@@ -95,3 +95,14 @@ def test_settings_survive_the_way_through_the_page():
     for other in (sampling, Sampling(top_k=None, max_tokens=None)):
         settings = {"system": "s", "random_seed": False, "sampling": asdict(other)}
         assert page.settings_of(tuple(page.values_of(settings))) == settings
+
+
+def test_a_conversation_beyond_the_characters_that_are_read_forgets_its_oldest_turns():
+    async def answered() -> tuple[list[int], int]:
+        talk = [{"role": role, "content": "x" * 30} for role in ("user", "assistant")] * 2000
+        last = {"role": "user", "content": "?"}
+        reply, forgotten = SERVICE.chat(None, [*talk, last], Sampling(max_tokens=9), forget=True)
+        return reply.request.prompt, forgotten
+
+    prompt, forgotten = asyncio.run(answered())
+    assert len(prompt) <= 256 - 9 and forgotten == 2000 - 3  # a turn is 64 tokens here
