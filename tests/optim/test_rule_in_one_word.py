@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from nanochat import optim
 from nanochat.gpt import GPT, build_arch, from_depth
 from nanochat.runs import show
+from nanochat.runs.plan import make_plan
 from nanochat.runtime.app import choices, compose_choice, register
 from nanochat.runtime.paths import conf_dir
-from nanochat.runtime.plan import make_plan
 from nanochat.runtime.rules import change_rules
 
 

@@ -13,7 +13,7 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference.engine import Engine
 from nanochat.runs import show
 from nanochat.runs.job import Job
-from nanochat.runtime.plan import Plan, make_epochs_plan
+from nanochat.runs.plan import Plan, make_epochs_plan
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.conversations import render_prompt
 

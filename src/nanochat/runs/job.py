@@ -25,10 +25,10 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.gpt.attention import runnable
 from nanochat.modules.phase import PhaseModule
 from nanochat.runs import parts, show
+from nanochat.runs.plan import Plan, estimate_seconds
 from nanochat.runs.run_folder import RunFolder, read_config, read_record, write_record
 from nanochat.runtime import hardware
 from nanochat.runtime.paths import base_dir
-from nanochat.runtime.plan import Plan, estimate_seconds
 from nanochat.tokenizer import Tokenizer
 
 COMPILE_PAYS_SECONDS = (

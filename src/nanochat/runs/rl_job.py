@@ -25,8 +25,8 @@ from nanochat.rl.preflight import Preflight
 from nanochat.rl.rewards import Rewards
 from nanochat.runs import show
 from nanochat.runs.chat_job import ChatJob
+from nanochat.runs.plan import Plan
 from nanochat.runs.run_folder import RunFolder
-from nanochat.runtime.plan import Plan
 from nanochat.tasks.task import Task
 
 # padded tokens of a forward pass of the update. On a CPU measured (d4, 2 cores: 2,048 took 0.6 of the time of 16,384); else a guess

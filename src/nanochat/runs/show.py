@@ -15,7 +15,7 @@ from nanochat.gpt import counts
 from nanochat.inference.sampling import Sampling
 from nanochat.optim import GroupedOptimizer
 from nanochat.rl.preflight import Finding
-from nanochat.runtime.plan import Plan
+from nanochat.runs.plan import Plan
 
 GROUPS = ("embedding", "value_embeddings", "head", "matrices", "scalars")
 

@@ -13,7 +13,7 @@ from nanochat.datamodules.text import PIECE_CHARS, crop_note
 from nanochat.gpt import GPT, GPTConfig, build_arch, from_depth
 from nanochat.inference.complete import complete
 from nanochat.runs.job import Job
-from nanochat.runtime.plan import Plan, make_plan
+from nanochat.runs.plan import Plan, make_plan
 from nanochat.tokenizer import Tokenizer, load_tokenizer, train_or_load
 from nanochat.tokenizer.training import settings as tokenizer_settings
 

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from nanochat.gpt import build_arch, counts, from_depth
-from nanochat.runtime.plan import auto_batch_tokens, estimate_seconds, make_plan
+from nanochat.runs.plan import auto_batch_tokens, estimate_seconds, make_plan
 
 
 def arch(name, conf_dir):

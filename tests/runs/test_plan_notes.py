@@ -5,8 +5,8 @@ from omegaconf import OmegaConf
 
 from nanochat.gpt import build_arch, from_depth
 from nanochat.optim import Schedule
+from nanochat.runs.plan import make_epochs_plan, make_plan
 from nanochat.runs.text_job import mixed_generations
-from nanochat.runtime.plan import make_epochs_plan, make_plan
 
 
 @pytest.fixture(scope="module")
