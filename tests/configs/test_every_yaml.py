@@ -158,10 +158,36 @@ def test_the_line_of_the_design_works_as_written() -> None:
         assert part in text, (part, text)
 
 
-def test_data_of_a_cpu_run_is_pydocs_unless_asked() -> None:
-    assert composed("+phase=base", "trainer=cpu")["data"]["_target_"].endswith("pydocs")
+def sizes(config: dict[str, Any]) -> tuple[Any, ...]:
+    of_tokenizer, length = config["tokenizer"]["auto_vocab_size"], config["plan"]["ratio"]
+    return (
+        config["size"],
+        config["data"]["_target_"].rpartition(".")[2],
+        config["model"]["sequence_len"],
+        of_tokenizer,
+        length,
+    )
+
+
+@pytest.mark.parametrize("trainer", choices("trainer"))
+@pytest.mark.parametrize("size", choices("size"))
+def test_a_trainer_names_a_machine_and_a_size_what_is_trained_on_it(trainer: str, size: str) -> None:
+    """A typed size is the same on every machine, and a machine says nothing but `trainer` and which size it takes unasked."""
+    typed, unasked = composed("+phase=base", f"trainer={trainer}", f"size={size}"), {"cpu": "laptop", "mps": "mac"}
+    assert sizes(typed) == {
+        "full": ("full", "shards", 2048, 32768, 12.0), "laptop": ("laptop", "pydocs", 512, 8192, 0.5),
+        "mac": ("mac", "pydocs", 512, 8192, 4.0),
+    }[size]  # fmt: skip
+    plain = composed("+phase=base", f"trainer={trainer}")
+    assert plain["size"] == unasked.get(trainer, "full")
+    assert plain["size"] != size or plain == typed
+    other = composed("+phase=base", "trainer=8xh100", f"size={size}")
+    assert {**typed, "trainer": None} == {**other, "trainer": None}
+
+
+def test_what_is_typed_or_chosen_by_an_experiment_stands_before_the_size() -> None:
     assert composed("+phase=base", "trainer=cpu", "data=local", "data.path=x")["data"]["_target_"].endswith("local")
-    assert composed("+phase=base", "trainer=8xh100")["data"]["dataset"] == "karpathy/climbmix-400b-shuffle"
+    assert sizes(composed("experiment=demo", "plan.ratio=3"))[2:] == (256, 8192, 3)
 
 
 def test_known_keys_lists_nested_settings() -> None:

@@ -93,7 +93,13 @@ class TextJob(Job):
 
     def notes(self) -> tuple[str, ...]:
         mixed = mixed_generations(self.config, self.gpt_config.vocab_size)
-        return (*([mixed] if mixed else []), *self.plan.notes, *self._about_text())
+        size = self.config["size"]
+        small = (
+            f"size={size} set context, vocabulary, length and data that were not typed; size=full sets those for a GPU"
+        )
+        return (
+            *([small] if size != "full" else []), *([mixed] if mixed else []), *self.plan.notes, *self._about_text(),
+        )  # fmt: skip
 
     def describe(self) -> str:
         """Which text, and how many of its shards the plan needs and takes."""

@@ -164,6 +164,7 @@ class Command(Bare):
 
 class Train(Command):
     phase: str
+    size: str
     module: Annotated[dict, Built(given=GIVEN_MODULE)]
     run_name: RunName
     init_from: str | None

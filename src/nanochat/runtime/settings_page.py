@@ -67,8 +67,8 @@ def meanings() -> dict[str, str]:
         text = path.read_text()
         group = path.relative_to(conf_dir()).parts[0] if path.parent != conf_dir() else ""
         whole = not group or "@package _global_" in text
-        if group == "experiment" or (group == "trainer" and whole):
-            continue  # their comments are about their own numbers
+        if group in ("experiment", "size") or (group == "trainer" and whole):
+            continue  # what they say is of their own numbers
         stack: list[tuple[int, str]] = []
         for line in text.splitlines():
             if not (match := re.match(r"( *)([\w.]+):(?: +(.*))?$", line)):
