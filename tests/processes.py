@@ -20,8 +20,8 @@ SERVER.set_forkserver_preload(
         "torch._dynamo", "lightning.pytorch", "lightning.pytorch.loggers", "hydra.main", "torchmetrics", "pyarrow.parquet", "fastapi",
         "nanochat.callbacks.evaluate", "nanochat.callbacks.report",
         "nanochat.callbacks.rollouts", "nanochat.callbacks.save", "nanochat.evals.chat", "nanochat.inference.engine", "nanochat.modules.next_token",
-        "nanochat.modules.rl", "nanochat.runs.chat_job", "nanochat.runs.fit", "nanochat.runs.rl_job",
-        "nanochat.runs.text_job",
+        "nanochat.modules.rl", "nanochat.runs.chat", "nanochat.runs.fit", "nanochat.runs.rl",
+        "nanochat.runs.text",
     ]
 )  # fmt: skip
 

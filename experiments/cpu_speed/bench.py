@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from nanochat import optim
 from nanochat.gpt import GPT, from_depth
 from nanochat.modules.next_token import NextTokenModule
-from nanochat.runs.job import quiet_lightning
+from nanochat.runs.fit import quiet_lightning
 from nanochat.runtime.paths import conf_dir
 
 T, VOCAB = 256, 8192

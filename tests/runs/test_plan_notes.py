@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from nanochat.gpt import build_arch, from_depth
 from nanochat.optim import Schedule
 from nanochat.runs.plan import make_epochs_plan, make_plan
-from nanochat.runs.text_job import mixed_generations
+from nanochat.runs.text import mixed_generations
 
 
 @pytest.fixture(scope="module")

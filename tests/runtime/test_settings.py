@@ -83,7 +83,6 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         ("max_steps=true", "max_steps=true must be a whole number"),
         ("max_steps=1.5", "max_steps=1.5 must be a whole number from 1 up, or null; try max_steps=2"),
         ("tasks.of=2.7", "tasks.of=2.7 must be a group of settings"),
-        ("val_task=[1,2]", "val_task=[1,2] must be a group of settings"),
         ("phase=[[1]]", "phase=[[1]] is not known; choose from: base, mid, rl, sft, sft_classic"),
         ("data=null", "data=null is not known; choose from: climbmix"),
         ("arch=5", "arch=5 is not known; choose from: classic, e1, e2"),
@@ -93,7 +92,14 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         ("+module.z=7", "module.z is not a setting of NextTokenModule"),
         ("+module.gpt=7", "module.gpt is not a setting of NextTokenModule"),
         ("data._target_=no.such", "data._target_=no.such: there is no object with this name"),
-        ("rollout.samples=3", "rollout.samples is not a setting of this run; add +phase=rl"),
+        ("rollout.samples=3", "rollout.samples is a setting of phase rl; add +phase=rl, or drop it"),
+        ("+rollout.samples=3", "rollout is a setting of phase rl; add +phase=rl, or drop it"),
+        ("force=true", "force is a setting of phase rl; add +phase=rl, or drop it"),
+        ("algo=dapo", "algo is a setting of phase rl; add +phase=rl, or drop it"),
+        ("task=gsm8k", "task is a setting of phase rl; add +phase=rl, or drop it"),
+        ("data=questions", "this data takes task, a setting of phase rl; add +phase=rl, or choose another data=…"),
+        ("data=sft_mix", "data is a ChatDataModule here, and this phase trains on text; choose data=pydocs"),
+        ("recipe._target_=no.such", "recipe._target_=no.such: there is no object with this name; see the files in conf/phase/"),
         ("logger.csv=5", "logger.csv=5 must be a group of settings"),
         ("optim.groups.head.rule=null", "optim.groups.head.rule=null is not known; choose from adamw, muon"),
     ],
@@ -220,7 +226,7 @@ def test_what_is_no_whole_number(value: Any) -> None:
 def test_a_module_argument_is_given_to_the_phase(take: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """An argument that a phase takes is a setting, checked by its type, and reaches the constructor."""
     from nanochat.modules import next_token
-    from nanochat.runs.job import Job
+    from nanochat.runs.recipe import Recipe
 
     class Softer(next_token.NextTokenModule):
         def __init__(self, *args: Any, smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0, **more: Any) -> None:
@@ -231,7 +237,7 @@ def test_a_module_argument_is_given_to_the_phase(take: Callable[..., Any], monke
     target = "module._target_=nanochat.modules.next_token.Softer"
     assert "module.smoothing=2 must be a number from 0 to below 1" in take(*BASE, target, "+module.smoothing=2")
     config = take(*BASE, target, "+module.smoothing=0.25")
-    job = object.__new__(Job)
+    job = object.__new__(Recipe)
     job.config, job.__dict__["plan"] = config, type("Plan", (), {"steps": 1, "lr_factor": 1.0, "weight_decay": 0.0})
     from nanochat.gpt import GPT, from_depth
 

@@ -15,15 +15,15 @@ from nanochat.checkpoint.lightning_io import FolderCheckpointIO
 from nanochat.gpt import GPT, counts
 from nanochat.modules.phase import PhaseModule
 from nanochat.runs import show
-from nanochat.runs.job import Job
 from nanochat.runs.parts import build, build_loggers
+from nanochat.runs.recipe import Recipe
 from nanochat.runs.run_folder import RunFolder, read_record
 from nanochat.runs.trainer import build_trainer, fast_steps, repeated_steps
 from nanochat.runtime.settings import locate
 from nanochat.runtime.signals import kill_workers_at_exit
 
 
-def fit(job: Job, folder: RunFolder) -> bool:
+def fit(job: Recipe, folder: RunFolder) -> bool:
     """Train `job` in this process: all of it, or one rank of it. True if a signal stopped it."""
     rank, checkpoints = int(os.environ.get("RANK", 0)), job.checkpoints(folder)
     quiet_lightning()
@@ -102,7 +102,7 @@ def fit(job: Job, folder: RunFolder) -> bool:
     return save.told_to_stop
 
 
-def build_callbacks(job: Job, folder: RunFolder, module: PhaseModule, rank: int) -> dict[str, Any]:
+def build_callbacks(job: Recipe, folder: RunFolder, module: PhaseModule, rank: int) -> dict[str, Any]:
     """By name, in the order in which they run: what others change (averages of weights) is saved, evaluated and sampled."""
     config, checkpoints = job.config, job.checkpoints(folder)
     sample, chosen = dict(config["sample"]), {name: c for name, c in config["callbacks"].items() if c}

@@ -20,7 +20,7 @@ CONFIG, RECORD = "config.yaml", "record.json"
 # not what it computes.
 FREE_KEYS = frozenset({
     "resume", "debug", "dry_run", "logger", "progress", "log_every", "save_every", "eval_every", "sample_every", "checkpoints",
-    "eval_tokens", "eval_at_start", "tasks", "sample", "paths", "size",
+    "eval_tokens", "eval_at_start", "tasks", "sample", "paths", "size", "recipe", "force",
 })  # fmt: skip
 FREE_INSIDE = {
     "data": frozenset({"rows_per_device", "num_workers", "prepare_workers", "shards_dir", "rendered_dir"}),
@@ -89,7 +89,7 @@ def open_run(config: dict[str, Any], runs: Path, *, folder: Path | None = None) 
     another run.
 
     `resume` is false, `auto` (the newest run of this name with these settings, else a new one), or
-    a run's folder, which max_steps may make longer (`Job.check_plan`). `folder` is the place of a
+    a run's folder, which max_steps may make longer (`Recipe.check_plan`). `folder` is the place of a
     new run, used for the trials of a sweep.
     """
     resume, home = config.get("resume"), runs / str(config["run_name"])

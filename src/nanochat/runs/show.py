@@ -74,25 +74,25 @@ def plan(
         print(f"note: {note}")
 
 
-def rl_plan(job: Any) -> None:
-    """Print the plan of a run of reinforcement learning, from its `RLJob`."""
-    config, plan, algorithm, rollout = job.gpt_config, job.plan, job.algorithm, job.config["rollout"]
+def rl_plan(recipe: Any) -> None:
+    """Print the plan of a run of reinforcement learning, from its `RLRecipe`."""
+    config, plan, algorithm, rollout = recipe.gpt_config, recipe.plan, recipe.algorithm, recipe.config["rollout"]
     sizes = counts.parameters(config)
-    table = Table(title=f"{job.config['run_name']}: plan", title_justify="left", show_header=False)
+    table = Table(title=f"{recipe.config['run_name']}: plan", title_justify="left", show_header=False)
     table.add_row("model", f"{config.n_layer} layers, width {config.n_embd}, arch {config.arch.name}, context {config.sequence_len:,}, "
-                           f"{sizes['total']:,} parameters; from {job.config['init_from']}")  # fmt: skip
+                           f"{sizes['total']:,} parameters; from {recipe.config['init_from']}")  # fmt: skip
     table.add_row(
         "task",
-        f"{len(job.data.task):,} questions of {job.data.task.name}; held out: {job.val_task.name}, {len(job.val_task):,}",
+        f"{len(recipe.data.task):,} questions of {recipe.data.task.name}; held out: {recipe.val_task.name}, {len(recipe.val_task):,}",
     )
     table.add_row(
         "steps", f"{plan.steps:,} optimizer steps, {algorithm.updates} per rollout, from {plan.horizon_source}"
     )
     table.add_row("rollout", f"{rollout['questions']} questions x {rollout['samples']} answers of up to {rollout['max_tokens']} tokens; "
-                             + sampled(job.sampling))  # fmt: skip
+                             + sampled(recipe.sampling))  # fmt: skip
     table.add_row("algorithm", f"{algorithm.name}: " + ", ".join(
         f"{field.name} {getattr(algorithm, field.name)}" for field in fields(algorithm) if field.name != "name"))  # fmt: skip
-    table.add_row("rewards", " + ".join(f"{reward.weight:g} x {name}" for name, reward in job.rewards.of.items()))
+    table.add_row("rewards", " + ".join(f"{reward.weight:g} x {name}" for name, reward in recipe.rewards.of.items()))
     console().print(table)
 
 

@@ -6,17 +6,19 @@ Every user error ends as one line on stderr with exit code 2; `debug=true` shows
 instead. Code below a command does not see `cfg`.
 """
 
+import contextlib
 import difflib
 import errno
 import functools
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
@@ -25,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nanochat.runtime.paths import base_dir, conf_dir
 from nanochat.runtime.rules import change_rules
-from nanochat.runtime.schema import COMMANDS
+from nanochat.runtime.schema import settings_of
 from nanochat.runtime.settings import check
 from nanochat.runtime.signals import EndedBy, StopAtOnce, end_undisturbed, take_ctrl_c
 
@@ -148,8 +150,11 @@ def take_checked(cfg: DictConfig, config_name: str) -> None:
     """
     if missing := sorted(OmegaConf.missing_keys(cfg), key=lambda key: (key != "phase", key)):
         raise ValueError(missing_key(missing[0]))
-    target = COMMANDS[config_name]
     values: Any = OmegaConf.to_container(cfg, resolve=True)
+    target = settings_of(config_name, values)
+    for key in values:
+        if key not in get_type_hints(target) and (phase := phase_of(key)):
+            raise ValueError(of_phase(key, phase))
     for key in get_type_hints(target):
         if key not in values and (conf_dir() / key).is_dir() and not hasattr(target, key):
             raise ValueError(missing_key(key))
@@ -279,6 +284,10 @@ def one_line(error: BaseException, config_name: str = "train") -> str:
         return unknown_key(match.group(1), config_name)
     if match := re.search(r"Could not find '(\w+)/([^']+)' Available options in '[^']+': .*", text):
         return not_a_choice(match[1], match[2])
+    if (match := re.search(r"Interpolation key '(\w+)' not found.* full_key: (\w+)", text)) and (
+        phase := phase_of(match[1])
+    ):
+        return f"this {match[2]} takes {match[1]}, a setting of phase {phase}; add +phase={phase}, or choose another {match[2]}=…"
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return missing_key(match.group(1))
     return text.removesuffix(
@@ -289,19 +298,11 @@ def one_line(error: BaseException, config_name: str = "train") -> str:
 def unknown_key(key: str, config_name: str) -> str:
     known = known_keys(config_name)
     top = key.partition(".")[0]
-    if key in known or (
-        top in known and not any(k.startswith(f"{top}.") for k in known)
-    ):  # this run has no such choice
-        phases = [
-            path.stem
-            for path in sorted((conf_dir() / "phase").glob("*.yaml"))
-            if re.search(rf"^(  - /)?{top}: ", path.read_text().replace(":\n", ": \n"), re.M)
-        ]
-        if not phases and (conf_dir() / key).is_dir():
-            return missing_key(key)
-        return f"{key} is not a setting of this run" + (f"; add +phase={phases[0]}" if phases else "")
-    # for lr=0.1: the lr of some group
-    same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    if config_name == "train" and top not in known and (phase := phase_of(top)):
+        return of_phase(key, phase)
+    if key in known or (top in known and not any(k.startswith(f"{top}.") for k in known)):
+        return missing_key(key) if (conf_dir() / key).is_dir() else f"{key} is not a setting of this run"
+    same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]  # lr=0.1: that of some group
     near = same or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if not near:
         return f"{key} is not a setting; see `python -m nanochat.{config_name} --help`"
@@ -309,17 +310,30 @@ def unknown_key(key: str, config_name: str) -> str:
     return f"{key} is not a setting; did you mean {near[0]}=…?{more}"
 
 
-def known_keys(config_name: str) -> list[str]:
-    """Every dotted key of the command's default composition, with the choices of this
-    command line."""
-    from hydra import compose
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.initialize import initialize_config_dir
+def of_phase(key: str, phase: str) -> str:
+    return f"{key} is a setting of phase {phase}; add +phase={phase}, or drop it"
 
+
+def phase_of(key: str) -> str | None:
+    """The phase that brings the setting `key`, None if none does."""
+    with composer() as compose:
+        return next((name for name in choices("phase") if key in compose("train", [f"+phase={name}"])), None)
+
+
+@contextlib.contextmanager
+def composer() -> Iterator[Callable[..., DictConfig]]:
+    """Hydra's `compose`, also where no command is composed."""
+    with contextlib.ExitStack() as stack:
+        if not GlobalHydra.instance().is_initialized():
+            stack.enter_context(hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"))
+        yield hydra.compose
+
+
+def known_keys(config_name: str) -> list[str]:
+    """Every dotted key of the command's default composition, the choices on this command line taken into account."""
     groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
     chosen = [w for w in sys.argv[1:] if re.match(r"\+?(\w+)=[\w/]+$", w) and w.lstrip("+").split("=")[0] in groups]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with composer() as compose:
         try:
             cfg = compose(config_name, chosen)
         except Exception:

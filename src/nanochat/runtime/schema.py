@@ -3,11 +3,12 @@
 The values, and a line of meaning beside each, are in `conf/*.yaml`. A group that the configs build (`Built`) has the settings of what it builds.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from nanochat.runtime.settings import Built, Count, Decay, Positive, Seed, Settings, Whole
+from nanochat.runtime.settings import Built, Count, Decay, Positive, Seed, Settings, Whole, locate
 
 MAX_DEPTH = 512  # guess: four times the deepest of published models; a mistyped one would build for minutes
 MAX_WIDTH = 2**17  # guess, likewise
@@ -94,41 +95,7 @@ class TaskEvals(Settings):
 
 class Checkpoints(Settings):
     keep_last: Count | None
-    best_metric: str  # runs/job.py knows what a run logs
-
-
-class Rollout(Settings):
-    questions: Count
-    samples: Annotated[int, Field(ge=2)]  # a group to compare an answer with
-    max_tokens: Count
-    temperature: Annotated[float, Field(gt=0, le=1e6)]
-    top_k: TopK
-    top_p: TopP
-    min_p: MinP
-    tools: bool
-    python: bool
-    max_rows: Count
-    table_every: Count | None
-
-
-class PassAtK(Settings):
-    split: str
-    limit: Count | None
-    samples: Count
-    max_tokens: Count | None
-    temperature: Temperature
-    top_k: TopK
-    seed: Seed
-
-
-class Preflight(Settings):
-    run: bool
-    questions: Count
-
-
-class OfReward(Settings):
-    weight: float = 1.0
-    timeout: Positive = 60.0
+    best_metric: str  # runs/recipe.py knows what a run logs
 
 
 class TokenizerSettings(Settings):
@@ -163,7 +130,10 @@ class Command(Bare):
 
 
 class Train(Command):
+    """Of every run; the recipe of a phase may add to them."""
+
     phase: str
+    recipe: Annotated[dict, Built(given=("config", "tokenizer_folder"))]
     size: str
     module: Annotated[dict, Built(given=GIVEN_MODULE)]
     run_name: RunName
@@ -196,15 +166,6 @@ class Train(Command):
         None  # logger=null: none
     )
     callbacks: Annotated[dict, Built("nanochat.runs.parts.callback_settings", each=True, chosen=True)]
-    # of phase rl
-    task: Annotated[dict | None, Built()]
-    val_task: Annotated[dict | None, Built()]
-    algo: Annotated[dict | None, Built("nanochat.rl.algorithms.Algorithm")]
-    rewards: Annotated[dict | None, Built(more=OfReward, each=True)]
-    rollout: Rollout | None
-    pass_at_k: PassAtK | None
-    preflight: Preflight | None
-    force: bool
 
 
 class OnlyLength(Settings):
@@ -340,3 +301,13 @@ COMMANDS: dict[str, type[Settings]] = {
     "tokenizer": Tokenizer, "import": Import,
     "runs": Runs,
 }  # fmt: skip
+
+
+def settings_of(command: str, values: Mapping[str, Any]) -> type[Settings]:
+    """The settings of a command with these values: those of a training run are its recipe's, which adds those of its phase."""
+    recipe = values.get("recipe")
+    name = recipe.get("_target_") if command == "train" and isinstance(recipe, Mapping) else None
+    try:
+        return locate(str(name)).settings if name else COMMANDS[command]
+    except (ValueError, AttributeError):  # the check of `recipe` says what is wrong with it
+        return COMMANDS[command]

@@ -26,6 +26,8 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from nanochat.runtime.paths import conf_dir
+
 LARGEST = 2**63 - 1  # of an integer: the limit of PyTorch and NumPy
 SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_")  # Hydra's own
 REQUIRED = inspect.Parameter.empty
@@ -58,6 +60,7 @@ class Built:
     arguments. `each`: a group of such groups, by name. `of` may be a function that chooses the
     settings by the group's values (`chosen`): it is called with them and the group's key, and
     raises ValueError.
+    `makes`: the class that the `_target_` is or returns; `instead`: what to choose where it is another.
     """
 
     of: str | None = None
@@ -66,6 +69,8 @@ class Built:
     each: bool = False
     chosen: bool = False  # `of` is such a function
     null: bool = False  # null removes one of `each`
+    makes: type | None = None
+    instead: str = ""
 
 
 class Setting(NamedTuple):
@@ -82,10 +87,13 @@ class Wrong(ValueError):
     """Wrong settings, the first one as a line."""
 
     def __init__(self, lines: Sequence[str]) -> None:
-        # an error in a setting that others refer to (`${seed}`) is reported once
-        more = len({re.sub(r"^[^=]*\.|; try .*", "", line) for line in lines}) - 1
+        # a setting that others refer to (`${seed}`) is wrong once, and named by the shortest key
+        same: dict[str, list[str]] = {}
+        for line in lines:
+            same.setdefault(re.sub(r"^[^=]*\.|; try .*", "", line), []).append(line)
+        more = len(same) - 1
         others = f" ({more} more setting{'s are' if more > 1 else ' is'} wrong)" if more else ""
-        super().__init__(lines[0] + others)
+        super().__init__(min(next(iter(same.values())), key=len) + others)
 
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -231,24 +239,28 @@ def _built(value: Mapping[str, Any], built: Built, path: str, wrong: list[str]) 
             assert target is not None
             target = target(value, path)
     except ValueError as error:
-        wrong.append(
-            str(error)
-            if built.of
-            else f"{path}._target_={name}: {error}; see the files in conf/{path.partition('.')[0]}/"
-        )
+        wrong.append(str(error) if built.of else f"{path}._target_={name}: {error}; see the files in {_examples(path)}")
         return value
     if target is None:
-        wrong.append(
-            f"{path} has no _target_: name what it is made by, as the files in conf/{path.partition('.')[0]}/ do"
-        )
+        wrong.append(f"{path} has no _target_: name what it is made by, as the files in {_examples(path)} do")
         return value
     if not callable(target) and not built.chosen:
         wrong.append(f"{path}._target_={name} cannot be called")
         return value
+    if built.makes is not None:
+        made = target if isinstance(target, type) else get_type_hints(target).get("return")
+        if isinstance(made, type) and not issubclass(made, built.makes):
+            wrong.append(f"{path} is a {made.__name__} here, and this phase {built.instead}")
+            return value
     known = {k: s for k, s in parameters(target).items() if k not in built.given}
     if built.more is not None:
         known = {**known, **parameters(built.more)}
     return _group(value, known, f"{path}.", wrong, str(value.get("_target_") or name).rpartition(".")[2])
+
+
+def _examples(path: str) -> str:
+    group = path.partition(".")[0]
+    return f"conf/{group if (conf_dir() / group).is_dir() else 'phase'}/"
 
 
 def locate(name: str) -> Any:

@@ -11,15 +11,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from nanochat.runtime.app import choices
 from nanochat.runtime.paths import conf_dir
-from nanochat.runtime.schema import COMMANDS
+from nanochat.runtime.schema import settings_of
 from nanochat.runtime.settings import SPECIAL, listed, shown
 
 Row = tuple[str, str, str, str]  # key, default, rule, meaning
-# overrides without which a command does not compose
-PAGES = {"train": (["+phase=base"], ["+phase=rl"]), "evaluate": ([],), "data": ([],), "tokenizer": ([],), "sample": ([],), "cli": ([],),
-         "chat": ([],), "bench": ([],), "import": ([],), "runs": ([],)}  # fmt: skip
-# groups with one choice, and the place of its settings in a composed config
+# what a composition of nothing but the command lacks
+PAGES: dict[str, list[list[str]]] = {
+    "train": [[f"+phase={name}"] for name in choices("phase")],
+    **{command: [[]] for command in ("evaluate", "data", "tokenizer", "sample", "cli", "chat", "bench", "import", "runs")},
+}
+# groups of which one is chosen, and where its settings stand in a composed config
 GROUPS = {
     "data": "data",
     "task": "task",
@@ -126,7 +129,7 @@ def rows(command: str, words: list[str]) -> Iterator[Row]:
 
 
 def table(values: dict[str, Any], command: str) -> Iterator[Row]:
-    for key, value, rule in listed(values, COMMANDS[command]):
+    for key, value, rule in listed(values, settings_of(command, values)):
         yield key, _default(value), rule, meaning(key, command)
 
 
@@ -164,8 +167,11 @@ def page() -> str:
     known: set[str] = set()
     for command, compositions in PAGES.items():
         for number, words in enumerate(compositions):
-            found = [row for row in rows(command, words) if not number or row[0] not in known]
+            # those of data have tables below
+            found = [r for r in rows(command, words) if not number or not (r[0] in known or r[0].startswith("data."))]
             known |= {row[0] for row in found}
+            if not found:
+                continue
             title = f"nanochat.{command}" + "".join(f" {word}" for word in words)
             lines += ["", f"## {title}", "", *_markdown(found)]
     for group, key in GROUPS.items():

@@ -1,6 +1,6 @@
-"""One training run, built from its composed config as plain values: model, optimizer, callbacks, Trainer.
+"""A run, from its composed config as plain values: what is checked, planned and prepared before anything is trained.
 
-What depends on the kind of data is in `text_job.py` and `chat_job.py`.
+What depends on the kind of data is a recipe of its own, which a phase names (`recipe:` in conf/phase): `text.py`, `chat.py`, `rl.py`.
 """
 
 import os
@@ -29,6 +29,7 @@ from nanochat.runs.plan import Plan, estimate_seconds
 from nanochat.runs.run_folder import RunFolder, read_config, read_record, write_record
 from nanochat.runtime import hardware
 from nanochat.runtime.paths import base_dir
+from nanochat.runtime.schema import Train
 from nanochat.tokenizer import Tokenizer
 
 COMPILE_PAYS_SECONDS = (
@@ -36,11 +37,14 @@ COMPILE_PAYS_SECONDS = (
 )
 
 
-ONLY_RL = ("task", "val_task", "algo", "rewards", "rollout", "pass_at_k", "preflight", "force")  # settings
+class Recipe:
+    """A training run. Nothing heavy is built before it is asked for.
 
+    A subclass says what its data are. Its `settings` are those of every run (`Train`) with annotations of its own: the class of
+    `data`, and keys that only its phase has.
+    """
 
-class Job:
-    """One training run, from its composed config as plain values. Nothing heavy is built before it is asked for."""
+    settings: type[Train] = Train
 
     def __init__(self, config: dict[str, Any], tokenizer_folder: Path | None = None) -> None:
         self.config, self.tokenizer_folder = config, tokenizer_folder
@@ -73,7 +77,7 @@ class Job:
 
     def no_effect(self) -> dict[str, str]:
         """Settings that this kind of run has no use for, and why."""
-        found = dict.fromkeys(ONLY_RL, f"phase {self.config['phase']} asks no questions; add +phase=rl, or drop it")
+        found = {}
         if self.config["optim"]["schedule"].get("warmup_steps", "auto") != "auto":
             found["optim.schedule.warmup_auto_steps"] = "optim.schedule.warmup_steps is a number, which holds; drop one"
         return found
@@ -413,3 +417,8 @@ class Job:
     def batch_of_report(self) -> int | None:
         """Tokens of a step, where all steps have as many."""
         return self.plan.batch_tokens
+
+
+def build_recipe(config: dict[str, Any], tokenizer_folder: Path | None = None) -> Recipe:
+    """The run that a composed config describes. `tokenizer_folder`: where the tokenizer is, for a process that did not prepare the run."""
+    return instantiate(config["recipe"], _partial_=True)(config, tokenizer_folder)

@@ -1,7 +1,7 @@
 """A run on text: the tokens of the plan set its length, and its tokenizer may have to be trained first."""
 
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from hydra.utils import instantiate
@@ -9,16 +9,24 @@ from hydra.utils import instantiate
 from nanochat import optim
 from nanochat.checkpoint import folder as checkpoint_folder
 from nanochat.datamodules.download import CHARACTERS_PER_TOKEN, CROPPED, shards_needed
-from nanochat.datamodules.text import PIECE_CHARS, crop_note
+from nanochat.datamodules.text import PIECE_CHARS, TextDataModule, crop_note
 from nanochat.gpt import GPT, GPTConfig, build_arch, from_depth
 from nanochat.inference.complete import complete
-from nanochat.runs.job import Job
 from nanochat.runs.plan import Plan, make_plan
+from nanochat.runs.recipe import Recipe
+from nanochat.runtime.schema import Train
+from nanochat.runtime.settings import Built
 from nanochat.tokenizer import Tokenizer, load_tokenizer, train_or_load
 from nanochat.tokenizer.training import settings as tokenizer_settings
 
 
-class TextJob(Job):
+class TextSettings(Train):
+    data: Annotated[dict, Built(makes=TextDataModule, instead="trains on text; choose data=pydocs, data=local …")]
+
+
+class TextRecipe(Recipe):
+    settings = TextSettings
+
     @cached_property
     def data(self) -> Any:
         """The datamodule. Its source may have to ask the hub which files there are."""
@@ -62,10 +70,6 @@ class TextJob(Job):
 
         if "dataset" not in self.config["data"]:
             _ = self.data  # files of one's own are looked for; those of the hub when they are needed
-        if "supervise" in self.config["data"]:
-            raise ValueError(
-                f"phase {self.config['phase']} trains on conversations, and data= names text; try data=jsonl or data=sft_mix"
-            )
 
     def no_effect(self) -> dict[str, str]:
         if self.config["plan"]["scale"] == "classic":

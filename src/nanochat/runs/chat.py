@@ -2,25 +2,35 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from hydra.utils import instantiate
 
 from nanochat.checkpoint import folder as checkpoint_folder
 from nanochat.datamodules.by_step import share_out
+from nanochat.datamodules.chat import ChatDataModule
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference.engine import Engine
 from nanochat.runs import show
-from nanochat.runs.job import Job
 from nanochat.runs.plan import Plan, make_epochs_plan
+from nanochat.runs.recipe import Recipe
+from nanochat.runtime.schema import Train
+from nanochat.runtime.settings import Built
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.conversations import render_prompt
 
 CONVERSATIONS_PER_STEP = 32  # from: facts sheet 5.7, of the classic recipe
 
 
-class ChatJob(Job):
+class ChatSettings(Train):
+    data: Annotated[
+        dict, Built(makes=ChatDataModule, instead="trains on conversations; choose data=jsonl, data=sft_mix …")
+    ]
+
+
+class ChatRecipe(Recipe):
+    settings: type[Train] = ChatSettings
     chats = True
 
     @cached_property
@@ -67,8 +77,6 @@ class ChatJob(Job):
 
     def check_data(self) -> None:
         config = self.config
-        if config["algo"] is not None:
-            raise ValueError(f"phase {config['phase']} asks the questions of a task; drop data=…, and choose task=NAME")
         self._check_parent()
         sizes = self.gpt_config
         share_out(self.batch_tokens, sizes.sequence_len, self.world_size, config["data"].get("rows_per_device"))
@@ -121,8 +129,3 @@ class ChatJob(Job):
         asked = [{"messages": [{"role": "user", "content": text}]} for text in prompts]
         answers = Engine(gpt, self.tokenizer).generate([render_prompt(self.tokenizer, c) for c in asked], **settings)
         return [f" -> {answer.text}" for answer in answers]
-
-
-def is_chat(config: dict[str, Any]) -> bool:
-    """Whether a composed config's data are conversations."""
-    return "train_tasks" in config["data"]

@@ -3,17 +3,18 @@
 import os
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
+from pydantic import Field
 
 from nanochat.callbacks.evaluate import Eval
 from nanochat.callbacks.go_no_go import GoNoGo
 from nanochat.callbacks.rollouts import Rollouts
 from nanochat.checkpoint import folder as checkpoint_folder
+from nanochat.datamodules.questions import QuestionsDataModule
 from nanochat.evals.pass_at_k import pass_at_k
 from nanochat.gpt import GPT
 from nanochat.inference.sampling import Sampling
@@ -24,9 +25,11 @@ from nanochat.rl.policy import check_sampling
 from nanochat.rl.preflight import Preflight
 from nanochat.rl.rewards import Rewards
 from nanochat.runs import show
-from nanochat.runs.chat_job import ChatJob
+from nanochat.runs.chat import ChatRecipe
 from nanochat.runs.plan import Plan
 from nanochat.runs.run_folder import RunFolder
+from nanochat.runtime.schema import MinP, Temperature, TopK, TopP, Train
+from nanochat.runtime.settings import Built, Count, Positive, Seed, Settings
 from nanochat.tasks.task import Task
 
 # padded tokens of a forward pass of the update. On a CPU measured (d4, 2 cores: 2,048 took 0.6 of the time of 16,384); else a guess
@@ -35,15 +38,61 @@ MICRO_TOKENS_GPU = 16384
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "tools", "python")
 
 
-class RLJob(ChatJob):
+class RolloutSettings(Settings):
+    questions: Count
+    samples: Annotated[int, Field(ge=2)]  # a group to compare an answer with
+    max_tokens: Count
+    temperature: Annotated[float, Field(gt=0, le=1e6)]
+    top_k: TopK
+    top_p: TopP
+    min_p: MinP
+    tools: bool
+    python: bool
+    max_rows: Count
+    table_every: Count | None
+
+
+class PassAtK(Settings):
+    split: str
+    limit: Count | None
+    samples: Count
+    max_tokens: Count | None
+    temperature: Temperature
+    top_k: TopK
+    seed: Seed
+
+
+class GoNoGoSettings(Settings):
+    run: bool
+    questions: Count
+
+
+class OfReward(Settings):
+    weight: float = 1.0
+    timeout: Positive = 60.0
+
+
+class RLSettings(Train):
+    """Those of phase rl, beside those of every run."""
+
+    data: Annotated[
+        dict,
+        Built(makes=QuestionsDataModule, instead="asks the questions of a task; drop data=…, and choose task=NAME"),
+    ]
+    task: Annotated[dict, Built()]
+    val_task: Annotated[dict | None, Built()]
+    algo: Annotated[dict, Built("nanochat.rl.algorithms.Algorithm")]
+    rewards: Annotated[dict, Built(more=OfReward, each=True)]
+    rollout: RolloutSettings
+    pass_at_k: PassAtK
+    preflight: GoNoGoSettings
+    force: bool
+
+
+class RLRecipe(ChatRecipe):
+    settings = RLSettings
     result = "val/error"
     metrics = ("val/error",)
-
-    def __init__(self, config: dict[str, Any], tokenizer_folder: Path | None = None) -> None:
-        for key in ("algo", "rollout", "pass_at_k", "preflight"):
-            if config[key] is None:
-                raise ValueError(f"{key}=null leaves phase {config['phase']} without settings it needs; drop it")
-        super().__init__(config, tokenizer_folder)
 
     @cached_property
     def data(self) -> Any:
@@ -55,7 +104,7 @@ class RLJob(ChatJob):
 
     @cached_property
     def rewards(self) -> Rewards:
-        return Rewards(self.config["rewards"] or {})
+        return Rewards(self.config["rewards"])
 
     @cached_property
     def sampling(self) -> Sampling:
@@ -94,11 +143,7 @@ class RLJob(ChatJob):
         return Plan(self.gpt_config, steps * tokens, tokens, steps, 1.0, 0.0, source)
 
     def check_data(self) -> None:
-        config, rollout = self.config, self.config["rollout"]
-        if config["algo"] is None:
-            raise ValueError(
-                f"data=questions is the data of phase rl, and this is phase {config['phase']}; add +phase=rl, or choose other data"
-            )
+        rollout = self.config["rollout"]
         self._check_parent()
         check_sampling(self.sampling)
         algorithm = self.algorithm
@@ -212,8 +257,3 @@ class RLJob(ChatJob):
         table_every = self.config["rollout"]["table_every"]
         rollouts = Rollouts(folder.path, self.tokenizer, self.data.task, table_every=table_every)
         return [*([preflight] if settings["run"] else []), rollouts]
-
-
-def is_rl(config: dict[str, Any]) -> bool:
-    """Whether a composed config's data are questions to be answered."""
-    return "task" in config["data"]
