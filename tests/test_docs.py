@@ -100,7 +100,9 @@ def test_the_worked_task_of_contributing_is_trained_on(tmp_path: Path) -> None:
     typed = "+task@data.val_tasks.reversing=reversing"
     said = run("nanochat.data", "data=sft_mix", ckpt, "show=batch", "rows=1", *others, typed)
     assert "<|user_start|>Write " in said and " backwards.<|user_end|>" in said
-    assert "reversing_of: 0 of 5" in run("nanochat.evaluate", ckpt, "evals=reversing", "limit=5", "max_tokens=5")
+    assert "reversing_of: 0 of 5" in run(
+        "nanochat.evaluate", ckpt, "evals=reversing", "evals.tasks.limit=5", "evals.tasks.max_tokens=5"
+    )
 
 
 def save_untrained(path: Path) -> None:

@@ -43,7 +43,7 @@ TORCHINDUCTOR_COORDINATE_DESCENT_TUNING=1 $PYTHON experiments/gpu/decode.py 20 6
 # RL from a model just trained (it has learned nothing; what counts is seconds, memory and how far engine and trainer are apart in bf16)
 for depth in ${DEPTHS:-12 20}; do
   $PYTHON -m nanochat.train +phase=rl trainer=1xh100 init_from=d$depth-sdpa@latest task=arithmetic force=true max_steps=3 run_name=rl-d$depth rollout.max_tokens=128 \
-    save_every=null eval_every=null eval_at_start=false pass_at_k.limit=16 preflight.questions=16 "sample.prompts=[]" progress=none || echo "rl d$depth failed"
+    save_every=null eval_every=null eval_at_start=false evals.pass_at_k.limit=16 preflight.questions=16 "sample.prompts=[]" progress=none || echo "rl d$depth failed"
 done
 $PYTHON - <<'P'
 import csv, os, pathlib

@@ -38,7 +38,7 @@ KINDS = {  # steps, words
     "rl": (50, [
         "+phase=rl", *TINY, *START, "task=simple_spelling", "task.path=library", "task.size=200", "rollout.questions=4", "rollout.samples=8",
         "rollout.max_tokens=16", "rollout.tools=false", "rewards.answer._target_=letter_reward.letters_e", "+rewards.answer._partial_=true",
-        "~rewards.answer.grader", "pass_at_k.limit=8", "pass_at_k.samples=2", "preflight.questions=4", "force=true", "algo=dapo",
+        "~rewards.answer.grader", "evals.pass_at_k.limit=8", "evals.pass_at_k.samples=2", "preflight.questions=4", "force=true", "algo=dapo",
         "algo.minibatches=2", "algo.kl=0.01",
     ]),
 }  # fmt: skip

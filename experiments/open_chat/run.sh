@@ -8,6 +8,6 @@ $PYTHON -m nanochat.train +phase=mid data=open_chat init_from=$BASE max_steps=$S
 $PYTHON -m nanochat.train +phase=sft data=open_chat init_from=open-chat-mid@latest max_steps=$STEPS run_name=open-chat-sft $QUICK
 for ckpt in $BASE open-chat-mid@latest open-chat-sft@latest; do
   echo "== $ckpt"
-  $PYTHON -m nanochat.evaluate ckpt=$ckpt data=open_chat evals=bpb,arc_easy,arc_challenge,openbookqa eval_tokens=131072 limit=null
-  $PYTHON -m nanochat.evaluate ckpt=$ckpt evals=gsm8k limit=200
+  $PYTHON -m nanochat.evaluate ckpt=$ckpt data=open_chat evals=bpb,arc_easy,arc_challenge,openbookqa eval_tokens=131072 evals.tasks.limit=null
+  $PYTHON -m nanochat.evaluate ckpt=$ckpt evals=gsm8k evals.tasks.limit=200
 done

@@ -17,6 +17,6 @@ done
 if [ -n "${NANOCHAT_HUB_DIR:-}" ]; then
     for seed in 1 2 3; do
         $python -m nanochat.train +phase=rl init_from="$chat" task=gsm8k trainer=cpu run_name=rl-gsm8k-$seed seed=$seed force=true progress=lines \
-            rollout.questions=8 rollout.max_tokens=96 pass_at_k.limit=100 pass_at_k.samples=4 preflight.questions=16 max_steps=12 eval_every=null
+            rollout.questions=8 rollout.max_tokens=96 evals.pass_at_k.limit=100 evals.pass_at_k.samples=4 preflight.questions=16 max_steps=12 eval_every=null
     done
 fi

@@ -49,7 +49,7 @@ CHAT = [
     "data.prepare_workers=0",
     "data.rows_per_device=1",
     "batch_tokens=128",
-    "tasks.limit=2",
+    "evals.tasks.limit=2",
 ]
 COMPOSITIONS: dict[str, tuple[str, list[str]]] = {
     "base": ("train", ["+phase=base", *TINY, "data=local", "data.path={text}", "data.documents=line", "data.num_workers=0",
@@ -60,12 +60,12 @@ COMPOSITIONS: dict[str, tuple[str, list[str]]] = {
     "sft_classic": ("train", ["+phase=sft_classic", *PARENT, *CHAT]),
     "rl": ("train", ["+phase=rl", *PARENT[:2], *PARENT[3:], "task=arithmetic", "task.size=20", "task.digits=1",
                      "rollout.questions=2", "rollout.samples=2",
-                     "rollout.max_tokens=4", "preflight.run=false", "pass_at_k.limit=2", "pass_at_k.samples=2", "sample.prompts=[]"]),
+                     "rollout.max_tokens=4", "preflight.run=false", "evals.pass_at_k.limit=2", "evals.pass_at_k.samples=2", "sample.prompts=[]"]),
     "sample": ("sample", ["ckpt={ckpt}", "max_tokens=2", "device=cpu"]),
     "cli": ("cli", ["ckpt={ckpt}", "prompt=a", "max_tokens=2", "device=cpu"]),
     "chat": ("chat", ["ckpt={ckpt}"]),
     "bench": ("bench", ["ckpt={ckpt}", "prompt_tokens=4", "decode_tokens=4", "batches=[1]", "repeats=1", "device=cpu"]),
-    "evaluate": ("evaluate", ["ckpt={ckpt}", "evals=sample", "sample.max_tokens=2", "device=cpu"]),
+    "evaluate": ("evaluate", ["ckpt={ckpt}", "evals=sample", "evals.sample.max_tokens=2", "device=cpu"]),
     "data": ("data", ["data=local", "data.path={text}", "data.documents=line", "data.prepare_workers=0", "data.val_fraction=0.3", "tokenizer=char",
                       "model.sequence_len=64", "batch_tokens=128"]),
     "tokenizer": ("tokenizer", ["data=local", "data.path={text}", "data.documents=line", "data.val_fraction=0.3", "kind=char"]),

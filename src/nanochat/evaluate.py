@@ -1,61 +1,77 @@
 """Evaluate a checkpoint: `python -m nanochat.evaluate ckpt=PATH evals=bpb,sample,arc_easy`.
 
-The validation text is that of the run the checkpoint comes from (after RL, of the run before it), unless `data=…` names another.
-Besides bpb and sample an evaluation is a task of `conf/task` that can be scored.
+`evals=` takes names of `conf/eval`, and of tasks of `conf/task` that can be scored. The validation text is that of the run the checkpoint
+comes from (after RL, of the run before it), unless `data=…` names another.
 """
 
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from nanochat.runtime.app import choices, command, compose_choice
+from nanochat.runtime.app import choices, command, composer, overridden
+
+DEFAULT = ("bpb", "sample")  # those of conf/evaluate.yaml
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
+    from nanochat.checkpoint.opened import open_checkpoint
+    from nanochat.evals.evaluation import Context, build_evaluations
+
+    if words := overridden(r"evals\.\w+\.every"):
+        raise ValueError(f"{words[0]} cannot take effect: a checkpoint is evaluated once; drop it")
+    settings: Any = OmegaConf.to_container(cfg.evals, resolve=True)
+    evaluations = build_evaluations(settings)
+    for evaluation in evaluations.values():
+        evaluation.check()
+    opened = open_checkpoint(cfg.ckpt, device=cfg.device, precision=cfg.precision)
+    dtype = str(opened.dtype).removeprefix("torch.")
+    results: dict[str, Any] = {"checkpoint": str(opened.path), "dtype": f"{dtype} ({opened.why})"}
+    context = Context(opened.gpt, opened.tokenizer, lambda: validation(cfg, opened))
+    for evaluation in evaluations.values():
+        results.update(evaluation(context))
+    for key, value in results.items():
+        for line in value if isinstance(value, list) else [value]:
+            print(f"{key}: {line:.6f}" if isinstance(line, float) else f"{key}: {line}")
+    return results
+
+
+def named(words: list[str]) -> list[str]:
+    """The command-line words with `evals=[a,b]` as what Hydra composes: evaluations of conf/eval, tasks among `evals.tasks.of`.
+
+    ValueError names one that is not known, and those that are.
+    """
+    found: list[str] = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key != "evals":
+            found.append(word)
+            continue
+        evals, tasks = [name for name in choices("eval") if name != "tasks"], choices("task")
+        names = [name.strip() for name in value.strip("[]").split(",")]
+        if unknown := [name for name in names if name not in (*evals, *tasks)]:
+            known = [*evals, *(name for name in tasks if can_be_scored(name))]
+            raise ValueError(
+                f"evals={unknown[0]} is not known; choose from {', '.join(known)}; several as evals=bpb,sample"
+            )
+        found += [f"~eval@evals.{name}" for name in DEFAULT if name not in names]
+        found += [f"+eval@evals.{name}={name}" for name in names if name in evals and name not in DEFAULT]
+        found += [f"+task@evals.tasks.of.{name}={name}" for name in names if name not in evals]
+    return found
+
+
+def validation(cfg: DictConfig, opened: Any) -> Any:
+    """The datamodule whose validation text a checkpoint is judged by."""
     from hydra.utils import instantiate
 
-    from nanochat.checkpoint.opened import open_checkpoint
-    from nanochat.evals.bpb import bits_per_byte
-    from nanochat.evals.chat import accuracy
-    from nanochat.inference.complete import complete
-
-    names = list(cfg.evals) if isinstance(cfg.evals, ListConfig) else str(cfg.evals).split(",")
-    known = ["bpb", "sample", *choices("task")]
-    if unknown := [n for n in names if n not in known]:
-        scored = [name for name in known if name in ("bpb", "sample") or can_be_scored(name)]
-        raise ValueError(
-            f"evals={unknown[0]} is not known; choose from {', '.join(scored)}; several as evals=bpb,sample"
-        )
-    tasks = {name: task(name, cfg.split) for name in names if name not in ("bpb", "sample")}
-    opened = open_checkpoint(cfg.ckpt, device=cfg.device, precision=cfg.precision)
-    path, gpt, tokenizer = opened.path, opened.gpt, opened.tokenizer
-    dtype = str(opened.dtype).removeprefix("torch.")
-    results: dict[str, Any] = {"checkpoint": str(path), "dtype": f"{dtype} ({opened.why})"}
-    if "bpb" in names:
-        if cfg.get("data") and "rows_per_device" not in cfg.data:
-            raise ValueError("data=questions has no text to judge a model by; choose another, as data=pydocs")
-        config: Any = OmegaConf.to_container(cfg.data, resolve=True) if cfg.get("data") else validation_data(path)
-        data = instantiate({**config, "sequence_len": gpt.config.sequence_len, "rows_per_device": cfg.rows_per_device})
-        data.attach(tokenizer, batch_tokens=gpt.config.sequence_len * cfg.rows_per_device)
-        data.prepare_data()
-        results.update(bits_per_byte(gpt, data.val_batches(cfg.eval_tokens), tokenizer.token_bytes))
-    for name, conversations in tasks.items():
-        found = accuracy(
-            gpt, tokenizer, conversations, limit=cfg.limit, max_tokens=cfg.max_tokens, batch_rows=cfg.rows_per_device
-        )
-        results[name] = found["accuracy"]
-        results[f"{name}_of"] = f"{found['correct']:g} of {found['total']:g}" + (
-            f", {found['skipped']:g} too long" if found["skipped"] else ""
-        )
-    for key, value in results.items():
-        print(f"{key}: {value:.6f}" if isinstance(value, float) else f"{key}: {value}")
-    if "sample" in names:
-        settings: Any = OmegaConf.to_container(cfg.sample, resolve=True)
-        prompts = settings.pop("prompts")
-        for prompt, text in zip(prompts, complete(gpt, tokenizer, prompts, **settings), strict=True):
-            print(f"sample: {prompt + text!r}")
-    return results
+    if cfg.get("data") and "rows_per_device" not in cfg.data:
+        raise ValueError("data=questions has no text to judge a model by; choose another, as data=pydocs")
+    config: Any = OmegaConf.to_container(cfg.data, resolve=True) if cfg.get("data") else validation_data(opened.path)
+    length = opened.gpt.config.sequence_len
+    data = instantiate({**config, "sequence_len": length, "rows_per_device": cfg.rows_per_device})
+    data.attach(opened.tokenizer, batch_tokens=length * cfg.rows_per_device)
+    data.prepare_data()
+    return data
 
 
 def validation_data(checkpoint: Path) -> dict[str, Any]:
@@ -81,20 +97,11 @@ def can_be_scored(name: str) -> bool:
     """Whether something in a task of `conf/task` is right or wrong."""
     from hydra.utils import get_class
 
-    return get_class(compose_choice("task", name)["_target_"]).kind != "chat"  # type: ignore[attr-defined]
+    with composer() as compose:
+        return get_class(compose(f"task/{name}").task["_target_"]).kind != "chat"  # type: ignore[attr-defined]
 
 
-def task(name: str, split: str) -> Any:
-    """A task of `conf/task`, its `split` if it has several."""
-    from hydra.utils import instantiate
-
-    config = compose_choice("task", name)
-    if "split" in config:
-        config["split"] = split
-    return instantiate(config)
-
-
-main = command("evaluate", run)
+main = command("evaluate", run, words=named)
 
 if __name__ == "__main__":
     main()

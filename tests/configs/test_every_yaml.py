@@ -197,4 +197,4 @@ def test_known_keys_lists_nested_settings() -> None:
 
 def test_no_config_computes() -> None:
     """YAML chooses, Python computes: no eval resolver, no arithmetic (style.md)."""
-    assert not [p for p in Path(CONF).rglob("*.yaml") if "${eval" in p.read_text()]
+    assert not [p for p in Path(CONF).rglob("*.yaml") if "${eval:" in p.read_text()]

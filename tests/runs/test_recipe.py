@@ -74,14 +74,12 @@ def test_every_phase_has_a_recipe(name: str, recipe: str) -> None:
     assert type(build_recipe(checked(f"+phase={name}", "trainer=cpu"))).__name__ == recipe
 
 
-@pytest.mark.parametrize("name", ["base", "rl"])
+@pytest.mark.parametrize("name", ["base", "sft", "rl"])
 def test_a_run_from_before_recipes_is_the_same_run(name: str) -> None:
-    """Its config.yaml has no `recipe` and no `size`, and if it is no run of phase rl that phase's keys as null."""
+    """Its config.yaml has no `recipe`, `size` and `evals`, and evaluations and the settings of phase rl stood elsewhere."""
     new = checked(f"+phase={name}", "trainer=cpu")
-    old = {k: v for k, v in new.items() if k not in ("recipe", "size")}
-    if name == "base":
-        old |= {
-            **dict.fromkeys(("task", "val_task", "algo", "rewards", "rollout", "pass_at_k", "preflight")),
-            "force": False,
-        }
+    old = {k: v for k, v in new.items() if k not in ("recipe", "size", "evals")}
+    old |= {"tasks": {"limit": 256, "of": {}}, "pass_at_k": {"limit": 400}, "val_task": None}
+    if name != "rl":
+        old |= {**dict.fromkeys(("task", "algo", "rewards", "rollout", "pass_at_k", "preflight")), "force": False}
     assert differences(old, new) == []

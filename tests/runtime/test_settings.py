@@ -82,7 +82,7 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         ("seed=-1", "seed=-1 must be a whole number from 0 up; try seed=0"),
         ("max_steps=true", "max_steps=true must be a whole number"),
         ("max_steps=1.5", "max_steps=1.5 must be a whole number from 1 up, or null; try max_steps=2"),
-        ("tasks.of=2.7", "tasks.of=2.7 must be a group of settings"),
+        ("evals.tasks.of=2.7", "evals.tasks.of=2.7 must be a group of settings"),
         ("phase=[[1]]", "phase=[[1]] is not known; choose from: base, mid, rl, sft, sft_classic"),
         ("data=null", "data=null is not known; choose from: climbmix"),
         ("arch=5", "arch=5 is not known; choose from: classic, e1, e2"),

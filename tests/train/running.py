@@ -5,9 +5,9 @@ from typing import Any
 
 from nanochat.runs.fit import fit
 from nanochat.runs.run_folder import RunFolder, open_run
-from nanochat.runtime.schema import COMMANDS
+from nanochat.runtime.schema import settings_of
 from nanochat.runtime.settings import check
-from nanochat.train import build_job
+from nanochat.runs.recipe import build_recipe
 from tests.configs.test_every_yaml import composed
 from tests.train.conftest import TINY
 
@@ -16,7 +16,8 @@ STOCK = "lightning.pytorch.callbacks"
 
 def job_of(corpus: Path, *words: str) -> Any:
     words = (*TINY, "data=local", f"data.path={corpus}", "save_every=2", "eval_every=2", "log_every=1", *words)
-    job = build_job(check(composed(*words), COMMANDS["train"]))
+    config = composed(*words)
+    job = build_recipe(check(config, settings_of("train", config)))
     job.check()
     return job
 

@@ -124,7 +124,7 @@ def test_sft_without_mid_works_and_says_what_to_expect(base: Path, chat: Run) ->
 
 
 def test_the_classic_recipe_gives_each_conversation_a_row(mid: Path, chat: Run, shared_base: Path) -> None:
-    done = chat("+phase=sft_classic", "init_from=chat-mid@latest", "max_steps=4", "tasks.of={}")
+    done = chat("+phase=sft_classic", "init_from=chat-mid@latest", "max_steps=4", "~evals.tasks")
     assert "2,048 tokens = 4 rows x 64 tokens x 1 processes x 8 accumulated" in done.stdout, "32 conversations a step"
     assert "x 1.0000 for the batch size" in done.stdout
     run = the_run(shared_base, "sft-classic-d2")
@@ -234,9 +234,9 @@ def test_paths_of_tasks_are_made_absolute_and_words_stay(tmp_path: Path, monkeyp
     (tmp_path / "words.txt").write_text("a\n")
     config = {
         "data": {"train_tasks": {"s": {"path": "words.txt"}, "l": {"path": "library"}, "gone": None}, "val_tasks": {}, "rendered_dir": "r"},
-        "tasks": {"of": {"s": {"path": "words.txt"}}},
+        "evals": {"tasks": {"of": {"s": {"path": "words.txt"}}}},
     }  # fmt: skip
     absolute_paths(config)
     here = str(tmp_path / "words.txt")
     assert config["data"]["train_tasks"] == {"s": {"path": here}, "l": {"path": "library"}, "gone": None}
-    assert config["tasks"]["of"]["s"]["path"] == here and config["data"]["rendered_dir"] == str(tmp_path / "r")
+    assert config["evals"]["tasks"]["of"]["s"]["path"] == here and config["data"]["rendered_dir"] == str(tmp_path / "r")

@@ -26,7 +26,8 @@ ROOT = Path(__file__).parents[2]
 QUICK = [
     "+phase=rl", "task=simple_spelling", "task.path=library", "task.size=40", "trainer=cpu", "compute.precision=fp32", "rollout.questions=4",
     "rollout.samples=8", "rollout.max_tokens=12", "rollout.top_k=20", "rollout.tools=false", "rewards.answer._target_=rollouts.letters_e",
-    "+rewards.answer._partial_=true", "~rewards.answer.grader", "pass_at_k.limit=8", "pass_at_k.samples=2", "progress=lines", "preflight.questions=4",
+    "+rewards.answer._partial_=true", "~rewards.answer.grader", "evals.pass_at_k.limit=8", "evals.pass_at_k.samples=2", "progress=lines",
+    "preflight.questions=4",
     "force=true", "sample.prompts=[]", "save_every=3", "eval_every=6", "max_steps=7", "checkpoints.keep_last=4", "optim.schedule.init_lr_frac=0.3",
 ]  # fmt: skip
 

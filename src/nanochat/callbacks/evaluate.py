@@ -9,18 +9,19 @@ import lightning as L
 from nanochat.callbacks.every import StepCallback, check_every, evaluating, is_due, publish
 from nanochat.checkpoint.runs import RunCheckpoints
 from nanochat.distributed import agreed
+from nanochat.evals.evaluation import Result
 from nanochat.modules.phase import PhaseModule
 
 log = logging.getLogger(__name__)
 
 
-# every so many steps (None: at the end), and what to do
-Eval = tuple[int | None, Callable[[PhaseModule], dict[str, float]]]
+# every so many steps (None: at the end), and an evaluation of the module
+Eval = tuple[int | None, Callable[[PhaseModule], Result]]
 
 
 class Evaluate(StepCallback):
-    """`evals` maps a name to how often and a function of the module that returns numbers; they are logged as `val/…`. A collective in one
-    stands behind `agreed` (distributed/collectives.py); then a process that fails leaves no other waiting.
+    """`evals` maps a name to how often and an evaluation; its numbers are logged as `val/…`, its texts are shown. A collective in one
+    comes after `agreed` (distributed/collectives.py); then a process that fails leaves no other waiting.
 
     Runs after `Save`, so the weights are on disk before an evaluation can fail. The numbers of a step are recorded together, so a
     step has all of them or none. The other callbacks see a validation: Lightning's hooks for it are called.
@@ -55,7 +56,7 @@ class Evaluate(StepCallback):
             self._run(trainer, module, step, due)
 
     def _run(self, trainer: L.Trainer, module: PhaseModule, step: int, due: list[str]) -> None:
-        results: dict[str, float] = {}
+        results: Result = {}
         for callback in trainer.callbacks:
             callback.on_validation_start(trainer, module)
         with evaluating(trainer, module):
@@ -71,7 +72,10 @@ class Evaluate(StepCallback):
                         type(error).__name__,
                         error,
                     )
-        self.latest = {f"val/{k}": float(v) for k, v in results.items()}
+        self.latest = {f"val/{k}": float(v) for k, v in results.items() if isinstance(v, int | float)}
+        texts = [(k, v if isinstance(v, list) else [v]) for k, v in results.items() if isinstance(v, str | list)]
+        for name, text in [(k, line) for k, lines in texts for line in lines] if trainer.is_global_zero else []:
+            log.info("step %d  %s: %s", step, name, text)
         self.latest_step = step
         publish(trainer, self.latest)
         if self.latest and trainer.is_global_zero:

@@ -24,7 +24,7 @@ class RunCheckpoints:
     """`checkpoints/step_000500/` … of one run, with a pointer to the best and pruning of the
     others."""
 
-    def __init__(self, root: Path, keep_last: int | None = 2, best_metric: str = "val/bpb") -> None:
+    def __init__(self, root: Path, keep_last: int | None = 2, best_metric: str | None = "val/bpb") -> None:
         if keep_last is not None and keep_last < 1:
             raise ValueError(f"checkpoints.keep_last={keep_last} must be at least 1, or null to keep all")
         self.root, self.keep_last, self.best_metric = root, keep_last, best_metric
@@ -70,7 +70,7 @@ class RunCheckpoints:
         if not self.path(step).is_dir():
             return
         folder.write_json(self.path(step) / "metrics.json", {**self.metrics(step), **metrics})
-        value = metrics.get(self.best_metric)
+        value = metrics.get(self.best_metric) if self.best_metric else None
         best = self.best()
         if value is not None and (best is None or value < best[1] or not self.path(best[0]).is_dir()):
             folder.write_json(self.root / BEST, {"step": step, "metric": self.best_metric, "value": value})

@@ -9,7 +9,21 @@ import torch
 from torch import Tensor
 
 from nanochat.distributed import agreed, summed
+from nanochat.evals.evaluation import Context, Evaluation, Result
 from nanochat.gpt import GPT
+from nanochat.runtime.settings import Count
+
+
+class BitsPerByte(Evaluation):
+    """Of the first `tokens` of the run's validation text; None: all of it."""
+
+    lower_is_better = ("bpb", "loss")
+
+    def __init__(self, tokens: Count | None = None) -> None:
+        self.tokens = tokens
+
+    def __call__(self, context: Context) -> Result:
+        return {**bits_per_byte(context.gpt, context.data.val_batches(self.tokens), context.tokenizer.token_bytes)}
 
 
 @torch.no_grad()

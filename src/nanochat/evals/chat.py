@@ -9,12 +9,43 @@ from typing import Any
 import torch
 
 from nanochat.distributed import agreed, summed
+from nanochat.evals.evaluation import Context, Evaluation, Result, task_of
 from nanochat.gpt import GPT
 from nanochat.inference.engine import Engine
 from nanochat.inference.scoring import last_hidden
+from nanochat.runtime.settings import Count
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.conversations import render_prompt
 from nanochat.tokenizer.tokenizer import Tokenizer
+
+
+class Answers(Evaluation):
+    """`NAME_accuracy` of each of the tasks `of`, given by their settings: of `split`, where a task has several, the first `limit`."""
+
+    def __init__(
+        self,
+        of: dict[str, Any],
+        split: str | None = "test",
+        limit: Count | None = 256,
+        max_tokens: Count = 256,
+        rows_per_device: Count = 16,
+    ) -> None:
+        self.of = {name: task_of(settings, split) for name, settings in of.items() if settings}
+        self.settings: dict[str, Any] = {"limit": limit, "max_tokens": max_tokens, "batch_rows": rows_per_device}
+
+    def check(self) -> None:
+        for task in self.of.values():
+            len(task)
+
+    def __call__(self, context: Context) -> Result:
+        found: Result = {}
+        for name, task in self.of.items():
+            ranks = {"rank": context.rank, "world_size": context.world_size}
+            one = accuracy(context.gpt, context.tokenizer, task, **self.settings, **ranks)
+            skipped = f", {one['skipped']:g} too long" if one["skipped"] else ""
+            found[f"{name}_accuracy"] = one["accuracy"]
+            found[f"{name}_of"] = f"{one['correct']:g} of {one['total']:g}{skipped}"
+        return found
 
 
 def accuracy(

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 
 from nanochat.distributed import agreed, summed
+from nanochat.evals.evaluation import Context, Evaluation, Result, task_of
 from nanochat.gpt import GPT
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling import Sampling
+from nanochat.runtime.schema import Temperature, TopK
+from nanochat.runtime.settings import Count, Seed
 from nanochat.sandbox.execution import python_tool
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.conversations import render_prompt
@@ -26,6 +29,43 @@ def unbiased(n: int, right: int, k: int) -> float:
     (0.25, 0.5, 1.0, 0.0)
     """
     return 1 - comb(n - right, k) / comb(n, k)
+
+
+class PassAtK(Evaluation):
+    """Of a task given by its settings: of `split`, where it has several, the first `limit` questions."""
+
+    lower_is_better = ("error",)
+
+    def __init__(
+        self,
+        task: dict[str, Any] | None,
+        split: str | None = "test",
+        limit: Count | None = 400,
+        samples: Count = 8,
+        max_tokens: Count = 256,
+        temperature: Temperature = 1.0,
+        top_k: TopK = 50,
+        seed: Seed = 42,
+        tools: bool = True,
+        python: bool = False,
+        max_rows: Count = 64,
+    ) -> None:
+        if task is None:
+            raise ValueError("evals.pass_at_k.task must be given: add +task@evals.pass_at_k.task=NAME")
+        self.task = task_of(task, split)
+        self.settings: dict[str, Any] = {"limit": limit, "samples": samples, "max_rows": max_rows}
+        self.sampling = Sampling(
+            temperature=temperature, top_k=top_k, seed=seed, tools=tools, python=python, max_tokens=max_tokens
+        )
+
+    def check(self) -> None:
+        len(self.task)
+
+    def __call__(self, context: Context) -> Result:
+        ranks = {"rank": context.rank, "world_size": context.world_size}
+        return {
+            **pass_at_k(context.gpt, context.tokenizer, self.task, sampling=self.sampling, **self.settings, **ranks)
+        }
 
 
 def pass_at_k(

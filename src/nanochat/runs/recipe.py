@@ -19,8 +19,7 @@ from nanochat.checkpoint import folder as checkpoint_folder
 from nanochat.checkpoint import lineage
 from nanochat.checkpoint.runs import RunCheckpoints, keep_for, lasting_name, now, resolve
 from nanochat.datamodules.by_step import share_out
-from nanochat.evals.bpb import bits_per_byte
-from nanochat.evals.chat import accuracy
+from nanochat.evals.evaluation import Context, Evaluation, Result, build_evaluations
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.gpt.attention import runnable
 from nanochat.modules.phase import PhaseModule
@@ -99,8 +98,11 @@ class Recipe:
         raise NotImplementedError
 
     chats = False  # whether the model that comes out answers
-    result = "val/bpb"  # what the run is judged by: lower is better
-    metrics: tuple[str, ...] = ("val/bpb", "val/loss")  # those that could choose the best checkpoint
+
+    @property
+    def result(self) -> str | None:
+        """The metric that the run is judged by, lower is better; None: by none."""
+        return self.config["checkpoints"]["best_metric"]
 
     def check(self) -> None:
         """Raise for settings that cannot work before a tokenizer is trained for them: sizes, plan, rates, device, precision."""
@@ -109,14 +111,18 @@ class Recipe:
         if (given := config["data"]["sequence_len"]) != self.config["model"]["sequence_len"]:
             raise ValueError(f"data.sequence_len={given} is not the model's context; set model.sequence_len instead")
         optim.build_schedule(config["optim"]["schedule"])
-        for task in self.eval_tasks.values():
-            len(task)  # is its data there?
+        for evaluation in self.evaluations.values():
+            evaluation.check()
         self.check_init_optimizer()
         parts.check_callbacks(config["callbacks"])
         parts.check_loggers(config["logger"] or {})
-        if (metric := config["checkpoints"]["best_metric"]) not in self.metrics:
+        metrics = [f"val/{name}" for found in self.evaluations.values() for name in found.lower_is_better]
+        if self.result is not None and self.result not in metrics:
             raise ValueError(
-                f"checkpoints.best_metric={metric} is not known; choose from {', '.join(self.metrics)}, which this run logs and where lower is better"
+                f"checkpoints.best_metric={self.result} is not known; choose from {', '.join([*metrics, 'null'])}, "
+                "which this run evaluates and where lower is better"
+                if metrics
+                else f"no evaluation of this run gives {self.result}; add checkpoints.best_metric=null"
             )
         wanted = self.attention()
         if (
@@ -263,16 +269,6 @@ class Recipe:
         self.tokenizer.save(folder.path / "tokenizer")
         self.data.prepare_data()
 
-    @cached_property
-    def eval_tasks(self) -> dict[str, Any]:
-        """Tasks whose answers are scored while training, of the split that `tasks.split` names."""
-        split, found = self.config["tasks"]["split"], {}
-        for name, task in (self.config["tasks"]["of"] or {}).items():
-            found[name] = instantiate({**task, "split": split} if split and "split" in task else task)
-            if found[name].kind == "chat":
-                raise ValueError(f"tasks.of.{name} cannot be scored: nothing in it is right or wrong; leave it out")
-        return found
-
     def checkpoints(self, folder: RunFolder) -> RunCheckpoints:
         return RunCheckpoints(folder.checkpoints, **self.config["checkpoints"])
 
@@ -297,7 +293,8 @@ class Recipe:
         checkpoints = self.checkpoints(folder)
         steps = checkpoints.steps() if folder.resumed else []
         end = checkpoints.path(steps[-1]) if steps and steps[-1] >= self.plan.steps else None
-        if end is not None and checkpoint_folder.problem(end) is None and self.last_result(folder) is not None:
+        judged = self.result is None or self.last_result(folder) is not None
+        if end is not None and checkpoint_folder.problem(end) is None and judged:
             length = self.plan.steps
             batch = (
                 ""
@@ -314,7 +311,9 @@ class Recipe:
     def last_result(self, folder: RunFolder) -> float | None:
         """What the last checkpoint is judged by (`result`), or None if it was not evaluated."""
         checkpoints = self.checkpoints(folder)
-        return checkpoints.metrics(checkpoints.steps()[-1]).get(self.result) if checkpoints.steps() else None
+        if self.result is None or not checkpoints.steps():
+            return None
+        return checkpoints.metrics(checkpoints.steps()[-1]).get(self.result)
 
     def build_gpt(self, *, filled: bool) -> GPT:
         """The network; not `filled` if a checkpoint of this run is about to bring every weight."""
@@ -382,30 +381,24 @@ class Recipe:
         """What this kind of run gives its phase in addition to what all get."""
         return {}
 
+    def eval_settings(self) -> dict[str, Any]:
+        """`evals`: the settings of each evaluation by name."""
+        return self.config["evals"] or {}
+
+    @cached_property
+    def evaluations(self) -> dict[str, Evaluation]:
+        return build_evaluations(self.eval_settings())
+
     def evals(self, rank: int) -> dict[str, Eval]:
         """What is evaluated while training: how often, and how."""
-        config = self.config
 
-        def bpb(module: PhaseModule) -> dict[str, float]:
-            return bits_per_byte(module.gpt, self.data.val_batches(config["eval_tokens"]), self.tokenizer.token_bytes)
+        def of_module(evaluation: Evaluation) -> Callable[[PhaseModule], Result]:
+            return lambda module: evaluation(
+                Context(module.gpt, self.tokenizer, lambda: self.data, rank, self.world_size)
+            )
 
-        return {"bpb": (config["eval_every"], bpb), **self.evals_of_tasks(rank)}
-
-    def evals_of_tasks(self, rank: int) -> dict[str, Eval]:
-        def answers(module: PhaseModule) -> dict[str, float]:
-            options = {
-                "limit": settings["limit"],
-                "max_tokens": settings["max_tokens"],
-                "rank": rank,
-                "world_size": self.world_size,
-            }
-            found = {
-                name: accuracy(module.gpt, self.tokenizer, task, **options) for name, task in self.eval_tasks.items()
-            }
-            return {f"{name}_accuracy": numbers["accuracy"] for name, numbers in found.items()}
-
-        settings = self.config["tasks"]
-        return {"tasks": (settings["every"], answers)} if self.eval_tasks else {}
+        settings = self.eval_settings()
+        return {name: (settings[name]["every"], of_module(found)) for name, found in self.evaluations.items()}
 
     def first_callbacks(self, folder: RunFolder) -> list[L.Callback]:
         """What happens before anything else that happens every N steps."""

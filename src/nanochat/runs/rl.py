@@ -10,15 +10,13 @@ import torch
 from hydra.utils import instantiate
 from pydantic import Field
 
-from nanochat.callbacks.evaluate import Eval
 from nanochat.callbacks.go_no_go import GoNoGo
 from nanochat.callbacks.rollouts import Rollouts
 from nanochat.checkpoint import folder as checkpoint_folder
 from nanochat.datamodules.questions import QuestionsDataModule
-from nanochat.evals.pass_at_k import pass_at_k
+from nanochat.evals.pass_at_k import PassAtK
 from nanochat.gpt import GPT
 from nanochat.inference.sampling import Sampling
-from nanochat.modules.phase import PhaseModule
 from nanochat.rl.algorithms import Algorithm, build_algorithm
 from nanochat.rl.collect import Collector
 from nanochat.rl.policy import check_sampling
@@ -28,8 +26,8 @@ from nanochat.runs import show
 from nanochat.runs.chat import ChatRecipe
 from nanochat.runs.plan import Plan
 from nanochat.runs.run_folder import RunFolder
-from nanochat.runtime.schema import MinP, Temperature, TopK, TopP, Train
-from nanochat.runtime.settings import Built, Count, Positive, Seed, Settings
+from nanochat.runtime.schema import MinP, TopK, TopP, Train
+from nanochat.runtime.settings import Built, Count, Positive, Settings
 from nanochat.tasks.task import Task
 
 # padded tokens of a forward pass of the update. On a CPU measured (d4, 2 cores: 2,048 took 0.6 of the time of 16,384); else a guess
@@ -52,16 +50,6 @@ class RolloutSettings(Settings):
     table_every: Count | None
 
 
-class PassAtK(Settings):
-    split: str
-    limit: Count | None
-    samples: Count
-    max_tokens: Count | None
-    temperature: Temperature
-    top_k: TopK
-    seed: Seed
-
-
 class GoNoGoSettings(Settings):
     run: bool
     questions: Count
@@ -80,19 +68,15 @@ class RLSettings(Train):
         Built(makes=QuestionsDataModule, instead="asks the questions of a task; drop data=…, and choose task=NAME"),
     ]
     task: Annotated[dict, Built()]
-    val_task: Annotated[dict | None, Built()]
     algo: Annotated[dict, Built("nanochat.rl.algorithms.Algorithm")]
     rewards: Annotated[dict, Built(more=OfReward, each=True)]
     rollout: RolloutSettings
-    pass_at_k: PassAtK
     preflight: GoNoGoSettings
     force: bool
 
 
 class RLRecipe(ChatRecipe):
     settings = RLSettings
-    result = "val/error"
-    metrics = ("val/error",)
 
     @cached_property
     def data(self) -> Any:
@@ -112,17 +96,24 @@ class RLRecipe(ChatRecipe):
         rollout = self.config["rollout"]
         return Sampling(**{key: rollout[key] for key in SAMPLING}, max_tokens=rollout["max_tokens"])
 
-    @cached_property
-    def val_task(self) -> Task:
-        """The held-out questions: `val_task`, or the test split of the task."""
-        if self.config["val_task"]:
-            return instantiate(self.config["val_task"])
-        split, task = self.config["pass_at_k"]["split"], self.config["task"]
+    def eval_settings(self) -> dict[str, Any]:
+        """As typed; pass_at_k without a task asks the held-out questions of the run's own."""
+        found = super().eval_settings()
+        asked, task = found.get("pass_at_k"), self.config["task"]
+        if not asked or asked["task"] is not None:
+            return found
         if "split" not in task:
             raise ValueError(
-                "this task has no test split: name held-out questions with +task@val_task=NAME val_task.path=…, for example another file"
+                "this task has no test split: name held-out questions with +task@evals.pass_at_k.task=NAME "
+                "evals.pass_at_k.task.path=…, for example another file"
             )
-        return instantiate({**task, "split": split})
+        return {**found, "pass_at_k": {**asked, "task": task}}
+
+    @property
+    def val_task(self) -> Task | None:
+        """The held-out questions, if they are asked."""
+        evaluation = self.evaluations.get("pass_at_k")
+        return evaluation.task if isinstance(evaluation, PassAtK) else None
 
     @cached_property
     def plan(self) -> Plan:
@@ -164,12 +155,12 @@ class RLRecipe(ChatRecipe):
                 f"rollout.max_tokens={rollout['max_tokens']} leaves no room for a question in the model's context of "
                 f"{self.gpt_config.sequence_len:,}; try rollout.max_tokens={self.gpt_config.sequence_len // 2}"
             )
-        for task in (self.data.task, self.val_task):
-            if task.kind == "chat":
-                raise ValueError(
-                    f"{task.name} cannot be rewarded: nothing in it is right or wrong; choose a task with a score"
-                )
-            len(task)  # is its data there?
+        task = self.data.task
+        if task.kind == "chat":
+            raise ValueError(
+                f"{task.name} cannot be rewarded: nothing in it is right or wrong; choose a task with a score"
+            )
+        len(task)  # is its data there?
         _ = self.rewards, self.plan
         with torch.device("meta"):
             self.build_optimizer(self.plan)(GPT(self.gpt_config))
@@ -178,7 +169,7 @@ class RLRecipe(ChatRecipe):
         length = "data.num_epochs or max_steps set the length of a run on questions"
         batch = "rollout.questions and rollout.samples are the batch of a run on questions"
         return {
-            "plan": length, "batch_tokens": batch, "eval_tokens": "answers are evaluated here, not text; see pass_at_k",
+            "plan": length, "batch_tokens": batch, "eval_tokens": "answers are evaluated here, not text; see evals.pass_at_k",
             "trainer.limit_train_batches": "a step asks new questions; data.num_epochs and task.stop say which",
             "trainer.overfit_batches": "a step asks new questions; data.num_epochs and task.stop say which",
             "trainer.gradient_clip_algorithm": "phase rl clips by the norm",
@@ -229,24 +220,9 @@ class RLRecipe(ChatRecipe):
             "start": start,
         }
 
-    def evals(self, rank: int) -> dict[str, Eval]:
-        settings, config = self.config["pass_at_k"], self.config
-
-        def passes(module: PhaseModule) -> dict[str, float]:
-            sampling = Sampling(
-                temperature=settings["temperature"], top_k=settings["top_k"], seed=settings["seed"], tools=config["rollout"]["tools"],
-                python=config["rollout"]["python"],
-                max_tokens=settings["max_tokens"] or config["rollout"]["max_tokens"],
-            )  # fmt: skip
-            return pass_at_k(
-                module.gpt, self.tokenizer, self.val_task, limit=settings["limit"], samples=settings["samples"], sampling=sampling,
-                max_rows=config["rollout"]["max_rows"], rank=rank, world_size=self.world_size,
-            )  # fmt: skip
-
-        return {"pass": (config["eval_every"], passes), **self.evals_of_tasks(rank)}
-
     def print_result(self, before: dict[str, float], after: dict[str, float]) -> None:
-        show.gain(before, after, f"{self.val_task.name}, held out")
+        if self.val_task is not None:
+            show.gain(before, after, f"{self.val_task.name}, held out")
 
     def first_callbacks(self, folder: RunFolder) -> list[L.Callback]:
         settings = self.config["preflight"]

@@ -20,7 +20,7 @@ CONFIG, RECORD = "config.yaml", "record.json"
 # not what it computes.
 FREE_KEYS = frozenset({
     "resume", "debug", "dry_run", "logger", "progress", "log_every", "save_every", "eval_every", "sample_every", "checkpoints",
-    "eval_tokens", "eval_at_start", "tasks", "sample", "paths", "size", "recipe", "force",
+    "eval_tokens", "eval_at_start", "tasks", "sample", "paths", "size", "recipe", "force", "evals", "pass_at_k", "val_task",
 })  # fmt: skip
 FREE_INSIDE = {
     "data": frozenset({"rows_per_device", "num_workers", "prepare_workers", "shards_dir", "rendered_dir"}),

@@ -83,7 +83,8 @@ def rl_plan(recipe: Any) -> None:
                            f"{sizes['total']:,} parameters; from {recipe.config['init_from']}")  # fmt: skip
     table.add_row(
         "task",
-        f"{len(recipe.data.task):,} questions of {recipe.data.task.name}; held out: {recipe.val_task.name}, {len(recipe.val_task):,}",
+        f"{len(recipe.data.task):,} questions of {recipe.data.task.name}; held out: "
+        + (f"{recipe.val_task.name}, {len(recipe.val_task):,}" if recipe.val_task else "none"),
     )
     table.add_row(
         "steps", f"{plan.steps:,} optimizer steps, {algorithm.updates} per rollout, from {plan.horizon_source}"

@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nanochat.runtime.paths import base_dir, conf_dir
 from nanochat.runtime.rules import change_rules
-from nanochat.runtime.schema import settings_of
+from nanochat.runtime.schema import RENAMED, settings_of
 from nanochat.runtime.settings import check
 from nanochat.runtime.signals import EndedBy, StopAtOnce, end_undisturbed, take_ctrl_c
 
@@ -64,9 +64,13 @@ def register() -> None:
     OmegaConf.register_new_resolver("nanochat.base_dir", lambda: str(base_dir()), replace=True)
 
 
-def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], Any]:
-    """A command-line entry point that composes `conf/{config_name}.yaml` and calls `run(cfg)` with
-    it."""
+def command(
+    config_name: str, run: Callable[[DictConfig], Any], *, words: Callable[[list[str]], list[str]] = list
+) -> Callable[[], Any]:
+    """A command-line entry point that composes `conf/{config_name}.yaml` and calls `run(cfg)` with it.
+
+    `words` may put others in the place of those typed, before Hydra reads them.
+    """
 
     def main() -> Any:
         # with this set Hydra raises the exception instead of printing its own report, so that it
@@ -74,13 +78,13 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
         os.environ["HYDRA_FULL_ERROR"] = "1"
         take_ctrl_c()
         given, debug = sys.argv[1:], "debug=true" in sys.argv[1:]
-        words = [word for word in given if word not in ("-m", "--multirun")]
-        if len(words) == len(given):
+        typed = [word for word in given if word not in ("-m", "--multirun")]
+        if len(typed) == len(given):
             sys.argv[1:] = listed([as_typed(word) for word in given], REPEATED.get(config_name, ()))
         else:
-            sys.argv[1:] = ["-m", *words]  # Hydra does not accept words after a -m among them
-            if "hydra/sweeper=optuna" in words and not any(
-                w.startswith("hydra.sweeper.max_failure_rate=") for w in words
+            sys.argv[1:] = ["-m", *typed]  # Hydra does not accept words after a -m among them
+            if "hydra/sweeper=optuna" in typed and not any(
+                w.startswith("hydra.sweeper.max_failure_rate=") for w in typed
             ):
                 # a failing trial does not end the sweep
                 sys.argv.append("hydra.sweeper.max_failure_rate=1.0")
@@ -119,13 +123,16 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], 
 
         try:
             register()
-            for word in words if len(words) == len(given) else ():
+            for word in typed:
+                check_name(word, config_name)
+            for word in typed if len(typed) == len(given) else ():
                 check_choice(word)
             check_flags(config_name, given)
+            sys.argv[1:] = words(sys.argv[1:])
             if {"--help", "-h"} & set(given):
                 from nanochat.runtime.settings_page import show_help
 
-                return show_help(config_name, [word for word in words if not word.startswith("-")])
+                return show_help(config_name, [word for word in sys.argv[1:] if not word.startswith("-")])
             result = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
             end_undisturbed()
             return result
@@ -159,7 +166,17 @@ def take_checked(cfg: DictConfig, config_name: str) -> None:
         if key not in values and (conf_dir() / key).is_dir() and not hasattr(target, key):
             raise ValueError(missing_key(key))
     with open_dict(cfg):
-        _keep(cfg, check(values, target))
+        _keep(cfg, check(values, target, referring=list(referring(cfg))))
+
+
+def referring(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    """The keys whose value is that of another setting."""
+    for key in map(str, node):
+        child: Any = node._get_node(key)
+        if child._is_interpolation():
+            yield f"{prefix}{key}"
+        elif isinstance(child, DictConfig) and not child._is_none():
+            yield from referring(child, f"{prefix}{key}.")
 
 
 def _keep(node: DictConfig, values: dict[str, Any]) -> None:
@@ -182,6 +199,14 @@ def check_flags(config_name: str, words: list[str]) -> None:
 
     if any(word.startswith("--") for word in words) and (script := habits.script_for(config_name, words)):
         raise ValueError(habits.one_line(script, words))
+
+
+def check_name(word: str, config_name: str) -> None:
+    """ValueError for a setting that is typed by its earlier name."""
+    key = word.partition("=")[0].lstrip("+~").rpartition("@")[2]
+    for old, new in RENAMED.get(config_name, {}).items():
+        if key == old or key.startswith(f"{old}."):
+            raise ValueError(f"{key} is called {new}{key.removeprefix(old)} now")
 
 
 def check_choice(word: str) -> None:
@@ -355,6 +380,9 @@ def missing_key(key: str) -> str:
     if folder.is_dir():
         plus = "+" if key in ("phase", "task") else ""  # the other groups have a default choice
         return f"no {key} was chosen; add {plus}{key}=NAME, one of: {', '.join(choices(key))}"
+    group = key.rpartition(".")[2]
+    if (conf_dir() / group).is_dir():
+        return f"{key} must be given: add +{group}@{key}=NAME, one of: {', '.join(choices(group))}"
     return f"{key} must be given: add {key}=…"
 
 

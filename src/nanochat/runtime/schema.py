@@ -81,21 +81,16 @@ class Sample(Settings):
     seed: Seed
 
 
-class Samples(Sample):
-    num_samples: Count
+class OfEval(Settings):
+    every: Count | None = None
 
 
-class TaskEvals(Settings):
-    split: str | None
-    every: Count | None
-    limit: Count | None
-    max_tokens: Count
-    of: Annotated[dict, Built(each=True)]  # name: a task, as in conf/task
+Evals = Annotated[dict, Built(more=OfEval, each=True, null=True)]  # name: an evaluation, as in conf/eval
 
 
 class Checkpoints(Settings):
     keep_last: Count | None
-    best_metric: str  # runs/recipe.py knows what a run logs
+    best_metric: str | None  # runs/recipe.py knows what a run logs
 
 
 class TokenizerSettings(Settings):
@@ -151,7 +146,7 @@ class Train(Command):
     eval_every: Count | None
     eval_tokens: Count | None
     eval_at_start: bool
-    tasks: TaskEvals
+    evals: Evals
     sample_every: Count | None
     sample: Sample
     checkpoints: Checkpoints
@@ -251,15 +246,11 @@ class Bench(Command):
 
 
 class Evaluate(LoadsCheckpoint):
-    evals: list[str] | str
+    evals: Evals
     data: Annotated[dict | None, Built()] = None
     eval_tokens: Count | None
     rows_per_device: Count
-    split: str
-    limit: Count | None
-    max_tokens: Count
     model: OnlyLength
-    sample: Samples
 
 
 class DataCommand(Command):
@@ -311,3 +302,13 @@ def settings_of(command: str, values: Mapping[str, Any]) -> type[Settings]:
         return locate(str(name)).settings if name else COMMANDS[command]
     except (ValueError, AttributeError):  # the check of `recipe` says what is wrong with it
         return COMMANDS[command]
+
+
+# settings by their earlier names, for the line that says the new one
+RENAMED = {
+    "train": {"tasks": "evals.tasks", "pass_at_k": "evals.pass_at_k", "val_task": "evals.pass_at_k.task"},
+    "evaluate": {
+        **{name: f"evals.tasks.{name}" for name in ("split", "limit", "max_tokens")},
+        "sample": "evals.sample",
+    },
+}

@@ -15,7 +15,6 @@ import difflib
 import importlib
 import inspect
 import math
-import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
@@ -87,13 +86,9 @@ class Wrong(ValueError):
     """Wrong settings, the first one as a line."""
 
     def __init__(self, lines: Sequence[str]) -> None:
-        # a setting that others refer to (`${seed}`) is wrong once, and named by the shortest key
-        same: dict[str, list[str]] = {}
-        for line in lines:
-            same.setdefault(re.sub(r"^[^=]*\.|; try .*", "", line), []).append(line)
-        more = len(same) - 1
+        more = len(lines) - 1
         others = f" ({more} more setting{'s are' if more > 1 else ' is'} wrong)" if more else ""
-        super().__init__(min(next(iter(same.values())), key=len) + others)
+        super().__init__(lines[0] + others)
 
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -162,13 +157,17 @@ def _keyword_only(target: Any, name: str) -> bool:
     return p is not None and p.kind is p.KEYWORD_ONLY
 
 
-def check(values: Mapping[str, Any], target: Any, prefix: str = "") -> dict[str, Any]:
+def check(values: Mapping[str, Any], target: Any, prefix: str = "", referring: Sequence[str] = ()) -> dict[str, Any]:
     """The values converted to their types (1e9 is an integer, `no` is false). Wrong names the first
-    one that does not fit."""
+    one that does not fit.
+
+    `referring`: keys whose value is that of another setting (`${seed}`), which is the one to name.
+    """
     wrong: list[str] = []
     checked = _group(values, parameters(target), prefix, wrong)
     if wrong:
-        raise Wrong(wrong)
+        followers = tuple(f"{key}{end}" for key in referring for end in "=.")
+        raise Wrong([line for line in wrong if not line.startswith(followers)] or wrong)
     return checked
 
 

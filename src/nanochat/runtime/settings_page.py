@@ -83,7 +83,7 @@ def meanings() -> dict[str, str]:
             stack.append((indent, key))
             if comment:
                 found.setdefault(name, comment[1])
-                if not group:
+                if not whole or not group:
                     found.setdefault(f"{path.stem}:{name}", comment[1])
     return found
 
@@ -91,10 +91,13 @@ def meanings() -> dict[str, str]:
 def meaning(key: str, command: str) -> str:
     """The meaning of a setting, or "" if no file describes it."""
     known = meanings()
-    # a task at any place, a reward of any name, a group of any role
-    task = re.sub(r"^(?:data\.task|val_task|(?:data\.(?:train|val)_tasks|tasks\.of)\.\w+)\.", "task.", key)
+    # a task wherever it stands, a reward of any name, a group of any role
+    task = re.sub(
+        r"^(?:data\.task|evals\.pass_at_k\.task|(?:data\.(?:train|val)_tasks|evals\.tasks\.of)\.\w+)\.", "task.", key
+    )
     reward = re.sub(r"^rewards\.\w+\.", "reward.", key)
-    for name in (f"{command}:{key}", key, task, reward):
+    evaluation = re.sub(r"^evals\.(\w+)\.", r"\1:eval.", key)  # of the file that is called so
+    for name in (f"{command}:{key}", evaluation, key, task, reward):
         if name in known:
             return known[name]
     for prefix, file in DATACLASSES.items():

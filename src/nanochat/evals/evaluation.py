@@ -1,0 +1,68 @@
+"""What an evaluation is: a class whose instances take a `Context` and give numbers.
+
+`conf/eval/NAME.yaml` names the class with its settings. The same object is run while training (callbacks/evaluate.py) and by
+`python -m nanochat.evaluate`, so both give the same number.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+
+from nanochat.gpt import GPT
+from nanochat.tasks.task import Task
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass
+class Context:
+    """What an evaluation may look at. It runs on all `world_size` processes at once; numbers are those of all of them together."""
+
+    gpt: GPT
+    tokenizer: Tokenizer
+    get_data: Callable[[], Any]
+    rank: int = 0
+    world_size: int = 1
+
+    @cached_property
+    def data(self) -> Any:
+        """The datamodule of the run, attached to the tokenizer. ValueError if the checkpoint has none."""
+        return self.get_data()
+
+    @property
+    def device(self) -> torch.device:
+        return self.gpt.device
+
+
+Result = dict[
+    str, float | str | list[str]
+]  # numbers are logged as `val/…`; a text, or a text for each line, is only shown
+
+
+class Evaluation:
+    """Base of the evaluations. A subclass takes its settings as arguments of `__init__`, annotated with their types."""
+
+    lower_is_better: tuple[str, ...] = ()  # those of its numbers that may choose the best checkpoint
+
+    def check(self) -> None:
+        """Raise ValueError or OSError for what cannot work, before anything heavy is built: are the data there?"""
+
+    def __call__(self, context: Context) -> Result:
+        raise NotImplementedError
+
+
+def build_evaluations(settings: dict[str, Any] | None) -> dict[str, Evaluation]:
+    """The evaluations of a composed `evals`, by name; null is left out. `every` is for who runs them."""
+    kept = {name: {k: v for k, v in one.items() if k != "every"} for name, one in (settings or {}).items() if one}
+    return {name: instantiate(one) for name, one in kept.items()}
+
+
+def task_of(settings: dict[str, Any], split: str | None) -> Task:
+    """A task from its settings, of `split` where it has several and one is named. ValueError if nothing in it is right or wrong."""
+    task: Task = instantiate({**settings, "split": split} if split and "split" in settings else settings)
+    if task.kind == "chat":
+        raise ValueError(f"{task.name} cannot be scored: nothing in it is right or wrong; leave it out")
+    return task
