@@ -57,7 +57,7 @@ def test_what_is_typed_is_what_is_set() -> None:
     config = composed(*line.split()[3:])
     assert (config["model"]["depth"], config["data"]["rows_per_device"], config["run_name"]) == (12, 16, "d12")
     line, _ = habits.translate("scripts.chat_eval", shlex.split("-i rl -a ARC-Easy|GSM8K -x 50"))
-    assert line == "python -m nanochat.evaluate ckpt=rl-d20@latest evals=arc_easy,gsm8k limit=50"
+    assert line == "python -m nanochat.evaluate ckpt=rl-d20@latest evals=arc_easy,gsm8k evals.tasks.limit=50"
 
 
 @pytest.mark.parametrize(
