@@ -1,5 +1,7 @@
 """What the model writes after a few beginnings of text."""
 
+from typing import Any
+
 from nanochat.evals.evaluation import Context, Evaluation, Result
 from nanochat.inference.complete import complete
 from nanochat.runtime.schema import Temperature, TopK
@@ -19,7 +21,12 @@ class Samples(Evaluation):
         seed: Seed = 42,
     ) -> None:
         self.prompts, self.num_samples = prompts, num_samples
-        self.settings = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "seed": seed}
+        self.settings: dict[str, Any] = {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "seed": seed,
+        }
 
     def __call__(self, context: Context) -> Result:
         texts = complete(context.gpt, context.tokenizer, self.prompts, num_samples=self.num_samples, **self.settings)

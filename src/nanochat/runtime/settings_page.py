@@ -20,7 +20,10 @@ Row = tuple[str, str, str, str]  # key, default, rule, meaning
 # what a composition of nothing but the command lacks
 PAGES: dict[str, list[list[str]]] = {
     "train": [[f"+phase={name}"] for name in choices("phase")],
-    **{command: [[]] for command in ("evaluate", "data", "tokenizer", "sample", "cli", "chat", "bench", "import", "runs")},
+    **{
+        command: [[]]
+        for command in ("evaluate", "data", "tokenizer", "sample", "cli", "chat", "bench", "import", "runs")
+    },
 }
 # groups of which one is chosen, and where its settings stand in a composed config
 GROUPS = {
