@@ -129,6 +129,7 @@ def _setting(key: str) -> Any:
         ([*RL, "rewards.answer.weight=abc"], "rewards.answer.weight=abc must be a number"),
         ([*RL, "rollout.samples=1"], "rollout.samples=1 must be a whole number from 2 up"),
         ([*RL, "algo.kl=-1"], "algo.kl=-1 must be a number from 0 up; try algo.kl=0"),
+        ([*RL, "rollout=null"], "rollout must be a group of settings; set one of it, as rollout.max_tokens=…"),
         ([*RL, "+algo.klipp=1"], "algo.klipp is not a setting; did you mean algo."),
         ([*RL, "task.repeat=0"], "task.repeat=0 must be a whole number from 1 up; try task.repeat=1"),
         ([*RL, "+task.size=5"], "task.size is not a setting"),

@@ -218,7 +218,7 @@ def test_what_cannot_work_is_one_line(rl) -> None:
     for words, reason in (
         (["init_from=null"], "phase rl starts from a checkpoint; add init_from=RUN@latest"),
         (["rollout.samples=1"], "rollout.samples=1 must be a whole number from 2 up; try rollout.samples=2"),
-        (["rollout=null"], "rollout=null must be a group of settings"),
+        (["rollout=null"], "rollout must be a group of settings; set one of it, as rollout.max_tokens=…"),
         (["rollout.temperature=0"], "rollout.temperature=0 must be a number above 0"),
         (["rollout.max_tokens=64"], "rollout.max_tokens=64 leaves no room for a question in the model's context of 64"),
         (["algo=ppo"], "algo=ppo is not known; choose from: dapo, dr_grpo, grpo, nanochat, reinforce"),

@@ -313,6 +313,8 @@ def one_line(error: BaseException, config_name: str = "train") -> str:
         phase := phase_of(match[1])
     ):
         return f"this {match[2]} takes {match[1]}, a setting of phase {phase}; add +phase={phase}, or choose another {match[2]}=…"
+    if match := re.search(r"Error trying to access (\S+): node `(\w+)` is not a container", text):
+        return f"{match[2]} must be a group of settings; set one of it, as {match[1]}=…"
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return missing_key(match.group(1))
     return text.removesuffix(
