@@ -40,8 +40,8 @@ def test_the_worked_update_rule_of_contributing_trains() -> None:
     mine = torch.randn(4, 3)
     other = torch.nn.Parameter(mine.clone())
     reference = torch.optim.SGD([other], lr=0.1, momentum=0.9)
-    state: dict = {mine: {}}
     group = vars(rule["Options"](lr=0.1))
+    state: dict = {mine: rule["new_state"](mine, group)}
     for _ in range(3):
         gradient = torch.randn(4, 3)
         rule["step"]([mine], [gradient], state, group)

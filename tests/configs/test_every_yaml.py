@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from nanochat import optim
 from nanochat.gpt import GPT, build_arch, from_depth
-from nanochat.optim.groups import rules
+from nanochat.optim.rule import rules
 from nanochat.rl.algorithms import build_algorithm
 from nanochat.rl.rewards import Rewards
 from nanochat.runtime.app import known_keys, register

@@ -3,14 +3,17 @@
 import copy
 import io
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+import nanochat.optim
 from nanochat.gpt import GPT, GPTConfig, build_arch
-from nanochat.optim import Schedule, build, table, uses_planned_decay
+from nanochat.optim import Schedule, build, muon, shows_length, table, uses_planned_decay
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -146,6 +149,8 @@ def test_a_role_no_network_has_is_named():
         ({"rule": "lion9"}, r"matrix\.rule=lion9.*adamw.*muon"),
         ({"rule": None}, r"matrix\.rule"),
         ({"rule": "groups"}, r"matrix\.rule"),
+        ({"rule": "torch.optim"}, r"matrix\.rule=torch\.optim torch.optim has no Options and step"),
+        ({"rule": "nobodys.lion"}, r"matrix\.rule=nobodys\.lion cannot be imported: .*nobodys"),
         ({"weight_dekay": 0.1}, r"matrix\.weight_dekay.*weight_decay"),
         ({"betas": [0.9, 0.9]}, r"matrix\.betas"),
         ({"lr": None}, r"matrix\.lr"),
@@ -198,12 +203,78 @@ def test_a_rule_is_told_the_compute_dtype_and_a_checkpoint_is_not():
     gpt = network()
     gpt.compute_dtype = torch.bfloat16
     optimizer, told = build(gpt, settings()), []
-    optimizer._steps = [lambda params, grads, state, group: told.append(group["compute_dtype"])] * len(optimizer._steps)
+    optimizer._rules = [
+        replace(rule, step=lambda params, grads, state, group: told.append(group["compute_dtype"]))
+        for rule in optimizer._rules
+    ]
     for p in gpt.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
     assert told == [torch.bfloat16] * len(optimizer.param_groups)
     assert not any("compute_dtype" in group for group in optimizer.state_dict()["param_groups"])
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder_of_rules(tmp_path, monkeypatch):
+    """A folder whose files are rules as those of `nanochat/optim/` are."""
+    monkeypatch.setattr(nanochat.optim, "__path__", [*nanochat.optim.__path__, str(tmp_path)])
+    yield tmp_path
+    for path in tmp_path.glob("*.py"):
+        sys.modules.pop(f"nanochat.optim.{path.stem}", None)
+        vars(nanochat.optim).pop(path.stem, None)
+
+
+@pytest.mark.parametrize("in_a_package", [False, True])
+def test_a_copy_of_muon_under_another_name_trains_bit_for_bit_as_muon(folder_of_rules, monkeypatch, in_a_package):
+    """Also its schedule of momentum and decay: nothing asks for muon by name."""
+    copy_of = folder_of_rules / "muon2.py"
+    copy_of.write_text(Path(muon.__file__).read_text())
+    name = "muon2"
+    if in_a_package:
+        (folder_of_rules / "somebody").mkdir()
+        copy_of.rename(folder_of_rules / "somebody/muon2.py")
+        monkeypatch.syspath_prepend(folder_of_rules)
+        name = "somebody.muon2"
+    weights, last = [], []
+    for rule in ("muon", name):
+        groups = settings()
+        groups["matrix"]["rule"] = rule
+        gpt = network()
+        optimizer = build(gpt, groups, weight_decay=1.1)
+        train(gpt, optimizer, range(30), total=30)
+        weights.append(list(gpt.parameters()))
+        (group,) = (g for g in optimizer.param_groups if g["role"] == "matrix")
+        last.append((group["momentum"], round(group["weight_decay"], 4)))
+        assert (
+            shows_length(groups, Schedule(warmup_steps=0, warmdown_frac=0.0), 1.1, 9, 50, 99).lower()
+            == f"{rule} weight decay of step 1"
+        )
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    assert last[0] == last[1] == (Schedule().momentum(29, 30), round(1.1 * Schedule().decay(29, 30), 4))
+
+
+def test_a_rule_says_what_shapes_it_takes_and_one_without_declarations_takes_all(folder_of_rules):
+    (folder_of_rules / "sign.py").write_text(
+        "from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass Options:\n    lr: float\n\n\n"
+        "def step(params, grads, state, group):\n"
+        "    for p, g in zip(params, grads):\n        p.sub_(g.sign(), alpha=group['lr'])\n"
+    )
+    groups = settings()
+    groups["resid_scalar"] = {"rule": "muon", "lr": 0.02}
+    with pytest.raises(ValueError, match=r"resid_scalar\.rule=muon.*matrices.*\(4,\); choose from adamw, sign$"):
+        build(network(), groups)
+    groups["resid_scalar"] = {"rule": "sign", "lr": 0.5}
+    gpt = network()
+    before = gpt.resid_lambdas.detach().clone()
+    optimizer = build(gpt, groups)
+    train(gpt, optimizer, [10])
+    changed = (gpt.resid_lambdas - before).abs()
+    assert torch.allclose(changed, torch.full_like(changed, 0.5 * Schedule().lr(10, 20))), "its rate is scheduled"
+    with pytest.raises(ValueError, match=r"resid_scalar\.weight_decay"):
+        build(network(), {**groups, "resid_scalar": {"rule": "sign", "lr": 0.5, "weight_decay": "auto"}})
 
 
 # --- training and state -----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from nanochat.runtime.settings import Beta, Decay, Epsilon, Rate
 
 @dataclass(frozen=True)
 class Options:
-    """Of a group: two running means, and the decay."""
+    """Of a group: the decay rates of the two running means, and the weight decay."""
 
     lr: Rate
     betas: tuple[Beta, Beta] = (0.8, 0.95)
@@ -22,13 +22,19 @@ class Options:
     weight_decay: Decay = 0.0
 
 
+SCHEDULED = ("lr",)
+
+
+def new_state(p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+    """Moments in the tensor's dtype."""
+    return {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+
+
 @torch.no_grad()
 def step(params: list[Tensor], grads: list[Tensor], state: dict[Tensor, dict[str, Any]], group: dict[str, Any]) -> None:
-    """One update in place. State per tensor: step, exp_avg, exp_avg_sq (moments in the tensor's dtype)."""
+    """One update in place."""
     (b1, b2), lr = group["betas"], group["lr"]
     for p in params:
-        if not state[p]:
-            state[p].update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
         state[p]["step"] += 1
     t = state[params[0]]["step"]
     m, v = [state[p]["exp_avg"] for p in params], [state[p]["exp_avg_sq"] for p in params]

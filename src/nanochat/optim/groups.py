@@ -1,32 +1,25 @@
 """One optimizer object for the whole model: groups by parameter role, each with its own update rule.
 
-The YAML gives `{role: {rule: muon, lr: …}}`; the model gives name -> role; every parameter lands in exactly one group. An update
-rule is a module of this folder with `Options`, whose fields are its settings, and `step(params, grads, state, group)`.
+The YAML gives `{role: {rule: muon, lr: …}}`; the model gives name -> role; every parameter is in
+exactly one group. What a rule is: `rule.py`.
 """
 
-import importlib
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from nanochat.gpt import GPT, ROLES
+from nanochat.optim.rule import find
 from nanochat.optim.schedules import Schedule
-from nanochat.runtime.settings import Decay, Setting, Settings, check, parameters, shown
+from nanochat.runtime.settings import Decay, Setting, Settings, check, parameters
 
-NOT_RULES = {"__init__", "groups", "schedules"}
 REFERENCE_WIDTH = 768  # from: facts sheet 2.1, AdamW rates of matrices-by-vocabulary scale with (width / 768) ** -0.5
 
 
-def rules() -> list[str]:
-    """The update rules there are: the modules of this folder."""
-    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in NOT_RULES)
-
-
 class OfGroup(Settings):
-    """What every rule's group may say beside the rule's own options."""
+    """The settings of a group besides the options of its rule."""
 
     rule: str
     scale_width: bool = False  # rate times (width / 768) ** -0.5
@@ -34,42 +27,42 @@ class OfGroup(Settings):
     weight_decay: Decay | Literal["auto"] = 0.0  # auto: the plan's
 
 
-def _options(rule: str) -> Any:
-    return importlib.import_module(f"nanochat.optim.{rule}").Options
-
-
 def options_of(values: Mapping[str, Any], path: str) -> dict[str, Setting]:
-    """The settings of the group of a role, by the `rule` in it. ValueError for a role or a rule that there is not."""
-    role, rule = path.rpartition(".")[2], values.get("rule")
-    if role not in ROLES.values():
+    """The settings of the group of a role, by the `rule` in it. ValueError for an unknown role or rule."""
+    if path.rpartition(".")[2] not in ROLES.values():
         raise ValueError(
             f"{path} is not a role of any parameter; the roles are {', '.join(sorted(set(ROLES.values())))}"
         )
-    if rule not in rules():
-        raise ValueError(f"{path}.rule={shown(rule)} is not known; choose from {', '.join(rules())}")
-    return {**parameters(_options(rule)), **parameters(OfGroup)}
+    own = parameters(find(values.get("rule"), f"{path}.rule").Options)
+    common = parameters(OfGroup)
+    return {**own, **{k: v for k, v in common.items() if k != "weight_decay" or k in own}}
+
+
+def configured(group: Mapping[str, Any], name: str) -> Any:
+    """An option of a group: its value, or its rule's default; None if the rule has no such option."""
+    setting = parameters(find(group["rule"]).Options).get(name)
+    return None if setting is None else group.get(name, setting.default)
 
 
 class GroupedOptimizer(torch.optim.Optimizer):
-    """Applies to each parameter group the rule named in it. `schedule_step(step, total)` sets what follows a schedule.
+    """Applies to each parameter group the rule named in it. `schedule_step(schedule, step, total)` sets what is scheduled.
 
     A rule also finds the network's `compute_dtype` in its group; it is not saved, because another machine may compute in another.
     """
 
     def __init__(self, param_groups: list[dict[str, Any]], compute_dtype: torch.dtype = torch.float32) -> None:
+        self._rules = [find(group["rule"]) for group in param_groups]
         complete = []
-        for group in param_groups:
+        for group, rule in zip(param_groups, self._rules, strict=True):
             given = {k: v for k, v in group.items() if k not in ("params", "names", "role", "rule")}
-            kind = _options(group["rule"])
-            options = vars(kind(**check(given, kind, f"optim.groups.{group.get('role', group['rule'])}.")))
-            complete.append(
-                {**group, **options, "initial_lr": options["lr"], "initial_weight_decay": options["weight_decay"]}
-            )
+            path = f"optim.groups.{group.get('role', rule.name)}"
+            for name, p in zip(group.get("names", map(str, range(len(group["params"])))), group["params"], strict=True):
+                rule.check_shape(p, name, path)
+            options = vars(rule.Options(**check(given, rule.Options, f"{path}.")))
+            initial = {f"initial_{name}": options.get(name, 0.0) for name in ("lr", "weight_decay")}
+            complete.append({**group, **options, **initial})
         super().__init__(complete, {})
         self.compute_dtype = compute_dtype
-        self._steps: list[Callable] = [
-            importlib.import_module(f"nanochat.optim.{g['rule']}").step for g in self.param_groups
-        ]
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Tensor | None:
@@ -77,20 +70,21 @@ class GroupedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group, rule_step in zip(self.param_groups, self._steps, strict=True):
+        for group, rule in zip(self.param_groups, self._rules, strict=True):
             params = [p for p in group["params"] if p.grad is not None]
             if params:
                 options = {**group, "compute_dtype": self.compute_dtype}
-                rule_step(params, [p.grad for p in params], self.state, options)
+                for p in params:
+                    if not self.state[p]:
+                        self.state[p] = rule.new_state(p, options)
+                rule.step(params, [p.grad for p in params], self.state, options)
         return loss
 
     def schedule_step(self, schedule: Schedule, step: int, total: int) -> None:
-        """Set learning rate, momentum and weight decay of every group for optimizer step `step` of `total`."""
-        for group in self.param_groups:
-            group["lr"] = group["initial_lr"] * schedule.lr(step, total)
-            if group["rule"] == "muon":
-                group["momentum"] = schedule.momentum(step, total)
-                group["weight_decay"] = group["initial_weight_decay"] * schedule.decay(step, total)
+        """Set what each group's rule declares as scheduled, for optimizer step `step` of `total`."""
+        for group, rule in zip(self.param_groups, self._rules, strict=True):
+            for name in rule.SCHEDULED:
+                group[name] = schedule.value(name, group.get(f"initial_{name}", 0.0), step, total)
 
 
 def build(
@@ -120,17 +114,12 @@ def build(
         names = [n for n, r in roles.items() if r == role]
         if not names:
             continue
-        rule = options["rule"]
         scale_width, scale_batch = options.pop("scale_width", False), options.pop("scale_batch", True)
         factors.append(
             ((width / REFERENCE_WIDTH) ** -0.5 if scale_width else 1.0) * (lr_factor if scale_batch else 1.0)
         )
         if options.get("weight_decay") == "auto":
             options["weight_decay"] = weight_decay or 0.0
-        if rule == "muon" and (flat := [n for n in names if params[n].ndim != 2]):
-            raise ValueError(
-                f"optim.groups.{role}: muon updates matrices, {flat[0]} has shape {tuple(params[flat[0]].shape)}; use adamw"
-            )
         result.append({"params": [params[n] for n in names], "names": names, "role": role, **options})
     optimizer = GroupedOptimizer(result, gpt.compute_dtype)
     for group, factor in zip(optimizer.param_groups, factors, strict=True):  # the range is that of the typed rate
@@ -139,25 +128,48 @@ def build(
 
 
 def load_moments(optimizer: GroupedOptimizer, saved: dict[str, Any]) -> int:
-    """Take the state of each parameter, by its name, from a saved `state_dict` of such an optimizer, where rule and shapes agree; rates
-    and options stay. Returns how many parameters got one."""
+    """Take the state of each parameter, by its name, from a saved `state_dict` of such an optimizer, where the rule
+    and the shapes of its state agree; rates and options stay. Returns how many parameters got one."""
     old = {
-        name: (group["rule"], group.get("variant"), saved["state"].get(index))
+        name: (group["rule"], saved["state"].get(index))
         for group in saved["param_groups"]
         for name, index in zip(group["names"], group["params"], strict=True)
     }
     taken = 0
-    for group in optimizer.param_groups:
+    for group, rule in zip(optimizer.param_groups, optimizer._rules, strict=True):
         for name, p in zip(group["names"], group["params"], strict=True):
-            rule, variant, state = old.get(name, (None, None, None))
-            sizes = {v.shape for k, v in (state or {}).items() if k in ("exp_avg", "momentum_buffer")}
-            same = (rule, variant) == (group["rule"], group.get("variant"))
-            if state and same and sizes == {p.shape}:
+            old_rule, state = old.get(name, (None, None))
+            if state and old_rule == rule.name and _shapes(state) == _shapes(rule.new_state(p, group)):
                 optimizer.state[p] = {
                     k: v.detach().clone().to(p.device) if torch.is_tensor(v) else v for k, v in state.items()
                 }
                 taken += 1
     return taken
+
+
+def _shapes(state: dict[str, Any]) -> dict[str, torch.Size | None]:
+    return {name: value.shape if torch.is_tensor(value) else None for name, value in state.items()}
+
+
+def shows_length(
+    groups: Mapping[str, Mapping[str, Any]], schedule: Schedule, weight_decay: float, done: int, old: int, new: int
+) -> str | None:
+    """What is scheduled differently in the first `done` steps of runs of `old` and of `new` steps, or None.
+
+    `weight_decay` is the plan's, of the groups that have `auto`."""
+    names: dict[Any, str] = {}
+    for group in groups.values():
+        rule = find(group["rule"])
+        for name in rule.SCHEDULED:
+            value = configured(group, name)
+            if name != "weight_decay" or (weight_decay if value == "auto" else value):
+                of_rule = f"{rule.name.capitalize()} {name.replace('_', ' ')}"
+                names.setdefault(name, "learning rate" if name == "lr" else of_rule)
+    for step in range(done):
+        for name, what in names.items():
+            if schedule.value(name, 1.0, step, old) != schedule.value(name, 1.0, step, new):
+                return f"{what} of step {step:,}"
+    return None
 
 
 def uses_planned_decay(groups: dict[str, dict[str, Any]]) -> bool:

@@ -54,6 +54,10 @@ class Options:
             raise ValueError(f"weight_decay={self.weight_decay} has no effect in muon's classic variant; set it to 0")
 
 
+SCHEDULED = ("lr", "momentum", "weight_decay")
+NDIM = 2  # matrices only
+
+
 def orthogonalize_classic(g: Tensor, steps: int) -> Tensor:
     """Newton-Schulz on a batch (K, m, n); singular values end near 1."""
     a, b, c = NEWTON_SCHULZ
@@ -134,16 +138,19 @@ def ns_dtype(group: dict[str, Any], device: torch.device) -> torch.dtype:
     return torch.bfloat16 if wanted and multiplies_bf16(device)[0] else torch.float32
 
 
+def new_state(p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+    """momentum_buffer (m, n); modern also has second_momentum_buffer (m, 1), or (1, n) for a wide matrix."""
+    m, n = p.shape
+    fresh = {"momentum_buffer": torch.zeros_like(p)}
+    if group["variant"] == "modern":
+        fresh["second_momentum_buffer"] = p.new_zeros((m, 1) if m >= n else (1, n))
+    return fresh
+
+
 @torch.no_grad()
 def step(params: list[Tensor], grads: list[Tensor], state: dict[Tensor, dict[str, Any]], group: dict[str, Any]) -> None:
-    """One update in place. State per matrix: momentum_buffer (m, n), and second_momentum_buffer (m, 1) or (1, n) when modern."""
+    """One update in place."""
     modern, mu, lr = group["variant"] == "modern", group["momentum"], group["lr"]
-    for p in params:
-        if not state[p]:
-            m, n = p.shape
-            state[p]["momentum_buffer"] = torch.zeros_like(p)
-            if modern:
-                state[p]["second_momentum_buffer"] = p.new_zeros((m, 1) if m >= n else (1, n))
     momenta = [state[p]["momentum_buffer"] for p in params]
     torch._foreach_lerp_(momenta, grads, 1 - mu)
     nesterov = torch._foreach_lerp(grads, momenta, mu)

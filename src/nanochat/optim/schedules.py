@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from nanochat.runtime.settings import Beta, Fraction, Whole, check, check_fields
 
+Scheduled = Literal["lr", "momentum", "weight_decay"]  # what of a rule's options can be scheduled
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -62,6 +64,12 @@ class Schedule:
             fits = f"; optim.schedule.warmup_steps={auto} takes all" if auto <= total else ""
             text += f", a tenth of the run (auto: at most {auto:,}{fits})"
         return f"{text}, warm-down {down:,}"
+
+    def value(self, option: Scheduled, initial: float, step: int, total: int) -> float:
+        """A scheduled option of a group, configured as `initial`. The momentum is the schedule's own, whatever was configured."""
+        if option == "momentum":
+            return self.momentum(step, total)
+        return initial * (self.lr if option == "lr" else self.decay)(step, total)
 
     def lr(self, step: int, total: int) -> float:
         """Multiplier of every learning rate.

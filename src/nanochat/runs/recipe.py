@@ -226,22 +226,10 @@ class Recipe:
 
     def length_shows(self, before: dict[str, Any], done: int, old: int, new: int) -> str | None:
         """Why the `done` first steps of a run of `old` steps are not those of one of `new` steps, None if they are. `before` is its config."""
-        schedule, groups = (
-            optim.build_schedule(self.config["optim"]["schedule"]),
-            self.config["optim"]["groups"].values(),
-        )
-        decays = [g.get("weight_decay") for g in groups if g["rule"] == "muon"]
-        names = {"lr": "learning rate"}
-        if decays:
-            names["momentum"] = "Muon momentum"
-        if any(self.plan.weight_decay if decay == "auto" else decay for decay in decays):
-            names["decay"] = "Muon weight decay"
-        for step in range(done):
-            for name, what in names.items():
-                multiplier = getattr(schedule, name)
-                if multiplier(step, old) != multiplier(step, new):
-                    return f"the {what} of step {step:,} follows from the length (optim.schedule)"
-        return None
+        schedule = optim.build_schedule(self.config["optim"]["schedule"])
+        groups, decay = self.config["optim"]["groups"], self.plan.weight_decay
+        what = optim.shows_length(groups, schedule, decay, done, old, new)
+        return what and f"the {what} follows from the length (optim.schedule)"
 
     def prepare(self, folder: RunFolder) -> None:
         """What happens once, before any process trains: record, tokenizer, first token shards."""

@@ -148,10 +148,10 @@ def mixed_generations(config: dict[str, Any], vocab_size: int) -> str | None:
     What neither generation has (other rules, a small vocabulary) is no part of the mixture.
     """
     by_length = not any((config["max_steps"], config["plan"]["tokens"], config["plan"]["flops"]))
-    matrix = config["optim"]["groups"].get("matrix", {})
+    matrix = config["optim"]["groups"].get("matrix")
     which = {
         "arch": config["arch"]["name"],
-        "optim": matrix.get("variant", "modern") if matrix.get("rule") == "muon" else None,
+        "optim": optim.configured(matrix, "variant") if matrix else None,
         "plan.scale": config["plan"]["scale"],
         "plan.ratio": {20: "classic", 12: "modern"}.get(config["plan"]["ratio"]) if by_length else None,
         "tokenizer.vocab_size": {65536: "classic", 32768: "modern"}.get(vocab_size),

@@ -1,0 +1,74 @@
+"""What an update rule is, and where it is found.
+
+A rule is a module: a file of this folder, named in YAML by its name (`rule: muon`), or any module
+that can be imported, named by its path (`rule: my_package.lion`). It declares
+
+- `Options`: a dataclass, whose fields are its settings, with types, ranges and defaults;
+- `step(params, grads, state, group)`: one update in place of a list of tensors;
+- `new_state(p, group)`: the fresh state of one tensor, a dict (left out: the rule keeps none);
+- `SCHEDULED`: which of its options follow `optim.schedule` (left out: the learning rate alone);
+- `NDIM`: how many dimensions its tensors must have (left out: any).
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from nanochat.optim.schedules import Scheduled
+from nanochat.runtime.settings import shown
+
+SHAPES = {1: "vectors", 2: "matrices"}
+
+
+def _stateless(p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The declarations of a rule's module."""
+
+    name: str
+    Options: type
+    step: Callable[[list[Tensor], list[Tensor], dict[Tensor, dict[str, Any]], dict[str, Any]], None]
+    new_state: Callable[[Tensor, dict[str, Any]], dict[str, Any]] = field(default=_stateless)
+    SCHEDULED: tuple[Scheduled, ...] = ("lr",)
+    NDIM: int | None = None
+
+    def check_shape(self, p: Tensor, name: str, path: str) -> None:
+        """ValueError if this rule cannot update the parameter `p`. `path` is the key of its group."""
+        if self.NDIM is not None and p.ndim != self.NDIM:
+            shapes = SHAPES.get(self.NDIM, f"tensors of {self.NDIM} dimensions")
+            others = ", ".join(other for other in rules() if find(other).NDIM in (None, p.ndim))
+            raise ValueError(
+                f"{path}.rule={self.name} updates {shapes}, but {name} has shape {tuple(p.shape)}; choose from {others}"
+            )
+
+
+def find(name: Any, path: str = "rule") -> Rule:
+    """The rule of this name. ValueError if there is none; `path` is the key that names it."""
+    module = str(name) if "." in str(name) else f"nanochat.optim.{name}"
+    try:
+        found = vars(importlib.import_module(module))
+    except ModuleNotFoundError as error:
+        if "." in str(name) or error.name != module:
+            raise ValueError(f"{path}={shown(name)} cannot be imported: {error}") from error
+        found = {}
+    if not {"Options", "step"} <= found.keys():
+        where = f"{module} has no Options and step" if found else "is not known"
+        raise ValueError(f"{path}={shown(name)} {where}; choose from {', '.join(rules())}")
+    known = ("Options", "step", "new_state", "SCHEDULED", "NDIM")
+    return Rule(str(name), **{key: found[key] for key in known if key in found})
+
+
+def rules() -> list[str]:
+    """The rules of this folder: the modules with `Options` and `step`."""
+    import nanochat.optim as folder
+
+    names = [module.name for module in pkgutil.iter_modules(folder.__path__)]
+    modules = {name: vars(importlib.import_module(f"{folder.__name__}.{name}")) for name in names}
+    return sorted(name for name, module in modules.items() if {"Options", "step"} <= module.keys())
