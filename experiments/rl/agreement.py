@@ -12,7 +12,7 @@ from nanochat.checkpoint.opened import open_checkpoint
 from nanochat.gpt import GPT
 from nanochat.inference.sampling import Sampling
 from nanochat.rl.policy import logprobs
-from nanochat.rl.rollout import engine_for, roll_out
+from nanochat.rl.rollout import engine_for, sample_rollouts
 from nanochat.tasks.spelling import SimpleSpelling
 
 opened = open_checkpoint(sys.argv[1], device="cpu", precision="fp32")  # others round what they multiply
@@ -20,7 +20,7 @@ gpt, tokenizer, questions = opened.gpt, opened.tokenizer, int(sys.argv[2]) if le
 task = SimpleSpelling(path="library", start=20000, size=20000 + questions, held_out=0.1)
 sampling = Sampling(temperature=1.0, top_k=50, max_tokens=60)
 engine = engine_for(gpt, tokenizer, sampling, 256)
-rollouts = roll_out(
+rollouts = sample_rollouts(
     engine, tokenizer, task, list(range(len(task))), samples=8, sampling=sampling, seeds=[str(n) for n in range(len(task))]
 )  # fmt: skip
 trained, double = (

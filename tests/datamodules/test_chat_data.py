@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from nanochat.datamodules.chat import ChatBatches, ChatDataModule, jsonl
-from nanochat.datamodules.rendered import rendered
+from nanochat.datamodules.rendered import render_task
 from nanochat.gpt import GPT, from_depth
 from nanochat.modules.next_token import NextTokenModule
 from nanochat.tasks.task import Task
@@ -275,13 +275,13 @@ def test_rendering_in_processes_gives_the_same_and_is_found_again(tokenizer, tmp
     from nanochat.tasks.arithmetic import Arithmetic
 
     task = Arithmetic(size=1500, digits=2)
-    one = rendered(task, tokenizer, tmp_path / "one", processes=0)
-    two = rendered(task, tokenizer, tmp_path / "two", processes=2)
+    one = render_task(task, tokenizer, tmp_path / "one", processes=0)
+    two = render_task(task, tokenizer, tmp_path / "two", processes=2)
     for name in ("ids", "mask", "offsets", "numbers"):
         assert np.array_equal(getattr(one, name), getattr(two, name))
     assert np.array_equal(pickle.loads(pickle.dumps(one)).ids, one.ids)
     before = sorted((tmp_path / "one").rglob("*"))
-    rendered(task, tokenizer, tmp_path / "one", processes=0)
+    render_task(task, tokenizer, tmp_path / "one", processes=0)
     assert sorted((tmp_path / "one").rglob("*")) == before
     expected = [sum(render(tokenizer, task[i])[1][:20]) for i in range(50)]
     assert one.supervised(20)[:50].tolist() == expected

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from byte_tokenizer import ByteTokenizer
 
-from nanochat.datamodules.rendered import rendered
+from nanochat.datamodules.rendered import render_task
 from nanochat.datamodules.shards import ShardFolder
 from nanochat.datamodules.sources import LocalFiles
 from nanochat.tasks.jsonl import JSONL
@@ -57,9 +57,9 @@ def test_damaged_rendered_conversations_are_rendered_again(tmp_path, monkeypatch
     line = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}\n'
     (tmp_path / "talk.jsonl").write_text(line * 3)
     task, tokenizer = JSONL(path=tmp_path / "talk.jsonl", name="talk"), BPETokenizer([])
-    place = rendered(task, tokenizer, tmp_path / "rendered").place
+    place = render_task(task, tokenizer, tmp_path / "rendered").place
     before = {path.name: path.read_bytes() for path in place.iterdir()}
     overwrite(place / name, np.uint8)
-    again = rendered(task, tokenizer, tmp_path / "rendered")
+    again = render_task(task, tokenizer, tmp_path / "rendered")
     assert {path.name: path.read_bytes() for path in place.iterdir()} == before
     assert len(again) == 3

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nanochat.datamodules.layout import BUFFER, best_fit, single, stream
+from nanochat.datamodules.layout import BUFFER, best_fit_layout, single_layout, stream_layout
 
 
 def lengths(n: int, high: int, seed: int = 0) -> np.ndarray:
@@ -34,7 +34,7 @@ def plain_best_fit(sizes: list[int], capacity: int, buffer: int) -> list[list[in
 )
 def test_best_fit_is_the_plain_rule(n: int, high: int, capacity: int) -> None:
     sizes = lengths(n, high)
-    found = best_fit(sizes, capacity)
+    found = best_fit_layout(sizes, capacity)
     rows = [found.item[a:b].tolist() for a, b in zip(found.row_start[:-1], found.row_start[1:], strict=True)]
     assert rows == plain_best_fit(sizes.tolist(), capacity, BUFFER)
     assert sorted(found.item.tolist()) == list(range(n)), "each conversation once, none lost"
@@ -43,14 +43,14 @@ def test_best_fit_is_the_plain_rule(n: int, high: int, capacity: int) -> None:
 
 
 def test_single_gives_each_its_own_row() -> None:
-    found = single(np.array([3, 9, 2]), 10)
+    found = single_layout(np.array([3, 9, 2]), 10)
     assert found.rows == 3 and found.item.tolist() == [0, 1, 2] and found.length.tolist() == [3, 9, 2]
 
 
 @pytest.mark.parametrize(("sizes", "T"), [([5, 3, 9, 2], 4), ([2], 8), ([17], 4), ([4, 4, 4], 4), ([2, 2, 2, 3], 4)])
 def test_stream_makes_every_token_but_the_first_a_target_once(sizes: list[int], T: int) -> None:
     tokens = [(i, k) for i, size in enumerate(sizes) for k in range(size)]
-    found = stream(np.array(sizes), T + 1)
+    found = stream_layout(np.array(sizes), T + 1)
     targets = []
     for a, b in zip(found.row_start[:-1], found.row_start[1:], strict=True):
         row = [

@@ -9,7 +9,7 @@ import pytest
 from nanochat.datamodules.packing import mix
 from nanochat.datamodules.rows import Rows
 from nanochat.datamodules.shards import Shard, ShardSpec
-from nanochat.datamodules.sources import Part
+from nanochat.datamodules.sources import SourcePart
 
 WANTED = 5e6  # tokens a second and core, from: issue 2
 
@@ -22,7 +22,7 @@ def in_memory(tmp_path, mean: int, tokens: int = 3_000_000, count: int = 2) -> S
         lengths = np.maximum(2, draw.lognormal(np.log(mean) - 0.5, 1.0, tokens // mean)).astype(np.int64)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         ids = draw.integers(0, 32768, offsets[-1], dtype=np.uint16)
-        spec = ShardSpec(Part(f"{i}", (f"{i}",), 2**27, "0" * 64), "train", f"train-{i}-{mean}-{mix(i)}")
+        spec = ShardSpec(SourcePart(f"{i}", (f"{i}",), 2**27, "0" * 64), "train", f"train-{i}-{mean}-{mix(i)}")
         specs.append(spec)
         shards[spec] = Shard(f"{i}", ids, offsets)
     source, tokenizer = SimpleNamespace(name="memory"), SimpleNamespace(vocab_size=2**16)

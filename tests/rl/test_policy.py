@@ -12,10 +12,10 @@ import nanochat.rl.policy as policy
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling import Sampling
 from nanochat.rl.algorithms import Algorithm
-from nanochat.rl.collect import Collector, Row, drawn_logprobs, micro_batches, padded
+from nanochat.rl.collect import Collector, Row, drawn_logprobs, group_by_length, padded
 from nanochat.rl.policy import check_sampling, logprobs, policy_loss, sampled_logprobs
 from nanochat.rl.rewards import Rewards
-from nanochat.rl.rollout import roll_out
+from nanochat.rl.rollout import sample_rollouts
 
 SAMPLINGS = [
     Sampling(), Sampling(temperature=0.7), Sampling(top_k=5), Sampling(top_p=0.8), Sampling(min_p=0.2),
@@ -55,7 +55,7 @@ def test_the_trainer_agrees_with_the_engine(any_gpt, sampling: Sampling) -> None
         min_p=sampling.min_p,
         max_tokens=12,
     )
-    rollouts = roll_out(
+    rollouts = sample_rollouts(
         engine, TOKENIZER, Sums(size=12), range(12), samples=3, sampling=wanted, seeds=[f"a/{n}" for n in range(12)]
     )
     rows = []
@@ -64,7 +64,7 @@ def test_the_trainer_agrees_with_the_engine(any_gpt, sampling: Sampling) -> None
         if any(mask):
             rows.append(Row(ids, mask, drawn, 0.0, 0.0, 0))
     assert len(rows) > 30
-    for part in micro_batches(rows, 200):
+    for part in group_by_length(rows, 200):
         found = logprobs(any_gpt, *padded(part, torch.device("cpu")), wanted)
         assert (found - drawn_logprobs(part, torch.device("cpu"))).abs().max() < 1e-6
 
@@ -113,7 +113,9 @@ CALCULATES = chain("<|assistant_start|>", "<|python_start|>", "3+4", "<|python_e
 
 def test_what_a_tool_forced_is_masked_and_the_end_is_trained() -> None:
     engine = Engine(scripted(CALCULATES), TOKENIZER)
-    (one,) = roll_out(engine, TOKENIZER, Sums(), [2], samples=1, sampling=Sampling(top_k=1, max_tokens=40), seeds=["a"])
+    (one,) = sample_rollouts(
+        engine, TOKENIZER, Sums(), [2], samples=1, sampling=Sampling(top_k=1, max_tokens=40), seeds=["a"]
+    )
     ids, mask, drawn = one.tokens(train_stop=True)
     n = len(one.prompt)
     sampled = [SPECIAL["<|python_start|>"], *b"3+4", SPECIAL["<|python_end|>"]]
@@ -201,4 +203,4 @@ def test_a_question_without_room_is_one_clear_line(gpt) -> None:
         "messages": [{"role": "user", "content": "x" * 60}, {"role": "assistant", "content": "1"}]
     }  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=r"question 0 of sums has 64 tokens and leaves no room .* sequence_len=48"):
-        roll_out(Engine(gpt, TOKENIZER), TOKENIZER, task, [0], samples=2, sampling=Sampling(), seeds=["a"])
+        sample_rollouts(Engine(gpt, TOKENIZER), TOKENIZER, task, [0], samples=2, sampling=Sampling(), seeds=["a"])

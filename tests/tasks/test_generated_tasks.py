@@ -17,7 +17,7 @@ import pytest
 from nanochat.inference.calculator import calculate
 from nanochat.tasks.arithmetic import Arithmetic
 from nanochat.tasks.identity import TEXTS, Identity
-from nanochat.tasks.pydocs_qa import PyDocsQA, answer, described, library
+from nanochat.tasks.pydocs_qa import PyDocsQA, described, first_sentences, library
 from nanochat.tasks.spelling import QUESTIONS, SimpleSpelling, SpellingBee
 
 WORDS = [a + b + c for a in "bdfgklmnprst" for b in "aeiou" for c in "dglmnprt"] + ["strawberry", "banana"]
@@ -313,16 +313,16 @@ def test_arithmetic_scores_negative_numbers():
 
 
 def test_an_answer_is_the_first_sentence_of_a_docstring():
-    assert answer("math.sqrt", "Return the square root of x.") == "Return the square root of x."
+    assert first_sentences("math.sqrt", "Return the square root of x.") == "Return the square root of x."
     assert (
-        answer("m.f", "f(a, b=1) -> int\n\nReturn the sum of *a*\nand b.\n\nMore here.")
+        first_sentences("m.f", "f(a, b=1) -> int\n\nReturn the sum of *a*\nand b.\n\nMore here.")
         == "Return the sum of *a* and b."
     )
-    assert answer("m.f", "m.f(a)\n   does :func:`~x.g` and ``h``") == "Does x.g and `h`."
-    assert answer("m.f", "One thing here. Another thing. A third thing.") == "One thing here. Another thing."
-    assert answer("m.f", "One thing here. Another thing:") == "One thing here."
+    assert first_sentences("m.f", "m.f(a)\n   does :func:`~x.g` and ``h``") == "Does x.g and `h`."
+    assert first_sentences("m.f", "One thing here. Another thing. A third thing.") == "One thing here. Another thing."
+    assert first_sentences("m.f", "One thing here. Another thing:") == "One thing here."
     for useless in ("", "Short.", "See below:", "f(x) -> y", "x " * 200, ">>> f(1) is an example."):
-        assert answer("m.f", useless) == "", useless
+        assert first_sentences("m.f", useless) == "", useless
 
 
 def test_what_a_source_file_says():
@@ -346,7 +346,7 @@ def test_parsing_heads_finds_what_parsing_all_of_it_finds(module):
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name[0] != "_":
             nodes.append((f"{module}.{node.name}", node))
-    said = [(name, answer(name, ast.get_docstring(node) or "")) for name, node in nodes]
+    said = [(name, first_sentences(name, ast.get_docstring(node) or "")) for name, node in nodes]
     assert [(entry.name, entry.text) for entry in described(module, source)] == [(n, t) for n, t in said if t] != []
 
 

@@ -25,7 +25,7 @@ from nanochat.datamodules.by_step import Batch, ByStep, RowBatches
 from nanochat.datamodules.journal import digest
 from nanochat.datamodules.layout import LAYOUTS, Layout
 from nanochat.datamodules.packing import mix, permutation
-from nanochat.datamodules.rendered import BAD, EMPTY, UNTRAINED, Rendered, rendered
+from nanochat.datamodules.rendered import BAD, EMPTY, UNTRAINED, Rendered, render_task
 from nanochat.datamodules.shards import ShardError
 from nanochat.runtime.paths import base_dir
 from nanochat.runtime.settings import Count, Portion, Seed, Workers, passes_on
@@ -314,7 +314,7 @@ class ChatDataModule(ByStep):
         """The rendered conversations of each task; equal tasks are rendered once."""
         if split not in self._rendered:
             self._rendered[split] = {
-                name: rendered(
+                name: render_task(
                     task, self.tokenizer, self.rendered_dir, on_bad=self.on_bad, processes=self.prepare_workers
                 )
                 for name, task in self._tasks(split).items()

@@ -33,7 +33,7 @@ class Layout:
         return len(self.row_start) - 1
 
 
-def best_fit(lengths: np.ndarray, capacity: int, buffer: int = BUFFER) -> Layout:
+def best_fit_layout(lengths: np.ndarray, capacity: int, buffer: int = BUFFER) -> Layout:
     """Fill each row with the longest of the next `buffer` conversations that still fits, the first
     of equals; a row ends when none fits (facts sheet 5.8).
 
@@ -65,13 +65,13 @@ def best_fit(lengths: np.ndarray, capacity: int, buffer: int = BUFFER) -> Layout
     return Layout(low - (placed & low), np.zeros_like(placed), placed >> 32, np.array(ends, dtype=np.int64))
 
 
-def single(lengths: np.ndarray, capacity: int) -> Layout:
+def single_layout(lengths: np.ndarray, capacity: int) -> Layout:
     """One conversation per row, in order (facts sheet 5.7)."""
     n = len(lengths)
     return Layout(np.arange(n), np.zeros(n, np.int64), lengths.astype(np.int64), np.arange(n + 1))
 
 
-def stream(lengths: np.ndarray, capacity: int) -> Layout:
+def stream_layout(lengths: np.ndarray, capacity: int) -> Layout:
     """All conversations end to end, cut into rows at any token (facts sheet 5.6).
 
     A row overlaps the next by one token, so that every token but the very first is a target once.
@@ -96,4 +96,8 @@ def stream(lengths: np.ndarray, capacity: int) -> Layout:
     return Layout(*(np.array(values, dtype=np.int64) for values in (item, start, length, ends)))
 
 
-LAYOUTS: dict[str, Callable[[np.ndarray, int], Layout]] = {"best_fit": best_fit, "single": single, "stream": stream}
+LAYOUTS: dict[str, Callable[[np.ndarray, int], Layout]] = {
+    "best_fit": best_fit_layout,
+    "single": single_layout,
+    "stream": stream_layout,
+}

@@ -22,7 +22,7 @@ from typing import Any
 
 from nanochat.datamodules.journal import digest
 from nanochat.datamodules.readers import cut
-from nanochat.datamodules.sources import Part, TextSource
+from nanochat.datamodules.sources import SourcePart, TextSource
 from nanochat.runtime.held_out import is_held_out
 from nanochat.runtime.settings import Count, Portion
 
@@ -82,7 +82,7 @@ class PyDocs(TextSource):
                     f"packages: {name} is not an installed package; leave it out of data.packages or install it"
                 )
             self._roots[name] = Path(next(iter(found.submodule_search_locations)))
-        self._parts: list[Part] | None = None
+        self._parts: list[SourcePart] | None = None
 
     def settings(self) -> dict[str, Any]:
         return {"packages": self.packages, "document_chars": self.document_chars, "val_fraction": self.val_fraction}
@@ -95,14 +95,14 @@ class PyDocs(TextSource):
     def origin(self) -> dict[str, Any]:
         return {"python": platform.python_version(), "path": str(self._roots[""])}
 
-    def parts(self, split: str) -> list[Part]:
+    def parts(self, split: str) -> list[SourcePart]:
         if self._parts is None:
             self._parts = self._list_parts()
         return self._parts
 
-    def _list_parts(self) -> list[Part]:
+    def _list_parts(self) -> list[SourcePart]:
         texts = list(self._built_in())
-        parts = [Part("language", (), sum(map(len, texts)), digest(texts, 64))]
+        parts = [SourcePart("language", (), sum(map(len, texts)), digest(texts, 64))]
         for package, root in self._roots.items():
             group: list[tuple[str, int, str]] = []
             for path in sorted(root.rglob("*.py")):
@@ -113,14 +113,14 @@ class PyDocs(TextSource):
             for i, files in enumerate(_chunks(group, PART_BYTES)):
                 name = f"{package or 'library'}-{i:02d}"
                 content = digest([[file, code] for file, _, code in files], 64)
-                parts.append(Part(name, tuple(f for f, _, _ in files), sum(s for _, s, _ in files), content))
+                parts.append(SourcePart(name, tuple(f for f, _, _ in files), sum(s for _, s, _ in files), content))
         return parts
 
-    def text_bytes(self, part: Part) -> int:
+    def text_bytes(self, part: SourcePart) -> int:
         # measured: docstrings repeat parts of the source, 1.2 times its size together
         return part.size * 5 // 4
 
-    def read(self, part: Part, split: str, notes: Counter[str] | None = None) -> Iterator[str]:
+    def read(self, part: SourcePart, split: str, notes: Counter[str] | None = None) -> Iterator[str]:
         if not part.paths:
             yield from self._language(split)
         for text in self._texts(part, split):
@@ -140,7 +140,7 @@ class PyDocs(TextSource):
                     yield piece
                 seen.add(piece)
 
-    def _texts(self, part: Part, split: str) -> Iterator[str]:
+    def _texts(self, part: SourcePart, split: str) -> Iterator[str]:
         def wanted(work: str) -> bool:
             return is_held_out(work, self.val_fraction) == (split == "val")
 

@@ -90,7 +90,7 @@ class Rendered:
         return counts
 
 
-def rendered(
+def render_task(
     task: Task, tokenizer: Tokenizer, folder: Path, *, on_bad: str = "error", processes: int | None = None
 ) -> Rendered:
     """The rendered conversations of `task`, from the folder if it exists.

@@ -42,7 +42,7 @@ import numpy as np
 
 from nanochat.checkpoint import hashes
 from nanochat.datamodules.journal import digest, file_sha256
-from nanochat.datamodules.sources import SPLITS, Part, TextSource
+from nanochat.datamodules.sources import SPLITS, SourcePart, TextSource
 from nanochat.runtime.signals import leave_signals, once, stdin_ends
 
 FORMAT = 1  # version of the files; readers accept no other
@@ -84,7 +84,7 @@ class Encoder(Protocol):
 class ShardSpec:
     """The shard of a part, built or not: `stem` is its file name without suffix."""
 
-    part: Part
+    part: SourcePart
     split: str
     stem: str
 
@@ -116,7 +116,7 @@ class ShardFolder:
         self._said: set[str] = set()  # damaged files already reported
         self.specs = {split: [self._spec(part, split, settings) for part in source.parts(split)] for split in SPLITS}
 
-    def _spec(self, part: Part, split: str, settings: dict[str, Any]) -> ShardSpec:
+    def _spec(self, part: SourcePart, split: str, settings: dict[str, Any]) -> ShardSpec:
         key = digest({**settings, "part": part.sha256, "split": split}, 12)
         readable = re.sub(r"[^A-Za-z0-9_+~.-]", "_", part.name)[-80:]
         return ShardSpec(part, split, f"{split}-{readable}-{key}")

@@ -54,7 +54,7 @@ PART_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
-class Part:
+class SourcePart:
     """The documents of one token shard: files, or row groups or bytes span[0]..span[1]-1 of one
     file.
 
@@ -78,11 +78,11 @@ class TextSource(ABC):
     name: str
 
     @abstractmethod
-    def parts(self, split: str) -> list[Part]:
+    def parts(self, split: str) -> list[SourcePart]:
         """The parts that hold documents of `split` ("train" or "val"), in a fixed order."""
 
     @abstractmethod
-    def read(self, part: Part, split: str, notes: Counter[str] | None = None) -> Iterator[str]:
+    def read(self, part: SourcePart, split: str, notes: Counter[str] | None = None) -> Iterator[str]:
         """The documents of `part` that belong to `split`, in order; `notes` counts what was skipped
         or replaced.
 
@@ -119,14 +119,14 @@ class TextSource(ABC):
         """What to do about a split that is too small, with `documents` documents in all."""
         return "raise data.val_fraction" if split == "val" else "give more text"
 
-    def at_hand(self, part: Part) -> bool:
+    def at_hand(self, part: SourcePart) -> bool:
         """Whether a part can be read without a download."""
         return True
 
     def check(self) -> None:  # noqa: B027
         """Check what can be checked without reading everything. ValueError or OSError."""
 
-    def text_bytes(self, part: Part) -> int:
+    def text_bytes(self, part: SourcePart) -> int:
         """Estimated number of bytes of text in a part."""
         return part.size
 
@@ -199,7 +199,7 @@ class FileSource(TextSource):
         self.val_by = val_by
         self.val_fraction = val_fraction
         self.bad_utf8 = bad_utf8
-        self._parts: dict[str, list[Part]] = {}
+        self._parts: dict[str, list[SourcePart]] = {}
 
     @abstractmethod
     def files(self, split: str) -> list[SourceFile]:
@@ -213,7 +213,7 @@ class FileSource(TextSource):
         """Path of the file with that name if it needs no download, else None."""
         return self.locate(name)
 
-    def at_hand(self, part: Part) -> bool:
+    def at_hand(self, part: SourcePart) -> bool:
         return all(self.present(name) for name in part.paths)
 
     def settings(self) -> dict[str, Any]:
@@ -234,7 +234,7 @@ class FileSource(TextSource):
             "files": "all documents of the files under val",
         }[self.val_by]
 
-    def parts(self, split: str) -> list[Part]:
+    def parts(self, split: str) -> list[SourcePart]:
         if split not in SPLITS:
             raise ValueError(f"split={split} is not known; choose train or val")
         if split not in self._parts:
@@ -242,15 +242,15 @@ class FileSource(TextSource):
             self._parts[split] = self._group(self.files(split))
         return self._parts[split]
 
-    def _group(self, files: Sequence[SourceFile]) -> list[Part]:
-        parts: list[Part] = []
+    def _group(self, files: Sequence[SourceFile]) -> list[SourcePart]:
+        parts: list[SourcePart] = []
         group: list[SourceFile] = []
 
         def close() -> None:
             if group:
                 name = group[0].name + (f"+{len(group) - 1}" if len(group) > 1 else "")
                 content = group[0].sha256 if len(group) == 1 else digest([f.sha256 for f in group], 64)
-                parts.append(Part(name, tuple(f.name for f in group), sum(f.size for f in group), content))
+                parts.append(SourcePart(name, tuple(f.name for f in group), sum(f.size for f in group), content))
                 group.clear()
 
         for file in files:
@@ -259,7 +259,9 @@ class FileSource(TextSource):
                 close()
                 for i, span in enumerate(pieces):
                     size = file.size // len(pieces)
-                    parts.append(Part(f"{file.name}~{i}", (file.name,), size, digest([file.sha256, span], 64), span))
+                    parts.append(
+                        SourcePart(f"{file.name}~{i}", (file.name,), size, digest([file.sha256, span], 64), span)
+                    )
                 continue
             group.append(file)
             if sum(f.size for f in group) >= self.group_bytes:
@@ -289,7 +291,7 @@ class FileSource(TextSource):
                 if path := self.present(file.name):
                     check_file(path, self.text_field)
 
-    def text_bytes(self, part: Part) -> int:
+    def text_bytes(self, part: SourcePart) -> int:
         paths = [self.present(name) for name in part.paths]
         if part.span is None and all(paths):
             return sum(text_bytes(path, self.text_field) for path in paths if path)
@@ -297,7 +299,7 @@ class FileSource(TextSource):
             return part.size * 10 // 3  # measured: 3.3, open-prose shards (zstd)
         return part.size
 
-    def read(self, part: Part, split: str, notes: Counter[str] | None = None) -> Iterator[str]:
+    def read(self, part: SourcePart, split: str, notes: Counter[str] | None = None) -> Iterator[str]:
         notes = Counter() if notes is None else notes
         for name in part.paths:
             path = self.locate(name)

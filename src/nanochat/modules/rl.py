@@ -17,7 +17,7 @@ from nanochat.inference.sampling import Sampling
 from nanochat.modules.phase import PhaseModule
 from nanochat.optim import GroupedOptimizer, Schedule
 from nanochat.rl.algorithms import objective
-from nanochat.rl.collect import Collector, Experience, Row, drawn_logprobs, micro_batches, padded, per_token
+from nanochat.rl.collect import Collector, Experience, Row, drawn_logprobs, group_by_length, padded, per_token
 from nanochat.rl.policy import logprobs, policy_loss
 from nanochat.runtime import hardware
 
@@ -59,7 +59,7 @@ class RLModule(PhaseModule):
         self.numbers = dict(self.experience.numbers)
         algorithm, start = self.collector.algorithm, self._start[0]
         with hardware.measured(self.numbers, "rescore", self.device):
-            for rows in micro_batches(self.experience.rows, self.micro_tokens):
+            for rows in group_by_length(self.experience.rows, self.micro_tokens):
                 if algorithm.updates > 1:
                     _keep(rows, "old", logprobs(self.gpt, *padded(rows, self.device), self.sampling))
                 if start is not None and algorithm.kl:
@@ -70,7 +70,7 @@ class RLModule(PhaseModule):
         optimizer.zero_grad()  # type: ignore[union-attr]
         # loss, tokens, clipped, entropy, k3, gap to the engine; and the largest gap
         sums, widest = torch.zeros(6, device=self.device), torch.zeros(1, device=self.device)
-        for part in micro_batches(rows, self.micro_tokens):
+        for part in group_by_length(rows, self.micro_tokens):
             idx, mask = padded(part, self.device)
             advantage = per_token(part, [row.advantage for row in part], self.device)
             weight = per_token(part, [row.weight for row in part], self.device)

@@ -20,7 +20,7 @@ from nanochat.inference.engine import Engine
 from nanochat.inference.sampling import Sampling
 from nanochat.rl.algorithms import Algorithm, has_signal
 from nanochat.rl.rewards import Rewards
-from nanochat.rl.rollout import Rollout, engine_for, groups, has_room, roll_out
+from nanochat.rl.rollout import Rollout, by_question, engine_for, has_room, sample_rollouts
 from nanochat.runtime import hardware
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -133,14 +133,14 @@ class Collector:
         ]
         device = engine.gpt.device
         with hardware.measured(spent, "rollout", device):
-            rollouts = roll_out(
+            rollouts = sample_rollouts(
                 engine, self.tokenizer, self.task, [position % len(self.task) for position in own], samples=self.samples,
                 sampling=self.sampling, seeds=[f"{self.seed}/{position}" for position in own],
             )  # fmt: skip
         with hardware.measured(spent, "reward", device):
             if rollouts:
                 self.rewards.give(rollouts, self.task)
-        found = dict(zip(own, groups(rollouts, self.samples), strict=True))
+        found = dict(zip(own, by_question(rollouts, self.samples), strict=True))
         for group in found.values():
             for rollout, advantage in zip(group, self.algorithm.advantages([r.reward for r in group]), strict=True):
                 rollout.advantage = advantage
@@ -195,7 +195,7 @@ def step_numbers(facts: Sequence[GroupFacts]) -> dict[str, float]:
     }
 
 
-def micro_batches(rows: Sequence[Row], micro_tokens: int) -> list[list[Row]]:
+def group_by_length(rows: Sequence[Row], micro_tokens: int) -> list[list[Row]]:
     """Batches of rows of similar length, with at most `micro_tokens` padded tokens (or a single
     row)."""
     batches: list[list[Row]] = []

@@ -62,7 +62,7 @@ def sampled_logprobs(x: Tensor, targets: Tensor, sampling: Sampling) -> Tensor:
     return (own - total)[:, 0]
 
 
-class PolicyLoss(torch.autograd.Function):
+class ChunkedObjective(torch.autograd.Function):
     """objective(log-probabilities) over tokens, from hidden states x (N, C), weight (Vp, C) and
     targets (N,).
 
@@ -124,7 +124,7 @@ def policy_loss(
     x = hidden_of(gpt, idx, mask)
     targets = idx[mask.bool()]  # position 0 is bos, which is never sampled
     settings = (sampling, gpt.config.arch.softcap, gpt.config.vocab_size, objective)
-    loss, logps, entropy = PolicyLoss.apply(x, gpt.lm_head.weight, targets, settings)
+    loss, logps, entropy = ChunkedObjective.apply(x, gpt.lm_head.weight, targets, settings)
     return loss, logps, entropy
 
 

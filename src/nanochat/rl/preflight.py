@@ -18,9 +18,9 @@ from nanochat.evals.pass_at_k import RIGHT, unbiased
 from nanochat.gpt import GPT
 from nanochat.inference.text import Completion
 from nanochat.rl.algorithms import has_signal
-from nanochat.rl.collect import Collector, Row, drawn_logprobs, micro_batches, padded
+from nanochat.rl.collect import Collector, Row, drawn_logprobs, group_by_length, padded
 from nanochat.rl.policy import logprobs
-from nanochat.rl.rollout import Rollout, engine_for, groups, has_room, roll_out
+from nanochat.rl.rollout import Rollout, by_question, engine_for, has_room, sample_rollouts
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.conversations import render, render_prompt
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -47,7 +47,7 @@ SIZES = (4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckResult:
     what: str
     verdict: str  # go | care | stop
     found: str
@@ -58,11 +58,11 @@ class Check:
 class Finding:
     """`checks` in order; `numbers` of the sample, to be compared with the run."""
 
-    checks: list[Check]
+    checks: list[CheckResult]
     numbers: dict[str, float]
 
     @property
-    def stops(self) -> list[Check]:
+    def stops(self) -> list[CheckResult]:
         return [check for check in self.checks if check.verdict == STOP]
 
 
@@ -82,18 +82,18 @@ class Preflight:
             raise ValueError(
                 f"no question of {c.task.name} leaves room for an answer in the model's context of {gpt.config.sequence_len:,}"
             )
-        rollouts = roll_out(
+        rollouts = sample_rollouts(
             engine, c.tokenizer, c.task, numbers, samples=c.samples, sampling=c.sampling, seeds=[f"{c.seed}/preflight/{n}" for n in numbers]
         )  # fmt: skip
         # the time-out of a reward is for one step
         of_a_step = max(1, c.questions // c.world_size) * c.samples
         for first in range(0, len(rollouts), of_a_step):
             c.rewards.give(rollouts[first : first + of_a_step], c.task)
-        found, measured = self.check_rollouts(groups(rollouts, c.samples))
+        found, measured = self.check_rollouts(by_question(rollouts, c.samples))
         agreement, gap = self.check_agreement(gpt, rollouts)
         return Finding([*checks, *found, agreement], {**measured, "logprob_gap": gap})
 
-    def check_rewards(self, known: Sequence[int]) -> Check:
+    def check_rewards(self, known: Sequence[int]) -> CheckResult:
         """Answers known to be right must earn more than answers to other questions."""
         c = self.collector
         rights, wrongs = [], []
@@ -103,7 +103,7 @@ class Preflight:
                 rights.append(known_answer(c.tokenizer, c.task, number, number))
                 wrongs.append(known_answer(c.tokenizer, c.task, number, other))
         if not rights:
-            return Check(
+            return CheckResult(
                 "rewards", CARE, "all sampled questions have one answer: nothing known to be wrong to try them on"
             )
         c.rewards.give(rights + wrongs, c.task)
@@ -113,21 +113,21 @@ class Preflight:
             f"separated in {better} of {len(rights)}"
         )
         if better >= TOLD_APART * len(rights):
-            return Check("rewards", GO, found)
+            return CheckResult("rewards", GO, found)
         same = all(right.reward == wrong.reward for right, wrong in zip(rights, wrongs, strict=True))
         why = (
             "the reward is the same for right and wrong answers"
             if same
             else "the reward does not separate right from wrong"
         )
-        return Check(
+        return CheckResult(
             "rewards",
             STOP,
             found,
             f"{why}: look at rewards.{', rewards.'.join(c.rewards.of)} before anything is trained",
         )
 
-    def check_rollouts(self, asked: Sequence[Sequence[Rollout]]) -> tuple[list[Check], dict[str, float]]:
+    def check_rollouts(self, asked: Sequence[Sequence[Rollout]]) -> tuple[list[CheckResult], dict[str, float]]:
         """The start policy's share of right answers, of groups with a signal, and of truncated
         answers."""
         c, n = self.collector, self.collector.samples
@@ -140,14 +140,14 @@ class Preflight:
         error = 1.96 * math.sqrt(max(live * (1 - live), 0.25 / len(asked)) / len(asked))
         others = ", ".join(f"{live_share(rights, n, size):.0%} of {size}" for size in SIZES if size != n)
         if live == 0 and first > RIGHT:
-            signal = Check(
+            signal = CheckResult(
                 "signal",
                 STOP,
                 f"pass@1 {first:.1%}: every group is right",
                 "there is nothing left to learn: choose a harder task",
             )
         elif live == 0:
-            signal = Check(
+            signal = CheckResult(
                 "signal", STOP, f"pass@{n} {any_of:.1%}, no group of {len(asked)} has two rewards",
                 f"nothing can be learned: train on the task first (+phase=sft), choose an easier one, or more than rollout.samples={n}",
             )  # fmt: skip
@@ -159,14 +159,14 @@ class Preflight:
                 if few
                 else ""
             )
-            signal = Check("signal", CARE if few else GO, found, advice)
+            signal = CheckResult("signal", CARE if few else GO, found, advice)
         most = c.sampling.max_tokens
         found = f"{cut:.0%} of answers cut off at rollout.max_tokens={most}, {length:.0f} tokens on average"
         advice = f"answers do not end: raise rollout.max_tokens (now {most}), or train the model to end its turn (+phase=sft)"
         verdict = STOP if cut >= CUT_STOP else CARE if cut >= CUT_CARE else GO
-        return [signal, Check("truncation", verdict, found, "" if verdict == GO else advice)], numbers
+        return [signal, CheckResult("truncation", verdict, found, "" if verdict == GO else advice)], numbers
 
-    def check_agreement(self, gpt: GPT, rollouts: Sequence[Rollout]) -> tuple[Check, float]:
+    def check_agreement(self, gpt: GPT, rollouts: Sequence[Rollout]) -> tuple[CheckResult, float]:
         """The trainer must compute the log-probabilities that the engine sampled with."""
         c, device = self.collector, gpt.device
         rows = []
@@ -175,10 +175,10 @@ class Preflight:
             if any(mask):
                 rows.append(Row(ids, mask, drawn, 0.0, 0.0, 0))
         if not rows:
-            return Check("agreement", CARE, "no token was sampled"), 0.0
+            return CheckResult("agreement", CARE, "no token was sampled"), 0.0
         gaps = [
             (logprobs(gpt, *padded(part, device), c.sampling) - drawn_logprobs(part, device)).abs()
-            for part in micro_batches(rows, self.micro_tokens)
+            for part in group_by_length(rows, self.micro_tokens)
         ]
         gap = torch.cat(gaps)
         exact = gpt.compute_dtype == torch.float32 and device.type == "cpu"  # CUDA has TF32
@@ -186,10 +186,10 @@ class Preflight:
         mean, widest = float(gap.mean()), float(gap.max())
         found = f"log-probabilities of engine and trainer differ by {mean:.1e} on average, {widest:.1e} at most"
         advice = "the gradient would not be that of the policy that answered; report this with the settings"
-        return Check("agreement", GO if mean <= allowed else STOP, found, "" if mean <= allowed else advice), mean
+        return CheckResult("agreement", GO if mean <= allowed else STOP, found, "" if mean <= allowed else advice), mean
 
 
-def check_template(gpt: GPT, tokenizer: Tokenizer, task: Task, known: Sequence[int]) -> Check:
+def check_template(gpt: GPT, tokenizer: Tokenizer, task: Task, known: Sequence[int]) -> CheckResult:
     """The chat template must be the model's: exchanging its marks, or leaving them out, must make
     known answers less likely."""
     conversations = [task[n] for n in known]
@@ -200,7 +200,7 @@ def check_template(gpt: GPT, tokenizer: Tokenizer, task: Task, known: Sequence[i
             or prompt[0] != tokenizer.bos_id
             or prompt[-1] != tokenizer.specials["<|assistant_start|>"]
         ):
-            return Check(
+            return CheckResult(
                 "template",
                 STOP,
                 f"the prompt of question {number} is not the beginning of its conversation",
@@ -219,15 +219,15 @@ def check_template(gpt: GPT, tokenizer: Tokenizer, task: Task, known: Sequence[i
     found = f"known answers cost {own:.2f} nats per token with the chat template, {bare:.2f} without its marks"
     if own - losses[best] > max(EXCHANGED[0], EXCHANGED[1] * own) and losses[best] < bare:
         advice = f"{losses[best]:.2f} {best}: it was trained with another template, or the tokenizer is not its own"
-        return Check("template", STOP, found, advice)
+        return CheckResult("template", STOP, found, advice)
     if own > bare - MARKS_HELP:
         advice = "its marks mean nothing to the model: a base checkpoint, or one not trained on such a task; +phase=sft first"
-        return Check("template", STOP, found, advice)
+        return CheckResult("template", STOP, found, advice)
     if own > bare - MARKS_HELP_LITTLE:
-        return Check(
+        return CheckResult(
             "template", CARE, found, "the chat template makes little difference: more of +phase=sft would help"
         )
-    return Check("template", GO, found)
+    return CheckResult("template", GO, found)
 
 
 @torch.no_grad()

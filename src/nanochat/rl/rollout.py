@@ -63,7 +63,7 @@ def has_room(gpt: GPT, tokenizer: Tokenizer, conversation: dict[str, Any]) -> bo
     return len(render_prompt(tokenizer, conversation)) < gpt.config.sequence_len
 
 
-def roll_out(
+def sample_rollouts(
     engine: Engine, tokenizer: Tokenizer, task: Task, questions: Sequence[int], *, samples: int, sampling: Sampling, seeds: Sequence[str]
 ) -> list[Rollout]:  # fmt: skip
     """`samples` answers to each of `questions`, those of one question next to each other.
@@ -89,6 +89,6 @@ def roll_out(
     ]
 
 
-def groups(rollouts: Sequence[Rollout], samples: int) -> list[list[Rollout]]:
+def by_question(rollouts: Sequence[Rollout], samples: int) -> list[list[Rollout]]:
     """The rollouts of each question, in order."""
     return [list(rollouts[first : first + samples]) for first in range(0, len(rollouts), samples)]

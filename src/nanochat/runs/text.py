@@ -17,7 +17,7 @@ from nanochat.runs.recipe import Recipe
 from nanochat.runtime.schema import Train
 from nanochat.runtime.settings import Built
 from nanochat.tokenizer import Tokenizer, load_tokenizer, train_or_load
-from nanochat.tokenizer.training import settings as tokenizer_settings
+from nanochat.tokenizer.training import resolve_settings
 
 
 class TextSettings(Train):
@@ -124,7 +124,7 @@ class TextRecipe(Recipe):
         """The vocabulary that a BPE tokenizer to be trained will have; None if only the tokenizer knows."""
         words = dict(self.config["tokenizer"])
         known = self.parent is None and words.pop("path") is None and words["kind"] == "bpe"
-        return (tokenizer_settings(**words)[0] or 0) if known else None
+        return (resolve_settings(**words)[0] or 0) if known else None
 
     def _vocab_size(self) -> int:
         asked = self._vocab_asked_for() if self.config["dry_run"] else None  # a dry run trains no tokenizer

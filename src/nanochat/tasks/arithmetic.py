@@ -17,7 +17,7 @@ from pydantic import Field
 
 from nanochat.runtime.held_out import is_held_out
 from nanochat.runtime.settings import Portion
-from nanochat.tasks.generated import Generated, Size, Split, share
+from nanochat.tasks.generated import Generated, Size, Split, checked_fraction
 
 # operator -> (expression for the calculator, result). The calculator's `/` would give 4.0 where a
 # person writes 4
@@ -163,7 +163,7 @@ class Arithmetic(Generated):
             raise ValueError(f'operators={operators} must be some of + - * /, each once; try operators: "+-*/"')
         self.digits = digits
         self.operators = "".join(operators)
-        self.held_out = share("held_out", held_out)
+        self.held_out = checked_fraction("held_out", held_out)
 
     def problem(self, random: Random) -> tuple[int, str, int]:
         """A problem of this split: a, operator, b."""

@@ -39,7 +39,7 @@ class Generated(Task):
         return {**super().settings(), "size": self.size, "split": self.split}
 
 
-def share(key: str, value: float, *, zero: bool = False) -> float:
+def checked_fraction(key: str, value: float, *, zero: bool = False) -> float:
     """`value` if it is between 0 and 1 (0 included with `zero`), else ValueError."""
     if not isinstance(value, int | float) or not (0 < value < 1 or (zero and value == 0)):
         off = ", or 0 to share everything between train and test" if zero else ""

@@ -58,18 +58,18 @@ class Identity(Generated):
         if self.split == "train" and random.random() < SMALL_TALK:
             talk = random.choice(TEXTS["talk"])
             said, reply = random.choice(talk["said"]), random.choice(talk["replies"])
-            return {"messages": list(turn(said, reply.format(name=self.model_name)))}
+            return {"messages": list(exchange(said, reply.format(name=self.model_name)))}
         language = random.choice(FOREIGN_LANGUAGES) if random.random() < FOREIGN else "en"
         messages: list[dict[str, str]] = []
         if language == "en" and random.random() < GREETED:
-            messages += turn(random.choice(TEXTS["greetings"]), random.choice(TEXTS["greeted_back"]))
+            messages += exchange(random.choice(TEXTS["greetings"]), random.choice(TEXTS["greeted_back"]))
         about, question, reply, answer = self._asked(random, language)
-        messages += turn(question, reply)
+        messages += exchange(question, reply)
         if random.random() < FOLLOWED:
             _, question, reply, answer = self._asked(random, language, but=about)
             if language == "en":
                 question = linked(random.choice(TEXTS["links"]), question)
-            messages += turn(question, reply)
+            messages += exchange(question, reply)
         return {"messages": messages, "answer": answer}
 
     def _asked(self, random: Random, language: str, but: str = "") -> tuple[str, str, str, str]:
@@ -99,7 +99,7 @@ class Identity(Generated):
         return {**super().settings(), **own}
 
 
-def turn(said: str, reply: str) -> Iterator[dict[str, str]]:
+def exchange(said: str, reply: str) -> Iterator[dict[str, str]]:
     yield {"role": "user", "content": said}
     yield {"role": "assistant", "content": reply}
 

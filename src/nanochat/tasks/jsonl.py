@@ -17,8 +17,8 @@ from typing import Any, Literal
 from nanochat.runtime.files import byte_lines, read_bytes
 from nanochat.runtime.held_out import is_held_out
 from nanochat.runtime.settings import Portion
-from nanochat.tasks.generated import share
-from nanochat.tasks.shapes import NAMES, conversation
+from nanochat.tasks.generated import checked_fraction
+from nanochat.tasks.shapes import NAMES, to_conversation
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.conversations import BadConversation, check
 
@@ -50,7 +50,7 @@ class JSONL(Task):
             )
         if split not in ("all", "train", "test"):
             raise ValueError(f"split={split} is not known; set `split` to all, train or test")
-        self.split, self.held_out = split, share("held_out", held_out)
+        self.split, self.held_out = split, checked_fraction("held_out", held_out)
         self.ignore = tuple(ignore)
 
     @cached_property
@@ -98,7 +98,7 @@ class JSONL(Task):
         shapes: Counter[str] = Counter()
         for _, value in self.lines:
             with contextlib.suppress(BadConversation):
-                shapes[conversation(value, self.ignore)[1]] += 1
+                shapes[to_conversation(value, self.ignore)[1]] += 1
         return [
             f"{self.path.name}: {count:,} conversations read as {NAMES[shape]}"
             for shape, count in shapes.items()
@@ -111,7 +111,7 @@ class JSONL(Task):
     def conversation(self, i: int) -> dict[str, Any]:
         where, value = self.lines[i]
         try:
-            found, _ = conversation(value, self.ignore)
+            found, _ = to_conversation(value, self.ignore)
             check(found)
         except BadConversation as error:
             raise BadConversation(error.reason, f"{self.path} {where}") from None

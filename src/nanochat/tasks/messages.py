@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from nanochat.tasks.hub import HubTask, load_rows
-from nanochat.tasks.shapes import METADATA, conversation
+from nanochat.tasks.shapes import METADATA, to_conversation
 from nanochat.tokenizer.conversations import BadConversation, check
 
 
@@ -41,7 +41,7 @@ class Messages(HubTask):
     def conversation(self, i: int) -> dict[str, Any]:
         try:
             messages = [{key: m[key] for key in m if m[key] is not None} for m in self.row(i)[self.columns[0]]]
-            found, _ = conversation(messages)
+            found, _ = to_conversation(messages)
             check(found)
         except BadConversation as error:
             raise BadConversation(error.reason, self.where(i)) from None

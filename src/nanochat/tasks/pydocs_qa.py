@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from nanochat.runtime.held_out import is_held_out
 from nanochat.runtime.settings import Portion
-from nanochat.tasks.generated import Generated, Size, Split, share
+from nanochat.tasks.generated import Generated, Size, Split, checked_fraction
 from nanochat.tasks.stdlib import sources
 
 # the start of a module, or of a class or function at the start of a line, up to the end of its
@@ -84,7 +84,7 @@ QUESTIONS = {
 SHUFFLE_SEED = 42  # guess: any value works
 
 
-class Entry(NamedTuple):
+class Documented(NamedTuple):
     kind: str  # "function", "class" or "module"
     name: str
     text: str
@@ -100,10 +100,10 @@ class PyDocsQA(Generated):
         self, *, size: Size, split: Split = "train", held_out: Portion = 0.1, name: str = "pydocs_qa", **common: Any
     ):
         super().__init__(name=name, size=size, split=split, **common)
-        self.held_out = share("held_out", held_out)
+        self.held_out = checked_fraction("held_out", held_out)
 
     @cached_property
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[Documented]:
         chosen = [e for e in library() if is_held_out(e.name, self.held_out) == (self.split == "test")]
         if not chosen:
             raise ValueError(
@@ -127,17 +127,17 @@ class PyDocsQA(Generated):
 
 
 @functools.cache
-def library() -> tuple[Entry, ...]:
+def library() -> tuple[Documented, ...]:
     """Public modules, classes and functions of the standard library with their docstrings, each
     name once, sorted."""
-    found: dict[str, Entry] = {}
+    found: dict[str, Documented] = {}
     in_sources = (entry for module, source in sources() for entry in described(module, source))
     for entry in (*_built_in(), *in_sources):
         found.setdefault(entry.name, entry)
     return tuple(found[name] for name in sorted(found))
 
 
-def described(module: str, source: str) -> Iterator[Entry]:
+def described(module: str, source: str) -> Iterator[Documented]:
     """The module and its public classes and functions whose docstring can serve as an answer.
 
     Each source is parsed only up to the end of its docstring, which takes a fifth of the time of
@@ -157,19 +157,19 @@ def described(module: str, source: str) -> Iterator[Entry]:
             node = tree.body[0]  # further statements may follow
             kind, name = "class" if isinstance(node, ast.ClassDef) else "function", f"{module}.{node.name}"
         text = ast.get_docstring(node)
-        if text and not name.rpartition(".")[2].startswith("_") and (said := answer(name, text)):
-            yield Entry(kind, name, said)
+        if text and not name.rpartition(".")[2].startswith("_") and (said := first_sentences(name, text)):
+            yield Documented(kind, name, said)
 
 
-def _built_in() -> Iterator[Entry]:
+def _built_in() -> Iterator[Documented]:
     for module in C_MODULES:
         try:
             values = vars(importlib.import_module(module))
         except ImportError:
             continue
         public = module.strip("_")
-        if module == public and public != "builtins" and (said := answer(public, values.get("__doc__") or "")):
-            yield Entry("module", public, said)
+        if module == public and public != "builtins" and (said := first_sentences(public, values.get("__doc__") or "")):
+            yield Documented("module", public, said)
         for key in sorted(k for k in values if not k.startswith("_") and not k.endswith("hook")):
             value = values[key]
             kind = "class" if inspect.isclass(value) else "function"
@@ -177,23 +177,23 @@ def _built_in() -> Iterator[Entry]:
                 inspect.isclass(value) or inspect.isbuiltin(value)
             ):
                 name = key if public == "builtins" else f"{public}.{key}"
-                if said := answer(name, value.__doc__ or ""):
-                    yield Entry(kind, name, said)
+                if said := first_sentences(name, value.__doc__ or ""):
+                    yield Documented(kind, name, said)
                 if name in WITH_METHODS and inspect.isclass(value):
                     yield from _methods(name, value)
 
 
-def _methods(name: str, kind: type) -> Iterator[Entry]:
+def _methods(name: str, kind: type) -> Iterator[Documented]:
     for key in sorted(k for k in vars(kind) if not k.startswith("_")):
-        if said := answer(f"{name}.{key}", getattr(kind, key).__doc__ or ""):
-            yield Entry("function", f"{name}.{key}", said)
+        if said := first_sentences(f"{name}.{key}", getattr(kind, key).__doc__ or ""):
+            yield Documented("function", f"{name}.{key}", said)
 
 
-def answer(name: str, docstring: str) -> str:
+def first_sentences(name: str, docstring: str) -> str:
     """The first one or two sentences of a docstring, on one line, as an answer; "" if none is a
     plain sentence.
 
-    >>> answer("m.f", "f(x) -> int\\n\\nReturn `x`, rounded\\nto an :class:`int`.\\n\\nMore.")
+    >>> first_sentences("m.f", "f(x) -> int\\n\\nReturn `x`, rounded\\nto an :class:`int`.\\n\\nMore.")
     'Return `x`, rounded to an int.'
     """
     last = re.escape(name.rpartition(".")[2])

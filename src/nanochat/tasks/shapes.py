@@ -25,7 +25,7 @@ SHAREGPT = {
 NAMES = {"ShareGPT": "ShareGPT (from and value)", "Alpaca": "Alpaca (instruction, input and output)"}
 
 
-def conversation(value: Any, ignore: Collection[str] = ()) -> tuple[dict[str, Any], str]:
+def to_conversation(value: Any, ignore: Collection[str] = ()) -> tuple[dict[str, Any], str]:
     """A JSON value as a conversation, with the name of its format.
 
     `ignore` names keys that may be skipped. BadConversation for an unknown format, or for content

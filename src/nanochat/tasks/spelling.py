@@ -18,7 +18,7 @@ from nanochat.runtime.held_out import is_held_out
 from nanochat.runtime.paths import hub_dir
 from nanochat.runtime.settings import Part
 from nanochat.tasks import stdlib
-from nanochat.tasks.generated import Generated, Size, Split, share
+from nanochat.tasks.generated import Generated, Size, Split, checked_fraction
 from nanochat.tasks.gsm8k import marked, score_marked
 from nanochat.tasks.task import last_answer
 
@@ -98,13 +98,13 @@ class Words(Generated):
         super().__init__(**common)
         self.path = Path(path).expanduser().absolute() if path and path != LIBRARY else None
         self.from_library = path == LIBRARY
-        self.held_out = share("held_out", held_out, zero=True)
+        self.held_out = checked_fraction("held_out", held_out, zero=True)
 
     @cached_property
     def all_words(self) -> list[str]:
         path, mirror = self.path, hub_dir()
         if self.from_library:
-            return list(stdlib.words())
+            return list(stdlib.common_words())
         if path is None:
             if mirror is None:
                 raise FileNotFoundError(

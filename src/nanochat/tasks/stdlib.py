@@ -37,7 +37,7 @@ def sources(folder: Path | None = None, package: str = "") -> Iterator[tuple[str
 
 
 @functools.cache
-def words() -> tuple[str, ...]:
+def common_words() -> tuple[str, ...]:
     """Words that occur more than once in its comments and docstrings, in alphabetical order: about
     5,800."""
     counts: Counter[str] = Counter()

@@ -12,7 +12,7 @@ from nanochat.runtime.app import command
 from nanochat.tokenizer import train_or_load
 from nanochat.tokenizer.compression import compression_table, first_characters, reference_encodings
 from nanochat.tokenizer.samples import SAMPLES
-from nanochat.tokenizer.training import cached_folder, settings
+from nanochat.tokenizer.training import cached_folder, resolve_settings
 
 # guess: characters of each split in the table; changes the second decimal at most
 CORPUS_CHARS = 2_000_000
@@ -20,7 +20,7 @@ CORPUS_CHARS = 2_000_000
 
 def run(cfg: DictConfig) -> None:
     # checked before the text source is opened
-    chosen = settings(cfg.kind, cfg.vocab_size, cfg.max_chars, cfg.doc_cap)
+    chosen = resolve_settings(cfg.kind, cfg.vocab_size, cfg.max_chars, cfg.doc_cap)
     source = instantiate(cfg.data).source
     folder = cached_folder(source, cfg.kind, *chosen)
     made_before = folder.is_dir()

@@ -26,12 +26,12 @@ HASH = "hash.txt"  # of a kept tokenizer, beside its files
 log = logging.getLogger("nanochat.data")
 
 
-class TextSource(Protocol):
+class Corpus(Protocol):
     """What is asked of a text source here; `nanochat.datamodules.sources` has them."""
 
     def documents(self, split: str) -> Iterator[str]: ...
     def manifest(self) -> dict[str, Any]: ...
-    def head(self, max_chars: int | None) -> "TextSource": ...
+    def head(self, max_chars: int | None) -> "Corpus": ...
 
 
 def train_bpe(
@@ -93,7 +93,7 @@ def limited(texts: Iterable[str], *, max_chars: int | None, doc_cap: int | None)
 
 
 def train_or_load(
-    source: TextSource,
+    source: Corpus,
     kind: str = "bpe",
     vocab_size: int | str | None = "auto",
     max_chars: int | str | None = "auto",
@@ -113,7 +113,7 @@ def train_or_load(
     if path is not None:
         return chosen_by_path(Path(path).expanduser(), kind, vocab_size, max_chars, doc_cap)
     fewer = vocab_size == "auto"
-    vocab_size, max_chars, doc_cap = settings(kind, vocab_size, max_chars, doc_cap, auto_vocab_size)
+    vocab_size, max_chars, doc_cap = resolve_settings(kind, vocab_size, max_chars, doc_cap, auto_vocab_size)
     folder = cached_folder(source, kind, vocab_size, max_chars, doc_cap)
     if folder.is_dir():
         known = load_tokenizer(folder)
@@ -128,7 +128,7 @@ def train_or_load(
         documents: Iterable[str] = itertools.chain(source.documents("train"), source.documents("val"))
         tokenizer = train_char(documents, max_chars=max_chars, doc_cap=doc_cap)
     else:
-        assert vocab_size is not None  # settings() saw to it
+        assert vocab_size is not None  # resolve_settings() saw to it
         documents = source.documents("train")
         tokenizer = train_bpe(documents, vocab_size, max_chars=max_chars, doc_cap=doc_cap, fewer=fewer)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -178,7 +178,7 @@ def chosen_by_path(
     return tokenizer
 
 
-def settings(
+def resolve_settings(
     kind: str,
     vocab_size: int | str | None,
     max_chars: int | str | None,
@@ -207,7 +207,7 @@ def settings(
 
 
 def cached_folder(
-    source: TextSource, kind: str, vocab_size: int | None, max_chars: int | None, doc_cap: int | None
+    source: Corpus, kind: str, vocab_size: int | None, max_chars: int | None, doc_cap: int | None
 ) -> Path:
     """Where the tokenizer of this source and these settings is kept."""
     key = json.dumps([source.head(max_chars).manifest(), kind, vocab_size, max_chars, doc_cap, FORMAT], sort_keys=True)

@@ -1,0 +1,66 @@
+"""One name for one thing: no class is defined twice, no function is named as a class but for a capital.
+
+`python tests/test_names.py` lists what there is.
+"""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1] / "src" / "nanochat"
+
+# class -> why, or which of them is to be renamed. A name that is no longer there twice is taken off.
+TWICE = {
+    "Options": "every update rule declares its own",
+    **dict.fromkeys(["Evaluate", "Limits", "Model", "Plan", "Preflight", "Rollout", "Sample", "Tokenizer"], "schema"),
+    **dict.fromkeys(["Answer", "Request", "Text", "Part"], "serve"),
+}
+# function -> likewise
+LIKE_A_CLASS = {
+    **dict.fromkeys(["jsonl", "pydocs", "shards"], "what configs of earlier runs name"),
+    **dict.fromkeys(["bounded", "conversation", "sampling", "page", "rows"], "serve"),
+    **dict.fromkeys(["command", "refused", "stop_at_once", "page", "rows", "pass_at_k"], "runtime, schema"),
+    **dict.fromkeys(["identity", "mixture", "plan", "preflight"], "runs"),
+    **dict.fromkeys(["batch", "stats", "task", "save", "guards"], "data, evaluate, callbacks, inference"),
+}
+
+
+def definitions() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Public classes and functions of all modules: name -> where."""
+    classes: dict[str, list[str]] = defaultdict(list)
+    functions: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.ClassDef):
+                classes[node.name].append(where)
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+                functions[node.name].append(where)
+    return classes, functions
+
+
+def twice() -> dict[str, list[str]]:
+    return {name: where for name, where in definitions()[0].items() if len(where) > 1}
+
+
+def like_a_class() -> dict[str, list[str]]:
+    classes, functions = definitions()
+    lowered = {name.lower(): name for name in classes}
+    return {
+        name: [*where, *classes[lowered[plain]]]
+        for name, where in functions.items()
+        if (plain := name.replace("_", "")) in lowered
+    }
+
+
+def test_no_class_is_defined_twice() -> None:
+    assert not {name: where for name, where in twice().items() if name not in TWICE}
+
+
+def test_no_function_is_named_as_a_class() -> None:
+    assert not {name: where for name, where in like_a_class().items() if name not in LIKE_A_CLASS}
+
+
+if __name__ == "__main__":
+    for name, where in {**twice(), **like_a_class()}.items():
+        print(f"{name:14} {', '.join(where)}")
