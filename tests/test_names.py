@@ -12,7 +12,10 @@ ROOT = Path(__file__).parents[1] / "src" / "nanochat"
 # class -> why, or which of them is to be renamed. A name that is no longer there twice is taken off.
 TWICE = {
     "Options": "every update rule declares its own",
-    **dict.fromkeys(["Evaluate", "Limits", "Model", "Plan", "Preflight", "Rollout", "Sample", "Tokenizer"], "schema"),
+    **dict.fromkeys(
+        ["Evaluate", "Limits", "Model", "Plan", "Preflight", "Rollout", "Sample", "Tokenizer"],
+        "schema",
+    ),
     **dict.fromkeys(["Answer", "Request", "Text", "Part"], "serve"),
 }
 # function -> likewise

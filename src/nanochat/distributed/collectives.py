@@ -1,7 +1,7 @@
 """Collectives over the ranks of a run. In a run of one process each gives back what it was given.
 
-Every rank calls a collective as often as the others, or those that wait for it never go on. Work that
-may fail on one rank alone is done inside `agreed`: then it fails on all of them.
+Every rank must call a collective as often as the others, or the others wait for ever. Work that may
+fail on one rank alone is done inside `agreed`: then it fails on all of them.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def gathered(value: T) -> list[T]:
 def agreed(call: Callable[[], T], device: torch.device) -> T:
     """The result of `call()` on this rank; if it raised on any rank, this raises on every rank.
 
-    A collective inside `call` must itself come after an `agreed`, so that no rank waits for one that failed.
+    A collective inside `call` must itself come after an `agreed`: no rank then waits for one that failed.
     """
     failure: Exception | None = None
     try:
@@ -61,6 +61,6 @@ def agreed(call: Callable[[], T], device: torch.device) -> T:
 
 
 def close() -> None:
-    """End the process group. Lightning does so for NCCL alone; threads of gloo may abort a process as it ends."""
+    """End the process group. Lightning ends NCCL's alone; gloo's threads may abort a process at exit."""
     if active():
         dist.destroy_process_group()

@@ -31,7 +31,12 @@ def new_state(p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def step(params: list[Tensor], grads: list[Tensor], state: dict[Tensor, dict[str, Any]], group: dict[str, Any]) -> None:
+def step(
+    params: list[Tensor],
+    grads: list[Tensor],
+    state: dict[Tensor, dict[str, Any]],
+    group: dict[str, Any],
+) -> None:
     """One update in place."""
     (b1, b2), lr = group["betas"], group["lr"]
     for p in params:

@@ -1,4 +1,4 @@
-"""One optimizer object for the whole model: groups by parameter role, each with its own update rule.
+"""One optimizer for the whole model: a group of parameters for each role, with its own update rule.
 
 The YAML gives `{role: {rule: muon, lr: …}}`; the model gives name -> role; every parameter is in
 exactly one group. What a rule is: `rule.py`.
@@ -15,7 +15,8 @@ from nanochat.optim.rule import find
 from nanochat.optim.schedules import Schedule
 from nanochat.runtime.settings import Decay, Setting, Settings, check, parameters
 
-REFERENCE_WIDTH = 768  # from: facts sheet 2.1, AdamW rates of matrices-by-vocabulary scale with (width / 768) ** -0.5
+# from: facts sheet 2.1, AdamW rates of width x vocabulary matrices scale with (width / 768) ** -0.5
+REFERENCE_WIDTH = 768
 
 
 class OfGroup(Settings):
@@ -28,7 +29,7 @@ class OfGroup(Settings):
 
 
 def options_of(values: Mapping[str, Any], path: str) -> dict[str, Setting]:
-    """The settings of the group of a role, by the `rule` in it. ValueError for an unknown role or rule."""
+    """The settings of a role's group, by the `rule` in it. ValueError for an unknown role or rule."""
     if path.rpartition(".")[2] not in ROLES.values():
         raise ValueError(
             f"{path} is not a role of any parameter; the roles are {', '.join(sorted(set(ROLES.values())))}"
@@ -39,15 +40,16 @@ def options_of(values: Mapping[str, Any], path: str) -> dict[str, Setting]:
 
 
 def configured(group: Mapping[str, Any], name: str) -> Any:
-    """An option of a group: its value, or its rule's default; None if the rule has no such option."""
+    """An option of a group: its value, or the default of its rule; None if the rule has no such."""
     setting = parameters(find(group["rule"]).Options).get(name)
     return None if setting is None else group.get(name, setting.default)
 
 
 class GroupedOptimizer(torch.optim.Optimizer):
-    """Applies to each parameter group the rule named in it. `schedule_step(schedule, step, total)` sets what is scheduled.
+    """Applies to each parameter group the rule that it names.
 
-    A rule also finds the network's `compute_dtype` in its group; it is not saved, because another machine may compute in another.
+    A rule also finds the network's `compute_dtype` in its group; it is not saved, because the
+    machine that resumes may compute in another one.
     """
 
     def __init__(self, param_groups: list[dict[str, Any]], compute_dtype: torch.dtype = torch.float32) -> None:
@@ -56,7 +58,8 @@ class GroupedOptimizer(torch.optim.Optimizer):
         for group, rule in zip(param_groups, self._rules, strict=True):
             given = {k: v for k, v in group.items() if k not in ("params", "names", "role", "rule")}
             path = f"optim.groups.{group.get('role', rule.name)}"
-            for name, p in zip(group.get("names", map(str, range(len(group["params"])))), group["params"], strict=True):
+            names = group.get("names", range(len(group["params"])))
+            for name, p in zip(names, group["params"], strict=True):
                 rule.check_shape(p, name, path)
             options = vars(rule.Options(**check(given, rule.Options, f"{path}.")))
             initial = {f"initial_{name}": options.get(name, 0.0) for name in ("lr", "weight_decay")}
@@ -81,7 +84,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         return loss
 
     def schedule_step(self, schedule: Schedule, step: int, total: int) -> None:
-        """Set what each group's rule declares as scheduled, for optimizer step `step` of `total`."""
+        """Set the options that the rules declare as scheduled, for step `step` of `total`."""
         for group, rule in zip(self.param_groups, self._rules, strict=True):
             for name in rule.SCHEDULED:
                 group[name] = schedule.value(name, group.get(f"initial_{name}", 0.0), step, total)
@@ -94,10 +97,11 @@ def build(
     lr_factor: float = 1.0,
     weight_decay: float | None = None,
 ) -> GroupedOptimizer:
-    """The optimizer of a GPT. `groups` maps each parameter role to `rule` and the rule's options, and may add what `OfGroup` has.
+    """The optimizer of a GPT. `groups` maps each role to `rule`, its options, and what `OfGroup` has.
 
     `weight_decay`, from the plan, replaces that of groups whose `weight_decay` is `auto`.
-    Raises ValueError for a role of the model without a group, an unknown rule or an option that is not what it must be.
+    ValueError: a role of the model without a group, an unknown rule, an option of the wrong type or
+    out of its range, or a parameter of a shape that its rule cannot update.
     """
     roles = gpt.parameter_roles()
     params = dict(gpt.named_parameters())
@@ -114,7 +118,8 @@ def build(
         names = [n for n, r in roles.items() if r == role]
         if not names:
             continue
-        scale_width, scale_batch = options.pop("scale_width", False), options.pop("scale_batch", True)
+        scale_width = options.pop("scale_width", False)
+        scale_batch = options.pop("scale_batch", True)
         factors.append(
             ((width / REFERENCE_WIDTH) ** -0.5 if scale_width else 1.0) * (lr_factor if scale_batch else 1.0)
         )
@@ -128,8 +133,10 @@ def build(
 
 
 def load_moments(optimizer: GroupedOptimizer, saved: dict[str, Any]) -> int:
-    """Take the state of each parameter, by its name, from a saved `state_dict` of such an optimizer, where the rule
-    and the shapes of its state agree; rates and options stay. Returns how many parameters got one."""
+    """Take the state of each parameter, by its name, from the saved `state_dict` of such an optimizer.
+
+    Only where the rule and the shapes of its state agree; rates and options stay. Returns how many
+    parameters got their state."""
     old = {
         name: (group["rule"], saved["state"].get(index))
         for group in saved["param_groups"]
@@ -152,10 +159,16 @@ def _shapes(state: dict[str, Any]) -> dict[str, torch.Size | None]:
 
 
 def shows_length(
-    groups: Mapping[str, Mapping[str, Any]], schedule: Schedule, weight_decay: float, done: int, old: int, new: int
+    groups: Mapping[str, Mapping[str, Any]],
+    schedule: Schedule,
+    weight_decay: float,
+    done: int,
+    old: int,
+    new: int,
 ) -> str | None:
-    """What is scheduled differently in the first `done` steps of runs of `old` and of `new` steps, or None.
+    """What is scheduled differently in the first `done` steps of runs of `old` and of `new` steps.
 
+    None if nothing is.
     `weight_decay` is the plan's, of the groups that have `auto`."""
     names: dict[Any, str] = {}
     for group in groups.values():

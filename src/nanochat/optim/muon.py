@@ -117,7 +117,10 @@ def run(update: Callable, compile: bool, *args: Any) -> Any:
         if _compiled[update] is not update:
             what = " ".join(str(error).split())[:200]
             log.warning(
-                "muon: %s runs uncompiled, compiling failed: %s: %s", update.__name__, type(error).__name__, what
+                "muon: %s runs uncompiled, compiling failed: %s: %s",
+                update.__name__,
+                type(error).__name__,
+                what,
             )
         _compiled[update] = update
         return update(*args)
@@ -148,7 +151,12 @@ def new_state(p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def step(params: list[Tensor], grads: list[Tensor], state: dict[Tensor, dict[str, Any]], group: dict[str, Any]) -> None:
+def step(
+    params: list[Tensor],
+    grads: list[Tensor],
+    state: dict[Tensor, dict[str, Any]],
+    group: dict[str, Any],
+) -> None:
     """One update in place."""
     modern, mu, lr = group["variant"] == "modern", group["momentum"], group["lr"]
     momenta = [state[p]["momentum_buffer"] for p in params]

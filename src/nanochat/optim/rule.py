@@ -39,8 +39,8 @@ class Rule:
     SCHEDULED: tuple[Scheduled, ...] = ("lr",)
     NDIM: int | None = None
 
-    def check_shape(self, p: Tensor, name: str, path: str) -> None:
-        """ValueError if this rule cannot update the parameter `p`. `path` is the key of its group."""
+    def check_shape(self, p: Tensor, name: Any, path: str) -> None:
+        """ValueError if this rule cannot update parameter `p`. `path` is the key of its group."""
         if self.NDIM is not None and p.ndim != self.NDIM:
             shapes = SHAPES.get(self.NDIM, f"tensors of {self.NDIM} dimensions")
             others = ", ".join(other for other in rules() if find(other).NDIM in (None, p.ndim))

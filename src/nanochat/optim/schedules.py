@@ -66,7 +66,7 @@ class Schedule:
         return f"{text}, warm-down {down:,}"
 
     def value(self, option: Scheduled, initial: float, step: int, total: int) -> float:
-        """A scheduled option of a group, configured as `initial`. The momentum is the schedule's own, whatever was configured."""
+        """A scheduled option of a group that is configured as `initial`. The momentum is always the schedule's."""
         if option == "momentum":
             return self.momentum(step, total)
         return initial * (self.lr if option == "lr" else self.decay)(step, total)

@@ -1,8 +1,8 @@
 """Who the model is: its name, who made it and what for, asked in many ways.
 
-Made from a few settings, so that a model gets its own identity without a written data set. The wordings are in
-`identity.yaml`. Every fifth wording of a question is kept for the test split: it means the same as
-those trained on and is none of them.
+Made from a few settings, so that a model gets its own identity without a written data set. The
+wordings are in `identity.yaml`. Every fifth wording of a question is kept for the test split: it
+means the same as those that are trained on and is none of them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,11 +25,11 @@ FOREIGN_LANGUAGES = sorted(TEXTS["languages"].keys() - {"en"})
 
 
 class Identity(Generated):
-    """`model_name`, `maker` ("I was made by …") and `purpose` ("I am here to …"); `facts` maps other things a model may be
-    asked about itself to what is so, {"favourite colour": "blue"}.
+    """`model_name`, `maker` ("I was made by …") and `purpose` ("I am here to …").
 
-    The test split always ends with a question about one of them, which is `answer`; some conversations of the train split
-    only greet, thank or say goodbye.
+    `facts` maps other things that a model may be asked about itself to the answer, {"favourite
+    colour": "blue"}. The test split always ends with a question about one of all these, which is
+    `answer`; some conversations of the train split only greet, thank or say goodbye.
     """
 
     kind = "answer"
@@ -49,7 +49,12 @@ class Identity(Generated):
         super().__init__(name=name, size=size, split=split, **common)
         self.model_name, self.maker, self.purpose = model_name, maker, purpose
         self.facts = dict(facts or {})
-        for key, value in (("model_name", model_name), ("maker", maker), ("purpose", purpose), *self.facts.items()):
+        for key, value in (
+            ("model_name", model_name),
+            ("maker", maker),
+            ("purpose", purpose),
+            *self.facts.items(),
+        ):
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(f"{key}={value!r} of {name} must be text; write {key}: …")
 
@@ -73,14 +78,18 @@ class Identity(Generated):
         return {"messages": messages, "answer": answer}
 
     def _asked(self, random: Random, language: str, but: str = "") -> tuple[str, str, str, str]:
-        """What is asked for (not what was asked before), the question, the reply, and what a right reply holds."""
+        """Topic (not `but`), question, reply, and the word that a right reply holds."""
         topics = TEXTS["languages"][language]
         possible = [name for name in topics if name != but and (name != "fact" or self.facts)]
         about = random.choice([name for name in possible for _ in range(topics[name]["weight"])])
         topic = topics[about]
         fact = random.choice(sorted(self.facts)) if self.facts else ""
         words = {"name": self.model_name, "maker": self.maker, "purpose": self.purpose}
-        words |= {"fact": fact, "value": self.facts.get(fact, ""), "other": random.choice(TEXTS["others"])}
+        words |= {
+            "fact": fact,
+            "value": self.facts.get(fact, ""),
+            "other": random.choice(TEXTS["others"]),
+        }
         wordings = [w for n, w in enumerate(topic["questions"], 1) if (n % EVERY == 0) == (self.split == "test")]
         question = random.choice(wordings).format(**words)
         reply = random.choice(topic["replies"]).format(**words)
@@ -95,7 +104,12 @@ class Identity(Generated):
         return float(conversation["answer"].casefold() in completion.casefold())
 
     def settings(self) -> dict[str, Any]:
-        own = {"model_name": self.model_name, "maker": self.maker, "purpose": self.purpose, "facts": self.facts}
+        own = {
+            "model_name": self.model_name,
+            "maker": self.maker,
+            "purpose": self.purpose,
+            "facts": self.facts,
+        }
         return {**super().settings(), **own}
 
 

@@ -1,11 +1,12 @@
 """Byte-pair merges: learned from text by `rustbpe`, and found again from the tokens that they made.
 
-The rule is the plain one (Sennrich et al. 2016, arXiv:1508.07909, on bytes as in GPT-2): merge the most frequent pair
-of neighbours everywhere, again and again. Ties go to the pair with the smaller left id, then the smaller right id, so
-the result depends on the words and their counts alone, not on the order of the text. A test compares it with a plain loop.
+The rule is the plain one (Sennrich et al. 2016, arXiv:1508.07909, on bytes as in GPT-2): merge the
+most frequent pair of neighbours everywhere, again and again. Ties go to the pair with the smaller
+left id, then the smaller right id, so the result depends on the words and their counts alone, not on
+the order of the text. A test compares it with a plain loop.
 
-`tokenizers` has a trainer too, but its ties follow another numbering of the bytes, and it takes three times as long
-(measured: experiments/LOG.md).
+`tokenizers` has a trainer too, but its ties follow another numbering of the bytes, and it takes three
+times as long (measured: experiments/LOG.md).
 """
 
 from collections.abc import Iterable
@@ -18,9 +19,9 @@ FIRST_MERGE = 256  # ids below are the bytes themselves
 
 
 def learn_merges(texts: Iterable[str], number: int) -> list[tuple[int, int]]:
-    """The first `number` merges (left id, right id) of well-formed texts; fewer if every word became one token.
+    """The first `number` merges (left id, right id) of well-formed texts; merge k makes id 256 + k.
 
-    Merge k makes id 256 + k. Words are counted on all cores while the texts are read.
+    They are fewer if every word became one token. Words are counted on all cores.
     """
     trainer = rustbpe.Tokenizer()
     trainer.train_from_iterator(iter(texts), FIRST_MERGE + number, pattern=SPLIT_PATTERN)
@@ -28,7 +29,9 @@ def learn_merges(texts: Iterable[str], number: int) -> list[tuple[int, int]]:
 
 
 def merges_of(ranks: dict[bytes, int]) -> list[tuple[int, int]]:
-    """The pair of ids that each token from 256 on was merged from: what is left of its bytes after all earlier merges.
+    """The pair of ids that each token from 256 on was merged from.
+
+    It is what all earlier merges leave of the bytes of the token.
 
     >>> merges_of({**{bytes([b]): b for b in range(256)}, b"ab": 256, b"abc": 257})
     [(97, 98), (256, 99)]
