@@ -1,6 +1,7 @@
 """The optimizer of a whole network: rule, rate and decay of each parameter (facts sheet 2.1 and 2.2), and its state."""
 
 import copy
+import importlib
 import io
 import re
 import sys
@@ -150,7 +151,7 @@ def test_a_role_no_network_has_is_named():
         ({"rule": None}, r"matrix\.rule"),
         ({"rule": "groups"}, r"matrix\.rule"),
         ({"rule": "torch.optim"}, r"matrix\.rule=torch\.optim torch.optim has no Options and step"),
-        ({"rule": "nobodys.lion"}, r"matrix\.rule=nobodys\.lion cannot be imported: .*nobodys"),
+        ({"rule": "nobodys.lion"}, r"matrix\.rule=nobodys\.lion cannot be imported .*nobodys"),
         ({"weight_dekay": 0.1}, r"matrix\.weight_dekay.*weight_decay"),
         ({"betas": [0.9, 0.9]}, r"matrix\.betas"),
         ({"lr": None}, r"matrix\.lr"),
@@ -275,6 +276,22 @@ def test_a_rule_says_what_shapes_it_takes_and_one_without_declarations_takes_all
     assert torch.allclose(changed, torch.full_like(changed, 0.5 * Schedule().lr(10, 20))), "its rate is scheduled"
     with pytest.raises(ValueError, match=r"resid_scalar\.weight_decay"):
         build(network(), {**groups, "resid_scalar": {"rule": "sign", "lr": 0.5, "weight_decay": "auto"}})
+
+
+def test_a_rule_that_schedules_what_it_has_not_or_cannot_be_imported_is_one_line(folder_of_rules):
+    rule = folder_of_rules / "odd.py"
+    for text, message in (
+        ("from nanochat.optim.adamw import Options, step\nSCHEDULED = ('momentum',)", "odd.SCHEDULED names momentum"),
+        ("from nanochat.optim.adamw import Options, step\nSCHEDULED = ('betas',)", "odd.SCHEDULED names betas"),
+        ("1 / 0", r"head\.rule=odd cannot be imported \(ZeroDivisionError"),
+        ("import nowhere", r"head\.rule=odd cannot be imported \(ModuleNotFoundError"),
+    ):
+        rule.write_text(text + "\n")
+        sys.modules.pop("nanochat.optim.odd", None)
+        importlib.invalidate_caches()
+        with pytest.raises(ValueError, match=message) as caught:
+            build(network(), {**settings(), "head": {"rule": "odd", "lr": 0.1}})
+        assert "\n" not in str(caught.value)
 
 
 # --- training and state -----------------------------------------------------------------------------------------------

@@ -13,13 +13,13 @@ that can be imported, named by its path (`rule: my_package.lion`). It declares
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, get_args
 
 from torch import Tensor
 
 from nanochat.optim.schedules import Scheduled
-from nanochat.runtime.settings import shown
+from nanochat.runtime.settings import parameters, shown
 
 SHAPES = {1: "vectors", 2: "matrices"}
 
@@ -35,7 +35,7 @@ class Rule:
     name: str
     Options: type
     step: Callable[[list[Tensor], list[Tensor], dict[Tensor, dict[str, Any]], dict[str, Any]], None]
-    new_state: Callable[[Tensor, dict[str, Any]], dict[str, Any]] = field(default=_stateless)
+    new_state: Callable[[Tensor, dict[str, Any]], dict[str, Any]] = _stateless
     SCHEDULED: tuple[Scheduled, ...] = ("lr",)
     NDIM: int | None = None
 
@@ -54,15 +54,22 @@ def find(name: Any, path: str = "rule") -> Rule:
     module = str(name) if "." in str(name) else f"nanochat.optim.{name}"
     try:
         found = vars(importlib.import_module(module))
-    except ModuleNotFoundError as error:
-        if "." in str(name) or error.name != module:
-            raise ValueError(f"{path}={shown(name)} cannot be imported: {error}") from error
+    except Exception as error:  # whatever the module raises
+        if not (isinstance(error, ModuleNotFoundError) and error.name == module) or "." in str(name):
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{path}={shown(name)} cannot be imported ({why})") from error
         found = {}
     if not {"Options", "step"} <= found.keys():
         where = f"{module} has no Options and step" if found else "is not known"
         raise ValueError(f"{path}={shown(name)} {where}; choose from {', '.join(rules())}")
     known = ("Options", "step", "new_state", "SCHEDULED", "NDIM")
-    return Rule(str(name), **{key: found[key] for key in known if key in found})
+    rule = Rule(str(name), **{key: found[key] for key in known if key in found})
+    if wrong := set(rule.SCHEDULED) - (set(get_args(Scheduled)) & parameters(rule.Options).keys()):
+        raise ValueError(
+            f"{module}.SCHEDULED names {', '.join(sorted(wrong))}; it may name"
+            f" {', '.join(get_args(Scheduled))}, those that Options has"
+        )
+    return rule
 
 
 def rules() -> list[str]:
