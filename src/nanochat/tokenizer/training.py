@@ -21,7 +21,7 @@ AUTO: dict[str, dict[str, int | None]] = {
     "bpe": {"vocab_size": 32768, "max_chars": 2_000_000_000, "doc_cap": 10_000},
     "char": {"vocab_size": None, "max_chars": None, "doc_cap": None},
 }
-HASH = "hash.txt"  # of a kept tokenizer, beside its files
+HASH = "hash.txt"  # of a kept tokenizer, next to its files
 
 log = logging.getLogger("nanochat.data")
 
@@ -107,7 +107,7 @@ def train_or_load(
     can fill. Kept under `base_dir()/tokenizers/<key>`, where the key covers the settings and
     the manifest of what is read (the source's `head`); the folder appears whole or not at all. A character table reads
     the validation documents as well, as it must know every character.
-    ValueError for settings as in `train_bpe`, a vocab_size for kind "char", and settings that contradict what lies in
+    ValueError for settings as in `train_bpe`, a vocab_size for kind "char", and settings that contradict what is in
     `path`.
     """
     if path is not None:
