@@ -106,7 +106,7 @@ def test_a_phase_inherits_what_the_one_before_had(base: Path, mid: Path, sft: Pa
     )
     assert f"optim.groups.head.lr 0.008 (adamw) chat-mid, {last(mid).name}" in said
     done = chat(*SFT, "run_name=other", "optim=adamw", "dry_run=true")
-    assert "optim.groups.matrix.lr 0.001 (adamw) chosen for this run" in " ".join(done.stdout.replace("│", " ").split())
+    assert "optim.groups.matrix.lr 0.004 (adamw) chosen for this run" in " ".join(done.stdout.replace("│", " ").split())
 
 
 def test_the_optimizer_goes_on_where_the_parents_stopped(mid: Path, chat: Run, shared_base: Path) -> None:
