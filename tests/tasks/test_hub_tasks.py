@@ -11,7 +11,7 @@ import pytest
 
 from nanochat.tasks.arc import ARC
 from nanochat.tasks.gsm8k import GSM8K, marked, parts
-from nanochat.tasks.humaneval import HumanEval
+from nanochat.tasks.humaneval import HumanEval, code, imports
 from nanochat.tasks.messages import Messages
 from nanochat.tasks.mmlu import MMLU
 from nanochat.tasks.openbookqa import OpenBookQA
@@ -173,6 +173,16 @@ def test_humaneval_conversation_and_score(small_mirror):
     ]
     assert task.scores([task[0]] * 5, answers) == [1.0, 1.0, 0.0, 0.0, 0.0]
     assert task.score(task[0], answers[0]) == 1.0
+
+
+@pytest.mark.parametrize("fence", ["```python  \n", "``` \n", "```python\r\n", "```\n"])
+def test_humaneval_the_code_of_a_fence_with_spaces_after_it(fence):
+    """As nanochat's extraction: what follows the word python up to the end of the line may be white."""
+    assert code(f"Here:\n{fence}x = 1\n```\nand that is all") == "x = 1"
+
+
+def test_humaneval_imports_that_are_indented_or_before_an_indented_comment():
+    assert imports("\n\nimport a\n  # d\n  import b\nx\nimport c") == "import a\nimport b"
 
 
 EARLY = [

@@ -15,7 +15,7 @@ from typing import Any
 from nanochat.sandbox.execution import find_guards, run_python
 from nanochat.tasks.hub import HubTask
 
-FENCED = re.compile(r"```(?:python)?\n(.*?)\n```", re.DOTALL)
+FENCED = re.compile(r"```(?:python)?\s*\n(.*?)\n```", re.DOTALL)
 PROGRAMS = 8  # guess: at once, of at most one core each
 
 
@@ -72,10 +72,10 @@ def imports(question: str) -> str:
     'import math'
     """
     found = []
-    for line in question.split("\n"):
+    for line in map(str.strip, question.split("\n")):
         if line.startswith(("import ", "from ")):
             found.append(line)
-        elif line.strip() and not line.startswith("#"):
+        elif line and not line.startswith("#"):
             break
     return "\n".join(found)
 
