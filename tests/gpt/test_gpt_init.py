@@ -7,7 +7,8 @@ import pytest
 import torch
 from plain_gpt import FACTS, Plain, arch
 
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import GPT, GPTConfig, build_arch
+from nanochat.interop.eras import preset
 
 
 def expected_tensors(era: str, n: int, H: int, G: int, d: int, Vp: int, V: int) -> list[tuple[str, tuple[int, ...]]]:
@@ -203,6 +204,40 @@ def test_modern_draws_in_the_recorded_order():
     order += [(f"transformer.h.{i}.attn.ve_gate.weight", (2, 12), 0, 0.02) for i in (0, 2)]
     for name, shape, low, high in order:
         torch.testing.assert_close(state[name], torch.empty(shape).uniform_(low, high, generator=draw), **same)
+
+
+def test_classic_draws_the_projections_too_before_they_are_zero():
+    """Module by module, as nanochat's first generation: so one seed gives its weights."""
+    n, d = 3, 64
+    state = GPT.build(GPTConfig(64, 100, n, 4, 4, d, arch("E0")), seed=42).state_dict()
+    draw, same = torch.Generator().manual_seed(42), {"rtol": 1e-6, "atol": 0}
+    torch.testing.assert_close(
+        state["transformer.wte.weight"], torch.empty(128, d).normal_(0, 1, generator=draw), **same
+    )
+    for i in range(n):
+        for name, shape in (("attn.c_q", (d, d)), ("attn.c_k", (d, d)), ("attn.c_v", (d, d)), ("attn.c_proj", (d, d)),
+                            ("mlp.c_fc", (4 * d, d)), ("mlp.c_proj", (d, 4 * d))):  # fmt: skip
+            drawn = torch.empty(shape).normal_(0, 1 / math.sqrt(d), generator=draw)
+            if "proj" not in name:
+                torch.testing.assert_close(state[f"transformer.h.{i}.{name}.weight"], drawn, **same)
+
+
+def test_lambdas_are_nanochats_to_the_last_bit():
+    state = GPT.build(GPTConfig(64, 64, 9, 2, 2, 64, arch("E6"))).state_dict()
+    assert torch.equal(state["resid_lambdas"], torch.tensor([1.15 - 0.10 * i / 8 for i in range(9)]))
+    assert torch.equal(state["x0_lambdas"], torch.tensor([0.20 - 0.15 * i / 8 for i in range(9)]))
+
+
+def test_e5_starts_as_at_its_commit():
+    """fc5a32a: a smaller embedding, half the first matrix of the MLP, gates a little above neutral (experiments/parity)."""
+    state = GPT.build(GPTConfig(64, VOCAB, 4, 4, 2, D_MODEL, build_arch(preset("e5")))).state_dict()
+    a = math.sqrt(3 / D_MODEL)
+    is_normal(state["transformer.wte.weight"], 0.8)
+    is_uniform(state["transformer.h.1.mlp.c_fc.weight"], -0.5 * a, 0.5 * a)
+    gates = torch.cat([state[f"transformer.h.{i}.attn.ve_gate.weight"] for i in (1, 3)])
+    assert gates.min() >= 0 and 0.01 < gates.max() <= 0.02
+    assert state["resid_lambdas"].tolist() == [1.0] * 4
+    assert state["x0_lambdas"].tolist() == pytest.approx([0.1] * 4)
 
 
 @pytest.mark.parametrize("era", FACTS)

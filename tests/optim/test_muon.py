@@ -100,6 +100,15 @@ def test_classic_in_bf16_is_the_textbook_in_bf16():
         assert (update - true).norm() < 0.05 * true.norm(), SHAPES[i]
 
 
+def test_in_bf16_rows_are_equilibrated_by_a_factor_of_fp32():
+    """Norms and their ratio in fp32, rounded once, as nanochat; in bf16 throughout it would be three roundings."""
+    g = torch.randn(3, 7, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
+    whole = g.float().norm(dim=(-2, -1), keepdim=True) / 7**0.5
+    x = g * (whole / g.float().norm(dim=-1, keepdim=True)).bfloat16()
+    x = x / (1.01 * x.norm(dim=(-2, -1), keepdim=True) + 1e-6)
+    assert torch.equal(muon.orthogonalize_modern(g, 0), x)
+
+
 def test_modern_in_bf16_is_near_modern_in_fp32():
     weights, grads = problem(seed=3, steps=1)
     updates = [

@@ -231,8 +231,11 @@ class GPT(nn.Module):
                 fc = a * arch.fc_init_scale
                 uniform(mlp.c_fc.weight, -fc, fc)
             else:
-                for layer in (attn.c_q, attn.c_k, attn.c_v, mlp.c_fc):
+                for layer in (attn.c_q, attn.c_k, attn.c_v):
                     normal(layer.weight, fill.fan(layer.weight))
+                fill.draw(attn.c_proj.weight)
+                normal(mlp.c_fc.weight, fill.fan(mlp.c_fc.weight))
+                fill.draw(mlp.c_proj.weight)
             # What writes into the stream starts at 0, so each block starts as the identity: a net of
             # any depth starts as embedding and head, and the rates of one depth suit others (Bachlechner
             # et al. 2020, "ReZero", arXiv:2003.04887; Yang et al. 2022, arXiv:2203.03466).
@@ -254,8 +257,10 @@ class GPT(nn.Module):
                 (self.resid_lambdas, arch.resid_init),
                 (self.x0_lambdas, arch.x0_init),
             ):
-                along = torch.linspace(first, last, len(p)) if len(p) > 1 else torch.tensor([first])
-                done(p).copy_(along)
+                # in double precision as nanochat; torch.linspace has another last bit
+                n = max(len(p) - 1, 1)
+                line = [first + (last - first) * i / n for i in range(len(p))]
+                done(p).copy_(torch.tensor(line))
         if arch.backout:
             done(self.backout_lambda).fill_(arch.backout_init)
         if arch.bigram:
@@ -453,6 +458,10 @@ class _Filler:
             self.done(p).uniform_(low, high, generator=self.generator)
         else:
             self.done(p).fill_(low)
+
+    def draw(self, p: Tensor) -> None:
+        """As nanochat's first generation, before it sets the parameter to 0."""
+        p.normal_(generator=self.generator)
 
     @staticmethod
     def fan(p: Tensor) -> float:

@@ -72,8 +72,9 @@ def orthogonalize_classic(g: Tensor, steps: int) -> Tensor:
 def orthogonalize_modern(g: Tensor, steps: int) -> Tensor:
     """Row equilibration and Polar Express on a batch (K, m, n)."""
     m, n = g.shape[-2:]
-    row = g.norm(dim=-1, keepdim=True).clamp_min(1e-6)  # (K, m, 1)
-    x = g * (g.norm(dim=(-2, -1), keepdim=True) / m**0.5 / row)
+    wide = g.float()  # as nanochat: only the factor is rounded to bf16
+    row = wide.norm(dim=-1, keepdim=True).clamp_min(1e-6)  # (K, m, 1)
+    x = g * (wide.norm(dim=(-2, -1), keepdim=True) / m**0.5 / row).to(g.dtype)
     x = x / (1.01 * x.norm(dim=(-2, -1), keepdim=True) + 1e-6)
     if m > n:
         x = x.mT
