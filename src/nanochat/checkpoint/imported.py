@@ -12,7 +12,7 @@ import numpy as np
 
 from nanochat.checkpoint import folder
 from nanochat.gpt import counts
-from nanochat.interop import original
+from nanochat.interop import moments, original
 from nanochat.interop.original import Original
 from nanochat.runtime.paths import base_dir, hub_dir
 
@@ -63,7 +63,7 @@ def convert(found: Original, out: Path, arch: dict[str, Any] | None = None) -> N
     lineage: dict[str, Any] = {
         "step": found.step,
         "config": {"run_name": f"nanochat-{found.folder.name}", **original.settings_of(meta, phase, config.arch.name)},
-        "imported": {"from": str(found.model_file), "meta": meta},
+        "imported": {"from": str(found.model_file.absolute()), "meta": meta},
     }
     extra = {} if own_bytes is None else {ORIGINAL_BYTES: own_bytes.numpy()}
     folder.save(out, weights, config, tokenizer, lineage, arrays=extra)
@@ -77,6 +77,15 @@ def convert(found: Original, out: Path, arch: dict[str, Any] | None = None) -> N
         f"phase {phase or 'unknown'} -> {out}",
         file=sys.stderr,
     )
+
+
+def optimizer_state(path: Path, device: str = "cpu") -> dict[str, Any]:
+    """The optimizer of an imported checkpoint, from the files beside the one it was made of (`moments.read`). ValueError says why there is none."""
+    source = (folder.read_lineage(path).get("imported") or {}).get("from")
+    if source is None:
+        raise ValueError(f"{path} has no state of an optimizer")
+    file = Path(source)
+    return moments.read(file.parent, int(file.stem.rpartition("_")[2]), folder.read_config(path), device)
 
 
 def _files(found: Original) -> list[Path]:

@@ -48,8 +48,6 @@ def fit(job: Recipe, folder: RunFolder) -> bool:
     module = job.build_module(gpt, moments)
     module.total_steps = min(module.total_steps, fast_steps(job.config["trainer"]) or module.total_steps)
     if rank == 0:
-        if job.config["init_optimizer"] and start is None and moments is None:
-            print("optimizer: fresh, the checkpoint has no state of one")
         print(
             f"device: {job.hardware.name}; fp32 weights, {chosen['compute dtype']} compute ({job.dtype[1]}); "
             f"compile: {chosen['compile']}"

@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from nanochat import optim
 from nanochat.callbacks.evaluate import Eval
 from nanochat.checkpoint import folder as checkpoint_folder
-from nanochat.checkpoint import lineage
+from nanochat.checkpoint import imported, lineage
 from nanochat.checkpoint.runs import RunCheckpoints, keep_for, lasting_name, now, resolve
 from nanochat.datamodules.by_step import share_out
 from nanochat.evals.evaluation import Context, Evaluation, Result, build_evaluations
@@ -348,16 +348,26 @@ class Recipe:
                 "init_optimizer=true takes the optimizer of a checkpoint; add init_from=RUN@latest, or drop it"
             )
         if wanted is True and self.parent is not None and not (self.parent / checkpoint_folder.STATE).is_file():
-            raise ValueError(f"{self.parent} has no state of an optimizer; drop init_optimizer=true, or choose auto")
+            try:
+                imported.optimizer_state(self.parent, "meta")
+            except ValueError as error:
+                raise ValueError(f"{error}; drop init_optimizer=true, or choose auto") from error
 
     def moments(self) -> dict[str, Any] | None:
         """The state of the parent's optimizer, if this run is to begin with it (`init_optimizer`)."""
         wanted = self.config["init_optimizer"]
         if not wanted or self.parent is None:
             return None
-        if wanted == "auto" and not (self.parent / checkpoint_folder.STATE).is_file():
+        if (self.parent / checkpoint_folder.STATE).is_file():
+            return checkpoint_folder.read_state(self.parent)["optimizer_states"][0]
+        try:
+            return imported.optimizer_state(self.parent)
+        except ValueError as error:
+            if wanted is True:
+                raise
+            if int(os.environ.get("RANK", 0)) == 0:
+                print(f"optimizer: fresh, {error}")
             return None
-        return checkpoint_folder.read_state(self.parent)["optimizer_states"][0]
 
     def build_module(self, gpt: GPT, moments: dict[str, Any] | None = None) -> PhaseModule:
         """The phase that `module` names, with the arguments given there and those of the run."""
