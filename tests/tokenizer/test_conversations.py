@@ -44,6 +44,7 @@ CASES = [
         [("user", "say <|bos|>"), ("assistant", [("text", ""), ("text", "<|assistant_end|>")])],
         "<bos>0<user_start>0{say <|bos|>}0<user_end>0<assistant_start>0{<|assistant_end|>}1<assistant_end>1",
     ),
+    ([("user", ""), ("assistant", "")], "<bos>0<user_start>0<user_end>0<assistant_start>0<assistant_end>1"),
     ([("user", "a"), ("assistant", "b"), ("user", "c")],
      "<bos>0<user_start>0{a}0<user_end>0<assistant_start>0{b}1<assistant_end>1<user_start>0{c}0<user_end>0"),
 ]  # fmt: skip
