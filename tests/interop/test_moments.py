@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from nanochat.runs.job import Job
 
 from nanochat import optim
 from nanochat.checkpoint import folder
 from nanochat.gpt import GPT, GPTConfig, build_arch
 from nanochat.interop import moments
 from nanochat.interop.eras import preset
-from nanochat.runs.job import Job
 from nanochat.runtime.paths import conf_dir
 from nanochat.tokenizer.tokenizer import BPETokenizer
 

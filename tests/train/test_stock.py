@@ -148,7 +148,10 @@ def test_a_callback_that_cannot_work_says_why(name: str) -> None:
     ("word", "said"),
     [
         ("+callbacks.x.monitor=a", "callbacks.x has no _target_: name its class, as +callbacks.x._target_="),
-        (f"+callbacks.x._target_={STOCK}.Early", f"callbacks.x._target_={STOCK}.Early: there is no object with this name"),
+        (
+            f"+callbacks.x._target_={STOCK}.Early",
+            f"callbacks.x._target_={STOCK}.Early: there is no object with this name",
+        ),
         ("+callbacks.x._target_=builtins.dict", "callbacks.x._target_=builtins.dict is no callback of Lightning"),
         ("+callbacks.save.every=5", "callbacks.save.every comes from the run; set save_every=N"),
         ("+logger.m._target_=lightning.pytorch.loggers.CSV", "there is no object with this name"),
