@@ -41,7 +41,8 @@ class Batch:
 class MicroBatches(IterableDataset):
     """Micro-batches of one rank in order, without end. Of n loader workers each makes every n-th.
 
-    `repeat_steps`: the batches of the first so many steps again and again, to see whether a model can learn them by heart.
+    `repeat_steps`: the batches of the first so many steps again and again, to see whether a model
+    can learn them by heart.
     """
 
     def __init__(self, start_step: int, accumulate: int = 1, repeat_steps: int | None = None) -> None:
@@ -60,7 +61,8 @@ class MicroBatches(IterableDataset):
 
 
 class RowBatches(MicroBatches):
-    """Micro-batches made of rows: batch `step` is rows step * `batch_rows` and on, of which each rank takes its share in order."""
+    """Micro-batches made of rows: batch `step` is rows step * `batch_rows` and on, of which each
+    rank takes its share in order."""
 
     def __init__(
         self, rows: Any, batch_rows: int, micro_rows: int, world_size: int, rank: int, start_step: int,
@@ -111,7 +113,8 @@ class ByStep(LightningDataModule):
         )
 
     def val_batches(self, tokens: int | None = None) -> Iterator[dict[str, Any]]:
-        """This rank's rows of the validation split, of `tokens` tokens over all ranks (None: all)."""
+        """This rank's rows of the validation split, of `tokens` tokens over all ranks
+        (None: all)."""
         raise NotImplementedError
 
     def val_dataloader(self) -> "Again":

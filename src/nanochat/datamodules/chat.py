@@ -470,8 +470,8 @@ class ChatDataModule(ByStep):
 
 
 class ChatBatches(RowBatches):
-    """Dicts of idx (B, T) and targets (B, T) int64, `num_targets`, the targets of the whole global batch (0-d int64), `step`
-    and `epoch`. ShardError for a batch without any target."""
+    """Dicts of idx (B, T) and targets (B, T) int64, `num_targets`, the targets of the whole global
+    batch (0-d int64), `step` and `epoch`. ShardError for a batch without any target."""
 
     known = (-1, 0)  # a step, and its targets
 

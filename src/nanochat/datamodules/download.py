@@ -412,7 +412,8 @@ def _words(name: str) -> set[str]:
 
 
 def _declared(dataset: HubDataset) -> dict[str, dict[str, list[str]]]:
-    """{config: {split: patterns}} of the card (the YAML head of README.md); empty if it declares no files."""
+    """{config: {split: patterns}} of the card (the YAML head of README.md); empty if it declares no
+    files."""
     from huggingface_hub import metadata_load
 
     try:

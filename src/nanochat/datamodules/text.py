@@ -254,15 +254,16 @@ def crop_note(share: float, pieces: int) -> list[str]:
 
 
 class TextBatches(RowBatches):
-    """Dicts of idx (B, T) and targets (B, T) int64, `num_targets`, the targets of the whole global batch (0-d int64), `step`
-    and `epoch`."""
+    """Dicts of idx (B, T) and targets (B, T) int64, `num_targets`, the targets of the whole global
+    batch (0-d int64), `step` and `epoch`."""
 
     def micro_batch(self, step: int, part: int) -> dict[str, Any]:
         idx, targets = shifted(self.rows, self.numbers(step, part))
         return {
             "idx": idx,
             "targets": targets,
-            "num_targets": torch.tensor(self.batch_rows * self.rows.sequence_len),  # every target counts
+            # every target counts
+            "num_targets": torch.tensor(self.batch_rows * self.rows.sequence_len),
             "step": step,
             "epoch": self.rows.epoch(step * self.batch_rows),
         }

@@ -1,4 +1,5 @@
-"""What to type here for a command line of nanochat, of both its generations. The table is `commands.yaml`; `docs/from-nanochat.md` is made of it."""
+"""What to type here for a command line of nanochat, of both its generations. The table is
+`commands.yaml`; `docs/from-nanochat.md` is made of it."""
 
 import functools
 import shlex
@@ -16,13 +17,15 @@ TASKS = {"ARC-Easy": "arc_easy", "ARC-Challenge": "arc_challenge", "MMLU": "mmlu
 
 @functools.cache
 def table() -> dict[str, dict[str, Any]]:
-    """Script of nanochat -> `ours` (module and words), `flags` (name -> words), `why` (name -> reason where there are none)."""
+    """Script of nanochat -> `ours` (module and words), `flags` (name -> words), `why` (name ->
+    reason where there are none)."""
     found = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     return {name: entry for name, entry in found.items() if not name.startswith("_")}
 
 
 def translate(script: str, words: list[str]) -> tuple[str, list[str]]:
-    """(the command line here, a note for each flag that has no counterpart) for `python -m SCRIPT WORDS…`.
+    """(the command line here, a note for each flag that has no counterpart) for `python -m SCRIPT
+    WORDS…`.
 
     >>> translate("scripts.base_train", ["--", "--depth=20", "--run", "mine", "--num_iterations=-1"])
     ('python -m nanochat.train +phase=base model.depth=20 logger=wandb run_name=mine', [])
@@ -55,7 +58,8 @@ def words_for(template: Any, value: str) -> list[str]:
 
 
 def flags(words: list[str]) -> list[tuple[str, str]]:
-    """(name, value) of each flag, however it is spelled: --a=b, --a b, -a b; a flag alone has the value 1.
+    """(name, value) of each flag, however it is spelled: --a=b, --a b, -a b; a flag alone has the
+    value 1.
 
     >>> flags(["--depth=4", "-i", "sft", "--fp8"])
     [('depth', '4'), ('i', 'sft'), ('fp8', '1')]
@@ -79,7 +83,8 @@ def flags(words: list[str]) -> list[tuple[str, str]]:
 
 
 def script_for(command: str, words: list[str]) -> str | None:
-    """The script of nanochat whose flags these are, typed after `python -m nanochat.COMMAND`; None if they are not all of one."""
+    """The script of nanochat whose flags these are, typed after `python -m nanochat.COMMAND`; None
+    if they are not all of one."""
     names = {name for name, _ in flags([word for word in words if word.startswith("--")])}
     fitting = [script for script, entry in table().items() if entry["ours"].split(" ")[0] == f"nanochat.{command}"]
     phase = next((word.partition("=")[2] for word in words if word.lstrip("+").startswith("phase=")), None)

@@ -194,7 +194,8 @@ def _keep(node: DictConfig, values: dict[str, Any]) -> None:
 
 
 def check_flags(config_name: str, words: list[str]) -> None:
-    """ValueError for flags of nanochat's scripts, with the line to type here. Hydra's own (`--cfg`, `--help`) pass."""
+    """ValueError for flags of nanochat's scripts, with the line to type here. Hydra's own (`--cfg`,
+    `--help`) pass."""
     from nanochat.interop import habits
 
     if any(word.startswith("--") for word in words) and (script := habits.script_for(config_name, words)):

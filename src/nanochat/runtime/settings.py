@@ -145,7 +145,8 @@ def parameters(target: Any) -> Mapping[str, Setting]:
 
 
 def _hints(function: Any) -> dict[str, Any]:
-    """Types of the arguments; anything where a library names types that only a type checker imports."""
+    """Types of the arguments; anything where a library names types that only a type checker
+    imports."""
     try:
         return get_type_hints(function, include_extras=True)
     except NameError:
