@@ -12,12 +12,14 @@ ROOT = Path(__file__).parents[1] / "src" / "nanochat"
 # class -> why, or which of them is to be renamed. A name that is no longer there twice is taken off.
 TWICE = {
     "Options": "every update rule declares its own",
+    **dict.fromkeys(["Context", "TextSettings"], "serve"),
     **dict.fromkeys(["Evaluate", "Plan", "Preflight", "Rollout", "Sample", "Tokenizer"], "schema"),
 }
 # function -> likewise
 LIKE_A_CLASS = {
     **dict.fromkeys(["jsonl", "pydocs", "shards"], "what configs of earlier runs name"),
     **dict.fromkeys(["chat_rows", "chunk"], "serve"),
+    "bits_per_byte": "evals",
     **dict.fromkeys(["command", "stop_at_once", "page", "rows", "pass_at_k"], "runtime, schema"),
     **dict.fromkeys(["identity", "mixture", "plan", "preflight"], "runs"),
     **dict.fromkeys(["batch", "stats", "task", "save"], "data, evaluate, callbacks"),
