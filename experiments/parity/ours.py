@@ -125,8 +125,6 @@ def numbers() -> None:
     if label == "fp32":
         with torch.no_grad():
             row("logits, fp32, without gradients", gap(gpt(idx), theirs["logits"]), size)
-        with gpt.frozen():
-            row("logits, fp32, frozen for inference", gap(gpt(idx), theirs["logits"]), size)
     if label == "bf16":
         return
 
