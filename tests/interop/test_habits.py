@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from tests.configs.test_every_yaml import composed
 
+from nanochat import evaluate
 from nanochat.interop import habits
 from nanochat.runtime.app import as_typed
-from nanochat.runtime.schema import COMMANDS
+from nanochat.runtime.schema import settings_of
 from nanochat.runtime.settings import check
 
 ROOT = Path(__file__).parents[2]
@@ -42,8 +43,9 @@ def value_for(template: str) -> str:
 def test_every_line_of_the_right_column_composes(line: str) -> None:
     _, _, module, *words = shlex.split(line)
     command = module.removeprefix("nanochat.")
-    values = composed(*[as_typed(word) for word in words], name=command)
-    check(values, COMMANDS[command])
+    words = [as_typed(word) for word in words]
+    values = composed(*(evaluate.named(words) if command == "evaluate" else words), name=command)
+    check(values, settings_of(command, values))
 
 
 def test_what_is_typed_is_what_is_set() -> None:
