@@ -116,9 +116,9 @@ def test_an_added_evaluation_runs_while_training_and_by_command(tmp_path: Path) 
         "sample.prompts=[]",
         "+eval@evals.norms=norms",
         "eval_at_start=true",
-        "trainer.compile=false",
+        "compute.compile=false",
     ]
-    trained = run("nanochat.train", *words, "trainer.precision=fp32")
+    trained = run("nanochat.train", *words, "compute.precision=fp32")
     numbers = [f"{float(said.split(f'norm_{n}: ')[1].split()[0]):.4f}" for n in (0, 1)]
     assert f"norm_0 {numbers[0]}" in trained and f"norm_1 {numbers[1]}" in trained, (said, trained)
     assert "evals.norms.first=0 must be a whole number from 1 up" in run(
