@@ -108,6 +108,8 @@ def phase(name: str, url: str, pid: int, number: int, seconds: float) -> float:
         f"  /health: median {statistics.median(times):.1f} ms, 99 % {slow:.1f} ms, most {most:.1f} ms of {len(times)}"
     )
     print(f"  memory: {early:.0f} MiB in the first quarter, {late:.0f} in the last, most {max(memory):.0f}", flush=True)
+    points = [memory[min(len(memory) - 1, len(memory) * tenth // 10)] for tenth in range(11)]
+    print(f"  memory at each tenth: {', '.join(f'{point:.0f}' for point in points)}", flush=True)
     return rate
 
 
