@@ -14,14 +14,13 @@ from functools import partial
 
 import lightning as L
 import torch
-import yaml
 from torch.utils.data import DataLoader, IterableDataset
 
 from nanochat import optim
 from nanochat.gpt import GPT, from_depth
 from nanochat.modules.next_token import NextTokenModule
 from nanochat.runs.fit import quiet_lightning
-from nanochat.runtime.paths import conf_dir
+from nanochat.runtime.configs import compose_choice
 
 T, VOCAB = 256, 8192
 
@@ -46,7 +45,7 @@ class Times(L.Callback):
 
 
 def build(depth: int, steps: int) -> NextTokenModule:
-    config = yaml.safe_load((conf_dir() / "optim/muon.yaml").read_text())
+    config = compose_choice("optim", "muon")
     sizes = {"aspect_ratio": 32, "head_dim": 32} if depth == 1 else {}
     gpt = GPT.build(from_depth(depth, vocab_size=512 if depth == 1 else VOCAB, sequence_len=T, **sizes))
     gpt.prepare(compute_dtype=torch.float32)

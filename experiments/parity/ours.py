@@ -19,6 +19,7 @@ from omegaconf import OmegaConf  # noqa: E402
 from nanochat import optim  # noqa: E402
 from nanochat.gpt import GPT, GPTConfig, build_arch, counts, loss  # noqa: E402
 from nanochat.interop.eras import preset  # noqa: E402
+from nanochat.runtime.configs import compose_choice  # noqa: E402
 from nanochat.tokenizer.tokenizer import BPETokenizer  # noqa: E402
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -139,7 +140,7 @@ def numbers() -> None:
     compare_steps(f"SGD, {label}", mine, theirs["sgd"])
     if "own" in theirs:
         gpt = network()
-        groups = OmegaConf.to_container(OmegaConf.load(CONF / "optim" / f"{OPTIM}.yaml"))["groups"]
+        groups = compose_choice("optim", OPTIM)["groups"]
         if era == "classic" or torch.bfloat16 == COMPUTE:
             groups["matrix"]["ns_dtype"] = "bfloat16"  # as the original, whatever the hardware
         optimizer = optim.build(gpt, groups, weight_decay=inputs.WEIGHT_DECAY)
@@ -164,14 +165,14 @@ def compose(*words: str) -> dict:
 
 
 def plan() -> None:
-    from nanochat.runs.text_job import TextJob
+    from nanochat.runs.text import TextRecipe
 
     theirs = torch.load(folder / "plan.pt")
     which = "experiment=classic" if era == "classic" else "+phase=base"
     columns: dict[str, list] = {}
     for depth, want in theirs.items():
         config = compose(which, f"model.depth={depth}", "dry_run=true", "trainer=1xh100")
-        job = TextJob(config)
+        job = TextRecipe(config)
         made, sizes = job.plan, job.gpt_config
         with torch.device("meta"):
             gpt = GPT(sizes)

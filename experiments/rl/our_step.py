@@ -20,7 +20,7 @@ from nanochat.inference.sampling import Sampling
 from nanochat.modules.rl import RLModule
 from nanochat.rl.algorithms import build_algorithm
 from nanochat.rl.collect import Collector, Experience, Row
-from nanochat.runtime.app import register
+from nanochat.runtime.configs import register
 from nanochat.runtime.paths import conf_dir
 
 STEPS = 467

@@ -25,7 +25,7 @@ COMMANDS = "commands"
 PLAIN_CALLS = frozenset(
     "Field Built TypeVar NewType compile frozenset set dict tuple list sorted range len sum min max "
     "float int str split splitlines Path join replace items keys values getLogger dtype Struct "
-    "product chain fromkeys format bytes encode format_map maketrans partial".split()
+    "product chain fromkeys format bytes encode format_map maketrans partial chr ord count fields asdict finfo get_args".split()
 )
 
 

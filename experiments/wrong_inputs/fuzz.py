@@ -76,7 +76,7 @@ ONLY_CHECKED = {"chat"}  # would serve for ever
 def make_inputs(place: Path) -> dict[str, str]:
     """A text, conversations, and a checkpoint that was never trained."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from tests.test_docs import save_untrained
+    from tests.test_additions import save_untrained
 
     words = "the river and the stone go over a green light house near the small night".split()
     draw = random.Random(0)
@@ -89,18 +89,13 @@ def make_inputs(place: Path) -> dict[str, str]:
 
 
 def composed(command: str, words: list[str]) -> dict[str, Any]:
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    from nanochat.runtime.app import as_typed, register
-    from nanochat.runtime.paths import conf_dir
+    from nanochat.runtime.app import as_typed
+    from nanochat.runtime.configs import compose_command
 
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose(command, [as_typed(word) for word in words])
-        return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+    cfg = compose_command(command, [as_typed(word) for word in words])
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
 def keys_of(command: str, values: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
     """Ctrl-C while a command is imported: there is nothing to undo."""
-    if "NANOCHAT_RANK_OF" not in os.environ:  # whoever started the ranks says it
+    if "NANOCHAT_RANK_OF" not in os.environ:  # the process that started the ranks reports it
         os.write(2, b"error: interrupted\n")
     os._exit(130)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from nanochat.runtime.app import choices, command, composer, overridden
+from nanochat.runtime.app import command, overridden
+from nanochat.runtime.configs import choices, compose_choice
 
 DEFAULT = ("bpb", "sample")  # those of conf/evaluate.yaml
 
@@ -97,8 +98,7 @@ def can_be_scored(name: str) -> bool:
     """Whether something in a task of `conf/task` is right or wrong."""
     from hydra.utils import get_class
 
-    with composer() as compose:
-        return get_class(compose(f"task/{name}").task["_target_"]).kind != "chat"  # type: ignore[attr-defined]
+    return get_class(compose_choice("task", name)["_target_"]).kind != "chat"  # type: ignore[attr-defined]
 
 
 main = command("evaluate", run, words=named)

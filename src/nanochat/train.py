@@ -15,7 +15,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nanochat.runs.launch import is_rank
-from nanochat.runtime.app import command, one_line, overridden, plain_config, stop, trial_folder
+from nanochat.runtime.app import command, one_line, overridden, stop, trial_folder
+from nanochat.runtime.configs import compose_command
 from nanochat.runtime.schema import settings_of
 from nanochat.runtime.settings import check
 
@@ -34,7 +35,7 @@ def run(cfg: DictConfig) -> float | None:
     if cfg.init_from:
         checkpoint = resolve(cfg.init_from, base_dir() / "runs")
         parent.take_sizes(cfg, checkpoint, overridden)
-        inherited = parent.inherit(cfg, checkpoint, overridden, plain_config("train"))
+        inherited = parent.inherit(cfg, checkpoint, overridden, compose_command("train"))
         cfg.init_from = lasting_name(checkpoint, base_dir() / "runs")  # @latest may be another tomorrow
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config = check(config, settings_of("train", config))  # what came from the parent too

@@ -17,7 +17,7 @@ from nanochat.gpt import GPT, build_arch, from_depth
 from nanochat.optim.rule import rules
 from nanochat.rl.algorithms import build_algorithm
 from nanochat.rl.rewards import Rewards
-from nanochat.runtime.app import known_keys, register
+from nanochat.runtime.configs import known_keys, register
 from nanochat.runtime.paths import conf_dir
 
 CONF = conf_dir()

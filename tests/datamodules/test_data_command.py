@@ -9,7 +9,7 @@ from nanochat import data
 from nanochat.datamodules.shards import SPLITS
 from nanochat.datamodules.sources import FileSource
 from nanochat.datamodules.text import SOURCE_OPTIONS, TextDataModule
-from nanochat.runtime.app import register
+from nanochat.runtime.configs import register
 from nanochat.runtime.paths import conf_dir
 
 TEXT = [

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from tests.evals.test_two_processes import LENGTHS, V, batches, network
-from tests.test_docs import ROOT, save_untrained
+from tests.test_additions import ROOT, save_untrained
 
 from nanochat.evals.bpb import BitsPerByte, bits_per_byte
 from nanochat.evals.chat import Answers, accuracy

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from nanochat.runs.job import Job
 
 from nanochat import optim
 from nanochat.checkpoint import folder
 from nanochat.gpt import GPT, GPTConfig, build_arch
 from nanochat.interop import moments
 from nanochat.interop.eras import preset
-from nanochat.runtime.paths import conf_dir
+from nanochat.runs.recipe import Recipe
+from nanochat.runtime.configs import compose_choice
 from nanochat.tokenizer.tokenizer import BPETokenizer
 
 GOLDEN, STEP = Path(__file__).parents[1] / "golden", 2
@@ -75,9 +74,7 @@ def test_every_moment_is_that_of_its_parameter(era):
         assert {key: float(v.double().sum()) for key, v in found[name].items() if key != "step"} == pytest.approx(sums)
         assert found[name].get("step", STEP) == STEP
     gpt = GPT.build(config(era))
-    groups = yaml.safe_load((conf_dir() / "optim" / f"muon{'_classic' * (era == 'classic')}.yaml").read_text())[
-        "groups"
-    ]
+    groups = compose_choice("optim", f"muon{'_classic' * (era == 'classic')}")["groups"]
     saved = moments.read(GOLDEN / f"moments_{era}", STEP, gpt.config)
     assert optim.load_moments(optim.build(gpt, groups, weight_decay=0.0), saved) == len(expected)
 
@@ -121,8 +118,8 @@ def test_a_run_begins_with_them_or_says_why_not(tmp_path, capsys):
     lineage = {"imported": {"from": str(source / "model_000002.pt")}, "config": {}}
     folder.save(tmp_path / "imported", gpt.state_dict(), gpt.config, BPETokenizer([]), lineage)
 
-    def job(wanted: object) -> Job:
-        return Job(
+    def job(wanted: object) -> Recipe:
+        return Recipe(
             {
                 "trainer": {"devices": 1, "num_nodes": 1},
                 "init_from": str(tmp_path / "imported"),

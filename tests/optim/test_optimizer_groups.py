@@ -10,33 +10,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 import nanochat.optim
 from nanochat.gpt import GPT, GPTConfig, build_arch
 from nanochat.optim import Schedule, build, muon, shows_length, table, uses_planned_decay
-
-CONF = Path(__file__).parents[2] / "conf"
-
-
-def yaml(path: str) -> dict:
-    return OmegaConf.to_container(OmegaConf.load(CONF / path))
+from nanochat.runtime.configs import choices, compose_choice
 
 
 def network(arch: str = "modern", d: int = 64, seed: int = 42, **switches) -> GPT:
-    config = GPTConfig(32, 100, 4, 4, 2, d, build_arch({**yaml(f"arch/{arch}.yaml"), **switches}))
+    config = GPTConfig(32, 100, 4, 4, 2, d, build_arch({**compose_choice("arch", arch), **switches}))
     return GPT.build(config, seed=seed)
 
 
 def settings(optim: str = "muon") -> dict:
-    return yaml(f"optim/{optim}.yaml")["groups"]
+    return compose_choice("optim", optim)["groups"]
 
 
 def by_name(optimizer) -> dict[str, dict]:
     return {name: group for group in optimizer.param_groups for name in group["names"]}
 
 
-@pytest.mark.parametrize("optim", sorted(p.stem for p in (CONF / "optim").glob("*.yaml")))
+@pytest.mark.parametrize("optim", choices("optim"))
 @pytest.mark.parametrize(
     "switches", [{}, {"bigram": True}, {"value_embeds": False}, {"smear": False, "backout": False}], ids=str
 )
@@ -106,7 +100,7 @@ def test_classic_rates_betas_and_decay(d):
 
 def test_a_schedule_moves_rates_momentum_and_muons_decay_only():
     optimizer = build(network(), settings(), weight_decay=0.2)
-    schedule = Schedule(**yaml("optim/muon.yaml")["schedule"])
+    schedule = Schedule(**compose_choice("optim", "muon")["schedule"])
     before = {name: dict(group) for name, group in by_name(optimizer).items()}
     optimizer.schedule_step(schedule, 750, 1000)
     for name, group in by_name(optimizer).items():

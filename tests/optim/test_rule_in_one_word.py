@@ -11,7 +11,7 @@ from nanochat import optim
 from nanochat.gpt import GPT, build_arch, from_depth
 from nanochat.runs import show
 from nanochat.runs.plan import make_plan
-from nanochat.runtime.app import choices, compose_choice, register
+from nanochat.runtime.configs import choices, compose_choice, register
 from nanochat.runtime.paths import conf_dir
 from nanochat.runtime.rules import change_rules
 
@@ -29,7 +29,7 @@ def groups(*words: str, chosen: str = "muon") -> dict[str, Any]:
 
 
 def preset(name: str) -> dict[str, Any]:
-    return OmegaConf.to_container(OmegaConf.load(conf_dir() / "optim" / f"{name}.yaml").groups)  # type: ignore[return-value]
+    return compose_choice("optim", name)["groups"]
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,15 @@
 """Rate, momentum and decay at every step against the facts sheet (2.3), with the numbers the YAML files hold."""
 
 import math
-from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from nanochat.optim import Schedule, build_schedule
-
-CONF = Path(__file__).parents[2] / "conf"
+from nanochat.runtime.configs import compose_choice
 
 
 def schedule(name: str, **changes) -> Schedule:
-    return Schedule(
-        **{**OmegaConf.to_container(OmegaConf.load(CONF / "optim" / f"{name}.yaml"))["schedule"], **changes}
-    )
+    return Schedule(**{**compose_choice("optim", name)["schedule"], **changes})
 
 
 def plain_lr(it, N, warmup, warmdown_ratio, final):

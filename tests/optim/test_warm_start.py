@@ -1,11 +1,10 @@
 """An optimizer that begins with the moments of another: by name, where rule, variant and shape agree."""
 
 import torch
-import yaml
 
 from nanochat import optim
 from nanochat.gpt import GPT, from_depth
-from nanochat.runtime.paths import conf_dir
+from nanochat.runtime.configs import compose_choice
 
 
 def network(head_dim: int = 32) -> GPT:
@@ -14,9 +13,7 @@ def network(head_dim: int = 32) -> GPT:
 
 def trained(name: str) -> optim.GroupedOptimizer:
     gpt = network()
-    optimizer = optim.build(
-        gpt, yaml.safe_load((conf_dir() / f"optim/{name}.yaml").read_text())["groups"], weight_decay=0.1
-    )
+    optimizer = optim.build(gpt, compose_choice("optim", name)["groups"], weight_decay=0.1)
     idx = torch.randint(0, 128, (2, 17), generator=torch.Generator().manual_seed(0))
     gpt.loss_sum(idx[:, :-1], idx[:, 1:]).backward()
     optimizer.step()
@@ -24,8 +21,7 @@ def trained(name: str) -> optim.GroupedOptimizer:
 
 
 def fresh(name: str, gpt: GPT | None = None) -> optim.GroupedOptimizer:
-    groups = yaml.safe_load((conf_dir() / f"optim/{name}.yaml").read_text())["groups"]
-    return optim.build(gpt or network(), groups, weight_decay=0.0)
+    return optim.build(gpt or network(), compose_choice("optim", name)["groups"], weight_decay=0.0)
 
 
 def states(optimizer: optim.GroupedOptimizer) -> dict[str, dict]:

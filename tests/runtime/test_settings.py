@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from pydantic import Field
 
 from nanochat.runtime import app, settings_page
-from nanochat.runtime.paths import conf_dir
+from nanochat.runtime.configs import compose_command
 from nanochat.runtime.schema import COMMANDS
 from nanochat.runtime.settings import Settings, check, described, listed, passes_on
 
@@ -27,14 +25,11 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
     def call(*words: str, name: str = "train") -> Any:
         monkeypatch.setattr(sys, "argv", [name, *words])
-        app.register()
-        GlobalHydra.instance().clear()
         try:
             for word in words:
                 app.check_choice(word)
-            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-                cfg = compose(name, [app.as_typed(word) for word in words])
-                app.take_checked(cfg, name)
+            cfg = compose_command(name, [app.as_typed(word) for word in words])
+            app.take_checked(cfg, name)
         except app.USER_ERRORS as error:
             return app.one_line(error, name)
         return OmegaConf.to_container(cfg, resolve=True)

@@ -12,7 +12,7 @@ from nanochat.checkpoint.runs import RunCheckpoints, keep_for
 from nanochat.runs import listing
 from nanochat.runs.run_folder import lock
 from tests import processes
-from tests.test_docs import save_untrained
+from tests.test_additions import save_untrained
 from tests.train.conftest import environment
 
 

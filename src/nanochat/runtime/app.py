@@ -6,25 +6,31 @@ Every user error ends as one line on stderr with exit code 2; `debug=true` shows
 instead. Code below a command does not see `cfg`.
 """
 
-import contextlib
 import difflib
 import errno
 import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from nanochat.runtime.configs import (
+    choices,
+    compose_choice,
+    compose_command,
+    group_names,
+    known_keys,
+    register,
+)
 from nanochat.runtime.paths import base_dir, conf_dir
 from nanochat.runtime.rules import change_rules
 from nanochat.runtime.schema import RENAMED, settings_of
@@ -58,12 +64,6 @@ REPEATED = {"chat": ("ckpt",)}  # settings of a command that can be given severa
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, ImportError)
 
 
-def register() -> None:
-    """Register the resolvers used in the configs, such as `${nanochat.base_dir:}`, evaluated at
-    composition."""
-    OmegaConf.register_new_resolver("nanochat.base_dir", lambda: str(base_dir()), replace=True)
-
-
 def command(
     config_name: str, run: Callable[[DictConfig], Any], *, words: Callable[[list[str]], list[str]] = list
 ) -> Callable[[], Any]:
@@ -77,62 +77,23 @@ def command(
         # can be reduced to one line
         os.environ["HYDRA_FULL_ERROR"] = "1"
         take_ctrl_c()
-        given, debug = sys.argv[1:], "debug=true" in sys.argv[1:]
-        typed = [word for word in given if word not in ("-m", "--multirun")]
-        if len(typed) == len(given):
-            sys.argv[1:] = listed([as_typed(word) for word in given], REPEATED.get(config_name, ()))
-        else:
-            sys.argv[1:] = ["-m", *typed]  # Hydra does not accept words after a -m among them
-            if "hydra/sweeper=optuna" in typed and not any(
-                w.startswith("hydra.sweeper.max_failure_rate=") for w in typed
-            ):
-                # a failing trial does not end the sweep
-                sys.argv.append("hydra.sweeper.max_failure_rate=1.0")
-
-        @functools.wraps(run)
-        def job(cfg: DictConfig) -> Any:
-            try:
-                if "optim" in cfg:
-                    change_rules(
-                        cfg,
-                        overridden,
-                        lambda name: compose_choice("optim", name),
-                        HydraConfig.get().runtime.choices["optim"],
-                        choices("optim"),
-                    )
-                take_checked(cfg, config_name)
-                if (
-                    overridden(r"paths\.hub_dir")
-                    and cfg.paths.hub_dir
-                    and not Path(cfg.paths.hub_dir).expanduser().is_dir()
-                ):
-                    raise ValueError(
-                        f"paths.hub_dir={cfg.paths.hub_dir} is not a folder; name a mirror of the hub, or null"
-                    )
-                if cfg.paths.hub_dir:
-                    os.environ["NANOCHAT_HUB_DIR"] = cfg.paths.hub_dir
-                return run(cfg)
-            except USER_ERRORS as error:
-                if debug:
-                    raise
-                if HydraConfig.get().mode != RunMode.MULTIRUN:
-                    stop(one_line(error, config_name))
-                # report the failure to the sweeper, which continues with the other trials
-                print(f"trial {HydraConfig.get().job.num} failed: {one_line(error, config_name)}", file=sys.stderr)
-                raise
-
+        given = sys.argv[1:]
+        typed = options_first([word for word in given if word not in ("-m", "--multirun")])
+        is_sweep, debug = len(typed) < len(given), "debug=true" in given
+        sys.argv[1:] = sweep_words(typed) if is_sweep else listed(map(as_typed, typed), REPEATED.get(config_name, ()))
         try:
             register()
             for word in typed:
                 check_name(word, config_name)
-            for word in typed if len(typed) == len(given) else ():
+            for word in () if is_sweep else typed:
                 check_choice(word)
             check_flags(config_name, given)
             sys.argv[1:] = words(sys.argv[1:])
             if {"--help", "-h"} & set(given):
                 from nanochat.runtime.settings_page import show_help
 
-                return show_help(config_name, [word for word in sys.argv[1:] if not word.startswith("-")])
+                return show_help(config_name, list(filter(is_setting, sys.argv[1:])))
+            job = checked_job(config_name, run, debug)
             result = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
             end_undisturbed()
             return result
@@ -149,6 +110,35 @@ def command(
     return main
 
 
+def checked_job(config_name: str, run: Callable[[DictConfig], Any], debug: bool) -> Callable[[DictConfig], Any]:
+    """The function that Hydra calls with each composed config: it checks every setting, then calls
+    `run`."""
+
+    @functools.wraps(run)
+    def job(cfg: DictConfig) -> Any:
+        try:
+            if "optim" in cfg:
+                chosen = HydraConfig.get().runtime.choices["optim"]
+                change_rules(cfg, overridden, lambda name: compose_choice("optim", name), chosen, choices("optim"))
+            take_checked(cfg, config_name)
+            hub = cfg.paths.hub_dir
+            if hub and overridden(r"paths\.hub_dir") and not Path(hub).expanduser().is_dir():
+                raise ValueError(f"paths.hub_dir={hub} is not a folder; name a mirror of the hub, or null")
+            if hub:
+                os.environ["NANOCHAT_HUB_DIR"] = hub
+            return run(cfg)
+        except USER_ERRORS as error:
+            if debug:
+                raise
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                stop(one_line(error, config_name))
+            # report the failure to the sweeper, which continues with the other trials
+            print(f"trial {HydraConfig.get().job.num} failed: {one_line(error, config_name)}", file=sys.stderr)
+            raise
+
+    return job
+
+
 def take_checked(cfg: DictConfig, config_name: str) -> None:
     """Check every setting of a composed config, and convert each to its type. ValueError names the
     first wrong one.
@@ -163,7 +153,7 @@ def take_checked(cfg: DictConfig, config_name: str) -> None:
         if key not in get_type_hints(target) and (phase := phase_of(key)):
             raise ValueError(of_phase(key, phase))
     for key in get_type_hints(target):
-        if key not in values and (conf_dir() / key).is_dir() and not hasattr(target, key):
+        if key not in values and key in group_names() and not hasattr(target, key):
             raise ValueError(missing_key(key))
     with open_dict(cfg):
         _keep(cfg, check(values, target, referring=list(referring(cfg))))
@@ -217,11 +207,11 @@ def check_choice(word: str) -> None:
     if (
         equals
         and group != "experiment"
-        and (conf_dir() / group).is_dir()
+        and group in group_names()
         and not re.fullmatch(r"[A-Za-z_][\w.-]*|\d+[A-Za-z][\w.-]*", value)
     ):
         raise ValueError(not_a_choice(group, value))
-    if equals and value == "null" and (conf_dir() / group).is_dir() and group not in (*CAN_BE_NONE, "experiment"):
+    if equals and value == "null" and group in group_names() and group not in (*CAN_BE_NONE, "experiment"):
         raise ValueError(not_a_choice(group, value))
 
 
@@ -257,7 +247,29 @@ def as_typed(word: str) -> str:
     return word
 
 
-def listed(words: list[str], repeated: tuple[str, ...]) -> list[str]:
+def is_setting(word: str) -> bool:
+    """Whether a word of the command line is a setting, not an option of Hydra or its value."""
+    return not word.startswith("-") and ("=" in word or word.startswith("~"))
+
+
+def options_first(words: list[str]) -> list[str]:
+    """Hydra's own options before the settings: Hydra does not accept settings on both sides of an
+    option.
+
+    >>> options_first(["model=d4", "--config-dir", "conf", "~callbacks.sample", "seed=1"])
+    ['--config-dir', 'conf', 'model=d4', '~callbacks.sample', 'seed=1']
+    """
+    return sorted(words, key=is_setting)
+
+
+def sweep_words(words: list[str]) -> list[str]:
+    """The words of a sweep; a failing trial does not end it."""
+    rate = "hydra.sweeper.max_failure_rate="
+    searches = "hydra/sweeper=optuna" in words and not any(word.startswith(rate) for word in words)
+    return ["-m", *words, *([f"{rate}1.0"] if searches else [])]
+
+
+def listed(words: Iterable[str], repeated: tuple[str, ...]) -> list[str]:
     """Command-line words, with those that set one of `repeated` replaced by one word with a list of
     their values.
 
@@ -329,7 +341,7 @@ def unknown_key(key: str, config_name: str) -> str:
     if config_name == "train" and top not in known and (phase := phase_of(top)):
         return of_phase(key, phase)
     if key in known or (top in known and not any(k.startswith(f"{top}.") for k in known)):
-        return missing_key(key) if (conf_dir() / key).is_dir() else f"{key} is not a setting of this run"
+        return missing_key(key) if key in group_names() else f"{key} is not a setting of this run"
     same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]  # lr=0.1: that of some group
     near = same or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if not near:
@@ -344,68 +356,18 @@ def of_phase(key: str, phase: str) -> str:
 
 def phase_of(key: str) -> str | None:
     """The phase that brings the setting `key`, None if none does."""
-    with composer() as compose:
-        return next((name for name in choices("phase") if key in compose("train", [f"+phase={name}"])), None)
-
-
-@contextlib.contextmanager
-def composer() -> Iterator[Callable[..., DictConfig]]:
-    """Hydra's `compose`, also where no command is composed."""
-    with contextlib.ExitStack() as stack:
-        if not GlobalHydra.instance().is_initialized():
-            stack.enter_context(hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"))
-        yield hydra.compose
-
-
-def known_keys(config_name: str) -> list[str]:
-    """Every dotted key of the command's default composition, the choices on this command line taken into account."""
-    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
-    chosen = [w for w in sys.argv[1:] if re.match(r"\+?(\w+)=[\w/]+$", w) and w.lstrip("+").split("=")[0] in groups]
-    with composer() as compose:
-        try:
-            cfg = compose(config_name, chosen)
-        except Exception:
-            cfg = compose(config_name)
-    keys: list[str] = []
-
-    def walk(node: Any, prefix: str) -> None:
-        for name, value in node.items():
-            keys.append(f"{prefix}{name}")
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{name}.")
-
-    walk(OmegaConf.to_container(cfg, resolve=False), "")
-    return keys
+    found = (name for name in choices("phase") if key in compose_command("train", [f"+phase={name}"]))
+    return next(found, None)
 
 
 def missing_key(key: str) -> str:
-    folder = conf_dir() / key
-    if folder.is_dir():
+    if key in group_names():
         plus = "+" if key in ("phase", "task") else ""  # the other groups have a default choice
         return f"no {key} was chosen; add {plus}{key}=NAME, one of: {', '.join(choices(key))}"
     group = key.rpartition(".")[2]
-    if (conf_dir() / group).is_dir():
+    if group in group_names():
         return f"{key} must be given: add +{group}@{key}=NAME, one of: {', '.join(choices(group))}"
     return f"{key} must be given: add {key}=…"
-
-
-def choices(group: str) -> list[str]:
-    """The names in a config group."""
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml") if not path.stem.startswith("_"))
-
-
-def compose_choice(group: str, name: str) -> dict[str, Any]:
-    """One file of a config group with its defaults merged in, as plain values."""
-    from hydra import compose
-
-    return OmegaConf.to_container(compose(f"{group}/{name}")[group], resolve=True)  # type: ignore[return-value]
-
-
-def plain_config(name: str) -> DictConfig:
-    """A command's configuration without any override."""
-    from hydra import compose
-
-    return compose(name)
 
 
 def run_dir() -> Path:

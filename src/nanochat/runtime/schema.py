@@ -164,7 +164,7 @@ class Train(Command):
 
 
 class OnlyLength(Settings):
-    sequence_len: Length | None
+    sequence_len: Length
 
 
 class LoadsCheckpoint(Command):

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nanochat.runtime.app import choices
+from nanochat.runtime.configs import choices, compose_command, group_names
 from nanochat.runtime.paths import conf_dir
 from nanochat.runtime.schema import settings_of
 from nanochat.runtime.settings import SPECIAL, listed, shown
@@ -121,16 +121,9 @@ def _beside(file: str) -> dict[str, str]:
 
 def rows(command: str, words: list[str]) -> Iterator[Row]:
     """The settings of a command with these words on its command line."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    from nanochat.runtime.app import register
-
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        values: Any = OmegaConf.to_container(compose(command, words), resolve=False)
+    values: Any = OmegaConf.to_container(compose_command(command, words), resolve=False)
     yield from table(values, command)
 
 
@@ -149,10 +142,9 @@ def show_help(command: str, words: list[str]) -> None:
     """The table on a terminal: `key=default`, then rule and meaning."""
     text = (conf_dir() / f"{command}.yaml").read_text().partition("\n")[0].removeprefix("# ")
     print(f"{text}\n\nSettings, as key=default: what it may be; what it means. Groups are chosen by name:")
-    for group in sorted(p.name for p in conf_dir().iterdir() if p.is_dir()):
+    for group in group_names():
         if command == "train" or group in ("data", "tokenizer", "model", "arch"):
-            names = sorted(p.stem for p in (conf_dir() / group).glob("*.yaml") if not p.stem.startswith("_"))
-            print(f"  {group}={'|'.join(names)}")
+            print(f"  {group}={'|'.join(choices(group))}")
     print()
     for key, default, rule, says in rows(command, words):
         print(f"  {key}={default}".ljust(44) + f"  {rule}" + (f"; {says}" if says else ""))
@@ -182,7 +174,7 @@ def page() -> str:
             lines += ["", f"## {title}", "", *_markdown(found)]
     for group, key in GROUPS.items():
         seen: set[tuple[str, ...]] = set()
-        for name in sorted(p.stem for p in (conf_dir() / group).glob("*.yaml") if not p.stem.startswith("_")):
+        for name in choices(group):
             found = list(_of_group(group, name, key))
             if (keys := tuple(row[0] for row in found)) not in seen:
                 seen.add(keys)
