@@ -108,7 +108,7 @@ CPU = ["+phase=base", "trainer=cpu", "model=d2"]
         ([*CPU, "compute.precision=fp16", "dry_run=true"], ["compute.precision=fp16 is not known"]),
         ([*CPU, "compute.attention=flex", "dry_run=true"], ["compute.attention=flex cannot run on cpu"]),
         ([*CPU, "checkpoints.best_metric=nope", "dry_run=true"], ["checkpoints.best_metric=nope", "val/bpb, val/loss"]),
-        ([*CPU, "paths.hub_dir=/no/such/folder", "dry_run=true"], ["paths.hub_dir=/no/such/folder is no folder"]),
+        ([*CPU, "paths.hub_dir=/no/such/folder", "dry_run=true"], ["paths.hub_dir=/no/such/folder is not a folder"]),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) and "=" in value[-1] else None,
 )

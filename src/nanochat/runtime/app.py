@@ -316,8 +316,10 @@ def one_line(error: BaseException, config_name: str = "train") -> str:
         if match := re.search(r"could not be converted to (\w+)", cause):
             return f"{typed} is not of type {match[1].lower()}"
         return f"{typed}: {cause}"
-    if match := re.search(r"^(\w+) appears more than once in the final defaults list", text):
-        return f"{match[1]} is chosen twice: the experiment sets it already; drop +{match[1]}=…"
+    if match := re.search(r"^([\w@.]+) appears more than once in the final defaults list", text):
+        # a phase brings evaluations, and Hydra names the first thing that came twice
+        twice = "phase" if match[1].startswith("eval@") else match[1]
+        return f"{twice} is chosen twice: the experiment sets it already; drop +{twice}=…"
     if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(match.group(1), config_name)
     if match := re.search(r"Could not find '(\w+)/([^']+)' Available options in '[^']+': .*", text):
