@@ -28,7 +28,10 @@ def set_environment() -> None:
     for name in [name for name in os.environ if INHERITED.match(name)]:
         del os.environ[name]
     home = Path(os.path.expanduser("~"))
-    for name, place in (("PLAYWRIGHT_BROWSERS_PATH", ".cache/ms-playwright"), ("GIT_CONFIG_GLOBAL", ".gitconfig")):
+    for name, place in (
+        ("PLAYWRIGHT_BROWSERS_PATH", ".cache/ms-playwright"),
+        ("GIT_CONFIG_GLOBAL", ".gitconfig"),
+    ):
         with contextlib.suppress(OSError):
             if (home / place).exists():
                 os.environ.setdefault(name, str(home / place))
@@ -86,7 +89,9 @@ def _one_thread():
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Files whose tests are all slow are not even imported for `make check`: gradio alone takes five seconds of every process."""
     if "not slow" in config.option.markexpr and collection_path.suffix == ".py":
-        return "\npytestmark = pytest.mark.slow" in collection_path.read_text(encoding="utf-8") or None
+        return (
+            "\npytestmark = pytest.mark.slow" in collection_path.read_text(encoding="utf-8") or None
+        )
     return None
 
 

@@ -35,10 +35,14 @@ def sections() -> dict[str, Section]:
     found = {}
     for title, body in re.findall(r"^### (An? .*?)\n(.*?)(?=^##|\Z)", TEXT, re.M | re.S):
         files = {}
-        for before, content in re.findall(r"(?:^|\n)\n((?:[^\n]+\n)+)\n```(?:python|yaml)\n(.*?)```", body, re.S):
+        for before, content in re.findall(
+            r"(?:^|\n)\n((?:[^\n]+\n)+)\n```(?:python|yaml)\n(.*?)```", body, re.S
+        ):
             files[re.findall(r"`((?:src|conf|tests)/[^`\s]+\.\w+)`", before)[-1]] = content
         lines = "\n".join(re.findall(r"```bash\n(.*?)```", body, re.S)).splitlines()
-        commands = [shlex.split(line, comments=True)[2:] for line in lines if line.startswith("python -m ")]
+        commands = [
+            shlex.split(line, comments=True)[2:] for line in lines if line.startswith("python -m ")
+        ]
         if files or commands:
             found[title] = Section(files, commands)
     return found
@@ -107,19 +111,27 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     env = environment(base, PYTHONPATH=f"{root / 'src'}{os.pathsep}{ROOT}", HOME=str(home))
     # from src, so that Python finds the copy before any installed package
     done = subprocess.run(
-        [sys.executable, "-c", RUN_ALL], input=json.dumps([words for _, words in commands]), env=env,
-        cwd=root / "src", capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", RUN_ALL],
+        input=json.dumps([words for _, words in commands]),
+        env=env,
+        cwd=root / "src",
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     results: dict[str, list[Result]] = {}
-    for (title, words), result in zip(commands, json.loads(done.stdout.partition("RESULTS")[2]), strict=True):
+    for (title, words), result in zip(
+        commands, json.loads(done.stdout.partition("RESULTS")[2]), strict=True
+    ):
         results.setdefault(title, []).append(Result(shlex.join(words), *result))
     return Copy(root, base, results)
 
 
 def make_inputs(root: Path) -> Path:
     """Texts for the data sources: a home folder with ~/notes, FILE of fortunes, and a corpus."""
-    texts = [json.loads(line)["text"] for line in (make_corpus(root / "corpus") / "text.jsonl").open()]
+    texts = [
+        json.loads(line)["text"] for line in (make_corpus(root / "corpus") / "text.jsonl").open()
+    ]
     (root / "home" / "notes").mkdir(parents=True)
     (root / "home" / "notes" / "all.md").write_text("\n\n".join(texts))
     (root / "fortunes").write_text("\n%\n".join(texts))
@@ -135,12 +147,20 @@ def tiny(words: list[str], root: Path, name: str) -> list[str]:
         for word in words
     ]
     if given[0] == "nanochat.train":
-        small = [word for word in TINY if not word.startswith(("+phase=", "model=d", "trainer=cpu", "save_every"))]
+        small = [
+            word
+            for word in TINY
+            if not word.startswith(("+phase=", "model=d", "trainer=cpu", "save_every"))
+        ]
         own = any(word.startswith(("data=", "data.source")) for word in given)
         text = [] if own else ["data=local", f"data.path={root / 'corpus'}"]
         return [*given, *small, *text, "max_steps=4", "save_every=null", f"run_name={name}"]
     if given[0] == "nanochat.data":
-        others = [f"~data.{part}_tasks.{name}" for part in ("train", "val") for name in ("smoltalk", "mmlu", "gsm8k")]
+        others = [
+            f"~data.{part}_tasks.{name}"
+            for part in ("train", "val")
+            for name in ("smoltalk", "mmlu", "gsm8k")
+        ]
         return [*given, *others, "+task@data.val_tasks.reversing=reversing", "rows=1"]
     if given[0] == "nanochat.evaluate":
         text = ["data=local", f"data.path={root / 'corpus'}"]  # the run has none
@@ -154,8 +174,12 @@ def save_untrained(path: Path) -> None:
     from nanochat.gpt import GPT, from_depth
     from nanochat.tokenizer import train_bpe
 
-    tokenizer = train_bpe(["Write river backwards. the quick brown fox"] * 3, 275, max_chars=None, doc_cap=None)
-    config = from_depth(1, vocab_size=tokenizer.vocab_size, sequence_len=128, aspect_ratio=32, head_dim=32)
+    tokenizer = train_bpe(
+        ["Write river backwards. the quick brown fox"] * 3, 275, max_chars=None, doc_cap=None
+    )
+    config = from_depth(
+        1, vocab_size=tokenizer.vocab_size, sequence_len=128, aspect_ratio=32, head_dim=32
+    )
     folder.save(path, dict(GPT.build(config).state_dict()), config, tokenizer, {"config": {}})
 
 
@@ -194,25 +218,33 @@ def test_a_logger(copy: Copy) -> None:
     copy.said("A logger")
     run = copy.run("A logger")
     (theirs,) = run.rglob("lightning_logs/*/metrics.csv")
-    assert len(losses(theirs.parent)) == 4 and list(losses(theirs.parent).values()) == list(losses(run).values())
+    assert len(losses(theirs.parent)) == 4 and list(losses(theirs.parent).values()) == list(
+        losses(run).values()
+    )
 
 
 def test_a_flag_of_the_trainer(copy: Copy) -> None:
     copy.said("A flag of the Trainer")
-    assert "optimizer_step" in copy.results["A flag of the Trainer"][0].err, "the table of Lightning's profiler"
+    assert "optimizer_step" in copy.results["A flag of the Trainer"][0].err, (
+        "the table of Lightning's profiler"
+    )
 
 
 def test_a_phase(copy: Copy) -> None:
     """Before it has learned anything each token costs ln V; half of them counted half, so the argument that was typed is the one in use."""
     copy.said("A phase")
     first = column(copy.run("A phase") / "metrics.csv", "train/loss")[1]
-    assert first == pytest.approx(0.75 * math.log(320), rel=0.01), "weights of the head begin near 0, not at it"
+    assert first == pytest.approx(0.75 * math.log(320), rel=0.01), (
+        "weights of the head begin near 0, not at it"
+    )
 
 
 def test_an_evaluation(copy: Copy) -> None:
     """While training and on a checkpoint."""
     _, said = copy.said("An evaluation")
-    (while_training,) = column(copy.run("An evaluation") / "metrics.csv", "val/first_guess").values()
+    (while_training,) = column(
+        copy.run("An evaluation") / "metrics.csv", "val/first_guess"
+    ).values()
     assert 0 <= while_training <= 1 and re.search(r"^first_guess: 0\.\d+$", said, re.M)
 
 
@@ -227,11 +259,17 @@ def test_an_update_rule_for_matrices(copy: Copy) -> None:
     (said,) = copy.said("An update rule for matrices")
     assert re.search(r"c_q\.weight.* sgd ", said), said
     (group,) = (
-        g for g in last_optimizer(copy.run("An update rule for matrices"))["param_groups"] if g["rule"] == "sgd"
+        g
+        for g in last_optimizer(copy.run("An update rule for matrices"))["param_groups"]
+        if g["rule"] == "sgd"
     )
     plan = json.loads((copy.run("An update rule for matrices") / "record.json").read_text())["plan"]
-    assert group["momentum"] == pytest.approx(0.85 + 3 / 400 * (0.97 - 0.85)), "up from 0.85 to 0.97 over 400 steps"
-    assert group["weight_decay"] == pytest.approx(plan["weight_decay"] * (1 + math.cos(math.pi * 3 / 4)) / 2)
+    assert group["momentum"] == pytest.approx(0.85 + 3 / 400 * (0.97 - 0.85)), (
+        "up from 0.85 to 0.97 over 400 steps"
+    )
+    assert group["weight_decay"] == pytest.approx(
+        plan["weight_decay"] * (1 + math.cos(math.pi * 3 / 4)) / 2
+    )
 
 
 def last_optimizer(run: Path) -> dict[str, Any]:
@@ -243,7 +281,9 @@ def last_optimizer(run: Path) -> dict[str, Any]:
 def test_all_of_it_works_outside_a_checkout(tmp_path: Path) -> None:
     """The same files in a package of the user's and a folder for --config-dir."""
     (tmp_path / "mine").mkdir()
-    found = {path: content for section in sections().values() for path, content in section.files.items()}
+    found = {
+        path: content for section in sections().values() for path, content in section.files.items()
+    }
     moved = {
         path.removeprefix("src/").removesuffix(".py").replace("/", "."): f"mine.{Path(path).stem}"
         for path in found
@@ -258,9 +298,7 @@ def test_all_of_it_works_outside_a_checkout(tmp_path: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(content)
     make_inputs(tmp_path)
-    words = (
-        "nanochat.train +phase=base model=d5 trainer=cpu optim=sgd callbacks=norms data=fortunes data.source.path=FILE"
-    )
+    words = "nanochat.train +phase=base model=d5 trainer=cpu optim=sgd callbacks=norms data=fortunes data.source.path=FILE"
     more = [
         "--config-dir",
         "conf",
@@ -269,11 +307,16 @@ def test_all_of_it_works_outside_a_checkout(tmp_path: Path) -> None:
         "evals.tasks.limit=2",
     ]
     base = tmp_path / "base"
-    done = processes.run([*tiny(words.split(), tmp_path, "fortunes"), *more], env=environment(base), cwd=tmp_path)
+    done = processes.run(
+        [*tiny(words.split(), tmp_path, "fortunes"), *more], env=environment(base), cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "mine.sgd" in done.stdout
     assert list(column(the_run(base, "fortunes") / "metrics.csv", "norm/head")) == [2, 4]
-    assert json.loads((the_run(base, "fortunes") / "record.json").read_text())["data"]["source"] == "fortunes"
+    assert (
+        json.loads((the_run(base, "fortunes") / "record.json").read_text())["data"]["source"]
+        == "fortunes"
+    )
     words = [
         "nanochat.evaluate",
         "--config-dir",

@@ -17,7 +17,9 @@ def blocks(document: str, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in sorted((ROOT / "src").rglob("*.py")) if ">>> " in p.read_text()], ids=lambda p: p.stem
+    "path",
+    [p for p in sorted((ROOT / "src").rglob("*.py")) if ">>> " in p.read_text()],
+    ids=lambda p: p.stem,
 )
 def test_examples_in_docstrings_hold(path: Path) -> None:
     module = importlib.import_module(".".join(path.relative_to(ROOT / "src").with_suffix("").parts))
@@ -48,7 +50,9 @@ def test_the_worked_update_rule_of_contributing_trains() -> None:
         check({**group, "momentum": 1.5}, rule["Options"], "sgd.")
 
 
-def test_the_worked_reward_of_contributing_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worked_reward_of_contributing_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The two files of CONTRIBUTING, the first put beside the others of its folder."""
     import nanochat.rl
     from nanochat.inference.engine import Completion
@@ -56,11 +60,15 @@ def test_the_worked_reward_of_contributing_is_given(tmp_path: Path, monkeypatch:
     from nanochat.rl.rollout import Rollout
     from nanochat.tasks.arithmetic import Arithmetic
 
-    (tmp_path / "brevity.py").write_text(next(b for b in blocks("CONTRIBUTING.md", "python") if "class Brevity" in b))
+    (tmp_path / "brevity.py").write_text(
+        next(b for b in blocks("CONTRIBUTING.md", "python") if "class Brevity" in b)
+    )
     monkeypatch.setattr(nanochat.rl, "__path__", [*nanochat.rl.__path__, str(tmp_path)])
     yaml = next(text for text in blocks("CONTRIBUTING.md", "yaml") if "Brevity" in text)
     rewards = Rewards({"brevity": OmegaConf.to_container(OmegaConf.create(yaml))})
-    rollouts = [Rollout(0, 0, {}, [], Completion([], [], "word " * n, "stop")) for n in (20, 30, 50)]
+    rollouts = [
+        Rollout(0, 0, {}, [], Completion([], [], "word " * n, "stop")) for n in (20, 30, 50)
+    ]
     rewards.give(rollouts, Arithmetic(size=1))
     assert [one.reward for one in rollouts] == pytest.approx([0.2, 0.1, 0.0])
 
@@ -78,8 +86,12 @@ def test_every_command_of_the_readme_exists() -> None:
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "experiments/LOG.md"])
 def test_every_path_a_document_names_is_there(document: str) -> None:
     text = (ROOT / document).read_text()
-    to_write = re.findall(r"`([\w./-]+)`[^`\n]*:\n\n```(?:python|yaml)\n", text)  # files that a page has whole
-    for path in set(re.findall(r"`((?:experiments|tests|conf|src|notebooks)/[\w./-]+)`", text)) - set(to_write):
+    to_write = re.findall(
+        r"`([\w./-]+)`[^`\n]*:\n\n```(?:python|yaml)\n", text
+    )  # files that a page has whole
+    for path in set(
+        re.findall(r"`((?:experiments|tests|conf|src|notebooks)/[\w./-]+)`", text)
+    ) - set(to_write):
         assert (ROOT / path).exists(), path
 
 

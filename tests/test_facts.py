@@ -58,7 +58,11 @@ def test_every_section_that_is_cited_is_in_the_sheet() -> None:
     for path in FILES:
         sections = cited(path.read_text())
         count += len(sections)
-        missing += [(str(path.relative_to(ROOT)), section) for section in sections if section not in SECTIONS]
+        missing += [
+            (str(path.relative_to(ROOT)), section)
+            for section in sections
+            if section not in SECTIONS
+        ]
     assert not missing
     assert count > 100  # a pattern that finds nothing would pass
 

@@ -35,7 +35,9 @@ def definitions() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
             where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.ClassDef):
                 classes[node.name].append(where)
-            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+            elif isinstance(
+                node, ast.FunctionDef | ast.AsyncFunctionDef
+            ) and not node.name.startswith("_"):
                 functions[node.name].append(where)
     return classes, functions
 

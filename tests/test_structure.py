@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("draw", ROOT / "experiments" / "structure" / "draw.py")
+spec = importlib.util.spec_from_file_location(
+    "draw", ROOT / "experiments" / "structure" / "draw.py"
+)
 assert spec and spec.loader
 draw = importlib.util.module_from_spec(spec)
 sys.modules["draw"] = draw  # dataclasses look their module up
@@ -15,7 +17,10 @@ spec.loader.exec_module(draw)
 
 # (importing module, imported module): why it may point up
 KNOWN = {
-    ("runtime.app", "interop.habits"): "what to type for a flag of the original's scripts, when one is typed",
+    (
+        "runtime.app",
+        "interop.habits",
+    ): "what to type for a flag of the original's scripts, when one is typed",
 }
 
 
@@ -66,7 +71,11 @@ def test_what_points_up_or_round_is_found(tmp_path: Path) -> None:
     code = draw.read(tmp_path)
     assert code.rooms() == {"commands": 1, "high": 3, "low": 4, "side": 2}
     (up,) = draw.upward(code, [["commands"], ["high"], ["low", "side"]])
-    assert (up.source, up.target, up.how) == ("nanochat.low.b", "nanochat.high.a", "by a name in a string")
+    assert (up.source, up.target, up.how) == (
+        "nanochat.low.b",
+        "nanochat.high.a",
+        "by a name in a string",
+    )
     assert draw.cycles(code.between_rooms()) == [["high", "low", "side"]]
     assert code.work == ["nanochat.low.b:4"] and code.functions == {"nanochat.high.a.f": 3}
     assert "3 in 1" in draw.picture(code, [["commands"], ["high"], ["low", "side"]], "")

@@ -17,7 +17,16 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.slow
 def test_the_wheel_trains_from_an_empty_folder(tmp_path: Path) -> None:
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT)],
+        [
+            sys.executable,
+            "-m",
+            "build",
+            "--wheel",
+            "--no-isolation",
+            "--outdir",
+            str(tmp_path / "dist"),
+            str(ROOT),
+        ],
         check=True,
         capture_output=True,
     )
@@ -29,10 +38,21 @@ def test_the_wheel_trains_from_an_empty_folder(tmp_path: Path) -> None:
     # an environment with the wheel alone; the packages it needs are those of this environment, but not this checkout
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-    install = [environment / "bin/python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
+    install = [
+        environment / "bin/python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        str(wheel),
+    ]
     subprocess.run(install, check=True)
     library = next(environment.glob("lib/python*/site-packages"))
-    (library / "zz_dependencies.pth").write_text(f"import sys; sys.path.append({sysconfig.get_path('purelib')!r})\n")
+    (library / "zz_dependencies.pth").write_text(
+        f"import sys; sys.path.append({sysconfig.get_path('purelib')!r})\n"
+    )
     empty = tmp_path / "empty folder"
     empty.mkdir()
     env = {**os.environ, "NANOCHAT_BASE_DIR": str(tmp_path / "base"), "OMP_NUM_THREADS": "1"}
@@ -46,8 +66,22 @@ def test_the_wheel_trains_from_an_empty_folder(tmp_path: Path) -> None:
     )
     assert str(library) in where.stdout, where.stdout + where.stderr
     done = subprocess.run(
-        [environment / "bin/python", "-m", "nanochat.train", *TINY, "max_steps=2", "data=local", f"data.path={make_corpus(tmp_path / 'corpus')}"],
-        cwd=empty, env=env, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        [
+            environment / "bin/python",
+            "-m",
+            "nanochat.train",
+            *TINY,
+            "max_steps=2",
+            "data=local",
+            f"data.path={make_corpus(tmp_path / 'corpus')}",
+        ],
+        cwd=empty,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "checkpoint: " in done.stdout and not list(empty.iterdir()), "nothing is written outside the base folder"
+    assert "checkpoint: " in done.stdout and not list(empty.iterdir()), (
+        "nothing is written outside the base folder"
+    )

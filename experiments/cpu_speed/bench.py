@@ -33,7 +33,11 @@ class Random(IterableDataset):
         generator = torch.Generator().manual_seed(0)
         while True:
             tokens = torch.randint(0, VOCAB, (self.rows, T + 1), generator=generator)
-            yield {"idx": tokens[:, :-1], "targets": tokens[:, 1:], "num_targets": torch.tensor(self.rows * T)}
+            yield {
+                "idx": tokens[:, :-1],
+                "targets": tokens[:, 1:],
+                "num_targets": torch.tensor(self.rows * T),
+            }
 
 
 class Times(L.Callback):
@@ -47,7 +51,9 @@ class Times(L.Callback):
 def build(depth: int, steps: int) -> NextTokenModule:
     config = compose_choice("optim", "muon")
     sizes = {"aspect_ratio": 32, "head_dim": 32} if depth == 1 else {}
-    gpt = GPT.build(from_depth(depth, vocab_size=512 if depth == 1 else VOCAB, sequence_len=T, **sizes))
+    gpt = GPT.build(
+        from_depth(depth, vocab_size=512 if depth == 1 else VOCAB, sequence_len=T, **sizes)
+    )
     gpt.prepare(compute_dtype=torch.float32)
     return NextTokenModule(
         gpt,
@@ -62,7 +68,10 @@ def bare(depth: int, rows: int, steps: int) -> list[float]:
     optimizer, at = module.optim(module.gpt), []
     for step, batch in zip(range(steps), DataLoader(Random(rows), batch_size=None), strict=False):
         optimizer.schedule_step(module.schedule, step, steps)
-        idx, targets = batch["idx"] % module.gpt.config.vocab_size, batch["targets"] % module.gpt.config.vocab_size
+        idx, targets = (
+            batch["idx"] % module.gpt.config.vocab_size,
+            batch["targets"] % module.gpt.config.vocab_size,
+        )
         (module.gpt.loss_sum(idx, targets) / batch["num_targets"]).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -79,8 +88,15 @@ class Folded(NextTokenModule):
 def with_trainer(depth: int, rows: int, steps: int) -> list[float]:
     times, module = Times(), build(depth, steps)
     module.__class__ = Folded
-    trainer = L.Trainer(accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                        enable_model_summary=False, callbacks=[times])  # fmt: skip
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[times],
+    )
     trainer.fit(module, DataLoader(Random(rows), batch_size=None))
     return times.at
 
@@ -95,7 +111,10 @@ def main() -> None:
     costs = []
     for number in range(rounds):
         order = [("bare loop", bare), ("Trainer", with_trainer)]
-        took = {name: milliseconds(run(1, 1, 200)) for name, run in (order if number % 2 else reversed(order))}
+        took = {
+            name: milliseconds(run(1, 1, 200))
+            for name, run in (order if number % 2 else reversed(order))
+        }
         costs.append(took["Trainer"] - took["bare loop"])
         print(
             f"round {number + 1}  bare loop {took['bare loop']:.2f} ms a step, Trainer {took['Trainer']:.2f} ms",

@@ -41,7 +41,9 @@ def work(root: str, depth: int, vocab: int, mode: str) -> None:
 
     rows = 1 if mode.startswith("one") else 16
     samples = rows if mode.startswith("samples") else 1
-    engine = Engine(gpt, tokenizer, max_rows=rows, prefill_tokens=None, pool_bytes=0, compile="+compile" in mode)
+    engine = Engine(
+        gpt, tokenizer, max_rows=rows, prefill_tokens=None, pool_bytes=0, compile="+compile" in mode
+    )
 
     def decode() -> list[float]:
         for _ in range(rows // samples):
@@ -67,7 +69,9 @@ def work(root: str, depth: int, vocab: int, mode: str) -> None:
 def compare(old: str, new: str, depth: str, vocab: str, mode: str, rounds: int) -> None:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     command = [sys.executable, __file__, "work"]
-    workers = [subprocess.Popen([*command, root, depth, vocab, mode], **pipes) for root in (old, new)]  # type: ignore[call-overload]
+    workers = [
+        subprocess.Popen([*command, root, depth, vocab, mode], **pipes) for root in (old, new)
+    ]  # type: ignore[call-overload]
     found: list[list[float]] = [[], []]
     for i in range(rounds):
         for which in (0, 1) if i % 2 == 0 else (1, 0):

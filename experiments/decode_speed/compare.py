@@ -20,8 +20,15 @@ sizes, rounds, python, source = sys.argv[1:6], int(sys.argv[6]), sys.argv[7], sy
 
 
 def run(command: list[str], **environment: str) -> dict[str, float]:
-    environment = {**os.environ, "OMP_NUM_THREADS": sizes[4], "NANOCHAT_DTYPE": "float32", **environment}
-    done = subprocess.run([*command, *sizes], env=environment, capture_output=True, text=True, check=True)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": sizes[4],
+        "NANOCHAT_DTYPE": "float32",
+        **environment,
+    }
+    done = subprocess.run(
+        [*command, *sizes], env=environment, capture_output=True, text=True, check=True
+    )
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return {row["what"]: row["tokens_per_second"] for row in rows}
 

@@ -29,7 +29,12 @@ class Specials:
 
 width = -(-64 * depth // 128) * 128
 config = GPTConfig(
-    sequence_len=2048, vocab_size=vocab, n_layer=depth, n_head=width // 128, n_kv_head=width // 128, n_embd=width
+    sequence_len=2048,
+    vocab_size=vocab,
+    n_layer=depth,
+    n_head=width // 128,
+    n_kv_head=width // 128,
+    n_embd=width,
 )
 with torch.device("meta"):
     model = GPT(config)
@@ -58,11 +63,19 @@ run(1)
 for rows, label in ((1, "one text"), (16, "16 samples of one prompt")):
     first, steps = run(rows)
     step = statistics.median(steps)
-    print(json.dumps({"what": label, "tokens_per_second": rows / step, "first_token_seconds": first}), flush=True)
+    print(
+        json.dumps({"what": label, "tokens_per_second": rows / step, "first_token_seconds": first}),
+        flush=True,
+    )
 start = time.perf_counter()
 for _ in range(4):
     run(1)
 print(
-    json.dumps({"what": "16 different prompts, wall", "tokens_per_second": 4 * decode / (time.perf_counter() - start)}),
+    json.dumps(
+        {
+            "what": "16 different prompts, wall",
+            "tokens_per_second": 4 * decode / (time.perf_counter() - start),
+        }
+    ),
     flush=True,
 )

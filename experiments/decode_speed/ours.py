@@ -30,7 +30,9 @@ def ids() -> list[int]:
 def run(prompts: list[list[int]], samples: int) -> tuple[float, list[float]]:
     """Seconds to the first token of all, and of each step after it."""
     rows = len(prompts) * samples
-    engine = Engine(gpt, tokenizer, max_rows=rows, prefill_tokens=None, compile=os.environ.get("COMPILE") == "1")
+    engine = Engine(
+        gpt, tokenizer, max_rows=rows, prefill_tokens=None, compile=os.environ.get("COMPILE") == "1"
+    )
     for tokens in prompts:
         engine.submit(tokens, Sampling(temperature=0, max_tokens=decode, tools=False), samples)
     times = []
@@ -44,10 +46,18 @@ def run(prompts: list[list[int]], samples: int) -> tuple[float, list[float]]:
 start = time.perf_counter()
 run([ids()], 1)
 run([ids()], 16)  # so that nothing is compiled for the first time below
-print(json.dumps({"what": "warm-up, 1 / seconds", "tokens_per_second": 1 / (time.perf_counter() - start)}))
+print(
+    json.dumps(
+        {"what": "warm-up, 1 / seconds", "tokens_per_second": 1 / (time.perf_counter() - start)}
+    )
+)
 for samples, label in ((1, "one text"), (16, "16 samples of one prompt")):
     first, steps = run([ids()], samples)
-    found = {"what": label, "tokens_per_second": samples / statistics.median(steps), "first_token_seconds": first}
+    found = {
+        "what": label,
+        "tokens_per_second": samples / statistics.median(steps),
+        "first_token_seconds": first,
+    }
     print(json.dumps(found), flush=True)
 start = time.perf_counter()
 run([ids() for _ in range(16)], 1)

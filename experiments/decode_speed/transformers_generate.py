@@ -21,7 +21,8 @@ from nanochat.runtime.paths import conf_dir
 depth, vocab, prompt, decode, threads, rounds = map(int, sys.argv[1:7])
 torch.set_num_threads(threads)
 arch = build_arch(
-    OmegaConf.to_container(OmegaConf.load(conf_dir() / "arch" / "classic.yaml")) | {"rope_dtype": "float32"}
+    OmegaConf.to_container(OmegaConf.load(conf_dir() / "arch" / "classic.yaml"))
+    | {"rope_dtype": "float32"}
 )
 config = from_depth(depth, vocab_size=vocab, arch=arch)
 gpt, drawn = GPT.build(config), torch.Generator().manual_seed(0)
@@ -30,12 +31,28 @@ with torch.no_grad():
         p.normal_(0, 0.05, generator=drawn)
 theirs = NanoChatForCausalLM(
     NanoChatConfig(
-        vocab_size=vocab, hidden_size=config.n_embd, intermediate_size=4 * config.n_embd, num_hidden_layers=config.n_layer,
-        num_attention_heads=config.n_head, num_key_value_heads=config.n_kv_head, bos_token_id=None, eos_token_id=None, pad_token_id=None,
+        vocab_size=vocab,
+        hidden_size=config.n_embd,
+        intermediate_size=4 * config.n_embd,
+        num_hidden_layers=config.n_layer,
+        num_attention_heads=config.n_head,
+        num_key_value_heads=config.n_kv_head,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
     )
-)  # fmt: skip
-names = {"transformer.wte": "model.embed_tokens", "transformer.h": "model.layers", "c_q": "q_proj", "c_k": "k_proj", "c_v": "v_proj",
-         "attn.c_proj": "self_attn.o_proj", "mlp.c_proj": "mlp.fc2", "c_fc": "fc1", ".attn.": ".self_attn."}  # fmt: skip
+)
+names = {
+    "transformer.wte": "model.embed_tokens",
+    "transformer.h": "model.layers",
+    "c_q": "q_proj",
+    "c_k": "k_proj",
+    "c_v": "v_proj",
+    "attn.c_proj": "self_attn.o_proj",
+    "mlp.c_proj": "mlp.fc2",
+    "c_fc": "fc1",
+    ".attn.": ".self_attn.",
+}
 
 
 def named(name: str) -> str:
@@ -44,8 +61,12 @@ def named(name: str) -> str:
     return name
 
 
-theirs.load_state_dict({named(name): weight[:vocab] if "embed" in named(name) or "lm_head" in name else weight
-                        for name, weight in gpt.state_dict().items()})  # fmt: skip
+theirs.load_state_dict(
+    {
+        named(name): weight[:vocab] if "embed" in named(name) or "lm_head" in name else weight
+        for name, weight in gpt.state_dict().items()
+    }
+)
 theirs.eval()
 gpt = FrozenGPT.of(gpt)
 engine, chosen = Engine(gpt, any_tokenizer(vocab), prefill_tokens=None), random.Random(0)
@@ -65,7 +86,11 @@ for batch in (1, 16):
         idx = torch.tensor(prompts)
         with torch.inference_mode():
             out = theirs.generate(
-                idx, attention_mask=torch.ones_like(idx), max_new_tokens=decode, min_new_tokens=decode, do_sample=False
+                idx,
+                attention_mask=torch.ones_like(idx),
+                max_new_tokens=decode,
+                min_new_tokens=decode,
+                do_sample=False,
             )
         end = time.perf_counter()
         same = sum(

@@ -24,7 +24,9 @@ from nanochat.inference.one_query import one_query_in_loops
 from nanochat.inference.sampling import Sampling
 from nanochat.runtime import hardware
 
-depth, vocab, prompt = (int(word) for word in [*sys.argv[1:4], *("20", "65536", "1024")[len(sys.argv) - 1 :]])
+depth, vocab, prompt = (
+    int(word) for word in [*sys.argv[1:4], *("20", "65536", "1024")[len(sys.argv) - 1 :]]
+)
 device = hardware.pick_device(sys.argv[4] if len(sys.argv) > 4 else "auto")
 dtype = hardware.compute_dtype("auto", device)[0]
 
@@ -81,7 +83,10 @@ def attentions(gpt: GPT) -> None:
     for rows in (1, 8, 64):
         for slots in (512, 2048):
             q = torch.randn(rows, c.n_head, c.head_dim, dtype=kept, device=device)
-            k, v = (torch.randn(rows, c.n_kv_head, slots, c.head_dim, dtype=kept, device=device) for _ in range(2))
+            k, v = (
+                torch.randn(rows, c.n_kv_head, slots, c.head_dim, dtype=kept, device=device)
+                for _ in range(2)
+            )
             seen = (torch.arange(slots, device=device) <= prompt).expand(rows, slots)
             gqa = c.n_head != c.n_kv_head
 
@@ -104,9 +109,14 @@ def products(gpt: GPT) -> None:
     print("product of one row: weight, us and % of the bandwidth of F.linear, of a sum compiled")
     for rows, columns in ((3 * d, d), (d, d), (4 * d, d), (d, 4 * d), (vocab, d)):
         weight, x = (torch.randn(n, columns, dtype=dtype, device=device) for n in (rows, 1))
-        found = [microseconds(partial(F.linear, x, weight)), microseconds(partial(summed, weight, x))]
+        found = [
+            microseconds(partial(F.linear, x, weight)),
+            microseconds(partial(summed, weight, x)),
+        ]
         share = [100 * weight.nbytes / (us * 1e-6) / peak for us in found]
-        print(f"{rows:6} x {columns:5} {found[0]:8.1f} {share[0]:5.0f} % {found[1]:8.1f} {share[1]:5.0f} %")
+        print(
+            f"{rows:6} x {columns:5} {found[0]:8.1f} {share[0]:5.0f} % {found[1]:8.1f} {share[1]:5.0f} %"
+        )
 
 
 network = FrozenGPT.build(from_depth(depth, vocab_size=vocab), device=device, compute_dtype=dtype)

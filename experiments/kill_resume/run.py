@@ -24,40 +24,103 @@ MOMENTS = ("starting", "training", "training", "writing a checkpoint")
 START_SECONDS = 8.0  # measured: two cores, from the command to the first step
 TINY = ["trainer=cpu", "sample.prompts=[]", "progress=none"]
 TEXT = [
-    "+phase=base", "model=d2", *TINY, "compute.compile=false", "data=pydocs", "model.sequence_len=64", "batch_tokens=2048", "data.rows_per_device=8",
-    "data.num_workers=2", "tokenizer.vocab_size=1024", "eval_tokens=4096",
-]  # fmt: skip
+    "+phase=base",
+    "model=d2",
+    *TINY,
+    "compute.compile=false",
+    "data=pydocs",
+    "model.sequence_len=64",
+    "batch_tokens=2048",
+    "data.rows_per_device=8",
+    "data.num_workers=2",
+    "tokenizer.vocab_size=1024",
+    "eval_tokens=4096",
+]
 START = ["init_from=start@latest", "save_every=2", "eval_every=20"]
 KINDS = {  # steps, words
     "base": (120, [*TEXT, "save_every=2", "eval_every=20"]),
     "ranks": (160, [*TEXT, "trainer.devices=2", "save_every=2", "eval_every=20"]),
-    "sft": (160, [
-        "+phase=sft", *TINY, "compute.compile=false", *START, "data=jsonl", "data.path={base}/talks.jsonl", "data.num_workers=2",
-        "eval_tokens=4096",
-    ]),
-    "rl": (50, [
-        "+phase=rl", *TINY, *START, "task=simple_spelling", "task.path=library", "task.size=200", "rollout.questions=4", "rollout.samples=8",
-        "rollout.max_tokens=16", "rollout.tools=false", "rewards.answer._target_=letter_reward.letters_e", "+rewards.answer._partial_=true",
-        "~rewards.answer.grader", "evals.pass_at_k.limit=8", "evals.pass_at_k.samples=2", "preflight.questions=4", "force=true", "algo=dapo",
-        "algo.minibatches=2", "algo.kl=0.01",
-    ]),
-}  # fmt: skip
+    "sft": (
+        160,
+        [
+            "+phase=sft",
+            *TINY,
+            "compute.compile=false",
+            *START,
+            "data=jsonl",
+            "data.path={base}/talks.jsonl",
+            "data.num_workers=2",
+            "eval_tokens=4096",
+        ],
+    ),
+    "rl": (
+        50,
+        [
+            "+phase=rl",
+            *TINY,
+            *START,
+            "task=simple_spelling",
+            "task.path=library",
+            "task.size=200",
+            "rollout.questions=4",
+            "rollout.samples=8",
+            "rollout.max_tokens=16",
+            "rollout.tools=false",
+            "rewards.answer._target_=letter_reward.letters_e",
+            "+rewards.answer._partial_=true",
+            "~rewards.answer.grader",
+            "evals.pass_at_k.limit=8",
+            "evals.pass_at_k.samples=2",
+            "preflight.questions=4",
+            "force=true",
+            "algo=dapo",
+            "algo.minibatches=2",
+            "algo.kl=0.01",
+        ],
+    ),
+}
 
 
 def start(base: Path, name: str, words: list[str], steps: int) -> subprocess.Popen:
     words = [word.format(base=base) for word in words]
-    command = [sys.executable, "-m", "nanochat.train", *words, f"max_steps={steps}", f"run_name={name}", "resume=auto"]
-    paths = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "NANOCHAT_BASE_DIR": str(base), "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    command = [
+        sys.executable,
+        "-m",
+        "nanochat.train",
+        *words,
+        f"max_steps={steps}",
+        f"run_name={name}",
+        "resume=auto",
+    ]
+    paths = os.pathsep.join(
+        filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
+    )
+    environment = {
+        **os.environ,
+        "NANOCHAT_BASE_DIR": str(base),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": paths,
+    }
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def write_talks(file: Path) -> None:
     with file.open("w") as out:
         for i in range(2000):
-            turns = [("user", f"what is {i % 43} and {i % 31}"), ("assistant", f"it is {i % 43 + i % 31}")]
-            turns += [("user", "and again"), ("assistant", f"still {i % 43 + i % 31}")] if i % 4 == 0 else []
-            out.write(json.dumps([{"role": role, "content": content} for role, content in turns]) + "\n")
+            turns = [
+                ("user", f"what is {i % 43} and {i % 31}"),
+                ("assistant", f"it is {i % 43 + i % 31}"),
+            ]
+            turns += (
+                [("user", "and again"), ("assistant", f"still {i % 43 + i % 31}")]
+                if i % 4 == 0
+                else []
+            )
+            out.write(
+                json.dumps([{"role": role, "content": content} for role, content in turns]) + "\n"
+            )
 
 
 def trained(runs: Path) -> int:
@@ -107,13 +170,18 @@ def losses(run: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    wanted, kind = int(sys.argv[1]) if len(sys.argv) > 1 else 20, sys.argv[2] if len(sys.argv) > 2 else "base"
+    wanted, kind = (
+        int(sys.argv[1]) if len(sys.argv) > 1 else 20,
+        sys.argv[2] if len(sys.argv) > 2 else "base",
+    )
     (steps, words), rng = KINDS[kind], random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         write_talks(base / "talks.jsonl")
         if kind in ("sft", "rl"):
-            assert start(base, "start", [*TEXT, "save_every=null", "eval_every=null"], 60).wait() == 0
+            assert (
+                start(base, "start", [*TEXT, "save_every=null", "eval_every=null"], 60).wait() == 0
+            )
         assert start(base, "whole", words, steps).wait() == 0
         kills, writing, runs = 0, 0, base / "runs" / "killed"
         while kills < wanted:
@@ -122,7 +190,11 @@ def main() -> None:
             if kind != "base":
                 wait_for(process, lambda: any(runs.glob("*/checkpoints/step_*")))
             if moment == "starting":
-                time.sleep(rng.uniform(0.2, 1.0) * START_SECONDS if kind == "base" or kills else rng.uniform(0.0, 1.0))
+                time.sleep(
+                    rng.uniform(0.2, 1.0) * START_SECONDS
+                    if kind == "base" or kills
+                    else rng.uniform(0.0, 1.0)
+                )
             else:
                 rows = trained(runs)
                 wait_for(process, lambda rows=rows: trained(runs) > rows)
@@ -148,13 +220,19 @@ def main() -> None:
                 flush=True,
             )
         assert start(base, "killed", words, steps).wait() == 0
-        a, b, end = only(base, "whole"), only(base, "killed"), f"checkpoints/step_{steps:06d}/model.safetensors"
+        a, b, end = (
+            only(base, "whole"),
+            only(base, "killed"),
+            f"checkpoints/step_{steps:06d}/model.safetensors",
+        )
         begin = next((base / "runs" / "start").glob("*/checkpoints/step_*/model.safetensors"), None)
         print(f"{kind}: {kills} kills, {writing} of them with a checkpoint half written")
         print(f"losses equal to the last digit: {losses(a) == losses(b)} ({len(losses(b))} steps)")
         print(f"weights equal to the last bit: {filecmp.cmp(a / end, b / end, shallow=False)}")
         if begin:
-            print(f"weights are still those it began from: {filecmp.cmp(a / end, begin, shallow=False)}")
+            print(
+                f"weights are still those it began from: {filecmp.cmp(a / end, begin, shallow=False)}"
+            )
 
 
 if __name__ == "__main__":

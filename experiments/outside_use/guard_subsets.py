@@ -27,40 +27,88 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, os.environ.get("GUARDS_FROM") or str(HERE.parents[1] / "src/nanochat/sandbox"))
 import execution  # noqa: E402
 
-SWITCHES = ["mount", "landlock", "seccomp", "rlimits", "pid", "net", "ipc", "uid" if os.geteuid() == 0 else "user"]
+SWITCHES = [
+    "mount",
+    "landlock",
+    "seccomp",
+    "rlimits",
+    "pid",
+    "net",
+    "ipc",
+    "uid" if os.geteuid() == 0 else "user",
+]
 # letter: what it is, and the statement that prints `got` if it worked
 SAID = {
-    "E": ("the environment or an open file of the caller", "ok = bool(os.environ) or any(fd_open(n) for n in range(4, 4096))"),  # before others open some
+    "E": (
+        "the environment or an open file of the caller",
+        "ok = bool(os.environ) or any(fd_open(n) for n in range(4, 4096))",
+    ),  # before others open some
     "H": ("read a file of the home folder", "ok = open(P['secret']).read() == P['word']"),
-    "S": ("write the standard library or a file outside", "open(P['target'], 'w').write('x'); ok = True"),
+    "S": (
+        "write the standard library or a file outside",
+        "open(P['target'], 'w').write('x'); ok = True",
+    ),
     "D": ("delete a file outside", "os.remove(P['victim_file']); ok = True"),
-    "P": ("read another process: its environment, the list of them", "ok = bool(open(f\"/proc/{P['pid']}/environ\").read()) or bool(os.listdir('/proc'))"),
+    "P": (
+        "read another process: its environment, the list of them",
+        "ok = bool(open(f\"/proc/{P['pid']}/environ\").read()) or bool(os.listdir('/proc'))",
+    ),
     "T": ("attach to another process (ptrace)", "ok = libc.ptrace(16, P['pid'], 0, 0) == 0"),
     "K": ("signal another process", "os.kill(P['pid'], 0); ok = True"),
-    "L": ("lower another's limits (prlimit)", "import resource; resource.prlimit(P['pid'], resource.RLIMIT_NOFILE, (900, 900)); ok = True"),
-    "N": ("connect by TCP", "import socket; s = socket.create_connection(('127.0.0.1', P['tcp']), 1); ok = True"),
-    "U": ("send by UDP or to a Unix socket", "import socket; s = socket.socket(socket.AF_UNIX); s.connect(P['unix']); ok = True"),
+    "L": (
+        "lower another's limits (prlimit)",
+        "import resource; resource.prlimit(P['pid'], resource.RLIMIT_NOFILE, (900, 900)); ok = True",
+    ),
+    "N": (
+        "connect by TCP",
+        "import socket; s = socket.create_connection(('127.0.0.1', P['tcp']), 1); ok = True",
+    ),
+    "U": (
+        "send by UDP or to a Unix socket",
+        "import socket; s = socket.socket(socket.AF_UNIX); s.connect(P['unix']); ok = True",
+    ),
     "V": ("sockets past namespaces (vsock)", "import socket; socket.socket(40, 1); ok = True"),
-    "F": ("more processes than allowed", """
+    "F": (
+        "more processes than allowed",
+        """
 n, ok = 0, False
 for _ in range(24):
     try: child = os.fork()
     except OSError: break
     if child == 0: time.sleep(1); os._exit(0)
     n += 1
-ok = n > 8"""),
+ok = n > 8""",
+    ),
     "M": ("memory: 1 GiB of address space", "import mmap; m = mmap.mmap(-1, 2**30); ok = True"),
-    "m": ("memory in no address space (memfd)", "f = os.memfd_create('x'); os.ftruncate(f, 1 << 30); ok = os.write(f, bytes(1 << 20)) > 0"),
-    "h": ("memory of System V or of keyrings", "ok = libc.shmget(0, ctypes.c_size_t(1 << 30), 0o1600) >= 0 or libc.syscall(250, 0, -3, 1) > 0"),
+    "m": (
+        "memory in no address space (memfd)",
+        "f = os.memfd_create('x'); os.ftruncate(f, 1 << 30); ok = os.write(f, bytes(1 << 20)) > 0",
+    ),
+    "h": (
+        "memory of System V or of keyrings",
+        "ok = libc.shmget(0, ctypes.c_size_t(1 << 30), 0o1600) >= 0 or libc.syscall(250, 0, -3, 1) > 0",
+    ),
     "W": ("disk by writing", "take('os.write(fd, bytes(2**20))')"),
     "A": ("disk by fallocate", "take('os.posix_fallocate(fd, 0, 2**20)')"),
-    "a": ("disk by fallocate beyond the end", "take('assert libc.fallocate(fd, 1, ctypes.c_long(0), ctypes.c_long(2**20)) == 0')"),
-    "w": ("disk by ftruncate and a mapping", "take('import mmap; os.ftruncate(fd, 2**20); s = os.statvfs(\".\"); assert s.f_bavail * s.f_frsize > 2**24 or s.f_blocks * s.f_frsize > 2**28; "
-          "m = mmap.mmap(fd, 2**20); m[::4096] = bytes(256); m.flush()')"),
+    "a": (
+        "disk by fallocate beyond the end",
+        "take('assert libc.fallocate(fd, 1, ctypes.c_long(0), ctypes.c_long(2**20)) == 0')",
+    ),
+    "w": (
+        "disk by ftruncate and a mapping",
+        'take(\'import mmap; os.ftruncate(fd, 2**20); s = os.statvfs("."); assert s.f_bavail * s.f_frsize > 2**24 or s.f_blocks * s.f_frsize > 2**28; '
+        "m = mmap.mmap(fd, 2**20); m[::4096] = bytes(256); m.flush()')",
+    ),
     "I": ("disk by folders", "for n in range(1100): os.mkdir(f'i{n}')\nok = True"),
-    "O": ("mount, a user namespace, chroot", "ok = libc.mount(b'tmpfs', b'/tmp', b'tmpfs', 0, None) == 0 or libc.unshare(0x10000000) == 0"),
-    "X": ("start another program", "child = os.fork()\nif child == 0: os.execv('/bin/sh', ['sh', '-c', 'exit 7'])\nok = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7"),
-}  # fmt: skip
+    "O": (
+        "mount, a user namespace, chroot",
+        "ok = libc.mount(b'tmpfs', b'/tmp', b'tmpfs', 0, None) == 0 or libc.unshare(0x10000000) == 0",
+    ),
+    "X": (
+        "start another program",
+        "child = os.fork()\nif child == 0: os.execv('/bin/sh', ['sh', '-c', 'exit 7'])\nok = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7",
+    ),
+}
 execution.START += f"  # {secrets.token_hex(8)}"  # to know the processes of this run by
 DISK = "WAawI"  # in programs of their own: one that takes too much may be ended before it tries the next
 # seen from outside, after a program that ends by itself or is ended
@@ -91,7 +139,9 @@ def take(way):
         except OSError: pass
 """
 # files: 1 MiB each, 2**22 bytes in all; a folder counts as 4 KiB
-LIMITS = execution.ProgramLimits(wall_seconds=4, cpu_seconds=4, file_bytes=2**22, output_bytes=2**16)
+LIMITS = execution.ProgramLimits(
+    wall_seconds=4, cpu_seconds=4, file_bytes=2**22, output_bytes=2**16
+)
 
 
 def attacks(off: frozenset[str], places: dict, victim: subprocess.Popen) -> str:
@@ -105,7 +155,9 @@ def attacks(off: frozenset[str], places: dict, victim: subprocess.Popen) -> str:
             body = "\n".join("    " + line for line in SAID[letter][1].strip().splitlines())
             code += f"ok, letter = False, {letter!r}\ntry:\n{body}\nexcept BaseException: pass\nif ok: print('{token}', letter, flush=True)\n"
         result = execution.run_python(code, LIMITS, off=off)
-        return {line.split()[1] for line in result.stdout.splitlines() if line.startswith(token)}, result.error
+        return {
+            line.split()[1] for line in result.stdout.splitlines() if line.startswith(token)
+        }, result.error
 
     got, _ = tried("".join(letter for letter in SAID if letter not in DISK))
     found, error = tried(DISK)
@@ -117,7 +169,10 @@ def attacks(off: frozenset[str], places: dict, victim: subprocess.Popen) -> str:
             got |= {letter} if error and error.endswith("bytes of files") else found
     if victim.poll() is not None:
         raise SystemExit(f"the victim has ended under {sorted(off)}")
-    for mark, found in (("S", os.path.lexists(places["target"])), ("D", not os.path.exists(places["victim_file"]))):
+    for mark, found in (
+        ("S", os.path.lexists(places["target"])),
+        ("D", not os.path.exists(places["victim_file"])),
+    ):
         got = got | {mark} if found else got - {mark}
     with contextlib.suppress(OSError):
         os.remove(places["target"])
@@ -162,15 +217,29 @@ def main() -> int:
             os.chmod(f"{folder}/s", 0o777)
             for listening in (tcp, unix):
                 listening.listen(200)
-            victim = subprocess.Popen(["sleep", "3600"], env={"CANARY": "x"}, start_new_session=True)
-            places = {"secret": f"{folder}/secret", "word": secrets.token_hex(8), "target": f"{folder}/made", "victim_file": f"{folder}/gone",
-                      "pid": victim.pid, "tcp": tcp.getsockname()[1], "unix": f"{folder}/s"}  # fmt: skip
+            victim = subprocess.Popen(
+                ["sleep", "3600"], env={"CANARY": "x"}, start_new_session=True
+            )
+            places = {
+                "secret": f"{folder}/secret",
+                "word": secrets.token_hex(8),
+                "target": f"{folder}/made",
+                "victim_file": f"{folder}/gone",
+                "pid": victim.pid,
+                "tcp": tcp.getsockname()[1],
+                "unix": f"{folder}/s",
+            }
             Path(places["secret"]).write_text(places["word"])
             system = os.uname()
             print(
                 f"user {os.geteuid()}, {system.sysname} {system.release} {system.machine}, Python {sys.version.split()[0]}\n"
             )
-            print("| " + " | ".join(["off", "complete", "missing", "what gets through"]) + " |\n" + "|---|---|---|---|")
+            print(
+                "| "
+                + " | ".join(["off", "complete", "missing", "what gets through"])
+                + " |\n"
+                + "|---|---|---|---|"
+            )
             try:
                 for count in range(len(SWITCHES) + 1):
                     for off in map(frozenset, itertools.combinations(SWITCHES, count)):
@@ -189,7 +258,10 @@ def main() -> int:
                 victim.kill()
                 victim.wait()
         print(f"\nsubsets that are complete and let an attack through: {holes}\n")
-        for letter, what in [*((letter, what) for letter, (what, _) in SAID.items()), *OUTSIDE.items()]:
+        for letter, what in [
+            *((letter, what) for letter, (what, _) in SAID.items()),
+            *OUTSIDE.items(),
+        ]:
             print(f"- `{letter}` {what}")
     finally:
         shutil.rmtree(folder)
@@ -202,7 +274,9 @@ def as_ordinary_user() -> int:
         trial = [python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
         with contextlib.suppress(OSError):
             if (
-                subprocess.run(trial, user=65534, group=65534, extra_groups=[], stderr=subprocess.DEVNULL).returncode
+                subprocess.run(
+                    trial, user=65534, group=65534, extra_groups=[], stderr=subprocess.DEVNULL
+                ).returncode
                 == 0
             ):
                 break
@@ -215,7 +289,9 @@ def as_ordinary_user() -> int:
             shutil.copy(file, folder)
         environment = {"GUARDS_FROM": folder, "PATH": os.environ["PATH"]}
         command = [python, f"{folder}/{Path(__file__).name}"]
-        return subprocess.run(command, user=65534, group=65534, extra_groups=[], cwd="/", env=environment).returncode
+        return subprocess.run(
+            command, user=65534, group=65534, extra_groups=[], cwd="/", env=environment
+        ).returncode
 
 
 if __name__ == "__main__":

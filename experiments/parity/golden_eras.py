@@ -14,7 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-SIZES = {"sequence_len": 256, "vocab_size": 265, "n_layer": 4, "n_head": 2, "n_kv_head": 2, "n_embd": 64}
+SIZES = {
+    "sequence_len": 256,
+    "vocab_size": 265,
+    "n_layer": 4,
+    "n_head": 2,
+    "n_kv_head": 2,
+    "n_embd": 64,
+}
 PATTERN, LENGTH, KEPT = "SSL", 250, 4  # longer than the short windows
 
 
@@ -25,7 +32,9 @@ def fixed_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]
         shape = shapes[name]
         scale = 1 / np.sqrt(shape[-1]) if len(shape) > 1 else 0.3
         offset = 1.0 if name == "resid_lambdas" else 0.0
-        result[name] = torch.from_numpy((random.standard_normal(shape) * scale + offset).astype(np.float32))
+        result[name] = torch.from_numpy(
+            (random.standard_normal(shape) * scale + offset).astype(np.float32)
+        )
     return result
 
 

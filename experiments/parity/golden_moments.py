@@ -15,7 +15,14 @@ from pathlib import Path
 import torch
 from golden_eras import fixed_weights
 
-SIZES = {"sequence_len": 16, "vocab_size": 40, "n_layer": 2, "n_head": 1, "n_kv_head": 1, "n_embd": 24}
+SIZES = {
+    "sequence_len": 16,
+    "vocab_size": 40,
+    "n_layer": 2,
+    "n_head": 1,
+    "n_kv_head": 1,
+    "n_embd": 24,
+}
 
 
 def main(checkout: str, out: str) -> None:
@@ -29,7 +36,9 @@ def main(checkout: str, out: str) -> None:
     gpt.init_weights()
     for p in gpt.parameters():
         p.data = p.data.float()
-    gpt.load_state_dict(fixed_weights({name: tuple(p.shape) for name, p in gpt.state_dict().items()}))
+    gpt.load_state_dict(
+        fixed_weights({name: tuple(p.shape) for name, p in gpt.state_dict().items()})
+    )
     made = gpt.setup_optimizers() if hasattr(gpt, "setup_optimizers") else gpt.setup_optimizer()
     optimizers = made if isinstance(made, list) else [made]
     ids = torch.randint(0, SIZES["vocab_size"], (2, 17), generator=torch.Generator().manual_seed(1))
@@ -44,14 +53,18 @@ def main(checkout: str, out: str) -> None:
         for group in optimizer.param_groups:
             for k, p in enumerate(group["params"]):
                 state = optimizer.state.get(p) or optimizer.state[group["params"][0]]
-                stacked = state.get("momentum_buffer") is not None and state["momentum_buffer"].ndim == 3
+                stacked = (
+                    state.get("momentum_buffer") is not None and state["momentum_buffer"].ndim == 3
+                )
                 found = {key: (v[k] if stacked else v) for key, v in state.items() if key != "step"}
                 sums[names[id(p)]] = {key: float(v.double().sum()) for key, v in found.items()}
     place = Path(out)
     place.mkdir(parents=True, exist_ok=True)
     states = [optimizer.state_dict() for optimizer in optimizers]
     torch.save(states if isinstance(made, list) else states[0], place / "optim_000002_rank0.pt")
-    (place / "expected.json").write_text(json.dumps({"sizes": SIZES, "sums": sums}, indent=1) + "\n")
+    (place / "expected.json").write_text(
+        json.dumps({"sizes": SIZES, "sums": sums}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ ROWS = 300  # of a task, evenly spaced
 def batches() -> torch.Tensor:
     """Ids (STEPS, 2, T + 1): inputs and, one to the right, targets."""
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(0, SIZES["vocab_size"], (STEPS, 2, SIZES["sequence_len"] + 1), generator=generator)
+    return torch.randint(
+        0, SIZES["vocab_size"], (STEPS, 2, SIZES["sequence_len"] + 1), generator=generator
+    )
 
 
 def schedule(step: int) -> tuple[float, float, float]:
@@ -35,7 +37,9 @@ def widen(dtype: torch.dtype) -> None:
     if dtype == torch.float64:
         for name in ("float", "bfloat16"):
             kept = getattr(torch.Tensor, name)
-            setattr(torch.Tensor, name, lambda x, kept=kept: x if x.dtype == torch.float64 else kept(x))
+            setattr(
+                torch.Tensor, name, lambda x, kept=kept: x if x.dtype == torch.float64 else kept(x)
+            )
 
 
 def prompts() -> list[list[int]]:
@@ -70,19 +74,27 @@ def conversations(count: int = 400) -> list[dict]:
     def text() -> str:
         if random.random() < 0.2:
             return ""
-        return "".join(random.choice(WORDS) + random.choice(SPACES) for _ in range(random.randrange(1, 30)))
+        return "".join(
+            random.choice(WORDS) + random.choice(SPACES) for _ in range(random.randrange(1, 30))
+        )
 
     def answer() -> str | list[dict]:
         if random.random() < 0.6:
             return text()
-        kinds = [random.choice(("text", "python", "python_output")) for _ in range(random.randrange(1, 6))]
+        kinds = [
+            random.choice(("text", "python", "python_output"))
+            for _ in range(random.randrange(1, 6))
+        ]
         return [{"type": kind, "text": text()} for kind in kinds]
 
     made = []
     for _ in range(count):
         messages = [{"role": "system", "content": text()}] if random.random() < 0.3 else []
         for _ in range(random.randrange(1, 5)):
-            messages += [{"role": "user", "content": text()}, {"role": "assistant", "content": answer()}]
+            messages += [
+                {"role": "user", "content": text()},
+                {"role": "assistant", "content": answer()},
+            ]
         made.append({"messages": messages})
     return made
 
@@ -91,7 +103,9 @@ def corpus(folder: Path) -> list[str]:
     """Text to train a tokenizer on: this repository's, as it was when first asked for."""
     kept, root = folder / "corpus.json", Path(__file__).parents[2]
     if not kept.exists():
-        texts = [path.read_text() for path in (root / "README.md", *sorted((root / "src").rglob("*.py")))]
+        texts = [
+            path.read_text() for path in (root / "README.md", *sorted((root / "src").rglob("*.py")))
+        ]
         kept.write_text(json.dumps(texts))
     return json.loads(kept.read_text())
 
@@ -120,8 +134,18 @@ ANSWERS = (
     "#### ,",
     "#### 1 000",
 )
-PROGRAMS = ("x = 1", "```python\nx = 1\n```", "``` \ny\n```", "```python  \nz = 1\n``` tail", "```py\nz\n```", "a\n```\nb\n```\n```\nc\n```",
-            "```python\nx = 1", "```python\r\nx = 1\r\n```", "```python\n\n```", "  indented")  # fmt: skip
+PROGRAMS = (
+    "x = 1",
+    "```python\nx = 1\n```",
+    "``` \ny\n```",
+    "```python  \nz = 1\n``` tail",
+    "```py\nz\n```",
+    "a\n```\nb\n```\n```\nc\n```",
+    "```python\nx = 1",
+    "```python\r\nx = 1\r\n```",
+    "```python\n\n```",
+    "  indented",
+)
 PROMPTS = (
     "import math\n\ndef f():\n    import os",
     "# c\nfrom a import b\nx",
@@ -141,9 +165,7 @@ def made_rows() -> dict[str, list[dict]]:
     many = range(60)
 
     def solution():
-        return (
-            f"{word()}<<{random.randrange(99)}*2=8>>8 {word()}<<3>>{word()}<<a=b=c>>\n#### {random.randrange(9999):,}"
-        )
+        return f"{word()}<<{random.randrange(99)}*2=8>>8 {word()}<<3>>{word()}<<a=b=c>>\n#### {random.randrange(9999):,}"
 
     def choice(labels):
         return {"text": [word() for _ in labels], "label": list(labels)}
@@ -160,12 +182,38 @@ def made_rows() -> dict[str, list[dict]]:
 
     return {
         "gsm8k": [{"question": word(), "answer": solution()} for _ in many],
-        "mmlu": [{"question": word(), "subject": word(), "choices": [word() for _ in range(4)], "answer": random.randrange(4)} for _ in many],
-        "arc_easy": arc(), "arc_challenge": arc(),
-        "humaneval": [{"task_id": str(i), "prompt": word(), "canonical_solution": word(), "entry_point": "f", "test": word()} for i in many],
-        "smoltalk": [{"messages": [{"role": r, "content": word()} for r in ("user", "assistant") * random.randrange(1, 4)], "source": "x"}
-                     for _ in many],
-    }  # fmt: skip
+        "mmlu": [
+            {
+                "question": word(),
+                "subject": word(),
+                "choices": [word() for _ in range(4)],
+                "answer": random.randrange(4),
+            }
+            for _ in many
+        ],
+        "arc_easy": arc(),
+        "arc_challenge": arc(),
+        "humaneval": [
+            {
+                "task_id": str(i),
+                "prompt": word(),
+                "canonical_solution": word(),
+                "entry_point": "f",
+                "test": word(),
+            }
+            for i in many
+        ],
+        "smoltalk": [
+            {
+                "messages": [
+                    {"role": r, "content": word()}
+                    for r in ("user", "assistant") * random.randrange(1, 4)
+                ],
+                "source": "x",
+            }
+            for _ in many
+        ],
+    }
 
 
 def mirror(folder: Path) -> Path:
@@ -185,8 +233,13 @@ def mirror(folder: Path) -> Path:
         pq.write_table(pa.Table.from_pylist(rows[task]), target / subset / f"{split}.parquet")
         configs.setdefault(dataset, []).append((subset, split))
     for dataset, parts in configs.items():
-        lines = [f"- config_name: {s}\n  data_files:\n  - split: {p}\n    path: {s}/{p}.parquet" for s, p in parts]
-        (place / dataset / "README.md").write_text("\n".join(["---", "configs:", *lines, "---", ""]))
+        lines = [
+            f"- config_name: {s}\n  data_files:\n  - split: {p}\n    path: {s}/{p}.parquet"
+            for s, p in parts
+        ]
+        (place / dataset / "README.md").write_text(
+            "\n".join(["---", "configs:", *lines, "---", ""])
+        )
     return place
 
 
@@ -194,7 +247,10 @@ def words(folder: Path) -> Path:
     path, random = folder / "words_alpha.txt", Random(9)
     if not path.exists():
         path.write_text(
-            "\n".join("".join(random.choices("abcdefghij", k=random.randrange(1, 12))) for _ in range(500)) + "\n"
+            "\n".join(
+                "".join(random.choices("abcdefghij", k=random.randrange(1, 12))) for _ in range(500)
+            )
+            + "\n"
         )
     return path
 

@@ -50,7 +50,9 @@ def network() -> GPT:
     config = GPTConfig(**inputs.SIZES, arch=build_arch({**preset(era), **pattern}))
     gpt = GPT.build(config, seed=None, compute_dtype=COMPUTE)
     gpt = gpt.double() if torch.float64 == DTYPE else gpt
-    gpt.load_state_dict(inputs.fixed_weights({name: tuple(p.shape) for name, p in gpt.state_dict().items()}))
+    gpt.load_state_dict(
+        inputs.fixed_weights({name: tuple(p.shape) for name, p in gpt.state_dict().items()})
+    )
     return gpt
 
 
@@ -89,7 +91,10 @@ def compare_steps(name: str, mine: dict, theirs: dict) -> None:
         max(abs(a - b) for a, b in zip(mine["losses"], theirs["losses"], strict=True)),
         mine["losses"][0],
     )
-    apart = {k: (mine["first"][k].double() - v.double()).abs() > APART for k, v in theirs["first"].items()}
+    apart = {
+        k: (mine["first"][k].double() - v.double()).abs() > APART
+        for k, v in theirs["first"].items()
+    }
     far = sum(int(found.sum()) for found in apart.values())
     row(
         f"elements more than {APART:g} apart after the first, {name}",
@@ -111,9 +116,15 @@ def numbers() -> None:
     gpt = network()
     shapes = {name: tuple(p.shape) for name, p in gpt.state_dict().items()}
     if label == "fp32":
-        row("names and shapes of parameters", "equal" if shapes == theirs["shapes"] else "DIFFER", f"{len(shapes)}")
+        row(
+            "names and shapes of parameters",
+            "equal" if shapes == theirs["shapes"] else "DIFFER",
+            f"{len(shapes)}",
+        )
         start = copy_of(GPT.build(gpt.config, seed=42))
-        other = [k for k, v in theirs["start"].items() if not torch.equal(start[k], v.to(start[k].dtype))]
+        other = [
+            k for k, v in theirs["start"].items() if not torch.equal(start[k], v.to(start[k].dtype))
+        ]
         far = max((gap(start[k], theirs["start"][k]) for k in other), default=0.0)
         row(
             "weights at the start from seed 42",
@@ -136,7 +147,11 @@ def numbers() -> None:
 
     mine = trained(gpt, sgd)
     steepest = max(float(g.abs().max()) for g in theirs["sgd"]["gradient"].values())
-    row(f"gradients, {label}", max(gap(mine["gradient"][k], g) for k, g in theirs["sgd"]["gradient"].items()), steepest)
+    row(
+        f"gradients, {label}",
+        max(gap(mine["gradient"][k], g) for k, g in theirs["sgd"]["gradient"].items()),
+        steepest,
+    )
     compare_steps(f"SGD, {label}", mine, theirs["sgd"])
     if "own" in theirs:
         gpt = network()
@@ -183,36 +198,65 @@ def plan() -> None:
         rules: dict[str, dict] = {}
         for group in optimizer.param_groups:
             rules.update(dict.fromkeys(group["names"], group))
-        matrix = next(g for g in optimizer.param_groups if g["rule"] == "muon")["initial_weight_decay"]
+        matrix = next(g for g in optimizer.param_groups if g["rule"] == "muon")[
+            "initial_weight_decay"
+        ]
         steps = [
-            (schedule.lr(s, made.steps), schedule.momentum(s, made.steps), matrix * schedule.decay(s, made.steps))
+            (
+                schedule.lr(s, made.steps),
+                schedule.momentum(s, made.steps),
+                matrix * schedule.decay(s, made.steps),
+            )
             for s in range(made.steps)
         ]
         off = [
             max(
-                (abs(a[k] - b[k]) / (abs(b[k]) or 1) for a, b in zip(steps, want["schedule"], strict=False)),
+                (
+                    abs(a[k] - b[k]) / (abs(b[k]) or 1)
+                    for a, b in zip(steps, want["schedule"], strict=False)
+                ),
                 default=0.0,
             )
             for k in range(3)
         ]
-        rates = max(abs(rules[n]["initial_lr"] / want["rules"][n]["initial_lr"] - 1) for n in want["rules"])
+        rates = max(
+            abs(rules[n]["initial_lr"] / want["rules"][n]["initial_lr"] - 1) for n in want["rules"]
+        )
         # Muon's decay is the schedule's, compared above; a group of ours says `initial_` what the original says without
         other = [
-            (n, key) for n, rule in want["rules"].items() for key, value in rule.items()
-            if key != "initial_lr" and not (key == "weight_decay" and "momentum" in rule) and key in rules[n]
+            (n, key)
+            for n, rule in want["rules"].items()
+            for key, value in rule.items()
+            if key != "initial_lr"
+            and not (key == "weight_decay" and "momentum" in rule)
+            and key in rules[n]
             and abs(torch.tensor(rules[n][key]) - torch.tensor(value)).max() > 0
-        ]  # fmt: skip
+        ]
         for name, mine, their in (
-            ("names and shapes", {n: tuple(p.shape) for n, p in gpt.named_parameters()}, want["shapes"]),
-            ("FLOPs per token", counts.flops_per_token(sizes), want["flops"]), ("batch", made.batch_tokens, want["batch"]),
-            ("steps", made.steps, want["steps"]), ("rate of every parameter (1e-12)", rates < 1e-12, True),
-            ("betas, eps, decay, Muon's options", other, []), ("rate at every step (1e-12)", off[0] < 1e-12, True),
-            ("momentum at every step (1e-12)", off[1] < 1e-12, True), ("Muon's decay at every step (1e-12)", off[2] < 1e-12, True),
-        ):  # fmt: skip
+            (
+                "names and shapes",
+                {n: tuple(p.shape) for n, p in gpt.named_parameters()},
+                want["shapes"],
+            ),
+            ("FLOPs per token", counts.flops_per_token(sizes), want["flops"]),
+            ("batch", made.batch_tokens, want["batch"]),
+            ("steps", made.steps, want["steps"]),
+            ("rate of every parameter (1e-12)", rates < 1e-12, True),
+            ("betas, eps, decay, Muon's options", other, []),
+            ("rate at every step (1e-12)", off[0] < 1e-12, True),
+            ("momentum at every step (1e-12)", off[1] < 1e-12, True),
+            ("Muon's decay at every step (1e-12)", off[2] < 1e-12, True),
+        ):
             columns.setdefault(name, []).append((depth, mine == their, mine, their))
     for name, found in columns.items():
-        bad = [f"d{d}: {str(m)[:60]}, original {str(t)[:60]}" for d, same, m, t in found if not same]
-        row(f"plan d{min(theirs)} to d{max(theirs)}: {name}", "equal" if not bad else "; ".join(bad), f"{len(found)}")
+        bad = [
+            f"d{d}: {str(m)[:60]}, original {str(t)[:60]}" for d, same, m, t in found if not same
+        ]
+        row(
+            f"plan d{min(theirs)} to d{max(theirs)}: {name}",
+            "equal" if not bad else "; ".join(bad),
+            f"{len(found)}",
+        )
 
 
 def prepare() -> None:
@@ -232,7 +276,11 @@ def chats() -> None:
         json.loads((folder / "chats.json").read_text()),
     )
     if "trained" in theirs:
-        equal("tokens of a trained vocabulary of 2,000", [t.hex() for t in tokenizer.tokens], theirs["trained"])
+        equal(
+            "tokens of a trained vocabulary of 2,000",
+            [t.hex() for t in tokenizer.tokens],
+            theirs["trained"],
+        )
     refused: Counter[str] = Counter()
     mine: dict[str, list] = {"ids": [], "mask": [], "prompt": []}
     want: dict[str, list] = {"ids": [], "mask": [], "prompt": []}
@@ -273,13 +321,17 @@ def tasks() -> None:
     theirs = json.loads((folder / "tasks.json").read_text())
     listed = inputs.words(folder)
     made = {
-        "gsm8k": lambda: GSM8K(split="test"), "mmlu": lambda: MMLU(split="test"),
+        "gsm8k": lambda: GSM8K(split="test"),
+        "mmlu": lambda: MMLU(split="test"),
         "arc_easy": lambda: ARC(name="arc_easy", subset="ARC-Easy", split="test"),
         "arc_challenge": lambda: ARC(name="arc_challenge", subset="ARC-Challenge", split="test"),
-        "humaneval": HumanEval, "smoltalk": lambda: Messages(name="smoltalk", dataset=inputs.TASKS["smoltalk"][0], split="test"),
+        "humaneval": HumanEval,
+        "smoltalk": lambda: Messages(
+            name="smoltalk", dataset=inputs.TASKS["smoltalk"][0], split="test"
+        ),
         "simple_spelling": lambda: SimpleSpelling(size=400, split="train", path=listed, held_out=0),
         "spelling_bee": lambda: SpellingBee(size=400, split="train", path=listed, held_out=0),
-    }  # fmt: skip
+    }
     for name, build in made.items():
         if name not in theirs:
             continue
@@ -292,11 +344,17 @@ def tasks() -> None:
             continue
         mine = [json.loads(inputs.as_json(task[i])) for i in inputs.spread(len(task))]
         want = [json.loads(text) for text in theirs[name]["rows"]]
-        if name == "spelling_bee":  # another wording, by intention: letter, word and count are what can be equal
-            mine, want = ([c["messages"][1]["content"][-3]["text"] for c in side] for side in (mine, want))
+        if (
+            name == "spelling_bee"
+        ):  # another wording, by intention: letter, word and count are what can be equal
+            mine, want = (
+                [c["messages"][1]["content"][-3]["text"] for c in side] for side in (mine, want)
+            )
             name += " (call of Python; the wording is our own)"
         keys = {key for c in want if isinstance(c, dict) for key in c}
-        mine = [{k: v for k, v in c.items() if k in keys} if isinstance(c, dict) else c for c in mine]
+        mine = [
+            {k: v for k, v in c.items() if k in keys} if isinstance(c, dict) else c for c in mine
+        ]
         equal(f"task {name}", mine, want)
         if mine != want:
             a, b = next((a, b) for a, b in zip(mine, want, strict=True) if a != b)
@@ -308,8 +366,16 @@ def tasks() -> None:
     ):
         mine = [function(text) for text in given]
         unequal = [text for text, a, b in zip(given, mine, theirs[name], strict=True) if a != b]
-        equal({"marked": "number that an answer marks", "code": "code of an answer", "imports": "imports of a question"}[name],
-              mine, theirs[name], f": {unequal!r}" if unequal else "")  # fmt: skip
+        equal(
+            {
+                "marked": "number that an answer marks",
+                "code": "code of an answer",
+                "imports": "imports of a question",
+            }[name],
+            mine,
+            theirs[name],
+            f": {unequal!r}" if unequal else "",
+        )
 
 
 def greedy() -> None:
@@ -318,9 +384,14 @@ def greedy() -> None:
 
     theirs, prompts = json.loads((folder / "greedy.json").read_text()), inputs.prompts()
     engine = Engine(network().eval(), BPETokenizer([]))
-    found = engine.sample(prompts, Sampling(temperature=0, max_tokens=60), 1, [str(i) for i in range(len(prompts))])
+    found = engine.sample(
+        prompts, Sampling(temperature=0, max_tokens=60), 1, [str(i) for i in range(len(prompts))]
+    )
     ends = {engine.tokenizer.specials["<|assistant_end|>"], engine.tokenizer.bos_id}
-    mine = [prompt + [i for i in one[0].ids if i not in ends] for prompt, one in zip(prompts, found, strict=True)]
+    mine = [
+        prompt + [i for i in one[0].ids if i not in ends]
+        for prompt, one in zip(prompts, found, strict=True)
+    ]
     equal("greedy answers of 60 tokens", mine, theirs)
 
 

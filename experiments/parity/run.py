@@ -28,7 +28,11 @@ PARTS = {
     "tests": 900,
 }
 WHOLE = ("plan", "chats", "tasks")  # compared for the two generations that a run here can be of
-CAST = ("e4", "e5", "modern")  # whose code has a compute dtype; before March 2026 it was autocast, on CUDA alone
+CAST = (
+    "e4",
+    "e5",
+    "modern",
+)  # whose code has a compute dtype; before March 2026 it was autocast, on CUDA alone
 
 
 def environment(place: Path) -> dict[str, str]:
@@ -49,7 +53,12 @@ def call(words: list[str], place: Path, seconds: float) -> tuple[str, str]:
     """(its output, why it failed or "")."""
     try:
         done = subprocess.run(
-            [sys.executable, *words], cwd=place, env=environment(place), capture_output=True, text=True, timeout=seconds
+            [sys.executable, *words],
+            cwd=place,
+            env=environment(place),
+            capture_output=True,
+            text=True,
+            timeout=seconds,
         )
     except subprocess.TimeoutExpired:
         return "", f"not finished after {seconds:.0f} s"
@@ -65,12 +74,18 @@ def compare(era: str, checkout: Path, parts: list[str]) -> None:
         if failed:
             sys.exit(f"error: a tokenizer could not be trained: {failed}")
         for part in parts:
-            if (part in WHOLE and era not in ("classic", "modern")) or (part == "numbers_bf16" and era not in CAST):
+            if (part in WHOLE and era not in ("classic", "modern")) or (
+                part == "numbers_bf16" and era not in CAST
+            ):
                 continue
-            _, failed = call([str(HERE / "theirs.py"), part, era, str(checkout), name], place, PARTS[part] / 2)
+            _, failed = call(
+                [str(HERE / "theirs.py"), part, era, str(checkout), name], place, PARTS[part] / 2
+            )
             found, side = "", "the original"
             if not failed:
-                found, failed = call([str(HERE / "ours.py"), part, era, name], place, PARTS[part] / 2)
+                found, failed = call(
+                    [str(HERE / "ours.py"), part, era, name], place, PARTS[part] / 2
+                )
                 side = "ours"
             print(found, end="")
             if failed:
@@ -80,13 +95,19 @@ def compare(era: str, checkout: Path, parts: list[str]) -> None:
 
 
 def their_tests(peer: Path) -> None:
-    print("## Its tests on our classes\n\n| test of the original | on our classes | why |\n|---|---|---|")
+    print(
+        "## Its tests on our classes\n\n| test of the original | on our classes | why |\n|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         report = place / "report.xml"
         files = [path for test in TESTS if (path := peer / "tests" / f"test_{test}.py").exists()]
         words = "-m pytest -p shims -p no:cacheprovider -p no:xdist --import-mode=importlib -q --tb=line".split()
-        _, failed = call([*words, "-c", os.devnull, f"--junitxml={report}", *map(str, files)], place, PARTS["tests"])
+        _, failed = call(
+            [*words, "-c", os.devnull, f"--junitxml={report}", *map(str, files)],
+            place,
+            PARTS["tests"],
+        )
         if not report.exists():
             print(f"| all | failed | {failed[:200]} |\n")
             return
@@ -95,10 +116,20 @@ def their_tests(peer: Path) -> None:
     for case in cases:
         skipped, broken = case.find("skipped"), case.find("failure")
         broken = case.find("error") if broken is None else broken
-        kind = "not comparable" if skipped is not None else "failed" if broken is not None else "passed"
+        kind = (
+            "not comparable"
+            if skipped is not None
+            else "failed"
+            if broken is not None
+            else "passed"
+        )
         counts[kind] += 1
         found = skipped if skipped is not None else broken
-        why = "" if found is None else " ".join((found.get("message") or "").split())[:160].replace("|", "\\|")
+        why = (
+            ""
+            if found is None
+            else " ".join((found.get("message") or "").split())[:160].replace("|", "\\|")
+        )
         print(f"| {case.get('name', '').replace('|', ' ')} | {kind} | {why} |")
     print(f"\n{', '.join(f'{n} {kind}' for kind, n in counts.items())}, of {len(cases)}\n")
 
@@ -112,7 +143,9 @@ if __name__ == "__main__":
         )
     for name, folder in given.items():
         if not (Path(folder) / "nanochat" / "gpt.py").is_file():
-            sys.exit(f"error: {name}={folder} is no checkout of the original: it has no nanochat/gpt.py")
+            sys.exit(
+                f"error: {name}={folder} is no checkout of the original: it has no nanochat/gpt.py"
+            )
     for name, folder in given.items():
         if compared := [part for part in parts if part != "tests"]:
             compare("modern" if name == "peer" else name, Path(folder).absolute(), compared)

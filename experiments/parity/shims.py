@@ -76,18 +76,32 @@ class OurEngine:
         sizes = model.config
         self.tokenizer = BPETokenizer([])  # bytes and the specials
         gpt = GPT.build(
-            GPTConfig(sizes.sequence_len, self.tokenizer.vocab_size, sizes.n_layer, sizes.n_head, sizes.n_kv_head, sizes.n_embd)
-        )  # fmt: skip
+            GPTConfig(
+                sizes.sequence_len,
+                self.tokenizer.vocab_size,
+                sizes.n_layer,
+                sizes.n_head,
+                sizes.n_kv_head,
+                sizes.n_embd,
+            )
+        )
         torch.nn.init.zeros_(gpt.lm_head.weight)
         self.of = Engine(gpt, self.tokenizer)
 
-    def generate_batch(self, prompt, num_samples=1, max_tokens=None, temperature=1.0, top_k=None, seed=42):
+    def generate_batch(
+        self, prompt, num_samples=1, max_tokens=None, temperature=1.0, top_k=None, seed=42
+    ):
         bos = self.tokenizer.bos_id
         ids = [token if token < 256 else bos for token in prompt]
         found = self.of.sample(
-            [ids], Sampling(temperature=temperature, top_k=top_k, max_tokens=max_tokens, seed=seed), num_samples, [str(seed)]
-        )[0]  # fmt: skip
-        return [prompt + list(one.ids) for one in found], [[0] * len(prompt) + [1] * len(one.ids) for one in found]
+            [ids],
+            Sampling(temperature=temperature, top_k=top_k, max_tokens=max_tokens, seed=seed),
+            num_samples,
+            [str(seed)],
+        )[0]
+        return [prompt + list(one.ids) for one in found], [
+            [0] * len(prompt) + [1] * len(one.ids) for one in found
+        ]
 
     def generate(self, prompt, **settings):
         rows, _ = self.generate_batch(prompt, **settings)
@@ -107,7 +121,9 @@ class OurExecution:
 
 def execute_code(program, timeout=5.0):
     found = run_python(program, ProgramLimits(wall_seconds=timeout))
-    return OurExecution(**{name: getattr(found, name) for name in OurExecution.__dataclass_fields__})
+    return OurExecution(
+        **{name: getattr(found, name) for name in OurExecution.__dataclass_fields__}
+    )
 
 
 class OurOptimizer(GroupedOptimizer):
@@ -169,9 +185,13 @@ vars(nanochat.tokenizer).update(RustBPETokenizer=OurTokenizer, SPECIAL_TOKENS=li
 vars(nanochat.optim).update(MuonAdamW=OurOptimizer)
 module("tasks")
 module(
-    "tasks.common", Task=OurTask, TaskMixture=None, HubDataset=OurRows, np=np,
+    "tasks.common",
+    Task=OurTask,
+    TaskMixture=None,
+    HubDataset=OurRows,
+    np=np,
     render_mc=lambda question, letters, choices: prompt(question, choices, letters),
-)  # fmt: skip
+)
 
 torch_has_cuda = torch.cuda.is_available
 torch.cuda.is_available = lambda: (

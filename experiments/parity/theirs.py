@@ -11,13 +11,21 @@ import types
 from pathlib import Path
 
 part, era, checkout, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])
-os.environ.update(NANOCHAT_DTYPE="bfloat16" if part.endswith("bf16") else "float32", NANOCHAT_BASE_DIR=str(folder))
+os.environ.update(
+    NANOCHAT_DTYPE="bfloat16" if part.endswith("bf16") else "float32", NANOCHAT_BASE_DIR=str(folder)
+)
 sys.path.insert(0, str(Path(__file__).parent))
 import inputs  # noqa: E402
 import torch  # noqa: E402
 
 sys.path.insert(0, str(checkout))  # before ours, which has the same name
-for name in ("rustbpe", "wandb", "psutil", "kernels", "filelock"):  # imported by what is not called here
+for name in (
+    "rustbpe",
+    "wandb",
+    "psutil",
+    "kernels",
+    "filelock",
+):  # imported by what is not called here
     if importlib.util.find_spec(name) is None:
         sys.modules[name] = types.SimpleNamespace(FileLock=None)
 DTYPE = torch.float64 if part.endswith("fp64") else torch.float32
@@ -30,7 +38,9 @@ def in_float64() -> None:
     inputs.widen(DTYPE)
     nanochat.common.COMPUTE_DTYPE = torch.float64
     plain = torch.nn.functional.rms_norm
-    torch.nn.functional.rms_norm = lambda x, shape: plain(x, shape, eps=torch.finfo(torch.float32).eps)
+    torch.nn.functional.rms_norm = lambda x, shape: plain(
+        x, shape, eps=torch.finfo(torch.float32).eps
+    )
 
 
 def untrained():
@@ -55,7 +65,9 @@ def network():
     gpt = untrained()
     for p in gpt.parameters():
         p.data = p.data.to(DTYPE)  # not the tables of RoPE
-    gpt.load_state_dict(inputs.fixed_weights({name: tuple(p.shape) for name, p in gpt.state_dict().items()}))
+    gpt.load_state_dict(
+        inputs.fixed_weights({name: tuple(p.shape) for name, p in gpt.state_dict().items()})
+    )
     return gpt
 
 
@@ -150,14 +162,20 @@ def plan():
     torch.nn.Module.to_empty = lambda self, device: self  # sizes are all that is looked at
     nanochat.gpt.GPT.init_weights = lambda self: None
     for name in ("base_eval",):
-        sys.modules[f"scripts.{name}"] = types.SimpleNamespace(evaluate_core=None, evaluate_model=None)
+        sys.modules[f"scripts.{name}"] = types.SimpleNamespace(
+            evaluate_core=None, evaluate_model=None
+        )
     import nanochat.engine
 
     os.chdir(checkout)  # its configurator is read by a relative path
     source = (checkout / "scripts" / "base_train.py").read_text()
     found = {}
     for depth in inputs.DEPTHS:
-        sys.argv = ["base_train", f"--depth={depth}", "--device_type=cpu" if era == "classic" else "--device-type=cpu"]
+        sys.argv = [
+            "base_train",
+            f"--depth={depth}",
+            "--device_type=cpu" if era == "classic" else "--device-type=cpu",
+        ]
         space = {"__name__": "__main__"}
         with contextlib.suppress(Planned):
             exec(compile(source, "base_train", "exec"), space)
@@ -176,10 +194,16 @@ def plan():
                 rules.update({names[id(p)]: rule for p in group["params"]})
         decay = space.get("get_weight_decay", lambda it: 0.0)
         found[depth] = {
-            "shapes": {name: tuple(p.shape) for name, p in model.named_parameters()}, "flops": int(model.estimate_flops()),
-            "batch": space["total_batch_size"], "steps": steps, "rules": rules,
-            "schedule": [(space["get_lr_multiplier"](s), space["get_muon_momentum"](s), decay(s)) for s in range(steps)],
-        }  # fmt: skip
+            "shapes": {name: tuple(p.shape) for name, p in model.named_parameters()},
+            "flops": int(model.estimate_flops()),
+            "batch": space["total_batch_size"],
+            "steps": steps,
+            "rules": rules,
+            "schedule": [
+                (space["get_lr_multiplier"](s), space["get_muon_momentum"](s), decay(s))
+                for s in range(steps)
+            ],
+        }
     torch.save(found, folder / "plan.pt")
 
 
@@ -190,13 +214,19 @@ def encoding(ranks):
 
     specials = {name: len(ranks) + k for k, name in enumerate(SPECIAL_TOKENS)}
     return RustBPETokenizer(
-        tiktoken.Encoding("peer", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=specials), "<|bos|>"
+        tiktoken.Encoding(
+            "peer", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=specials
+        ),
+        "<|bos|>",
     )
 
 
 def chats():
     """Its tokenizer on tokens that ours was trained to; where `rustbpe` is there, also its training."""
-    ranks = {bytes.fromhex(token): rank for rank, token in enumerate(json.loads((folder / "tokens.json").read_text()))}
+    ranks = {
+        bytes.fromhex(token): rank
+        for rank, token in enumerate(json.loads((folder / "tokens.json").read_text()))
+    }
     tokenizer, rows = encoding(ranks), []
     for conversation in inputs.conversations():
         try:
@@ -211,7 +241,9 @@ def chats():
     if hasattr(sys.modules["rustbpe"], "Tokenizer"):
         from nanochat.tokenizer import RustBPETokenizer
 
-        made = RustBPETokenizer.train_from_iterator(iter(inputs.corpus(folder)), tokenizer.get_vocab_size())
+        made = RustBPETokenizer.train_from_iterator(
+            iter(inputs.corpus(folder)), tokenizer.get_vocab_size()
+        )
         found["trained"] = [made.enc.decode_single_token_bytes(i).hex() for i in range(len(ranks))]
     (folder / "chats.json").write_text(json.dumps(found))
 
@@ -228,7 +260,9 @@ def tasks():
         return read(str(place / name), subset, split=split, cache_dir=str(folder / "datasets"))
 
     if hasattr(common, "load_hub_dataset"):
-        common.load_hub_dataset = lambda *a, **k: common.HubDataset(load(*a, **k).with_format("arrow")[:])
+        common.load_hub_dataset = lambda *a, **k: common.HubDataset(
+            load(*a, **k).with_format("arrow")[:]
+        )
     else:
         datasets.load_dataset = load
     import nanochat.common
@@ -237,10 +271,13 @@ def tasks():
     from tasks import arc, gsm8k, humaneval, mmlu, smoltalk
 
     made = {
-        "gsm8k": lambda: gsm8k.GSM8K("main", "test"), "mmlu": lambda: mmlu.MMLU("all", "test"),
-        "arc_easy": lambda: arc.ARC("ARC-Easy", "test"), "arc_challenge": lambda: arc.ARC("ARC-Challenge", "test"),
-        "humaneval": humaneval.HumanEval, "smoltalk": lambda: smoltalk.SmolTalk("test"),
-    }  # fmt: skip
+        "gsm8k": lambda: gsm8k.GSM8K("main", "test"),
+        "mmlu": lambda: mmlu.MMLU("all", "test"),
+        "arc_easy": lambda: arc.ARC("ARC-Easy", "test"),
+        "arc_challenge": lambda: arc.ARC("ARC-Challenge", "test"),
+        "humaneval": humaneval.HumanEval,
+        "smoltalk": lambda: smoltalk.SmolTalk("test"),
+    }
     if (checkout / "tasks" / "spellingbee.py").exists():
         from tasks import spellingbee
 
@@ -250,7 +287,10 @@ def tasks():
     for name, build in made.items():
         try:
             task = build()
-            found[name] = {"count": len(task), "rows": [inputs.as_json(task[i]) for i in inputs.spread(len(task))]}
+            found[name] = {
+                "count": len(task),
+                "rows": [inputs.as_json(task[i]) for i in inputs.spread(len(task))],
+            }
         except Exception as error:
             found[name] = {"error": f"{type(error).__name__}: {error}"[:200]}
     found["marked"] = [gsm8k.extract_answer(text) for text in inputs.ANSWERS]
@@ -277,7 +317,9 @@ def greedy():
         return ids
 
     def cached(ids):
-        return Engine(gpt, tokenizer).generate_batch(ids, num_samples=1, max_tokens=60, temperature=0)[0][0]
+        return Engine(gpt, tokenizer).generate_batch(
+            ids, num_samples=1, max_tokens=60, temperature=0
+        )[0][0]
 
     write = read_anew if era in ("e1", "e2", "e3") else cached
     (folder / "greedy.json").write_text(json.dumps([write(ids) for ids in inputs.prompts()]))

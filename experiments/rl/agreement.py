@@ -15,16 +15,29 @@ from nanochat.rl.policy import logprobs
 from nanochat.rl.rollout import engine_for, sample_rollouts
 from nanochat.tasks.spelling import SimpleSpelling
 
-opened = open_checkpoint(sys.argv[1], device="cpu", precision="fp32")  # others round what they multiply
-gpt, tokenizer, questions = opened.gpt, opened.tokenizer, int(sys.argv[2]) if len(sys.argv) > 2 else 256
+opened = open_checkpoint(
+    sys.argv[1], device="cpu", precision="fp32"
+)  # others round what they multiply
+gpt, tokenizer, questions = (
+    opened.gpt,
+    opened.tokenizer,
+    int(sys.argv[2]) if len(sys.argv) > 2 else 256,
+)
 task = SimpleSpelling(path="library", start=20000, size=20000 + questions, held_out=0.1)
 sampling = Sampling(temperature=1.0, top_k=50, max_tokens=60)
 engine = engine_for(gpt, tokenizer, sampling, 256)
 rollouts = sample_rollouts(
-    engine, tokenizer, task, list(range(len(task))), samples=8, sampling=sampling, seeds=[str(n) for n in range(len(task))]
-)  # fmt: skip
+    engine,
+    tokenizer,
+    task,
+    list(range(len(task))),
+    samples=8,
+    sampling=sampling,
+    seeds=[str(n) for n in range(len(task))],
+)
 trained, double = (
-    GPT.build(gpt.config, seed=None, compute_dtype=dtype).to(dtype) for dtype in (torch.float32, torch.float64)
+    GPT.build(gpt.config, seed=None, compute_dtype=dtype).to(dtype)
+    for dtype in (torch.float32, torch.float64)
 )
 for network in (trained, double):
     network.load_state_dict(folder.read_weights(opened.path), strict=True)
@@ -35,7 +48,10 @@ with torch.no_grad():
         drawn = [logprob for logprob, sampled in zip(told, mask, strict=True) if sampled]
         idx = torch.tensor([ids])
         wanted = torch.tensor([mask])
-        mine, true = (logprobs(network, idx, wanted, sampling).double().tolist() for network in (trained, double))
+        mine, true = (
+            logprobs(network, idx, wanted, sampling).double().tolist()
+            for network in (trained, double)
+        )
         assert len(drawn) == len(mine) == sum(mask)
         for column, values in zip(found, (drawn, mine, true), strict=True):
             column += values

@@ -39,11 +39,14 @@ with torch.device("meta"):
 model.to_empty(device="cpu")
 model.init_weights()
 model.load_state_dict(
-    {k: v for k, v in torch.load(folder / "start.pt").items() if k not in ("cos", "sin")}, strict=False
+    {k: v for k, v in torch.load(folder / "start.pt").items() if k not in ("cos", "sin")},
+    strict=False,
 )
 model = model.float()
 engine = Engine(model, Bytes())
-optimizer = model.setup_optimizer(unembedding_lr=0.004, embedding_lr=0.2, matrix_lr=0.02, weight_decay=0.0)
+optimizer = model.setup_optimizer(
+    unembedding_lr=0.004, embedding_lr=0.2, matrix_lr=0.02, weight_decay=0.0
+)
 for group in optimizer.param_groups:
     group["lr"] = group["initial_lr"] = group["lr"] * FRACTION
 told = []
@@ -55,8 +58,13 @@ for step in range(2):
         model.eval()
         for part in range(SAMPLES // PASS):
             ids, mask = engine.generate_batch(
-                prompt, num_samples=PASS, max_tokens=MOST, temperature=1.0, top_k=50, seed=hash((step, question, part)) & 0x7FFFFFFF
-            )  # fmt: skip
+                prompt,
+                num_samples=PASS,
+                max_tokens=MOST,
+                temperature=1.0,
+                top_k=50,
+                seed=hash((step, question, part)) & 0x7FFFFFFF,
+            )
             rows, masks = rows + ids, masks + mask
         rewards = [float(sum(row) % 3 == 0) for row in rows]
         groups.append({"prompt": len(prompt), "rows": rows, "masks": masks, "rewards": rewards})
@@ -72,12 +80,17 @@ for step in range(2):
             targets[mask[at, 1:] == 0] = -1
             logp = -model(ids[at, :-1], targets, loss_reduction="none").view_as(targets)
             valid = (targets >= 0).sum().clamp(min=1)
-            objective = (logp * advantage[at].unsqueeze(-1)).sum() / (valid * (SAMPLES // PASS) * QUESTIONS)
+            objective = (logp * advantage[at].unsqueeze(-1)).sum() / (
+                valid * (SAMPLES // PASS) * QUESTIONS
+            )
             (-objective).backward()
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * (1 - step / STEPS)
     optimizer.step()
     model.zero_grad(set_to_none=True)
     told.append(groups)
-    torch.save({k: v.detach().clone() for k, v in model.state_dict().items()}, folder / f"original_{step + 1}.pt")
+    torch.save(
+        {k: v.detach().clone() for k, v in model.state_dict().items()},
+        folder / f"original_{step + 1}.pt",
+    )
 (folder / "samples.json").write_text(json.dumps(told))

@@ -25,7 +25,10 @@ from nanochat.runtime.paths import conf_dir
 
 STEPS = 467
 folder = Path(sys.argv[1])
-start, told = json.loads((folder / "start.json").read_text()), json.loads((folder / "samples.json").read_text())
+start, told = (
+    json.loads((folder / "start.json").read_text()),
+    json.loads((folder / "samples.json").read_text()),
+)
 register()
 with initialize_config_dir(str(conf_dir()), version_base="1.3"):
     config = OmegaConf.to_container(compose("train", ["+phase=rl", "algo=nanochat"]), resolve=False)
@@ -36,7 +39,12 @@ class Fed(Collector):
     """Experience from the file instead of from the engine."""
 
     def __init__(self):
-        self.algorithm, self.sampling, self.rank, self.world_size = algorithm, Sampling(top_k=50, max_tokens=24), 0, 1
+        self.algorithm, self.sampling, self.rank, self.world_size = (
+            algorithm,
+            Sampling(top_k=50, max_tokens=24),
+            0,
+            1,
+        )
 
     def collect(self, gpt, asked):
         number = asked // len(told[0])
@@ -44,7 +52,9 @@ class Fed(Collector):
         rows = []
         for group, weights in zip(told[number], algorithm.token_weights(counts, 24), strict=True):
             advantages = algorithm.advantages(group["rewards"])
-            for ids, mask, advantage, weight in zip(group["rows"], group["masks"], advantages, weights, strict=True):
+            for ids, mask, advantage, weight in zip(
+                group["rows"], group["masks"], advantages, weights, strict=True
+            ):
                 rows.append(Row(ids, mask, [0.0] * len(ids), advantage, weight, 0))
         return Experience([], rows, asked + len(told[number]))
 
@@ -52,25 +62,44 @@ class Fed(Collector):
 class Keep(L.Callback):
     def on_train_batch_end(self, trainer, module, *_):
         torch.save(
-            {k: v.clone() for k, v in module.gpt.state_dict().items()}, folder / f"ours_{trainer.global_step}.pt"
+            {k: v.clone() for k, v in module.gpt.state_dict().items()},
+            folder / f"ours_{trainer.global_step}.pt",
         )
 
 
 gpt = GPT.build(GPTConfig(**start["sizes"]))
 gpt.load_state_dict(torch.load(folder / "start.pt"), strict=False)
 module = RLModule(
-    gpt, lambda gpt: optim.build(gpt, config["optim"]["groups"], lr_factor=1.0, weight_decay=0.0),
-    optim.build_schedule(config["optim"]["schedule"]), STEPS, collector=Fed(), micro_tokens=700,
-)  # fmt: skip
-trainer = L.Trainer(accelerator="cpu", max_steps=2, logger=False, callbacks=[Keep()], enable_checkpointing=False, enable_progress_bar=False,
-                    enable_model_summary=False, default_root_dir=tempfile.gettempdir())  # fmt: skip
+    gpt,
+    lambda gpt: optim.build(gpt, config["optim"]["groups"], lr_factor=1.0, weight_decay=0.0),
+    optim.build_schedule(config["optim"]["schedule"]),
+    STEPS,
+    collector=Fed(),
+    micro_tokens=700,
+)
+trainer = L.Trainer(
+    accelerator="cpu",
+    max_steps=2,
+    logger=False,
+    callbacks=[Keep()],
+    enable_checkpointing=False,
+    enable_progress_bar=False,
+    enable_model_summary=False,
+    default_root_dir=tempfile.gettempdir(),
+)
 trainer.fit(module, torch.utils.data.DataLoader(Steps(0), batch_size=None))
 before = torch.load(folder / "start.pt")
 for step in (1, 2):
-    theirs, ours = torch.load(folder / f"original_{step}.pt"), torch.load(folder / f"ours_{step}.pt")
+    theirs, ours = (
+        torch.load(folder / f"original_{step}.pt"),
+        torch.load(folder / f"ours_{step}.pt"),
+    )
     shared = [k for k in ours if k in theirs and k not in ("cos", "sin")]
     gaps = {k: (ours[k] - theirs[k].float()).abs() for k in shared}
-    total, far = sum(g.numel() for g in gaps.values()), sum(int((g > 1e-5).sum()) for g in gaps.values())
+    total, far = (
+        sum(g.numel() for g in gaps.values()),
+        sum(int((g > 1e-5).sum()) for g in gaps.values()),
+    )
     moved = max(float((theirs[k].float() - before[k]).abs().max()) for k in shared)
     worst = max(gaps, key=lambda k: float(gaps[k].max()))
     print(

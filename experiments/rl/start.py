@@ -20,6 +20,12 @@ with torch.no_grad():
     for p in gpt.parameters():  # nothing zero, so that every gradient counts
         p.normal_(0, 0.05, generator=drawn)
 torch.save(gpt.state_dict(), folder / "start.pt")
-sizes = {"sequence_len": 256, "vocab_size": tokenizer.vocab_size, "n_layer": depth, "n_head": width // 64, "n_kv_head": width // 64,
-         "n_embd": width}  # fmt: skip
+sizes = {
+    "sequence_len": 256,
+    "vocab_size": tokenizer.vocab_size,
+    "n_layer": depth,
+    "n_head": width // 64,
+    "n_kv_head": width // 64,
+    "n_embd": width,
+}
 (folder / "start.json").write_text(json.dumps({"sizes": sizes, "specials": tokenizer.specials}))

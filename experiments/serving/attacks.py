@@ -16,7 +16,9 @@ from pathlib import Path
 import httpx
 
 FILLER = b"a" * 65536
-POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+POST = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+)
 
 
 def connect(url: httpx.URL) -> socket.socket:
@@ -84,7 +86,8 @@ def wrong_keys(url: httpx.URL, until: float) -> str:
         while time.monotonic() < until:
             for path in ("/v1/models", "/V1/models/", "//v1/models"):
                 got = client.get(
-                    httpx.URL(url, raw_path=path.encode()), headers={"authorization": f"Bearer {time.monotonic()}"}
+                    httpx.URL(url, raw_path=path.encode()),
+                    headers={"authorization": f"Bearer {time.monotonic()}"},
                 )
                 found[got.status_code] = found.get(got.status_code, 0) + 1
     return ", ".join(f"{number:,} x {status}" for status, number in sorted(found.items()))
@@ -92,9 +95,13 @@ def wrong_keys(url: httpx.URL, until: float) -> str:
 
 ATTACKS: dict[str, Callable[[httpx.URL, float], str]] = {
     "nothing": lambda url, until: time.sleep(until - time.monotonic()) or "",
-    "an endless header": lambda url, until: endless(url, until, b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "),
+    "an endless header": lambda url, until: endless(
+        url, until, b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "
+    ),
     "an endless address": lambda url, until: endless(url, until, b"GET /"),
-    "endless headers": lambda url, until: endless(url, until, b"GET / HTTP/1.1\r\n", b"X: y\r\n" * 10000),
+    "endless headers": lambda url, until: endless(
+        url, until, b"GET / HTTP/1.1\r\n", b"X: y\r\n" * 10000
+    ),
     "an endless body": lambda url, until: endless(
         url, until, POST + b"Transfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + FILLER + b"\r\n"
     ),

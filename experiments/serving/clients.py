@@ -53,21 +53,35 @@ def openai_client(url: str, model: str, base: str) -> dict[str, Callable[[], obj
     chat = client.chat.completions
 
     def chats() -> bool:
-        chunks = list(chat.create(model=model, messages=QUESTION, stream=True, stream_options={"include_usage": True}))
+        chunks = list(
+            chat.create(
+                model=model, messages=QUESTION, stream=True, stream_options={"include_usage": True}
+            )
+        )
         return (
             bool(chat.create(model=model, messages=QUESTION).choices[0].message.content)
             and chunks[-1].usage is not None
         )
 
     def parses() -> bool:
-        found = chat.parse(model=model, messages=QUESTION, response_format=Person).choices[0].message.parsed
+        found = (
+            chat.parse(model=model, messages=QUESTION, response_format=Person)
+            .choices[0]
+            .message.parsed
+        )
         return isinstance(found, Person)
 
     def calls() -> bool:
-        message = chat.create(model=model, messages=QUESTION, tools=[ADD], tool_choice="required").choices[0].message
+        message = (
+            chat.create(model=model, messages=QUESTION, tools=[ADD], tool_choice="required")
+            .choices[0]
+            .message
+        )
         arguments = json.loads(message.tool_calls[0].function.arguments)
         told = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "391"}
-        after = chat.create(model=model, messages=[*QUESTION, message, told], tools=[ADD]).choices[0]
+        after = chat.create(model=model, messages=[*QUESTION, message, told], tools=[ADD]).choices[
+            0
+        ]
         return all(isinstance(arguments[name], int) for name in "ab") and after.finish_reason in (
             "stop",
             "tool_calls",
@@ -75,7 +89,9 @@ def openai_client(url: str, model: str, base: str) -> dict[str, Callable[[], obj
         )
 
     def streams_calls() -> bool:
-        with chat.stream(model=model, messages=QUESTION, tools=[ADD], tool_choice="required") as events:
+        with chat.stream(
+            model=model, messages=QUESTION, tools=[ADD], tool_choice="required"
+        ) as events:
             for _ in events:
                 pass
             call = events.get_final_completion().choices[0].message.tool_calls[0]
@@ -92,13 +108,19 @@ def openai_client(url: str, model: str, base: str) -> dict[str, Callable[[], obj
         )
 
     def scores() -> bool:
-        told = client.completions.create(model=base, prompt="é 😀", max_tokens=1, echo=True, logprobs=5).choices[0]
+        told = client.completions.create(
+            model=base, prompt="é 😀", max_tokens=1, echo=True, logprobs=5
+        ).choices[0]
         return max(told.logprobs.text_offset) <= len(told.text)
 
     return {
-        "chat, streamed with usage": chats, "parse: pydantic model": parses, "tools, and the result sent back": calls,
-        "tools streamed": streams_calls, "responses, streamed, parsed": responds, "completions, echo, logprobs": scores,
-    }  # fmt: skip
+        "chat, streamed with usage": chats,
+        "parse: pydantic model": parses,
+        "tools, and the result sent back": calls,
+        "tools streamed": streams_calls,
+        "responses, streamed, parsed": responds,
+        "completions, echo, logprobs": scores,
+    }
 
 
 def langchain_openai(url: str, model: str, base: str) -> dict[str, Callable[[], object]]:
@@ -121,14 +143,19 @@ def langchain_openai(url: str, model: str, base: str) -> dict[str, Callable[[], 
     llm = ChatOpenAI(base_url=f"{url}/v1", api_key="none", model=model, max_retries=0)
 
     def structured(method: str) -> Callable[[], object]:
-        return lambda: isinstance(llm.with_structured_output(Person, method=method).invoke("Who are you?"), Person)
+        return lambda: isinstance(
+            llm.with_structured_output(Person, method=method).invoke("Who are you?"), Person
+        )
 
     def loop() -> bool:
         asked = [HumanMessage("What is 17 + 23?")]
         called = llm.bind_tools([add], tool_choice="any").invoke(asked)
         call = called.tool_calls[0]
         result = ToolMessage(str(add.invoke(call["args"])), tool_call_id=call["id"])
-        return llm.bind_tools([add]).invoke([*asked, called, result]).type == "ai" and call["name"] == "add"
+        return (
+            llm.bind_tools([add]).invoke([*asked, called, result]).type == "ai"
+            and call["name"] == "add"
+        )
 
     def streams() -> bool:
         whole = None
@@ -156,29 +183,50 @@ async def _four(llm: object) -> list[object]:
 def litellm(url: str, model: str, base: str) -> dict[str, Callable[[], object]]:
     import litellm as client
 
-    common = {"model": f"openai/{model}", "api_base": f"{url}/v1", "api_key": "none", "num_retries": 0}
+    common = {
+        "model": f"openai/{model}",
+        "api_base": f"{url}/v1",
+        "api_key": "none",
+        "num_retries": 0,
+    }
 
     def calls() -> bool:
-        got = client.completion(messages=QUESTION, tools=[ADD], tool_choice="required", **common).choices[0].message
+        got = (
+            client.completion(messages=QUESTION, tools=[ADD], tool_choice="required", **common)
+            .choices[0]
+            .message
+        )
         return set(json.loads(got.tool_calls[0].function.arguments)) == {"a", "b"}
 
     def formats() -> bool:
-        got = client.completion(messages=QUESTION, response_format={"type": "json_object"}, **common)
+        got = client.completion(
+            messages=QUESTION, response_format={"type": "json_object"}, **common
+        )
         return isinstance(json.loads(got.choices[0].message.content), dict)
 
     return {
-        "completion": lambda: bool(client.completion(messages=QUESTION, **common).choices[0].message.content),
-        "streamed": lambda: len(list(client.completion(messages=QUESTION, stream=True, **common))) > 1,
+        "completion": lambda: bool(
+            client.completion(messages=QUESTION, **common).choices[0].message.content
+        ),
+        "streamed": lambda: (
+            len(list(client.completion(messages=QUESTION, stream=True, **common))) > 1
+        ),
         "tools": calls,
         "response_format": formats,
         "text_completion": lambda: (
             client.text_completion(
-                model=f"text-completion-openai/{base}", prompt="a", max_tokens=4, api_base=f"{url}/v1", api_key="none"
-            ).choices[0].text
+                model=f"text-completion-openai/{base}",
+                prompt="a",
+                max_tokens=4,
+                api_base=f"{url}/v1",
+                api_key="none",
+            )
+            .choices[0]
+            .text
             is not None
         ),
         "responses": lambda: bool(client.responses(input="Who are you?", **common).id),
-    }  # fmt: skip
+    }
 
 
 def lm_eval(url: str, model: str, base: str) -> dict[str, Callable[[], object]]:
@@ -194,19 +242,42 @@ def lm_eval(url: str, model: str, base: str) -> dict[str, Callable[[], object]]:
             for key, value in ({"DATA": str(data)} | task).items():
                 text = text.replace(key, value)
             (Path(folder) / "letters.yaml").write_text(text)
-            options = f"base_url={url}{path},model={name},num_concurrent=2,max_retries=1,{','.join(more)}".rstrip(",")
-            command = [sys.executable, "-m", "lm_eval", "--model", kind, "--model_args", options, "--include_path", folder,
-                       "--tasks", "letters", *(["--apply_chat_template"] if "chat" in kind else [])]  # fmt: skip
+            options = f"base_url={url}{path},model={name},num_concurrent=2,max_retries=1,{','.join(more)}".rstrip(
+                ","
+            )
+            command = [
+                sys.executable,
+                "-m",
+                "lm_eval",
+                "--model",
+                kind,
+                "--model_args",
+                options,
+                "--include_path",
+                folder,
+                "--tasks",
+                "letters",
+                *(["--apply_chat_template"] if "chat" in kind else []),
+            ]
             got = subprocess.run(command, capture_output=True, text=True, timeout=600)
             if "|letters|" not in got.stdout.replace(" ", ""):
-                raise RuntimeError(got.stderr.strip().splitlines()[-1] if got.stderr.strip() else got.stdout)
+                raise RuntimeError(
+                    got.stderr.strip().splitlines()[-1] if got.stderr.strip() else got.stdout
+                )
             return got.returncode == 0
 
-    scored = {"OUTPUT": "multiple_choice", "TARGET": "answer", "CHOICES": 'doc_to_choice: "choices"', "METRIC": "acc"}
+    scored = {
+        "OUTPUT": "multiple_choice",
+        "TARGET": "answer",
+        "CHOICES": 'doc_to_choice: "choices"',
+        "METRIC": "acc",
+    }
     written = {
-        "OUTPUT": "generate_until", "TARGET": "{{choices[0]}}", "METRIC": "exact_match",
+        "OUTPUT": "generate_until",
+        "TARGET": "{{choices[0]}}",
+        "METRIC": "exact_match",
         "CHOICES": "generation_kwargs: {until: ['.'], max_gen_toks: 16}",
-    }  # fmt: skip
+    }
     return {
         "local-completions, loglikelihood": lambda: run(
             "local-completions", base, "/v1/completions", scored, "tokenizer_backend=remote"

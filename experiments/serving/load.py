@@ -26,9 +26,17 @@ def question(drawn: random.Random) -> str:
 
 async def ask(client: httpx.AsyncClient, drawn: random.Random, leave: bool) -> tuple[str, int]:
     """What became of one request, and how many tokens of it came."""
-    body = {"messages": [{"role": "user", "content": question(drawn)}], "max_tokens": drawn.choice([8, 32, 64, 96]),
-            "temperature": 1.0, "stream": True, "stream_options": {"include_usage": True}}  # fmt: skip
-    came, letters = 0, 3 * body["max_tokens"] // 2  # the half of an answer, with 3 letters to a token
+    body = {
+        "messages": [{"role": "user", "content": question(drawn)}],
+        "max_tokens": drawn.choice([8, 32, 64, 96]),
+        "temperature": 1.0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    came, letters = (
+        0,
+        3 * body["max_tokens"] // 2,
+    )  # the half of an answer, with 3 letters to a token
     try:
         async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
             if answer.status_code != 200:
@@ -107,7 +115,10 @@ def phase(name: str, url: str, pid: int, number: int, seconds: float) -> float:
     print(
         f"  /health: median {statistics.median(times):.1f} ms, 99 % {slow:.1f} ms, most {most:.1f} ms of {len(times)}"
     )
-    print(f"  memory: {early:.0f} MiB in the first quarter, {late:.0f} in the last, most {max(memory):.0f}", flush=True)
+    print(
+        f"  memory: {early:.0f} MiB in the first quarter, {late:.0f} in the last, most {max(memory):.0f}",
+        flush=True,
+    )
     points = [memory[min(len(memory) - 1, len(memory) * tenth // 10)] for tenth in range(11)]
     print(f"  memory at each tenth: {', '.join(f'{point:.0f}' for point in points)}", flush=True)
     return rate
@@ -122,8 +133,10 @@ def main() -> None:
     alone.append(phase("one at a time, after", url, pid, 1, 20))
     time.sleep(1)
     left = httpx.get(f"{url}/stats").json()
-    print(f"together / alone: {together / statistics.mean(alone):.1f} x; left over: "
-          f"{[(worker['live'], worker['queued'], worker['cache_bytes']) for worker in left['workers']]}")  # fmt: skip
+    print(
+        f"together / alone: {together / statistics.mean(alone):.1f} x; left over: "
+        f"{[(worker['live'], worker['queued'], worker['cache_bytes']) for worker in left['workers']]}"
+    )
 
 
 if __name__ == "__main__":

@@ -39,10 +39,15 @@ def main() -> None:
         from nanochat.inference.measure import any_tokenizer
         from nanochat.runtime.paths import conf_dir
 
-        classic = build_arch(OmegaConf.to_container(OmegaConf.load(conf_dir() / "arch" / "classic.yaml")))
+        classic = build_arch(
+            OmegaConf.to_container(OmegaConf.load(conf_dir() / "arch" / "classic.yaml"))
+        )
         with torch.device("meta"):
             gpt = GPT(from_depth(34, vocab_size=65536, arch=classic))
-        weights = {name: torch.randn(p.shape, dtype=torch.bfloat16) / 50 for name, p in gpt.state_dict().items()}
+        weights = {
+            name: torch.randn(p.shape, dtype=torch.bfloat16) / 50
+            for name, p in gpt.state_dict().items()
+        }
         folder.save(path, weights, gpt.config, any_tokenizer(65536), lineage={})
     subprocess.run([sys.executable, "-c", READ, str(path)], check=True)
 

@@ -44,7 +44,9 @@ class Code:
     """What is read from the Python files below one `src`."""
 
     files: dict[str, int] = field(default_factory=dict)  # module: lines
-    statements: int = 0  # which, unlike lines, do not depend on the formatter, comments or docstrings
+    statements: int = (
+        0  # which, unlike lines, do not depend on the formatter, comments or docstrings
+    )
     functions: dict[str, int] = field(default_factory=dict)  # module.Class.name: lines
     imports: list[Import] = field(default_factory=list)
     work: list[str] = field(default_factory=list)  # module-level code that is no definition
@@ -81,7 +83,9 @@ def read(src: Path) -> Code:
         if (len(parts) == 2 and parts[-1] != "__init__") or parts[-1] == "__main__":
             code.commands.add(module)
     for module, tree in trees.items():
-        code.statements += sum(isinstance(node, ast.stmt) and not is_docstring(node) for node in ast.walk(tree))
+        code.statements += sum(
+            isinstance(node, ast.stmt) and not is_docstring(node) for node in ast.walk(tree)
+        )
         code.functions.update(functions(tree, module))
         code.work += [f"{module}:{node.lineno}" for node in module_level_work(tree)]
         code.imports += imports(tree, module, code.files)
@@ -103,9 +107,15 @@ def functions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, int]]:
 def module_level_work(tree: ast.Module) -> Iterator[ast.stmt]:
     """Statements that an import runs and that neither define something nor name a plain value."""
     for node in tree.body:
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'"):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in (
+            "TYPE_CHECKING",
+            "__name__ == '__main__'",
+        ):
             continue
-        if isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        if isinstance(
+            node,
+            ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef,
+        ):
             continue
         if is_docstring(node):
             continue
@@ -124,7 +134,9 @@ def calls(node: ast.AST) -> Iterator[ast.Call]:
 
 def is_plain(call: ast.Call) -> bool:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-    return name in PLAIN_CALLS or name[:1].isupper() or name == "command"  # a class, or `main = command(…)`
+    return (
+        name in PLAIN_CALLS or name[:1].isupper() or name == "command"
+    )  # a class, or `main = command(…)`
 
 
 def imports(tree: ast.Module, module: str, modules: Mapping[str, int]) -> Iterator[Import]:
@@ -173,7 +185,11 @@ def cycles(arrows: Iterable[tuple[str, str]]) -> list[list[str]]:
         return seen
 
     reach = {node: reached(node) for node in after}
-    groups = {tuple(sorted(n for n in reach[node] if node in reach[n])) for node in after if node in reach[node]}
+    groups = {
+        tuple(sorted(n for n in reach[node] if node in reach[n]))
+        for node in after
+        if node in reach[node]
+    }
     return [list(group) for group in sorted(groups)]
 
 
@@ -229,7 +245,11 @@ def spread(sizes: Mapping[str, int]) -> str:
 def lines_of(root: Path) -> dict[str, dict[str, int]]:
     """Lines by room, of `src`, `conf` and `tests`: {"src": {"gpt": 2000, …}, …}."""
     found: dict[str, dict[str, int]] = {}
-    for top, base in (("src", root / "src" / "nanochat"), ("conf", root / "conf"), ("tests", root / "tests")):
+    for top, base in (
+        ("src", root / "src" / "nanochat"),
+        ("conf", root / "conf"),
+        ("tests", root / "tests"),
+    ):
         count: Counter[str] = Counter()
         for path in base.rglob("*"):
             if path.suffix in (".py", ".yaml", ".js", ".css") and path.is_file():
@@ -306,12 +326,23 @@ def is_up(boxes: Mapping[str, tuple[float, float, float, int]], source: str, tar
     return boxes[target][3] < boxes[source][3]
 
 
-def arrow(boxes: Mapping[str, tuple[float, float, float, int]], source: str, target: str, ones: list[Import]) -> str:
+def arrow(
+    boxes: Mapping[str, tuple[float, float, float, int]],
+    source: str,
+    target: str,
+    ones: list[Import],
+) -> str:
     """From the lower edge of one box to the upper edge of another; within a floor an arc below it."""
     names = list(boxes)
     (x1, y1, w1, f1), (x2, y2, w2, f2) = boxes[source], boxes[target]
-    shift = (names.index(target) + 1) / (len(names) + 1), (names.index(source) + 1) / (len(names) + 1)
-    a, b = x1 + w1 * shift[0], x2 + w2 * shift[1]  # so that the arrows of a box do not meet in one point
+    shift = (
+        (names.index(target) + 1) / (len(names) + 1),
+        (names.index(source) + 1) / (len(names) + 1),
+    )
+    a, b = (
+        x1 + w1 * shift[0],
+        x2 + w2 * shift[1],
+    )  # so that the arrows of a box do not meet in one point
     up = is_up(boxes, source, target)
     if f1 == f2:
         path = f"M{a:.0f},{y1 + BOX} C{a:.0f},{y1 + BOX + 34} {b:.0f},{y1 + BOX + 34} {b:.0f},{y1 + BOX + 3}"
@@ -320,7 +351,9 @@ def arrow(boxes: Mapping[str, tuple[float, float, float, int]], source: str, tar
     else:
         path = f"M{a:.0f},{y1 + BOX} C{a:.0f},{y1 + BOX + 50} {b:.0f},{y2 - 50} {b:.0f},{y2 - 3}"
     colour = WRONG if up else COLOURS[f1 % len(COLOURS)]
-    dash = ' stroke-dasharray="4 3"' if all(one.how == "by a name in a string" for one in ones) else ""
+    dash = (
+        ' stroke-dasharray="4 3"' if all(one.how == "by a name in a string" for one in ones) else ""
+    )
     width = 2.5 if up else 0.6 + 0.5 * math.log2(len(ones) + 1)
     said = f"{source} → {target}: {len(ones)} imports"
     end = y1 + BOX if f1 == f2 else (y2 + BOX if up else y2)
@@ -341,7 +374,9 @@ def arrow(boxes: Mapping[str, tuple[float, float, float, int]], source: str, tar
 def of_commit(commit: str, place: Path) -> Path:
     """The `src`, `conf` and `tests` of a commit, written to a folder."""
     packed = subprocess.run(
-        ["git", "-C", str(ROOT), "archive", commit, "src", "conf", "tests"], check=True, capture_output=True
+        ["git", "-C", str(ROOT), "archive", commit, "src", "conf", "tests"],
+        check=True,
+        capture_output=True,
     ).stdout
     with tarfile.open(fileobj=io.BytesIO(packed)) as files:
         files.extractall(place, filter="data")
@@ -349,10 +384,20 @@ def of_commit(commit: str, place: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw the imports between rooms and print sizes, as Markdown.")
-    parser.add_argument("--against", metavar="COMMIT", help="also draw this commit, and print its figures first")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where the pictures go")
-    parser.add_argument("--list", action="store_true", help="also name the long files and functions, and what is wrong")
+    parser = argparse.ArgumentParser(
+        description="Draw the imports between rooms and print sizes, as Markdown."
+    )
+    parser.add_argument(
+        "--against", metavar="COMMIT", help="also draw this commit, and print its figures first"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent, help="where the pictures go"
+    )
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="also name the long files and functions, and what is wrong",
+    )
     given = parser.parse_args()
     levels = floors()
     with tempfile.TemporaryDirectory() as place:
@@ -362,18 +407,30 @@ def main() -> None:
         codes = {name: read(root / "src") for name, root in roots.items()}
         sizes = [(name, lines_of(root)) for name, root in roots.items()]
     here = subprocess.run(
-        ["git", "-C", str(ROOT), "describe", "--always", "--dirty=, changed"], capture_output=True, text=True
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty=, changed"],
+        capture_output=True,
+        text=True,
     ).stdout.strip()
     for name, code in codes.items():
         said = f"commit {given.against}" if name == "before" else f"commit {here}"
-        (given.out / f"{name}.svg").write_text(picture(code, levels, f"Imports of nanochat, {said}"))
+        (given.out / f"{name}.svg").write_text(
+            picture(code, levels, f"Imports of nanochat, {said}")
+        )
     found = {name: figures(code, levels) for name, code in codes.items()}
     print(table(["", *codes], [[key, *(f[key] for f in found.values())] for key in found["after"]]))
     print("\n" + line_table(sizes))
     if given.list:
         code = codes["after"]
-        print("\nlong files:", *(f"{m} {n}" for m, n in code.files.items() if n > LONG_FILE), sep="\n  ")
-        print("long functions:", *(f"{m} {n}" for m, n in code.functions.items() if n > LONG_FUNCTION), sep="\n  ")
+        print(
+            "\nlong files:",
+            *(f"{m} {n}" for m, n in code.files.items() if n > LONG_FILE),
+            sep="\n  ",
+        )
+        print(
+            "long functions:",
+            *(f"{m} {n}" for m, n in code.functions.items() if n > LONG_FUNCTION),
+            sep="\n  ",
+        )
         print("module-level code that does work:", *code.work, sep="\n  ")
         print(
             "imports that point up:",

@@ -26,12 +26,34 @@ sys.path.insert(0, str(ROOT))
 
 from tests import processes  # noqa: E402
 
-KINDS = ["-1", "0", "2.7", "1e30", "nan", "inf", "abc", "true", "null", "[1,2]", "{a:1}", "99999999999999999999"]
+KINDS = [
+    "-1",
+    "0",
+    "2.7",
+    "1e30",
+    "nan",
+    "inf",
+    "abc",
+    "true",
+    "null",
+    "[1,2]",
+    "{a:1}",
+    "99999999999999999999",
+]
 SECONDS = 10  # of processor time, which does not depend on what else the machine does
 TINY = [
-    "trainer=cpu", "model.depth=1", "model.aspect_ratio=32", "model.head_dim=32", "model.sequence_len=64", "max_steps=1", "compute.compile=false",
-    "eval_every=null", "save_every=null", "sample_every=null", "progress=none",
-]  # fmt: skip
+    "trainer=cpu",
+    "model.depth=1",
+    "model.aspect_ratio=32",
+    "model.head_dim=32",
+    "model.sequence_len=64",
+    "max_steps=1",
+    "compute.compile=false",
+    "eval_every=null",
+    "save_every=null",
+    "sample_every=null",
+    "progress=none",
+]
 PARENT = [
     "trainer=cpu",
     "max_steps=1",
@@ -52,24 +74,88 @@ CHAT = [
     "evals.tasks.limit=2",
 ]
 COMPOSITIONS: dict[str, tuple[str, list[str]]] = {
-    "base": ("train", ["+phase=base", *TINY, "data=local", "data.path={text}", "data.documents=line", "data.num_workers=0",
-                       "data.prepare_workers=0", "data.val_fraction=0.3", "tokenizer=char", "tokenizer.vocab_size=auto", "batch_tokens=128",
-                       "eval_tokens=128", "sample.prompts=[a]", "sample.max_tokens=2"]),
+    "base": (
+        "train",
+        [
+            "+phase=base",
+            *TINY,
+            "data=local",
+            "data.path={text}",
+            "data.documents=line",
+            "data.num_workers=0",
+            "data.prepare_workers=0",
+            "data.val_fraction=0.3",
+            "tokenizer=char",
+            "tokenizer.vocab_size=auto",
+            "batch_tokens=128",
+            "eval_tokens=128",
+            "sample.prompts=[a]",
+            "sample.max_tokens=2",
+        ],
+    ),
     "mid": ("train", ["+phase=mid", *PARENT, *CHAT]),
     "sft": ("train", ["+phase=sft", *PARENT, *CHAT]),
     "sft_classic": ("train", ["+phase=sft_classic", *PARENT, *CHAT]),
-    "rl": ("train", ["+phase=rl", *PARENT[:2], *PARENT[3:], "task=arithmetic", "task.size=20", "task.digits=1",
-                     "rollout.questions=2", "rollout.samples=2",
-                     "rollout.max_tokens=4", "preflight.run=false", "evals.pass_at_k.limit=2", "evals.pass_at_k.samples=2", "sample.prompts=[]"]),
+    "rl": (
+        "train",
+        [
+            "+phase=rl",
+            *PARENT[:2],
+            *PARENT[3:],
+            "task=arithmetic",
+            "task.size=20",
+            "task.digits=1",
+            "rollout.questions=2",
+            "rollout.samples=2",
+            "rollout.max_tokens=4",
+            "preflight.run=false",
+            "evals.pass_at_k.limit=2",
+            "evals.pass_at_k.samples=2",
+            "sample.prompts=[]",
+        ],
+    ),
     "sample": ("sample", ["ckpt={ckpt}", "max_tokens=2", "device=cpu"]),
     "cli": ("cli", ["ckpt={ckpt}", "prompt=a", "max_tokens=2", "device=cpu"]),
     "chat": ("chat", ["ckpt={ckpt}"]),
-    "bench": ("bench", ["ckpt={ckpt}", "prompt_tokens=4", "decode_tokens=4", "batches=[1]", "repeats=1", "device=cpu"]),
-    "evaluate": ("evaluate", ["ckpt={ckpt}", "evals=sample", "evals.sample.max_tokens=2", "device=cpu"]),
-    "data": ("data", ["data=local", "data.path={text}", "data.documents=line", "data.prepare_workers=0", "data.val_fraction=0.3", "tokenizer=char",
-                      "model.sequence_len=64", "batch_tokens=128"]),
-    "tokenizer": ("tokenizer", ["data=local", "data.path={text}", "data.documents=line", "data.val_fraction=0.3", "kind=char"]),
-}  # fmt: skip
+    "bench": (
+        "bench",
+        [
+            "ckpt={ckpt}",
+            "prompt_tokens=4",
+            "decode_tokens=4",
+            "batches=[1]",
+            "repeats=1",
+            "device=cpu",
+        ],
+    ),
+    "evaluate": (
+        "evaluate",
+        ["ckpt={ckpt}", "evals=sample", "evals.sample.max_tokens=2", "device=cpu"],
+    ),
+    "data": (
+        "data",
+        [
+            "data=local",
+            "data.path={text}",
+            "data.documents=line",
+            "data.prepare_workers=0",
+            "data.val_fraction=0.3",
+            "tokenizer=char",
+            "model.sequence_len=64",
+            "batch_tokens=128",
+        ],
+    ),
+    "tokenizer": (
+        "tokenizer",
+        [
+            "data=local",
+            "data.path={text}",
+            "data.documents=line",
+            "data.val_fraction=0.3",
+            "kind=char",
+        ],
+    ),
+}
 ONLY_CHECKED = {"chat"}  # would serve for ever
 
 
@@ -80,12 +166,18 @@ def make_inputs(place: Path) -> dict[str, str]:
 
     words = "the river and the stone go over a green light house near the small night".split()
     draw = random.Random(0)
-    (place / "text.txt").write_text("\n".join(" ".join(draw.choices(words, k=30)) for _ in range(80)) + "\n")
+    (place / "text.txt").write_text(
+        "\n".join(" ".join(draw.choices(words, k=30)) for _ in range(80)) + "\n"
+    )
     talk = [{"role": "user", "content": "Write river."}, {"role": "assistant", "content": "river"}]
     (place / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for _ in range(8)))
     save_untrained(place / "base/runs/it/2026-01-01_00-00-00/checkpoints/step_000001")
     checkpoint = place / "base/runs/it/2026-01-01_00-00-00"
-    return {"text": str(place / "text.txt"), "talks": str(place / "talks.jsonl"), "ckpt": str(checkpoint)}
+    return {
+        "text": str(place / "text.txt"),
+        "talks": str(place / "talks.jsonl"),
+        "ckpt": str(checkpoint),
+    }
 
 
 def composed(command: str, words: list[str]) -> dict[str, Any]:
@@ -112,7 +204,9 @@ def change(values: Any, key: str, value: Any) -> Any:
     return {**values, head: change(values.get(head) or {}, rest, value) if dot else value}
 
 
-def grid(filled: dict[str, list[str]]) -> tuple[Counter[str], list[tuple[str, str, str, bool]], list[str]]:
+def grid(
+    filled: dict[str, list[str]],
+) -> tuple[Counter[str], list[tuple[str, str, str, bool]], list[str]]:
     """Every key x kind through the check. Counts, (composition, key, kind, accepted), and what raised anything but ValueError."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
@@ -121,7 +215,8 @@ def grid(filled: dict[str, list[str]]) -> tuple[Counter[str], list[tuple[str, st
     from nanochat.runtime.settings import check
 
     read = {
-        kind: OmegaConf.create({"x": OverridesParser.create().parse_override(f"x={kind}").value()}) for kind in KINDS
+        kind: OmegaConf.create({"x": OverridesParser.create().parse_override(f"x={kind}").value()})
+        for kind in KINDS
     }
     counts: Counter[str] = Counter()
     cases, broken = [], []
@@ -155,7 +250,9 @@ def run(command: str, words: list[str], place: Path) -> tuple[str, str]:
     }
     started = time.monotonic()
     try:
-        done = processes.run([f"nanochat.{command}", *words], env=environment, cwd=place, timeout=SECONDS * 12)
+        done = processes.run(
+            [f"nanochat.{command}", *words], env=environment, cwd=place, timeout=SECONDS * 12
+        )
     except Exception as error:  # TimeoutExpired
         return "hang", f"{type(error).__name__} after {time.monotonic() - started:.0f} s"
     lines = done.stderr.strip().splitlines()
@@ -163,7 +260,9 @@ def run(command: str, words: list[str], place: Path) -> tuple[str, str]:
         return "traceback", f"exit {done.returncode}: " + (lines[-1] if lines else "")
     if done.returncode == 2:
         errors = [line for line in lines if line.startswith("error: ")]
-        return ("refused" if len(errors) == 1 and len(lines) == 1 else "more than a line"), " / ".join(lines)[:300]
+        return (
+            "refused" if len(errors) == 1 and len(lines) == 1 else "more than a line"
+        ), " / ".join(lines)[:300]
     return "accepted", ""
 
 
@@ -187,14 +286,20 @@ def one(
     from nanochat.runtime.paths import conf_dir
 
     plus = "" if (conf_dir() / key).is_dir() else "++"
-    words = [word for word in words if not word.lstrip("+").startswith(f"{key}=")] + [f"{plus}{key}={kind}"]
+    words = [word for word in words if not word.lstrip("+").startswith(f"{key}=")] + [
+        f"{plus}{key}={kind}"
+    ]
     what, line = run(command, words, place)
     if what == "accepted" and command == "train" and not dry and key not in ("run_name", "dry_run"):
         try:
             found = recorded(place, run_name, key)
         except ValueError:
             found = "no run"
-        same = str(found).lower() == kind or (kind == "null" and found is None) or str(found).endswith(f"/{kind}")
+        same = (
+            str(found).lower() == kind
+            or (kind == "null" and found is None)
+            or str(found).endswith(f"/{kind}")
+        )
         with contextlib.suppress(TypeError, ValueError):
             same = same or float(str(found).rpartition("/")[2]) == float(kind)
         if not same and kind not in ("[1,2]", "{a:1}"):
@@ -213,7 +318,10 @@ def main() -> int:
         place = Path(folder)
         os.environ["NANOCHAT_BASE_DIR"] = str(place / "base")
         inputs = make_inputs(place)
-        filled = {name: [word.format(**inputs) for word in words] for name, (_, words) in COMPOSITIONS.items()}
+        filled = {
+            name: [word.format(**inputs) for word in words]
+            for name, (_, words) in COMPOSITIONS.items()
+        }
         counts, cases, broken = grid(filled)
         print(
             f"grid: {sum(counts.values()):,} values, {counts['refused']:,} refused, {counts['accepted']:,} accepted, {len(broken)} broken"
@@ -228,7 +336,9 @@ def main() -> int:
         with concurrent.futures.ThreadPoolExecutor(asked.workers) as pool:
             started = time.monotonic()
             for case, (what, shown, line) in zip(
-                chosen, pool.map(lambda pair: one(*pair, filled, place), enumerate(chosen)), strict=True
+                chosen,
+                pool.map(lambda pair: one(*pair, filled, place), enumerate(chosen)),
+                strict=True,
             ):
                 found[case[0], what] += 1
                 if what not in ("refused", "accepted"):
@@ -236,8 +346,17 @@ def main() -> int:
                     print(broken[-1], flush=True)
                 elif "-v" in os.environ.get("FUZZ", ""):
                     print(f"{what}: {shown}: {line}", flush=True)
-        kinds = ["refused", "accepted", "accepted without effect", "more than a line", "traceback", "hang"]
-        print(f"\n{len(chosen):,} commands, seed {asked.seed}, {time.monotonic() - started:.0f} s\n")
+        kinds = [
+            "refused",
+            "accepted",
+            "accepted without effect",
+            "more than a line",
+            "traceback",
+            "hang",
+        ]
+        print(
+            f"\n{len(chosen):,} commands, seed {asked.seed}, {time.monotonic() - started:.0f} s\n"
+        )
         print("| commands | " + " | ".join(kinds) + " |\n|---|" + "---|" * len(kinds))
         for name in COMPOSITIONS:
             print(f"| {name} | " + " | ".join(str(found[name, kind]) for kind in kinds) + " |")

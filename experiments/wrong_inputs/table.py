@@ -54,9 +54,14 @@ def main() -> None:
         for command, words in WRONG:
             done = subprocess.run(
                 [sys.executable, "-m", f"nanochat.{command}", *shlex.split(words)],
-                cwd=place, env={**os.environ, "NANOCHAT_BASE_DIR": str(place / "base")}, capture_output=True, text=True,
-            )  # fmt: skip
-            said = " / ".join(done.stderr.strip().splitlines()).replace(name, "…").replace("|", "\\|")
+                cwd=place,
+                env={**os.environ, "NANOCHAT_BASE_DIR": str(place / "base")},
+                capture_output=True,
+                text=True,
+            )
+            said = (
+                " / ".join(done.stderr.strip().splitlines()).replace(name, "…").replace("|", "\\|")
+            )
             print(f"| `{command} {words}` | {said} (exit {done.returncode}) |", flush=True)
 
 

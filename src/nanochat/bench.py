@@ -21,7 +21,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if cfg.ckpt is not None:
         for key in ("model", "arch", "vocab_size", "seed"):
             if words := overridden(key):
-                raise ValueError(f"{words[0]} cannot take effect: ckpt={cfg.ckpt} brings its own; drop one of the two")
+                raise ValueError(
+                    f"{words[0]} cannot take effect: ckpt={cfg.ckpt} brings its own; drop one of the two"
+                )
         opened = open_checkpoint(cfg.ckpt, device=cfg.device, precision=cfg.precision)
         gpt, tokenizer, what = opened.gpt, opened.tokenizer, str(opened.path)
     else:
@@ -29,14 +31,22 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         dtype, _ = hardware.compute_dtype(cfg.precision, device)
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         tokenizer = any_tokenizer(cfg.vocab_size)
-        gpt_config = from_depth(**config["model"], vocab_size=cfg.vocab_size, arch=build_arch(config["arch"]))
+        gpt_config = from_depth(
+            **config["model"], vocab_size=cfg.vocab_size, arch=build_arch(config["arch"])
+        )
         gpt = FrozenGPT.build(gpt_config, seed=cfg.seed, device=device, compute_dtype=dtype)
         what = f"fresh weights, depth {gpt_config.n_layer}, vocabulary {cfg.vocab_size:,}"
     batches = [cfg.batches] if isinstance(cfg.batches, int) else list(cfg.batches)
     found = measure(
-        gpt, tokenizer, prompt_tokens=cfg.prompt_tokens, decode_tokens=cfg.decode_tokens, batches=batches, temperature=cfg.temperature,
-        repeats=cfg.repeats, compile=cfg.compile,
-    )  # fmt: skip
+        gpt,
+        tokenizer,
+        prompt_tokens=cfg.prompt_tokens,
+        decode_tokens=cfg.decode_tokens,
+        batches=batches,
+        temperature=cfg.temperature,
+        repeats=cfg.repeats,
+        compile=cfg.compile,
+    )
     prefill = found["prefill"]
     print(f"{what}, {found['num_params']:,} parameters, {found['dtype']} on {found['device']}")
     print(

@@ -26,11 +26,17 @@ def run(cfg: DictConfig) -> None:
     opened = open_checkpoint(cfg.ckpt, device=cfg.device, precision=cfg.precision)
     if not opened.chats:
         instead = f"python -m nanochat.sample ckpt={cfg.ckpt} start=…"
-        raise ValueError(f"{cfg.ckpt} is a base checkpoint, which does not chat; continue a text with {instead}")
+        raise ValueError(
+            f"{cfg.ckpt} is a base checkpoint, which does not chat; continue a text with {instead}"
+        )
     # of one answer, stdout gets nothing else
     screen = Screen(sys.stdout, None if cfg.prompt is None else sys.stderr)
     engine = Engine(
-        opened.gpt, opened.tokenizer, max_rows=1, run_python=python_tool if cfg.python else None, compile=cfg.compile
+        opened.gpt,
+        opened.tokenizer,
+        max_rows=1,
+        run_python=python_tool if cfg.python else None,
+        compile=cfg.compile,
     )
     if cfg.compile:
         screen.note(COMPILES)

@@ -28,12 +28,16 @@ def run(cfg: DictConfig) -> None:
     show: Callable[[Any, DictConfig], Iterator[str]] | None
     show = {"stats": stats, "batch": batch, "ledger": ledger, "download": download}.get(cfg.show)
     if show is None:
-        raise ValueError(f"show={cfg.show} is not known; choose show=stats, show=batch, show=ledger or show=download")
+        raise ValueError(
+            f"show={cfg.show} is not known; choose show=stats, show=batch, show=ledger or show=download"
+        )
     data = instantiate(cfg.data)
     if isinstance(data, ChatDataModule):
         show = {"stats": mixture, "batch": chat_batch, "ledger": ledger}.get(cfg.show)
         if show is None:
-            raise ValueError(f"show={cfg.show} is for text; conversations have show=stats, show=batch and show=ledger")
+            raise ValueError(
+                f"show={cfg.show} is for text; conversations have show=stats, show=batch and show=ledger"
+            )
         prepare_chat(data, cfg)
     elif cfg.ckpt is not None:
         raise ValueError(
@@ -65,7 +69,14 @@ def stats(data: TextDataModule, cfg: DictConfig) -> Iterator[str]:
     yield f"{data.source.name}, manifest {data.source.manifest_hash}, tokenizer {folder.tokenizer.hash}"
     yield f"shards in {folder.folder}"
     yield f"packing={data.packing}, sequence_len={data.sequence_len}; used and cropped as if a shard were packed alone"
-    heads = ("documents", 10), ("characters", 13), ("tokens", 12), ("chars/token", 11), ("used", 7), ("cropped", 8)
+    heads = (
+        ("documents", 10),
+        ("characters", 13),
+        ("tokens", 12),
+        ("chars/token", 11),
+        ("used", 7),
+        ("cropped", 8),
+    )
     yield f"{'shard':40} " + " ".join(f"{head:>{width}}" for head, width in heads)
     for split in ("train", "val"):
         sums = [0, 0, 0]
@@ -165,7 +176,9 @@ def chat_batch(data: ChatDataModule, cfg: DictConfig) -> Iterator[str]:
     terminal = sys.stdout.isatty()
     before, after = ("\x1b[32m", "\x1b[0m") if terminal else ("«", "»")
     yield f"⟦batch {found.step}, epoch {found.epoch}, {len(found.idx)} rows of {data.sequence_len} tokens, {found.num_targets} trained⟧"
-    for number, (row, targets, pieces) in enumerate(zip(found.idx, found.targets, found.documents, strict=True)):
+    for number, (row, targets, pieces) in enumerate(
+        zip(found.idx, found.targets, found.documents, strict=True)
+    ):
         if cfg.rows is not None and number >= cfg.rows:
             yield f"⟦{len(found.idx) - number} more rows⟧"
             return
@@ -174,7 +187,9 @@ def chat_batch(data: ChatDataModule, cfg: DictConfig) -> Iterator[str]:
         # token t + 1 is trained where targets[t] is set; a trained last token is only a target
         ids = [*row.tolist(), *([int(targets[-1])] if targets[-1] >= 0 else [])][:used]
         trained = [False, *(targets >= 0).tolist()][: len(ids)]
-        for is_trained, group in itertools.groupby(zip(ids, trained, strict=True), key=lambda pair: pair[1]):
+        for is_trained, group in itertools.groupby(
+            zip(ids, trained, strict=True), key=lambda pair: pair[1]
+        ):
             text = data.tokenizer.decode([token for token, _ in group])
             yield f"{before}{text}{after}" if is_trained else text
 
@@ -183,7 +198,9 @@ def download(data: TextDataModule, cfg: DictConfig) -> Iterator[str]:
     """Download the files of a hub data set, several at a time; files that are present are kept."""
     source = data.source
     if not isinstance(source, HubFiles):
-        raise ValueError(f"{source.name} is read in place; show=download is for hub data, for example data=climbmix")
+        raise ValueError(
+            f"{source.name} is read in place; show=download is for hub data, for example data=climbmix"
+        )
     source.download(print)
     yield f"all {len(source.files('train'))} training files are in {source.dataset.folder}"
 

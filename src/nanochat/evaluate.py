@@ -56,7 +56,9 @@ def named(words: list[str]) -> list[str]:
                 f"evals={unknown[0]} is not known; choose from {', '.join(known)}; several as evals=bpb,sample"
             )
         found += [f"~eval@evals.{name}" for name in DEFAULT if name not in names]
-        found += [f"+eval@evals.{name}={name}" for name in names if name in evals and name not in DEFAULT]
+        found += [
+            f"+eval@evals.{name}={name}" for name in names if name in evals and name not in DEFAULT
+        ]
         found += [f"+task@evals.tasks.of.{name}={name}" for name in names if name not in evals]
     return found
 
@@ -66,8 +68,14 @@ def validation(cfg: DictConfig, opened: Any) -> Any:
     from hydra.utils import instantiate
 
     if cfg.get("data") and "rows_per_device" not in cfg.data:
-        raise ValueError("data=questions has no text to judge a model by; choose another, as data=pydocs")
-    config: Any = OmegaConf.to_container(cfg.data, resolve=True) if cfg.get("data") else validation_data(opened.path)
+        raise ValueError(
+            "data=questions has no text to judge a model by; choose another, as data=pydocs"
+        )
+    config: Any = (
+        OmegaConf.to_container(cfg.data, resolve=True)
+        if cfg.get("data")
+        else validation_data(opened.path)
+    )
     length = opened.gpt.config.sequence_len
     data = instantiate({**config, "sequence_len": length, "rows_per_device": cfg.rows_per_device})
     data.attach(opened.tokenizer, batch_tokens=length * cfg.rows_per_device)

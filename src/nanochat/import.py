@@ -20,7 +20,9 @@ def run(cfg: DictConfig) -> Path:
     out = Path(cfg.out).expanduser()
     if out.exists():
         raise ValueError(f"{out} exists already; choose another out=, or delete it")
-    found = imported.find(cfg.src, Path(cfg.tokenizer_dir).expanduser() if cfg.tokenizer_dir else None)
+    found = imported.find(
+        cfg.src, Path(cfg.tokenizer_dir).expanduser() if cfg.tokenizer_dir else None
+    )
     if found is None:
         raise ValueError(
             f"{cfg.src} holds no model_STEP.pt, and is not a model on the hub (ORG/NAME); give the folder with it"

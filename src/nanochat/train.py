@@ -36,7 +36,9 @@ def run(cfg: DictConfig) -> float | None:
         checkpoint = resolve(cfg.init_from, base_dir() / "runs")
         parent.take_sizes(cfg, checkpoint, overridden)
         inherited = parent.inherit(cfg, checkpoint, overridden, compose_command("train"))
-        cfg.init_from = lasting_name(checkpoint, base_dir() / "runs")  # @latest may be another tomorrow
+        cfg.init_from = lasting_name(
+            checkpoint, base_dir() / "runs"
+        )  # @latest may be another tomorrow
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config = check(config, settings_of("train", config))  # what came from the parent too
     absolute_paths(config)
@@ -55,12 +57,20 @@ def run(cfg: DictConfig) -> float | None:
     passing = (
         TemporaryDirectory(prefix="nanochat-") if config["trainer"].get("fast_dev_run") else None
     )  # nothing is kept
-    folder = open_run(config, base_dir() / "runs", folder=Path(passing.name) / "run" if passing else trial_folder())
+    folder = open_run(
+        config,
+        base_dir() / "runs",
+        folder=Path(passing.name) / "run" if passing else trial_folder(),
+    )
     recipe.check_plan(folder)
     if recipe.is_finished(folder):
         return recipe.last_result(folder)
     recipe.prepare(folder)
-    told = fit(recipe, folder) if recipe.world_size == 1 else run_ranks(folder, config, recipe.world_size)
+    told = (
+        fit(recipe, folder)
+        if recipe.world_size == 1
+        else run_ranks(folder, config, recipe.world_size)
+    )
     result = recipe.last_result(folder)
     if trial_folder() and told:  # and so is the sweep
         raise KeyboardInterrupt(
@@ -80,7 +90,11 @@ def absolute_paths(config: dict[str, Any]) -> None:
             if isinstance(value, dict):
                 walk(value)
             # a task's path may be a word with a meaning instead
-            elif key in PATHS and value and (node is config["data"] or Path(value).expanduser().exists()):
+            elif (
+                key in PATHS
+                and value
+                and (node is config["data"] or Path(value).expanduser().exists())
+            ):
                 node[key] = str(Path(value).expanduser().absolute())
 
     walk({name: group for name, group in config.items() if name != "tokenizer"})
@@ -96,7 +110,10 @@ def rank_main() -> None:
 
     rank = int(os.environ["RANK"])
     logging.basicConfig(
-        level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s", stream=sys.stdout, force=True
+        level=logging.INFO if rank == 0 else logging.ERROR,
+        format="%(message)s",
+        stream=sys.stdout,
+        force=True,
     )
     stop_with_parent()
     take_ctrl_c()

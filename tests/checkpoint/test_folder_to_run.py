@@ -31,7 +31,10 @@ def saved(request, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_checkpoint_read_to_be_run_gives_the_same_logits(saved, dtype):
-    trained, runs = folder.load_gpt(saved, compute_dtype=dtype), folder.load_to_run(saved, compute_dtype=dtype)
+    trained, runs = (
+        folder.load_gpt(saved, compute_dtype=dtype),
+        folder.load_to_run(saved, compute_dtype=dtype),
+    )
     idx = torch.arange(40)[None] % 50
     with torch.no_grad():
         assert torch.equal(FrozenGPT.of(trained)(idx), runs(idx))
@@ -47,7 +50,9 @@ def test_a_checkpoint_read_to_be_run_gives_the_same_logits(saved, dtype):
 @pytest.mark.parametrize("by_rows", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_it_holds_is_each_weight_once_in_the_compute_dtype(saved, dtype, by_rows, monkeypatch):
-    monkeypatch.setattr("nanochat.inference.frozen.PACKING_PAYS", dict.fromkeys((torch.float32, torch.bfloat16), 1))
+    monkeypatch.setattr(
+        "nanochat.inference.frozen.PACKING_PAYS", dict.fromkeys((torch.float32, torch.bfloat16), 1)
+    )
     runs = folder.load_to_run(saved, compute_dtype=dtype)
     before = {name: runs.value(name).clone() for name in folder.read_weights(saved)}
     if by_rows:
@@ -69,13 +74,19 @@ def test_losses_of_one_that_only_runs_are_those_of_one_that_trains(saved):
     idx, targets = torch.arange(120).view(3, 40) % 50, torch.arange(1, 121).view(3, 40) % 50
     targets[1, :7] = -1
     with torch.no_grad():
-        torch.testing.assert_close(runs.losses(idx, targets), trained.losses(idx, targets), rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(runs.loss_sum(idx, targets), trained.loss_sum(idx, targets), rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            runs.losses(idx, targets), trained.losses(idx, targets), rtol=1e-5, atol=1e-5
+        )
+        torch.testing.assert_close(
+            runs.loss_sum(idx, targets), trained.loss_sum(idx, targets), rtol=1e-5, atol=0
+        )
 
 
 def test_weights_that_do_not_fit_the_config_are_named(saved, monkeypatch):
     monkeypatch.setenv("NANOCHAT_CHECK_HASHES", "false")
-    (saved / "config.json").write_text((saved / "config.json").read_text().replace('"n_layer": 2', '"n_layer": 3'))
+    (saved / "config.json").write_text(
+        (saved / "config.json").read_text().replace('"n_layer": 2', '"n_layer": 3')
+    )
     sizes = (saved / "files.json").read_text()
     assert '"config.json"' in sizes  # the size is the same
     with pytest.raises(ValueError, match=r"does not fit its config\.json"):

@@ -30,7 +30,8 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("keep_last", "left"), [(1, [20, 50]), (2, [20, 40, 50]), (9, [10, 20, 30, 40, 50]), (None, [10, 20, 30, 40, 50])]
+    ("keep_last", "left"),
+    [(1, [20, 50]), (2, [20, 40, 50]), (9, [10, 20, 30, 40, 50]), (None, [10, 20, 30, 40, 50])],
 )
 def test_the_newest_and_the_best_stay(run: Path, keep_last: int | None, left: list[int]) -> None:
     checkpoints = RunCheckpoints(run / "checkpoints", keep_last)
@@ -44,7 +45,9 @@ def test_a_checkpoint_that_another_run_began_from_stays(run: Path) -> None:
     keep_for(checkpoints.path(30), Path("runs/sft/now"))
     checkpoints.prune()
     assert checkpoints.steps() == [20, 30, 50]
-    assert resolve("base/2026-01-01_00-00-00@30", run.parents[1]) == checkpoints.path(30), "and is still sound"
+    assert resolve("base/2026-01-01_00-00-00@30", run.parents[1]) == checkpoints.path(30), (
+        "and is still sound"
+    )
 
 
 def test_what_a_killed_writer_left_is_cleared_away(run: Path) -> None:
@@ -58,6 +61,9 @@ def test_a_lasting_name_is_the_step_and_not_the_latest(run: Path) -> None:
     name = lasting_name(resolve("base@latest", runs), runs)
     assert name == "base/2026-01-01_00-00-00@50"
     checkpoint(run / "checkpoints", 60)
-    assert resolve(name, runs).name == "step_000050" and resolve("base@latest", runs).name == "step_000060"
+    assert (
+        resolve(name, runs).name == "step_000050"
+        and resolve("base@latest", runs).name == "step_000060"
+    )
     elsewhere = checkpoint(runs.parent / "copied", 7)
     assert lasting_name(elsewhere, runs) == str(elsewhere)

@@ -36,7 +36,8 @@ def composed(*words: str, name: str = "train") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("model", "arch"), [*((m, "modern") for m in choices("model")), *(("d12", a) for a in choices("arch"))]
+    ("model", "arch"),
+    [*((m, "modern") for m in choices("model")), *(("d12", a) for a in choices("arch"))],
 )
 def test_every_model_builds_with_every_arch(model: str, arch: str) -> None:
     config = composed("+phase=base", f"model={model}", f"arch={arch}")
@@ -54,10 +55,19 @@ def test_every_model_builds_with_every_arch(model: str, arch: str) -> None:
 def test_every_optimizer_builds_and_steps(name: str, arch: str) -> None:
     config = composed("+phase=base", f"optim={name}", f"arch={arch}")
     gpt = GPT.build(
-        from_depth(2, vocab_size=300, sequence_len=32, head_dim=32, aspect_ratio=32, arch=build_arch(config["arch"]))
+        from_depth(
+            2,
+            vocab_size=300,
+            sequence_len=32,
+            head_dim=32,
+            aspect_ratio=32,
+            arch=build_arch(config["arch"]),
+        )
     )
     optimizer = optim.build(gpt, config["optim"]["groups"], weight_decay=0.1)
-    assert sorted(n for g in optimizer.param_groups for n in g["names"]) == sorted(n for n, _ in gpt.named_parameters())
+    assert sorted(n for g in optimizer.param_groups for n in g["names"]) == sorted(
+        n for n, _ in gpt.named_parameters()
+    )
     idx = torch.randint(0, 300, (2, 33))
     schedule, first = optim.Schedule(**config["optim"]["schedule"]), None
     for step in range(10):
@@ -71,12 +81,17 @@ def test_every_optimizer_builds_and_steps(name: str, arch: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("phase", "trainer"), [*((p, "cpu") for p in choices("phase")), *(("base", t) for t in choices("trainer"))]
+    ("phase", "trainer"),
+    [*((p, "cpu") for p in choices("phase")), *(("base", t) for t in choices("trainer"))],
 )
 def test_every_phase_and_every_trainer_compose(phase: str, trainer: str) -> None:
     config = composed(f"+phase={phase}", f"trainer={trainer}", "model=d4")
     assert config["phase"] == phase.partition("_")[0] and get_class(config["module"]["_target_"])
-    assert config["trainer"]["devices"] >= 1 and config["trainer"]["accelerator"] in ("cpu", "gpu", "mps")
+    assert config["trainer"]["devices"] >= 1 and config["trainer"]["accelerator"] in (
+        "cpu",
+        "gpu",
+        "mps",
+    )
 
 
 @pytest.mark.parametrize("data", choices("data"))
@@ -84,16 +99,24 @@ def test_every_data_composes(data: str) -> None:
     register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", ["+phase=rl" if data == "questions" else "+phase=base", f"data={data}"])
+        cfg = compose(
+            "train", ["+phase=rl" if data == "questions" else "+phase=base", f"data={data}"]
+        )
     assert callable(get_class_or_function(cfg.data._target_))
-    common = {"task", "micro_tokens"} if data == "questions" else {"seed", "rows_per_device", "packing"}
+    common = (
+        {"task", "micro_tokens"} if data == "questions" else {"seed", "rows_per_device", "packing"}
+    )
     assert {"sequence_len"} | common <= set(cfg.data)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", [name for name in choices("task") if name not in ("jsonl", "messages")])
+@pytest.mark.parametrize(
+    "task", [name for name in choices("task") if name not in ("jsonl", "messages")]
+)
 def test_every_task_can_be_the_one_of_rl(task: str) -> None:
-    assert composed("+phase=rl", f"task={task}")["data"]["task"]["_target_"].startswith("nanochat.tasks.")
+    assert composed("+phase=rl", f"task={task}")["data"]["task"]["_target_"].startswith(
+        "nanochat.tasks."
+    )
 
 
 @pytest.mark.parametrize("algo", choices("algo"))
@@ -105,7 +128,9 @@ def test_every_algorithm_is_one(algo: str) -> None:
 
 @pytest.mark.parametrize("reward", choices("reward"))
 def test_every_reward_gives_a_number_for_each_rollout(reward: str) -> None:
-    config = composed("+phase=rl", *([] if reward == "answer" else [f"+reward@rewards.{reward}={reward}"]))
+    config = composed(
+        "+phase=rl", *([] if reward == "answer" else [f"+reward@rewards.{reward}={reward}"])
+    )
     assert set(Rewards(config["rewards"]).of) == {"answer", reward}
 
 
@@ -171,13 +196,22 @@ def sizes(config: dict[str, Any]) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("trainer", choices("trainer"))
 @pytest.mark.parametrize("size", choices("size"))
-def test_a_trainer_names_a_machine_and_a_size_what_is_trained_on_it(trainer: str, size: str) -> None:
+def test_a_trainer_names_a_machine_and_a_size_what_is_trained_on_it(
+    trainer: str, size: str
+) -> None:
     """A typed size is the same on every machine, and a machine says nothing but `trainer` and which size it takes unasked."""
-    typed, unasked = composed("+phase=base", f"trainer={trainer}", f"size={size}"), {"cpu": "laptop", "mps": "mac"}
-    assert sizes(typed) == {
-        "full": ("full", "shards", 2048, 32768, 12.0), "laptop": ("laptop", "pydocs", 512, 8192, 0.5),
-        "mac": ("mac", "pydocs", 512, 8192, 4.0),
-    }[size]  # fmt: skip
+    typed, unasked = (
+        composed("+phase=base", f"trainer={trainer}", f"size={size}"),
+        {"cpu": "laptop", "mps": "mac"},
+    )
+    assert (
+        sizes(typed)
+        == {
+            "full": ("full", "shards", 2048, 32768, 12.0),
+            "laptop": ("laptop", "pydocs", 512, 8192, 0.5),
+            "mac": ("mac", "pydocs", 512, 8192, 4.0),
+        }[size]
+    )
     plain = composed("+phase=base", f"trainer={trainer}")
     assert plain["size"] == unasked.get(trainer, "full")
     assert plain["size"] != size or plain == typed
@@ -187,7 +221,9 @@ def test_a_trainer_names_a_machine_and_a_size_what_is_trained_on_it(trainer: str
 
 
 def test_what_is_typed_or_chosen_by_an_experiment_stands_before_the_size() -> None:
-    assert composed("+phase=base", "trainer=cpu", "data=local", "data.path=x")["data"]["_target_"].endswith("local")
+    assert composed("+phase=base", "trainer=cpu", "data=local", "data.path=x")["data"][
+        "_target_"
+    ].endswith("local")
     assert sizes(composed("experiment=demo", "plan.ratio=3"))[2:] == (256, 8192, 3)
 
 

@@ -15,7 +15,9 @@ class ByteTokenizer:
         return np.frombuffer(text.encode(), dtype=np.uint8)
 
     def decode(self, ids) -> str:
-        return b"".join(bytes([i]) if i < 256 else b"<|bos|>" for i in ids).decode("utf-8", "replace")
+        return b"".join(bytes([i]) if i < 256 else b"<|bos|>" for i in ids).decode(
+            "utf-8", "replace"
+        )
 
 
 class SlowTokenizer(ByteTokenizer):

@@ -29,7 +29,10 @@ def mirror(monkeypatch) -> Path:
 def documents(count: int, seed: int = 0, mean: int = 60) -> list[str]:
     """Texts of very different lengths, no two the same."""
     draw = random.Random(seed)
-    return [f"{seed}:{i} " + " ".join(draw.choices(WORDS, k=int(draw.expovariate(4 / mean)) + 1)) for i in range(count)]
+    return [
+        f"{seed}:{i} " + " ".join(draw.choices(WORDS, k=int(draw.expovariate(4 / mean)) + 1))
+        for i in range(count)
+    ]
 
 
 @pytest.fixture

@@ -16,7 +16,13 @@ class Numbered(MicroBatches):
 @pytest.mark.parametrize("workers", [0, 3])
 def test_micro_batches_come_in_order_and_go_on_from_any_step(workers: int) -> None:
     batches = DataLoader(Numbered(start_step=5, accumulate=2), batch_size=None, num_workers=workers)
-    assert [tuple(b.values()) for b in islice(batches, 5)] == [(5, 0), (5, 1), (6, 0), (6, 1), (7, 0)]
+    assert [tuple(b.values()) for b in islice(batches, 5)] == [
+        (5, 0),
+        (5, 1),
+        (6, 0),
+        (6, 1),
+        (7, 0),
+    ]
 
 
 def test_the_first_steps_come_again_wherever_a_run_goes_on() -> None:

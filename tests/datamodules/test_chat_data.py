@@ -30,7 +30,13 @@ class Talk(Task):
     kind = "chat"
 
     def __init__(
-        self, count: int = 40, *, name: str = "talk", long: int = 0, broken: tuple[int, ...] = (), **common: Any
+        self,
+        count: int = 40,
+        *,
+        name: str = "talk",
+        long: int = 0,
+        broken: tuple[int, ...] = (),
+        **common: Any,
     ):
         super().__init__(name=name, **common)
         self.count, self.long, self.broken = count, long, broken
@@ -43,20 +49,37 @@ class Talk(Task):
         if i in self.broken:
             return {"messages": [{"role": "assistant", "content": "first"}]}
         question = "why " * (60 if i < self.long else 1)
-        return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": " ".join(words)}]}
+        return {
+            "messages": [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": " ".join(words)},
+            ]
+        }
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_bpe(["why w1 w2 w3 w4 w5 w6 w7 w8 w9 w0 and so on"] * 4, 272, max_chars=None, doc_cap=None)
+    return train_bpe(
+        ["why w1 w2 w3 w4 w5 w6 w7 w8 w9 w0 and so on"] * 4, 272, max_chars=None, doc_cap=None
+    )
 
 
 @pytest.fixture
 def make(tokenizer, tmp_path: Path):
     def build(
-        train: dict[str, Task], *, batch_rows: int = 4, world_size: int = 1, rank: int = 0, **options: Any
+        train: dict[str, Task],
+        *,
+        batch_rows: int = 4,
+        world_size: int = 1,
+        rank: int = 0,
+        **options: Any,
     ) -> ChatDataModule:
-        settings: dict[str, Any] = {"sequence_len": T, "num_workers": 0, "prepare_workers": 0, "rendered_dir": tmp_path}
+        settings: dict[str, Any] = {
+            "sequence_len": T,
+            "num_workers": 0,
+            "prepare_workers": 0,
+            "rendered_dir": tmp_path,
+        }
         data = ChatDataModule(train, {"talk": Talk(12)}, **{**settings, **options})
         data.attach(tokenizer, batch_tokens=batch_rows * T, world_size=world_size, rank=rank)
         data.prepare_data()
@@ -66,15 +89,21 @@ def make(tokenizer, tmp_path: Path):
     return build
 
 
-def micro_batches(data: ChatDataModule, count: int, *, workers: int = 0, start: int = 0) -> list[dict[str, Any]]:
-    batches = ChatBatches(data.rows("train"), data.batch_rows, data.micro_rows, data.world_size, data.rank, start)
+def micro_batches(
+    data: ChatDataModule, count: int, *, workers: int = 0, start: int = 0
+) -> list[dict[str, Any]]:
+    batches = ChatBatches(
+        data.rows("train"), data.batch_rows, data.micro_rows, data.world_size, data.rank, start
+    )
     loader = iter(DataLoader(batches, batch_size=None, num_workers=workers))
     return [next(loader) for _ in range(count)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("packing", ["best_fit", "single", "stream"])
-def test_batch_k_is_the_same_on_two_processes_with_workers_and_after_a_resume(make, packing) -> None:
+def test_batch_k_is_the_same_on_two_processes_with_workers_and_after_a_resume(
+    make, packing
+) -> None:
     def build(**options: Any) -> ChatDataModule:
         return make({"a": Talk(50), "b": Talk(30, name="b", repeat=2)}, packing=packing, **options)
 
@@ -84,11 +113,25 @@ def test_batch_k_is_the_same_on_two_processes_with_workers_and_after_a_resume(ma
         batch = whole.batch(k)
         got = [micro_batches(half, 2, workers=half.rank * 2, start=k) for half in halves]
         width = max(b["idx"].shape[1] for half in got for b in half)
-        idx = torch.cat([torch.nn.functional.pad(b["idx"], (0, width - b["idx"].shape[1]), value=whole.tokenizer.bos_id)
-                         for half in got for b in half])  # fmt: skip
-        targets = torch.cat([torch.nn.functional.pad(b["targets"], (0, width - b["targets"].shape[1]), value=-1)
-                             for half in got for b in half])  # fmt: skip
-        assert torch.equal(targets, batch.targets[:, :width]) and torch.equal(idx, batch.idx[:, :width])
+        idx = torch.cat(
+            [
+                torch.nn.functional.pad(
+                    b["idx"], (0, width - b["idx"].shape[1]), value=whole.tokenizer.bos_id
+                )
+                for half in got
+                for b in half
+            ]
+        )
+        targets = torch.cat(
+            [
+                torch.nn.functional.pad(b["targets"], (0, width - b["targets"].shape[1]), value=-1)
+                for half in got
+                for b in half
+            ]
+        )
+        assert torch.equal(targets, batch.targets[:, :width]) and torch.equal(
+            idx, batch.idx[:, :width]
+        )
         assert (batch.targets[:, width:] == -1).all()
         assert {int(b["num_targets"]) for half in got for b in half} == {batch.num_targets}
 
@@ -109,14 +152,23 @@ def test_an_epoch_holds_every_conversation_as_it_was_rendered(make, tokenizer) -
             assert line[at:last] == ids[: last - at]
             expected = [i if m else -1 for i, m in zip(ids, mask, strict=True)]
             # targets[t] is token t + 1 of the row
-            assert targets[0, max(at - 1, 0) : at + length - 1].tolist() == expected[1 if at == 0 else 0 :]
+            assert (
+                targets[0, max(at - 1, 0) : at + length - 1].tolist()
+                == expected[1 if at == 0 else 0 :]
+            )
             at += length
             seen.append(number)
         assert (targets[0, max(at - 1, 0) :] == -1).all(), "padding is no target"
     assert sorted(seen) == list(range(40))
     rows.last_row = None
-    again = [rows.mixture.label(i) for row in range(rows.begin(1), rows.begin(2)) for i, _, _ in rows.pieces(row)]
-    assert sorted(again) == sorted(f"talk#{n}" for n in seen) and again != [f"talk#{n}" for n in seen], "reshuffled"
+    again = [
+        rows.mixture.label(i)
+        for row in range(rows.begin(1), rows.begin(2))
+        for i, _, _ in rows.pieces(row)
+    ]
+    assert sorted(again) == sorted(f"talk#{n}" for n in seen) and again != [
+        f"talk#{n}" for n in seen
+    ], "reshuffled"
 
 
 @pytest.mark.parametrize("packing", ["best_fit", "single", "stream"])
@@ -131,12 +183,17 @@ def test_the_ledger_balances_to_the_token(make, tokenizer, packing, supervise, o
     found = data.ledger(steps)
     whole = sum(len(render(tokenizer, task[i])[0]) for i in range(40))
     assert found["tokens_read"] == whole
-    assert found["tokens_read"] == sum(found[f"tokens_{k}"] for k in ("trained", "masked", "trimmed", "dropped"))
+    assert found["tokens_read"] == sum(
+        found[f"tokens_{k}"] for k in ("trained", "masked", "trimmed", "dropped")
+    )
     batches = [data.batch(k) for k in range(steps)]
     assert (
         found["tokens_trained"]
         == sum(b.num_targets for b in batches)
-        == sum(int(b["num_targets"]) for b in micro_batches(data, steps * data.accumulate)[:: data.accumulate])
+        == sum(
+            int(b["num_targets"])
+            for b in micro_batches(data, steps * data.accumulate)[:: data.accumulate]
+        )
     )
     if packing != "stream":
         lost = (
@@ -144,10 +201,14 @@ def test_the_ledger_balances_to_the_token(make, tokenizer, packing, supervise, o
             if over_long == "drop" or supervise == "assistant"
             else found["conversations_trimmed"]
         )
-        assert lost == 6 and (found["tokens_trimmed"] > 0) == (supervise == "all" and over_long == "trim")
+        assert lost == 6 and (found["tokens_trimmed"] > 0) == (
+            supervise == "all" and over_long == "trim"
+        )
     for k in range(steps + 1):
         part = data.ledger(k)
-        assert part["tokens_read"] == sum(part[f"tokens_{w}"] for w in ("trained", "masked", "trimmed", "dropped"))
+        assert part["tokens_read"] == sum(
+            part[f"tokens_{w}"] for w in ("trained", "masked", "trimmed", "dropped")
+        )
         assert part["tokens_trained"] == sum(b.num_targets for b in batches[:k])
 
 
@@ -159,7 +220,9 @@ def test_padding_ends_the_planned_epochs(make) -> None:
     data.endless = True
     data.use(data.tokenizer)
     data.attach(data.tokenizer, batch_tokens=8 * T)
-    assert [len(p) for p in data.batch(1).documents] == [1] * 8, "a run of another length goes on into the next epoch"
+    assert [len(p) for p in data.batch(1).documents] == [1] * 8, (
+        "a run of another length goes on into the next epoch"
+    )
 
 
 @pytest.mark.slow
@@ -169,7 +232,9 @@ def test_over_long_and_masked_conversations_cannot_stall_it(make, tokenizer) -> 
     data.endless = True
     data.use(tokenizer)
     data.attach(tokenizer, batch_tokens=T)
-    gpt = GPT.build(from_depth(1, vocab_size=tokenizer.vocab_size, sequence_len=T, aspect_ratio=32, head_dim=32))
+    gpt = GPT.build(
+        from_depth(1, vocab_size=tokenizer.vocab_size, sequence_len=T, aspect_ratio=32, head_dim=32)
+    )
     consumed = -1
     for k, batch in enumerate(micro_batches(data, 300)):
         assert batch["num_targets"] > 0
@@ -192,11 +257,17 @@ def gradients(data: ChatDataModule, gpt: GPT, micro: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("packing", ["best_fit", "single"])
-def test_one_times_eight_and_eight_times_one_give_the_same_gradient(make, tokenizer, packing) -> None:
+def test_one_times_eight_and_eight_times_one_give_the_same_gradient(
+    make, tokenizer, packing
+) -> None:
     data = make({"talk": Talk(60)}, batch_rows=8, packing=packing)
     torch.manual_seed(0)
-    gpt = GPT.build(from_depth(2, vocab_size=tokenizer.vocab_size, sequence_len=T, aspect_ratio=32, head_dim=32))
-    torch.nn.init.normal_(gpt.lm_head.weight, std=0.5)  # else every logit is near 0 and nothing depends on anything
+    gpt = GPT.build(
+        from_depth(2, vocab_size=tokenizer.vocab_size, sequence_len=T, aspect_ratio=32, head_dim=32)
+    )
+    torch.nn.init.normal_(
+        gpt.lm_head.weight, std=0.5
+    )  # else every logit is near 0 and nothing depends on anything
     for whole, split in zip(gradients(data, gpt, 8), gradients(data, gpt, 1), strict=True):
         assert torch.allclose(whole, split, atol=1e-5, rtol=1e-5) and whole.abs().max() < 10
 
@@ -206,21 +277,30 @@ def test_masked_targets_give_no_gradient(make, tokenizer, packing) -> None:
     """The gradient with respect to the logits, by autograd through the plain logits, is zero wherever the mask is."""
     data = make({"talk": Talk(60)}, batch_rows=8, packing=packing)
     batch = data.batch(0)
-    gpt = GPT.build(from_depth(1, vocab_size=tokenizer.vocab_size, sequence_len=T, aspect_ratio=32, head_dim=32))
+    gpt = GPT.build(
+        from_depth(1, vocab_size=tokenizer.vocab_size, sequence_len=T, aspect_ratio=32, head_dim=32)
+    )
     torch.nn.init.normal_(gpt.lm_head.weight, std=0.5)
     hidden = gpt.hidden(batch.idx).detach().requires_grad_()
     from nanochat.gpt.loss import head_loss
 
-    head_loss(hidden, gpt.lm_head.weight, batch.targets, softcap=15.0, vocab=tokenizer.vocab_size).backward()
+    head_loss(
+        hidden, gpt.lm_head.weight, batch.targets, softcap=15.0, vocab=tokenizer.vocab_size
+    ).backward()
     silent = batch.targets == -1
-    assert silent.any() and hidden.grad[silent].abs().max() == 0 and (hidden.grad[~silent].abs().amax(-1) > 0).all()
+    assert (
+        silent.any()
+        and hidden.grad[silent].abs().max() == 0
+        and (hidden.grad[~silent].abs().amax(-1) > 0).all()
+    )
     # and changing a masked target's own token changes nothing the head sees: the loss counts targets only
     assert batch.num_targets == int((~silent).sum())
 
 
 def test_a_bad_conversation_is_named_or_counted(make) -> None:
     with pytest.raises(
-        ValueError, match=r"conversation 3 of talk: message 0 is of assistant where user comes.*data.on_bad=skip"
+        ValueError,
+        match=r"conversation 3 of talk: message 0 is of assistant where user comes.*data.on_bad=skip",
     ):
         make({"talk": Talk(10, broken=(3, 5))})
     data = make({"talk": Talk(10, broken=(3, 5))}, on_bad="skip")
@@ -230,7 +310,10 @@ def test_a_bad_conversation_is_named_or_counted(make) -> None:
 
 def test_repeats_and_shares(make) -> None:
     data = make({"a": Talk(10), "b": Talk(20, name="b", repeat=3)})
-    assert [(share.task, share.conversations, share.lost) for share in data.shares()] == [("a", 10, 0), ("b", 60, 0)]
+    assert [(share.task, share.conversations, share.lost) for share in data.shares()] == [
+        ("a", 10, 0),
+        ("b", 60, 0),
+    ]
 
 
 def test_what_trimming_and_dropping_cost_is_said_in_trained_tokens(make, tokenizer) -> None:
@@ -248,7 +331,11 @@ def test_validation_is_a_fair_part_of_every_task_and_the_same_for_every_seed(mak
         data.val_tasks = {"a": Talk(60, name="a"), "b": Talk(60, name="b")}
         data.use(data.tokenizer)
         rows = data.rows("val")
-        return [rows.mixture.label(item) for row in range(rows.begin(1) // 4) for item, _, _ in rows.pieces(row)]
+        return [
+            rows.mixture.label(item)
+            for row in range(rows.begin(1) // 4)
+            for item, _, _ in rows.pieces(row)
+        ]
 
     assert first(1) == first(2)
     assert 8 <= sum(label.startswith("a#") for label in first(1)) <= 22, "of about 30"
@@ -256,7 +343,10 @@ def test_validation_is_a_fair_part_of_every_task_and_the_same_for_every_seed(mak
 
 def test_settings_that_cannot_work_are_one_line(make) -> None:
     for options, reason in (
-        ({"packing": "tight"}, "data.packing=tight is not known; choose from best_fit, single, stream"),
+        (
+            {"packing": "tight"},
+            "data.packing=tight is not known; choose from best_fit, single, stream",
+        ),
         ({"supervise": "user"}, "data.supervise=user is not known"),
         ({"num_epochs": 0}, "data.num_epochs=0 is below 1"),
         ({"packing": "stream", "over_long": "drop"}, "data.over_long=drop cannot take effect"),
@@ -289,7 +379,10 @@ def test_rendering_in_processes_gives_the_same_and_is_found_again(tokenizer, tmp
 
 def test_own_conversations_are_held_out_by_hash(tmp_path: Path, tokenizer) -> None:
     file = tmp_path / "own.jsonl"
-    talks = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(200)]
+    talks = [
+        [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}]
+        for i in range(200)
+    ]
     file.write_text("".join(json.dumps(talk) + "\n" for talk in talks))
     data = jsonl(str(file), sequence_len=T, num_workers=0, rendered_dir=tmp_path / "r")
     data.attach(tokenizer, batch_tokens=4 * T)
@@ -305,17 +398,25 @@ def test_dolly_balances_to_the_token_and_fills_its_rows(tmp_path: Path, monkeypa
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
     monkeypatch.setenv("NANOCHAT_HUB_DIR", MIRROR)
     task = Messages(name="dolly", dataset="databricks/databricks-dolly-15k", split="train")
-    tokenizer = train_bpe((task[i]["messages"][1]["content"] for i in range(3000)), 4096, max_chars=None, doc_cap=None)
+    tokenizer = train_bpe(
+        (task[i]["messages"][1]["content"] for i in range(3000)), 4096, max_chars=None, doc_cap=None
+    )
     for length, least in (
         (512, 0.90),
         (1024, 0.95),
     ):  # 1024: what packing promises; 512 has more conversations longer than a row
         data = ChatDataModule(
-            {"dolly": task}, {"dolly": task}, sequence_len=length, num_workers=0, rendered_dir=tmp_path
+            {"dolly": task},
+            {"dolly": task},
+            sequence_len=length,
+            num_workers=0,
+            rendered_dir=tmp_path,
         )
         data.attach(tokenizer, batch_tokens=16 * length)
         found = data.ledger(-(-data.epochs_rows() // data.batch_rows))
         assert found["tokens_read"] == len(data.rendered("train")["dolly"].ids)
-        assert found["tokens_read"] == sum(found[f"tokens_{k}"] for k in ("trained", "masked", "trimmed", "dropped"))
+        assert found["tokens_read"] == sum(
+            found[f"tokens_{k}"] for k in ("trained", "masked", "trimmed", "dropped")
+        )
         assert found["conversations"] + found["conversations_dropped"] == len(task)
         assert data.utilisation() >= least

@@ -25,7 +25,11 @@ def overwrite(path: Path, kind: type) -> None:
 def shards(tmp_path, texts, monkeypatch) -> ShardFolder:
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
     (tmp_path / "a.txt").write_text("\n".join(texts(40, 0)))
-    folder = ShardFolder(LocalFiles(tmp_path / "a.txt", documents="line", val_fraction=0.1), ByteTokenizer(), tmp_path)
+    folder = ShardFolder(
+        LocalFiles(tmp_path / "a.txt", documents="line", val_fraction=0.1),
+        ByteTokenizer(),
+        tmp_path,
+    )
     folder.build_all()
     return folder
 

@@ -30,10 +30,17 @@ def composed(*words):
 def say(tmp_path, texts, capsys):
     """What the command prints for a small file of one's own."""
     (tmp_path / "mine.txt").write_text("\n".join(texts(200)))
-    own = [f"data.path={tmp_path}/mine.txt", "data.documents=line", "data.val_fraction=0.2", "data=local"]
+    own = [
+        f"data.path={tmp_path}/mine.txt",
+        "data.documents=line",
+        "data.val_fraction=0.2",
+        "data=local",
+    ]
 
     def run(*words):
-        data.run(composed(*own, "tokenizer=char", "model.sequence_len=16", "batch_tokens=64", *words))
+        data.run(
+            composed(*own, "tokenizer=char", "model.sequence_len=16", "batch_tokens=64", *words)
+        )
         return capsys.readouterr().out
 
     return run
@@ -43,7 +50,9 @@ def test_show_batch_prints_rows_documents_and_text(say, texts):
     out = say("show=batch", "step=3")
     assert out.startswith("⟦batch 3, epoch 0, 4 rows of 16 tokens⟧\n⟦row 0⟧\n⟦mine.txt#")
     assert out.count("⟦row ") == 4
-    pieces = [line.removeprefix("<|bos|>") for line in out.splitlines() if line.startswith("<|bos|>")]
+    pieces = [
+        line.removeprefix("<|bos|>") for line in out.splitlines() if line.startswith("<|bos|>")
+    ]
     assert pieces
     assert all(any(text.startswith(piece) for text in texts(200)) for piece in pieces)
     assert "⟦3 more rows⟧" in say("show=batch", "rows=1")
@@ -52,7 +61,11 @@ def test_show_batch_prints_rows_documents_and_text(say, texts):
 
 def test_show_stats_counts_documents_characters_and_tokens(say, texts):
     out = say("show=stats")
-    numbers = [line.split() for line in out.splitlines() if line.startswith(("train mine.txt", "val mine.txt"))]
+    numbers = [
+        line.split()
+        for line in out.splitlines()
+        if line.startswith(("train mine.txt", "val mine.txt"))
+    ]
     assert sum(int(line[2].replace(",", "")) for line in numbers) == 200
     assert sum(int(line[3].replace(",", "")) for line in numbers) == sum(map(len, texts(200)))
     assert sum(int(line[4].replace(",", "")) for line in numbers) == sum(map(len, texts(200))) + 200
@@ -62,7 +75,9 @@ def test_show_stats_counts_documents_characters_and_tokens(say, texts):
 def test_show_ledger_balances(say):
     last = say("show=ledger", "step=50", "data.packing=stream").splitlines()[-1]
     read, parts = last.replace(",", "").split(" = ")
-    assert int(read.split()[0]) == sum(int(part.split()[0]) for part in parts.split(" + ")) >= 50 * 64
+    assert (
+        int(read.split()[0]) == sum(int(part.split()[0]) for part in parts.split(" + ")) >= 50 * 64
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,7 +99,9 @@ def test_every_text_config_has_the_keys_of_what_it_calls(name):
     cfg = composed(f"data={name}")
     keys = set(OmegaConf.to_container(cfg.data)) - {"_target_"}
     function = get_method(cfg.data._target_)
-    own = {p.name for p in inspect.signature(function).parameters.values() if p.kind != p.VAR_KEYWORD}
+    own = {
+        p.name for p in inspect.signature(function).parameters.values() if p.kind != p.VAR_KEYWORD
+    }
     module = {p for p in inspect.signature(TextDataModule).parameters if p != "source"}
     known = set(inspect.signature(FileSource).parameters) & set(SOURCE_OPTIONS)
     assert keys <= own | module | known

@@ -36,7 +36,11 @@ def hub(tmp_path, monkeypatch, texts):
         answer = {"path": path.relative_to(store).as_posix(), "size": len(raw)}
         answer["oid"] = hashlib.sha1(b"blob %d\0" % len(raw) + raw).hexdigest()
         if path.suffix == ".parquet":
-            answer["lfs"] = {"size": len(raw), "oid": hashlib.sha256(raw).hexdigest(), "pointerSize": 1}
+            answer["lfs"] = {
+                "size": len(raw),
+                "oid": hashlib.sha256(raw).hexdigest(),
+                "pointerSize": 1,
+            }
         return RepoFile(**answer)
 
     class Api:
@@ -79,7 +83,11 @@ def test_shards_come_from_the_hub_once_and_the_manifest_is_known_before(hub, tex
     assert calls == ["commit", ("names", 3)]
     assert list(source.documents("train")) == texts(20, 0) + texts(20, 1)
     assert list(source.documents("val")) == texts(20, 5)
-    assert sorted(calls[2:]) == ["shard_00000.parquet", "shard_00001.parquet", "shard_00005.parquet"]
+    assert sorted(calls[2:]) == [
+        "shard_00000.parquet",
+        "shard_00001.parquet",
+        "shard_00005.parquet",
+    ]
     again = shards(2)
     assert list(again.documents("val")) == texts(20, 5)
     assert again.manifest() == manifest
@@ -115,9 +123,7 @@ def test_a_hub_out_of_reach_is_one_line(hub):
     _, _, trouble = hub
     source = shards(1)
     trouble += [ConnectionError("no route")] * 9
-    message = (
-        r"cannot get shard_00000.parquet of someone/shards from the hub \(no route\); go online, set NANOCHAT_HUB_DIR"
-    )
+    message = r"cannot get shard_00000.parquet of someone/shards from the hub \(no route\); go online, set NANOCHAT_HUB_DIR"
     with pytest.raises(OSError, match=message):
         list(source.documents("train"))
 
@@ -128,15 +134,20 @@ def test_without_a_network_it_says_so_soon(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", none)
     monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
-    with pytest.raises(OSError, match=r"cannot get the list of files of someone/shards from the hub .* data=pydocs"):
+    with pytest.raises(
+        OSError, match=r"cannot get the list of files of someone/shards from the hub .* data=pydocs"
+    ):
         shards(1)
 
 
 def test_a_shard_that_is_not_there(hub):
-    with pytest.raises(FileNotFoundError, match=r"shard_00007\.parquet is not a file of someone/shards on the hub"):
+    with pytest.raises(
+        FileNotFoundError, match=r"shard_00007\.parquet is not a file of someone/shards on the hub"
+    ):
         text.shards(DATASET, 1, 7, **COMMON)
     with pytest.raises(
-        ValueError, match=r"num_shards=9 is not from 1 to the 5 of someone/shards; try data.num_shards=5"
+        ValueError,
+        match=r"num_shards=9 is not from 1 to the 5 of someone/shards; try data.num_shards=5",
     ):
         shards(9)
     _, _, trouble = hub
@@ -158,7 +169,9 @@ def test_download_gets_what_is_missing_and_says_how_far_it_is(hub):
     assert len(said) == 5
 
 
-def test_reading_fetches_several_files_ahead_and_says_how_far_it_is(hub, texts, caplog, monkeypatch):
+def test_reading_fetches_several_files_ahead_and_says_how_far_it_is(
+    hub, texts, caplog, monkeypatch
+):
     """Downloads that only end once PARALLEL of them are under way."""
     _, calls, _ = hub
     together, plain = threading.Barrier(download.PARALLEL), huggingface_hub.hf_hub_download
@@ -171,7 +184,9 @@ def test_reading_fetches_several_files_ahead_and_says_how_far_it_is(hub, texts, 
     source = shards(4)
     assert list(source.documents("train")) == [text for i in range(4) for text in texts(20, i)]
     assert "4 of 4 files, " in caplog.text
-    assert sorted(calls[2:]) == [f"shard_{i:05d}.parquet" for i in range(4)]  # not the validation shard
+    assert sorted(calls[2:]) == [
+        f"shard_{i:05d}.parquet" for i in range(4)
+    ]  # not the validation shard
 
 
 def test_reading_that_stops_fetches_no_more_than_what_is_ahead(hub, texts, monkeypatch):
@@ -190,7 +205,11 @@ def test_a_tokenizer_stays_the_same_when_more_shards_are_taken(hub, monkeypatch)
     assert len(keys) == 1
     first, second = (train_or_load(source, "bpe", 300, 1_000_000, None) for source in (more, few))
     assert first.hash == second.hash
-    assert not [file.name for file in more.missing() if file.name in ("shard_00000.parquet", "shard_00001.parquet")]
+    assert not [
+        file.name
+        for file in more.missing()
+        if file.name in ("shard_00000.parquet", "shard_00001.parquet")
+    ]
     assert len(more.missing()) == 4  # nothing beyond was fetched
     assert cached_folder(shards(1), "bpe", 300, 1_000_000, None) not in keys
     assert len(more.head(3 * download.CHARACTERS_PER_SHARD - 1).files("train")) == 3
@@ -207,7 +226,10 @@ def test_shards_needed():
     assert shards_needed(1, "best_fit", 6542) == 8
     assert shards_needed(1, "best_fit", 5) == 5
     assert shards_needed(10**15, "best_fit", 6542) == 6542
-    with pytest.raises(ValueError, match=r"packing=fifo is not known; choose data.packing=best_fit or data.packing="):
+    with pytest.raises(
+        ValueError,
+        match=r"packing=fifo is not known; choose data.packing=best_fit or data.packing=",
+    ):
         shards_needed(d20, "fifo", 6542)
 
 
@@ -215,7 +237,9 @@ def test_auto_is_as_many_as_a_tokenizer_reads(hub, monkeypatch):
     assert len(shards("auto").files("train")) == 5
     monkeypatch.setattr(text, "LEAST_SHARDS", 2)
     assert len(shards("auto").files("train")) == 2
-    with pytest.raises(ValueError, match="num_shards=many is not a whole number; give one, auto, or null for all"):
+    with pytest.raises(
+        ValueError, match="num_shards=many is not a whole number; give one, auto, or null for all"
+    ):
         shards("many")
 
 
@@ -228,12 +252,16 @@ def test_a_mirror_replaces_the_network(tmp_path, monkeypatch, texts, hub):
     assert list(shards(1).documents("train")) == texts(20, 0)
     assert calls == []
     (tmp_path / "mirror" / DATASET / "shard_00005.parquet").unlink()
-    with pytest.raises(FileNotFoundError, match=r"shard_00005\.parquet of someone/shards is not in the mirror"):
+    with pytest.raises(
+        FileNotFoundError, match=r"shard_00005\.parquet of someone/shards is not in the mirror"
+    ):
         shards(1)
 
 
 def test_what_is_only_in_a_mirror_says_so():
-    with pytest.raises(ValueError, match="corpus/open-prose is only in a local mirror; set NANOCHAT_HUB_DIR"):
+    with pytest.raises(
+        ValueError, match="corpus/open-prose is only in a local mirror; set NANOCHAT_HUB_DIR"
+    ):
         text.shards("corpus/open-prose", 5, 5, mirror_only=True, **COMMON)
 
 
@@ -258,7 +286,9 @@ def declared(tmp_path, monkeypatch):
     folder = tmp_path / "mirror" / "a" / "b"
     for name in ("data/train-0.jsonl", "data/train-1.jsonl", "data/test-0.jsonl", "more/x.jsonl"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("".join(json.dumps({"body": f"{name} {i}"}) + "\n" for i in range(30)))
+        (folder / name).write_text(
+            "".join(json.dumps({"body": f"{name} {i}"}) + "\n" for i in range(30))
+        )
     (folder / "README.md").write_text(HEAD)
     monkeypatch.setenv("NANOCHAT_HUB_DIR", str(tmp_path / "mirror"))
     return folder
@@ -269,13 +299,19 @@ def test_files_are_those_the_readme_declares(declared):
     assert split_files(where, None, "train") == ["data/train-0.jsonl", "data/train-1.jsonl"]
     assert split_files(where, "default", "test") == ["data/test-0.jsonl"]
     assert split_files(where, "other", "train") == ["more/x.jsonl"]
-    with pytest.raises(ValueError, match=r"config=none is not one of a/b: default, other; set data.config="):
+    with pytest.raises(
+        ValueError, match=r"config=none is not one of a/b: default, other; set data.config="
+    ):
         split_files(where, "none", "train")
-    with pytest.raises(ValueError, match=r"split=dev is not one of a/b default: train, test; set data.split="):
+    with pytest.raises(
+        ValueError, match=r"split=dev is not one of a/b default: train, test; set data.split="
+    ):
         split_files(where, None, "dev")
 
 
-@pytest.mark.parametrize("readme", [None, "no head", "---\n- a list\n---\n", "---\n{\n---\n", "\xff"])
+@pytest.mark.parametrize(
+    "readme", [None, "no head", "---\n- a list\n---\n", "---\n{\n---\n", "\xff"]
+)
 def test_files_are_told_by_their_names_without_a_card(declared, readme):
     (declared / "README.md").unlink()
     if readme is not None:
@@ -284,7 +320,9 @@ def test_files_are_told_by_their_names_without_a_card(declared, readme):
     assert split_files(where, None, "train") == ["data/train-0.jsonl", "data/train-1.jsonl"]
     assert split_files(where, "data", "test") == ["data/test-0.jsonl"]
     assert split_files(where, "more", "train") == ["more/x.jsonl"]
-    with pytest.raises(ValueError, match="config=none is not a folder of a/b; its folders are data, more"):
+    with pytest.raises(
+        ValueError, match="config=none is not a folder of a/b; its folders are data, more"
+    ):
         split_files(where, "none", "train")
 
 
@@ -299,9 +337,13 @@ def test_any_data_set_of_the_hub(declared):
     several = text.hub("a/b", config=["default", "other"], text_field="body", **COMMON).source
     assert len(several.files("train")) == 3
     for wrong in (3, 0, "auto"):
-        with pytest.raises(ValueError, match=f"num_shards={wrong} is not a number from 1 to the 2 files of a/b"):
+        with pytest.raises(
+            ValueError, match=f"num_shards={wrong} is not a number from 1 to the 2 files of a/b"
+        ):
             text.hub("a/b", text_field="body", num_shards=wrong, **COMMON)
-    with pytest.raises(ValueError, match=r"line 1 has no field text; it has: body; set data.text_field="):
+    with pytest.raises(
+        ValueError, match=r"line 1 has no field text; it has: body; set data.text_field="
+    ):
         text.hub("a/b", **COMMON).source.check()
 
 

@@ -30,12 +30,16 @@ def plain_best_fit(sizes: list[int], capacity: int, buffer: int) -> list[list[in
 
 
 @pytest.mark.parametrize(
-    ("n", "high", "capacity"), [(0, 5, 8), (1, 8, 8), (40, 8, 8), (300, 30, 33), (500, 9, 65), (257, 65, 65)]
+    ("n", "high", "capacity"),
+    [(0, 5, 8), (1, 8, 8), (40, 8, 8), (300, 30, 33), (500, 9, 65), (257, 65, 65)],
 )
 def test_best_fit_is_the_plain_rule(n: int, high: int, capacity: int) -> None:
     sizes = lengths(n, high)
     found = best_fit_layout(sizes, capacity)
-    rows = [found.item[a:b].tolist() for a, b in zip(found.row_start[:-1], found.row_start[1:], strict=True)]
+    rows = [
+        found.item[a:b].tolist()
+        for a, b in zip(found.row_start[:-1], found.row_start[1:], strict=True)
+    ]
     assert rows == plain_best_fit(sizes.tolist(), capacity, BUFFER)
     assert sorted(found.item.tolist()) == list(range(n)), "each conversation once, none lost"
     assert (found.length == sizes[found.item]).all() and not found.start.any(), "none is cut"
@@ -44,10 +48,14 @@ def test_best_fit_is_the_plain_rule(n: int, high: int, capacity: int) -> None:
 
 def test_single_gives_each_its_own_row() -> None:
     found = single_layout(np.array([3, 9, 2]), 10)
-    assert found.rows == 3 and found.item.tolist() == [0, 1, 2] and found.length.tolist() == [3, 9, 2]
+    assert (
+        found.rows == 3 and found.item.tolist() == [0, 1, 2] and found.length.tolist() == [3, 9, 2]
+    )
 
 
-@pytest.mark.parametrize(("sizes", "T"), [([5, 3, 9, 2], 4), ([2], 8), ([17], 4), ([4, 4, 4], 4), ([2, 2, 2, 3], 4)])
+@pytest.mark.parametrize(
+    ("sizes", "T"), [([5, 3, 9, 2], 4), ([2], 8), ([17], 4), ([4, 4, 4], 4), ([2, 2, 2, 3], 4)]
+)
 def test_stream_makes_every_token_but_the_first_a_target_once(sizes: list[int], T: int) -> None:
     tokens = [(i, k) for i, size in enumerate(sizes) for k in range(size)]
     found = stream_layout(np.array(sizes), T + 1)

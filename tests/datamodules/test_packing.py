@@ -20,7 +20,9 @@ def plain_best_fit(lengths, capacity, buffer, refill):
             if n <= room and (best is None or n > waiting[best][1]):
                 best = i
         if best is None:
-            best = min(range(len(waiting)), key=lambda i: waiting[i][1])  # min takes the first of equals
+            best = min(
+                range(len(waiting)), key=lambda i: waiting[i][1]
+            )  # min takes the first of equals
         d, n = waiting.pop(best)
         row.append((d, 0, min(n, room)))
         room -= min(n, room)
@@ -33,7 +35,9 @@ def as_rows(packing, rows):
     found = []
     for r in range(rows):
         p = packing.pieces(r, r + 1)
-        found.append(list(zip(p.document.tolist(), p.start.tolist(), p.length.tolist(), strict=True)))
+        found.append(
+            list(zip(p.document.tolist(), p.start.tolist(), p.length.tolist(), strict=True))
+        )
     return found
 
 
@@ -42,7 +46,8 @@ def test_best_fit_equals_the_plain_search(seed):
     draw = random.Random(seed)
     T = draw.choice([1, 7, 16, 64])
     lengths = [
-        draw.choice([1, 2, draw.randint(1, 3 * T + 2), draw.randint(1, 20 * T)]) for _ in range(draw.randint(0, 600))
+        draw.choice([1, 2, draw.randint(1, 3 * T + 2), draw.randint(1, 20 * T)])
+        for _ in range(draw.randint(0, 600))
     ]
     buffer, refill = draw.choice([(1, 1), (10, 4), (100, 128)])
     packing = BestFit(np.array(lengths, dtype=np.int64), T, buffer, refill)
@@ -54,7 +59,10 @@ def test_best_fit_equals_the_plain_search(seed):
 def test_best_fit_with_its_own_buffer_equals_the_plain_search():
     draw = random.Random(1)
     lengths = [draw.randint(1, 300) for _ in range(2500)]
-    assert as_rows(BestFit(np.array(lengths), 128), 700) == plain_best_fit(lengths, 129, 1000, 128)[:700]
+    assert (
+        as_rows(BestFit(np.array(lengths), 128), 700)
+        == plain_best_fit(lengths, 129, 1000, 128)[:700]
+    )
 
 
 def test_stream_uses_every_token_as_a_target_once():
@@ -94,8 +102,13 @@ def test_every_token_is_accounted_for_at_every_row(how, seed):
     packing = pack(how, lengths, int(draw.integers(1, 80)), epoch=seed, key=seed)
     for rows in sorted({0, packing.rows // 3, packing.rows // 2, packing.rows}):
         t = packing.tally(rows)
-        assert t.tokens_read == t.tokens_trained + t.tokens_context + t.tokens_cropped + t.tokens_dropped
-        used = {(d, i) for row in as_rows(packing, rows) for d, s, n in row for i in range(s, s + n)}
+        assert (
+            t.tokens_read
+            == t.tokens_trained + t.tokens_context + t.tokens_cropped + t.tokens_dropped
+        )
+        used = {
+            (d, i) for row in as_rows(packing, rows) for d, s, n in row for i in range(s, s + n)
+        }
         if how == "best_fit":
             assert len(used) == t.tokens_trained + t.tokens_context
             if rows < packing.rows:
@@ -114,7 +127,9 @@ def test_nothing_to_pack_is_no_rows():
 
 
 def test_unknown_packing():
-    with pytest.raises(ValueError, match=r"packing=fifo is not known; choose data\.packing=best_fit"):
+    with pytest.raises(
+        ValueError, match=r"packing=fifo is not known; choose data\.packing=best_fit"
+    ):
         pack("fifo", np.array([1]), 8)
 
 

@@ -32,7 +32,9 @@ def test_the_default_corpus_is_prose_and_code_and_of_a_useful_size(source):
 @pytest.mark.slow
 def test_it_is_the_same_in_another_process(source):
     environment = {**os.environ, "PYTHONHASHSEED": "5"}
-    done = subprocess.run([sys.executable, "-c", SAY], capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", SAY], capture_output=True, text=True, check=True, env=environment
+    )
     assert done.stdout.strip() == source.manifest_hash
 
 
@@ -51,6 +53,11 @@ def test_packages_are_read_in_place():
 def test_docstrings_under_their_names():
     code = '"""Module."""\nclass A:\n    """Of A."""\n    def f(self, x=1):\n        """Of f."""\ndef g(): pass\n'
     assert [line.strip() for line in docstrings("m", code).splitlines() if line.strip()] == [
-        "m", "Module.", "class m.A", "Of A.", "m.A.f(self, x=1)", "Of f.",
-    ]  # fmt: skip
+        "m",
+        "Module.",
+        "class m.A",
+        "Of A.",
+        "m.A.f(self, x=1)",
+        "Of f.",
+    ]
     assert docstrings("m", "not python {{") == ""

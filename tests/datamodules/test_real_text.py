@@ -27,7 +27,13 @@ def test_open_prose_from_shards_to_batches(mirror):
 def test_tinyshakespeare_as_nanogpt_splits_it(mirror):
     path = mirror / "karpathy" / "tinyshakespeare" / "input.txt"
     module = text.local(
-        str(path), val_by="tail", val_fraction=0.1, packing="stream", sequence_len=64, num_workers=0, seed=1337
+        str(path),
+        val_by="tail",
+        val_fraction=0.1,
+        packing="stream",
+        sequence_len=64,
+        num_workers=0,
+        seed=1337,
     )
     module.attach(ByteTokenizer(), batch_tokens=12 * 64)
     module.prepare_data()
@@ -38,6 +44,10 @@ def test_tinyshakespeare_as_nanogpt_splits_it(mirror):
 
 def test_a_hub_data_set_in_the_mirror(mirror):
     module = text.hub(
-        "Salesforce/wikitext", config="wikitext-2-v1", split="validation", val_split="test", sequence_len=64
+        "Salesforce/wikitext",
+        config="wikitext-2-v1",
+        split="validation",
+        val_split="test",
+        sequence_len=64,
     )
     assert len(list(module.source.documents("train"))) > 2000

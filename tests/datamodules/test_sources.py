@@ -12,7 +12,9 @@ from nanochat.datamodules.sources import LocalFiles
 
 
 def parquet(path, texts, field="text", rows=None):
-    pq.write_table(pa.table({field: texts, "number": list(range(len(texts)))}), path, row_group_size=rows or 10)
+    pq.write_table(
+        pa.table({field: texts, "number": list(range(len(texts)))}), path, row_group_size=rows or 10
+    )
     return path
 
 
@@ -38,7 +40,19 @@ def test_every_kind_of_file_is_read(tmp_path):
     (tmp_path / ".hidden" / "i.txt").write_text("not me")
     (tmp_path / "picture.png").write_bytes(b"")
     source = LocalFiles(tmp_path)
-    words = {"one", "two", "three", "four", "five", "six", "seven", "eight\n\nstill eight", "nine", "ten", "eleven"}
+    words = {
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight\n\nstill eight",
+        "nine",
+        "ten",
+        "eleven",
+    }
     assert set(both(source)) == words
     assert source.skipped == {".png": 1, "hidden": 1}
     notes = Counter()
@@ -73,7 +87,9 @@ def test_a_document_stays_on_its_side(tmp_path, texts):
     before = LocalFiles(tmp_path, val_fraction=0.1)
     train, val = read(before), read(before, "val")
     assert 10 < len(val) < 60
-    (tmp_path / "a.parquet").rename(tmp_path / "z.parquet")  # under another name, and there again, and beside others
+    (tmp_path / "a.parquet").rename(
+        tmp_path / "z.parquet"
+    )  # under another name, and there again, and beside others
     parquet(tmp_path / "b.parquet", texts(300, 2) + val[:3] + train[:3])
     after = LocalFiles(tmp_path, val_fraction=0.1)
     assert set(val) <= set(read(after, "val"))
@@ -102,7 +118,9 @@ def test_small_files_are_read_together_and_large_ones_in_pieces(tmp_path, texts,
     many = texts(500)
     for i in range(40):
         (tmp_path / f"{i:02d}.txt").write_text(many[i])
-    (tmp_path / "large.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in many[40:300]))
+    (tmp_path / "large.jsonl").write_text(
+        "".join(json.dumps({"text": t}) + "\n" for t in many[40:300])
+    )
     parquet(tmp_path / "large.parquet", many[300:], rows=16)
     whole = both(LocalFiles(tmp_path))
     assert sorted(whole) == sorted(many)
@@ -149,7 +167,9 @@ def test_lone_surrogates_become_the_replacement_character(tmp_path):
 
 def test_bytes_that_are_not_utf8(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"caf\xe9 and more")
-    with pytest.raises(ValueError, match=r"a.txt is not UTF-8 at byte 3; convert it, or set data.bad_utf8=replace"):
+    with pytest.raises(
+        ValueError, match=r"a.txt is not UTF-8 at byte 3; convert it, or set data.bad_utf8=replace"
+    ):
         both(LocalFiles(tmp_path))
     notes = Counter()
     source = LocalFiles(tmp_path, bad_utf8="replace", val_fraction=1e-9)
@@ -185,7 +205,11 @@ def test_a_relative_path_is_of_the_folder_it_was_given_in(tmp_path, monkeypatch,
     [
         (lambda d: None, {}, "has no text file .*; it is empty"),
         (lambda d: (d / "a.csv").write_text("x"), {}, "has no text file .*; it holds .csv"),
-        (lambda d: (d / "a.parquet").write_bytes(b"PAR1 no"), {}, r"a.parquet is not a readable parquet file \("),
+        (
+            lambda d: (d / "a.parquet").write_bytes(b"PAR1 no"),
+            {},
+            r"a.parquet is not a readable parquet file \(",
+        ),
         (
             lambda d: parquet(d / "a.parquet", ["x"], "content"),
             {},
@@ -196,7 +220,11 @@ def test_a_relative_path_is_of_the_folder_it_was_given_in(tmp_path, monkeypatch,
             {"text_field": "number"},
             "number is of type int64, not text, in.*are: text",
         ),
-        (lambda d: (d / "a.jsonl").write_text('{"text": "x"}\n{oops'), {}, "a.jsonl line 2 is not JSON"),
+        (
+            lambda d: (d / "a.jsonl").write_text('{"text": "x"}\n{oops'),
+            {},
+            "a.jsonl line 2 is not JSON",
+        ),
         (
             lambda d: (d / "a.jsonl").write_text('{"body": "x"}'),
             {},
@@ -210,17 +238,37 @@ def test_a_relative_path_is_of_the_folder_it_was_given_in(tmp_path, monkeypatch,
             {"documents": "word"},
             "documents=word is not known; choose data.doc",
         ),
-        (lambda d: (d / "a.json").write_text("[]"), {"documents": "line"}, "documents=line is for .txt and .md files"),
-        (lambda d: (d / "a.txt").write_text("x"), {"text_field": "body"}, "text_field=body is for parquet and JSON"),
+        (
+            lambda d: (d / "a.json").write_text("[]"),
+            {"documents": "line"},
+            "documents=line is for .txt and .md files",
+        ),
+        (
+            lambda d: (d / "a.txt").write_text("x"),
+            {"text_field": "body"},
+            "text_field=body is for parquet and JSON",
+        ),
         (
             lambda d: (d / "a.json").write_text("[]"),
             {"val_by": "tail"},
             "val_by=tail is for .txt and .md files, not .json",
         ),
         (lambda d: (d / "a.txt").write_text("x"), {"val_by": "luck"}, "val_by=luck is not known"),
-        (lambda d: (d / "a.txt").write_text("x"), {"val_fraction": 1.5}, "val_fraction=1.5 is not between 0 and 1"),
-        (lambda d: (d / "a.txt").write_text("x"), {"bad_utf8": "skip"}, "bad_utf8=skip is not known"),
-        (lambda d: (d / "a.txt").write_text("x"), {"document_chars": 0}, "document_chars=0 is below 1"),
+        (
+            lambda d: (d / "a.txt").write_text("x"),
+            {"val_fraction": 1.5},
+            "val_fraction=1.5 is not between 0 and 1",
+        ),
+        (
+            lambda d: (d / "a.txt").write_text("x"),
+            {"bad_utf8": "skip"},
+            "bad_utf8=skip is not known",
+        ),
+        (
+            lambda d: (d / "a.txt").write_text("x"),
+            {"document_chars": 0},
+            "document_chars=0 is below 1",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path, make, options, message):
@@ -247,7 +295,9 @@ def test_what_can_be_checked_early_is(tmp_path):
 
 
 def damaged(path):
-    pq.write_table(pa.table({"text": [f"{i} {'x' * 50}" for i in range(5000)]}), path, compression="zstd")
+    pq.write_table(
+        pa.table({"text": [f"{i} {'x' * 50}" for i in range(5000)]}), path, compression="zstd"
+    )
     raw = bytearray(path.read_bytes())
     raw[40:3000] = bytes(2960)
     path.write_bytes(raw)

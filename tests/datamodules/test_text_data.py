@@ -33,12 +33,29 @@ def files(tmp_path, texts, monkeypatch):
 
 @pytest.fixture
 def make(files):
-    def make_module(packing="best_fit", world_size=1, rank=0, batch_rows=12, micro=2, workers=0, seed=1, **options):
+    def make_module(
+        packing="best_fit",
+        world_size=1,
+        rank=0,
+        batch_rows=12,
+        micro=2,
+        workers=0,
+        seed=1,
+        **options,
+    ):
         source = LocalFiles(files, documents="line", val_fraction=0.15)
         module = TextDataModule(
-            source, sequence_len=T, rows_per_device=micro, packing=packing, seed=seed, num_workers=workers, **options
+            source,
+            sequence_len=T,
+            rows_per_device=micro,
+            packing=packing,
+            seed=seed,
+            num_workers=workers,
+            **options,
         )
-        module.attach(ByteTokenizer(), batch_tokens=batch_rows * T, world_size=world_size, rank=rank)
+        module.attach(
+            ByteTokenizer(), batch_tokens=batch_rows * T, world_size=world_size, rank=rank
+        )
         module.prepare_data()
         module.setup()
         return module
@@ -134,11 +151,17 @@ for how in {packings!r}:
 """
 
 
-def test_a_fresh_process_on_a_fresh_cache_gives_the_same_batches(make, files, tmp_path, monkeypatch):
+def test_a_fresh_process_on_a_fresh_cache_gives_the_same_batches(
+    make, files, tmp_path, monkeypatch
+):
     here, steps = str(Path(__file__).parent), [70, 3, 0]
-    code = FRESH.format(here=here, segment=rows.SEGMENT_BYTES, files=str(files), packings=PACKINGS, steps=steps)
+    code = FRESH.format(
+        here=here, segment=rows.SEGMENT_BYTES, files=str(files), packings=PACKINGS, steps=steps
+    )
     modules = [make(packing) for packing in PACKINGS]
-    expected = [hashlib.sha256(m.batch(k).idx.numpy().tobytes()).hexdigest() for m in modules for k in steps]
+    expected = [
+        hashlib.sha256(m.batch(k).idx.numpy().tobytes()).hexdigest() for m in modules for k in steps
+    ]
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "other"))
     monkeypatch.setenv("PYTHONHASHSEED", "77")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -149,7 +172,9 @@ def test_batches_depend_on_the_seed_and_on_the_shards_before(make, files, texts)
     assert not torch.equal(make(seed=1).batch(0).idx, make(seed=2).batch(0).idx)
     before = make()
     first = [before.batch(k) for k in range(3)]
-    (files / "9.txt").write_text("\n".join(texts(60, 9)))  # a file at the end changes no batch of the first segment
+    (files / "9.txt").write_text(
+        "\n".join(texts(60, 9))
+    )  # a file at the end changes no batch of the first segment
     after = make()
     assert all(torch.equal(after.batch(k).idx, batch.idx) for k, batch in enumerate(first))
 
@@ -175,7 +200,9 @@ def test_every_epoch_has_another_order(make, packing):
         ["2.txt", "3.txt"],
         ["4.txt", "5.txt"],
     ]
-    assert len({frozenset(s[:2]) for s in shards}) > 1  # later epochs take the shards in another order
+    assert (
+        len({frozenset(s[:2]) for s in shards}) > 1
+    )  # later epochs take the shards in another order
 
 
 def test_rows_begin_with_a_document(make):
@@ -189,12 +216,20 @@ def test_rows_begin_with_a_document(make):
 def test_the_documents_of_a_batch_are_its_tokens(make, packing):
     module = make(packing)
     source = module.source
-    texts = {f"{part.name}#{i}": t for part in source.parts("train") for i, t in enumerate(source.read(part, "train"))}
+    texts = {
+        f"{part.name}#{i}": t
+        for part in source.parts("train")
+        for i, t in enumerate(source.read(part, "train"))
+    }
     for k in (0, 9, 33):
         batch = module.batch(k)
-        for row, last, documents in zip(batch.idx, batch.targets[:, -1], batch.documents, strict=True):
+        for row, last, documents in zip(
+            batch.idx, batch.targets[:, -1], batch.documents, strict=True
+        ):
             ids = [*row.tolist(), int(last)]
-            rebuilt = [i for name, a, n in documents for i in [256, *texts[name].encode()][a : a + n]]
+            rebuilt = [
+                i for name, a, n in documents for i in [256, *texts[name].encode()][a : a + n]
+            ]
             assert ids == rebuilt
 
 
@@ -210,7 +245,11 @@ def test_the_ledger_balances_to_the_token(make, packing):
         told = module.ledger(k)
         parts = [told[f"tokens_{name}"] for name in ("trained", "context", "cropped", "dropped")]
         assert told["tokens_read"] == sum(parts)
-        assert told["tokens_trained"] == k * 12 * T == sum(module.batch(j).num_targets for j in range(k))
+        assert (
+            told["tokens_trained"]
+            == k * 12 * T
+            == sum(module.batch(j).num_targets for j in range(k))
+        )
         epochs = [module.rows("train").epoch(row) for row in range(k * 12)]
         assert told["tokens_repeated"] == T * sum(e > 0 for e in epochs)
         assert told["epochs"] == (epochs[-1] + 1 if epochs else 0)
@@ -220,7 +259,9 @@ def test_the_ledger_balances_to_the_token(make, packing):
     if packing == "best_fit":  # counted again from the rows themselves
         rows_of = [train.documents(row) for row in range(train.total())]
         placed = [piece for row in rows_of for piece in row]
-        assert len({d for d, _, _ in placed}) == len(placed) == len(lengths) - whole.documents_dropped
+        assert (
+            len({d for d, _, _ in placed}) == len(placed) == len(lengths) - whole.documents_dropped
+        )
         cut = sum(lengths[d] - n for d, _, n in placed)
         assert cut == whole.tokens_cropped
         assert sum(lengths[d] for d, _, _ in placed) == whole.tokens_read - whole.tokens_dropped
@@ -238,8 +279,12 @@ def test_validation_rows_are_the_same_whatever_the_ranks(make):
             for rank in range(world_size):
                 module = make(world_size=world_size, rank=rank, micro=2)
                 batches = list(module.val_batches(tokens))
-                assert all(b["idx"].shape == b["targets"].shape and len(b["idx"]) <= 2 for b in batches)
-                shares.append([pair for b in batches for pair in zip(b["idx"], b["targets"], strict=True)])
+                assert all(
+                    b["idx"].shape == b["targets"].shape and len(b["idx"]) <= 2 for b in batches
+                )
+                shares.append(
+                    [pair for b in batches for pair in zip(b["idx"], b["targets"], strict=True)]
+                )
             assert len({len(share) for share in shares}) == 1  # every rank runs as many batches
             both = [pair for pairs in zip(*shares, strict=True) for pair in pairs]
             assert all(torch.equal(row, idx) for row, (idx, _) in zip(whole, both, strict=False))
@@ -249,7 +294,11 @@ def test_validation_rows_are_the_same_whatever_the_ranks(make):
 
 def test_validation_has_nothing_of_training(make):
     module = make()
-    val = {d for row in range(module.rows("val").total()) for d, _, _ in module.rows("val").documents(row)}
+    val = {
+        d
+        for row in range(module.rows("val").total())
+        for d, _, _ in module.rows("val").documents(row)
+    }
     assert val
     train = set(module.source.documents("train"))
     assert not train & set(module.source.documents("val"))
@@ -260,9 +309,13 @@ def test_far_batches_cost_one_segment(make, monkeypatch):
     far = 40 * epoch_steps(module)
     expected = module.batch(far).idx
     packed = []
-    monkeypatch.setattr(rows, "pack", lambda how, *a, **k: packed.append(how) or text_pack(how, *a, **k))
+    monkeypatch.setattr(
+        rows, "pack", lambda how, *a, **k: packed.append(how) or text_pack(how, *a, **k)
+    )
     assert torch.equal(make().batch(far).idx, expected)
-    assert len(packed) <= 5  # two to check the setting, and what the batch lies in; the journal knew the rest
+    assert (
+        len(packed) <= 5
+    )  # two to check the setting, and what the batch lies in; the journal knew the rest
 
 
 text_pack = rows.pack
@@ -298,13 +351,12 @@ def test_a_batch_shared_out():
     assert share_out(524_288, 2048, 8, None) == (256, 32)
     assert share_out(64 * 24, 64, 1, None) == (24, 24)
     assert share_out(64 * 34, 64, 1, None) == (34, 17)
-    message = (
-        r"batch_tokens=524,288 is not a multiple of 393,216 \(24 rows x 2048 tokens x 8 ranks\); try data.rows_per"
-    )
+    message = r"batch_tokens=524,288 is not a multiple of 393,216 \(24 rows x 2048 tokens x 8 ranks\); try data.rows_per"
     with pytest.raises(ValueError, match=message):
         share_out(524_288, 2048, 8, 24)
     with pytest.raises(
-        ValueError, match=r"500,000 is not a multiple of 2,048 \(2048 tokens\); try batch_tokens=499712"
+        ValueError,
+        match=r"500,000 is not a multiple of 2,048 \(2048 tokens\); try batch_tokens=499712",
     ):
         share_out(500_000, 2048, 1, None)
     with pytest.raises(ValueError, match=r"try batch_tokens=16384"):
@@ -319,7 +371,8 @@ def test_bad_settings(make, files):
     for path in files.iterdir():
         path.write_text("abc")
     with pytest.raises(
-        ValueError, match=r"the (val|train) split has .* tokens in .* documents, less than a row of 32 \+ 1"
+        ValueError,
+        match=r"the (val|train) split has .* tokens in .* documents, less than a row of 32 \+ 1",
     ):
         make()
 
@@ -338,7 +391,9 @@ def test_the_manifest_explains_itself(make, files, monkeypatch):
     assert found["settings"]["documents"] == "line"
     paths = sorted(files.iterdir())
     train = found["files"]["train"]
-    assert train["first"] == [[p.name, p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()] for p in paths]
+    assert train["first"] == [
+        [p.name, p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()] for p in paths
+    ]
     assert (train["count"], train["bytes"]) == (6, sum(p.stat().st_size for p in paths))
     assert found["files"]["val"]["count"] == 0  # they are in the same files
     assert found["validation"]["documents"] == len(list(module.source.documents("val")))

@@ -33,7 +33,9 @@ def make(tmp_path, texts, monkeypatch):
 
 
 def content(folder: ShardFolder) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.folder.iterdir()) if path.is_file()}
+    return {
+        path.name: path.read_bytes() for path in sorted(folder.folder.iterdir()) if path.is_file()
+    }
 
 
 def test_a_shard_holds_its_documents_each_after_bos(make):
@@ -50,7 +52,9 @@ def test_a_shard_holds_its_documents_each_after_bos(make):
                 assert ids[0] == 256
                 assert bytes(ids[1:].astype(np.uint8)).decode() == text
             for ending, key in ((".bin", "bin_sha256"), (".offsets.npy", "offsets_sha256")):
-                assert hashlib.sha256(folder._path(spec, ending).read_bytes()).hexdigest() == meta[key]
+                assert (
+                    hashlib.sha256(folder._path(spec, ending).read_bytes()).hexdigest() == meta[key]
+                )
     assert not folder.missing()
     assert not list(folder.folder.glob("*.tmp")) + list(folder.folder.glob("*.lock"))
 
@@ -119,8 +123,12 @@ folder = ShardFolder(source, SlowTokenizer(), Path({out!r}))
 
 def script(tmp_path, out, then="folder.build_all()"):
     here = str(Path(__file__).parent)
-    code = BUILD.format(here=here, files=str(tmp_path / "files"), out=str(tmp_path / out), then=then)
-    return subprocess.Popen([sys.executable, "-c", code], env=os.environ, stdout=subprocess.PIPE, text=True)
+    code = BUILD.format(
+        here=here, files=str(tmp_path / "files"), out=str(tmp_path / out), then=then
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ, stdout=subprocess.PIPE, text=True
+    )
 
 
 def wait_for(condition, seconds=15.0):
@@ -159,7 +167,9 @@ def test_two_builders_at_once_make_each_shard_once(make, tmp_path):
 
 def test_builders_end_with_the_process_that_started_them(make, tmp_path):
     folder = make(tokenizer=SlowTokenizer())
-    process = script(tmp_path, "shards", "b = folder.start_builders(2); folder.open(folder.order[-1])")
+    process = script(
+        tmp_path, "shards", "b = folder.start_builders(2); folder.open(folder.order[-1])"
+    )
     wait_for(lambda: list(folder.folder.glob("*.json")))
     assert folder.in_progress()
     process.send_signal(signal.SIGKILL)
@@ -181,11 +191,15 @@ def test_a_loader_waits_for_the_shard_it_needs(make, caplog, monkeypatch):
     assert "waiting for token shard" in caplog.text
 
 
-HOLD = "b = folder.start_builders(2); print(len(b.processes), flush=True); import time; time.sleep(60)"
+HOLD = (
+    "b = folder.start_builders(2); print(len(b.processes), flush=True); import time; time.sleep(60)"
+)
 
 
 @pytest.mark.slow
-def test_builders_are_started_once_for_the_same_shards_and_replaced_when_they_were_killed(make, tmp_path, monkeypatch):
+def test_builders_are_started_once_for_the_same_shards_and_replaced_when_they_were_killed(
+    make, tmp_path, monkeypatch
+):
     monkeypatch.setattr(shards, "STAND_BY_SECONDS", 0.05)
     folder = make(tokenizer=SlowTokenizer())
     owner = script(tmp_path, "shards", HOLD)
@@ -272,8 +286,13 @@ def test_little_text_is_built_without_processes(make):
 
 def test_too_little_disk_is_said_before_anything_is_written(make, monkeypatch):
     folder = make()
-    monkeypatch.setattr(shards.shutil, "disk_usage", lambda path: shards.shutil._ntuple_diskusage(10, 10, 0))
-    with pytest.raises(OSError, match=r"token shards .* need about .* GB more in .* and 0.0 GB are free; set NANOCHAT"):
+    monkeypatch.setattr(
+        shards.shutil, "disk_usage", lambda path: shards.shutil._ntuple_diskusage(10, 10, 0)
+    )
+    with pytest.raises(
+        OSError,
+        match=r"token shards .* need about .* GB more in .* and 0.0 GB are free; set NANOCHAT",
+    ):
         folder.start_builders(0)
     assert not folder.folder.exists()
 
@@ -285,6 +304,9 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(make, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shards, "_sync", full)
-    with pytest.raises(OSError, match=r"cannot write .*: No space left on device; free space or set NANOCHAT_BASE_DIR"):
+    with pytest.raises(
+        OSError,
+        match=r"cannot write .*: No space left on device; free space or set NANOCHAT_BASE_DIR",
+    ):
         folder.build(folder.order[0])
     assert not list(folder.folder.iterdir())

@@ -68,7 +68,10 @@ def test_specials_and_ignored_targets_do_not_count(gpt, token_bytes):
     none[:, ::3] = -1
     special = targets.clone()
     special[:, ::3] = 65
-    results = [bits_per_byte(gpt, [{"idx": given[0]["idx"], "targets": t}], token_bytes) for t in (none, special)]
+    results = [
+        bits_per_byte(gpt, [{"idx": given[0]["idx"], "targets": t}], token_bytes)
+        for t in (none, special)
+    ]
     assert results[0] == pytest.approx(results[1])
     assert results[0] != pytest.approx(bits_per_byte(gpt, given, token_bytes))
 
@@ -77,7 +80,9 @@ def test_does_not_depend_on_how_tokens_are_batched(gpt, token_bytes):
     """Sums before the division: not a mean of means."""
     whole = batches((6, 16))
     parts = [{k: v[a:b] for k, v in whole[0].items()} for a, b in ((0, 1), (1, 4), (4, 6))]
-    assert bits_per_byte(gpt, parts, token_bytes) == pytest.approx(bits_per_byte(gpt, whole, token_bytes), rel=1e-6)
+    assert bits_per_byte(gpt, parts, token_bytes) == pytest.approx(
+        bits_per_byte(gpt, whole, token_bytes), rel=1e-6
+    )
 
 
 def test_a_uniform_model_has_ln_v_nats_a_token(token_bytes):

@@ -64,7 +64,12 @@ class Parrot(GPT):
         return logits
 
 
-CALL = [SPECIAL["<|assistant_start|>"], SPECIAL["<|python_start|>"], *b"12*3", SPECIAL["<|python_end|>"]]
+CALL = [
+    SPECIAL["<|assistant_start|>"],
+    SPECIAL["<|python_start|>"],
+    *b"12*3",
+    SPECIAL["<|python_end|>"],
+]
 
 
 class Calculates(FrozenGPT):
@@ -93,7 +98,15 @@ def gpt() -> GPT:
 
 
 # questions of different lengths; the parrot says A, B, C, D, D, B, A
-ITEMS = [("A", "A"), ("which? B", "B"), ("C", "A"), ("is it D", "D"), ("or D", "C"), ("B", "B"), ("what is A", "B")]
+ITEMS = [
+    ("A", "A"),
+    ("which? B", "B"),
+    ("C", "A"),
+    ("is it D", "D"),
+    ("or D", "C"),
+    ("B", "B"),
+    ("what is A", "B"),
+]
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 16])
@@ -104,7 +117,9 @@ def test_choices_of_a_network_whose_answers_are_known(batch_rows):
 
 def test_only_the_letters_of_the_question_count():
     """The parrot wants D; of A and B, equally unlikely, the first is taken."""
-    result = accuracy(Parrot.build(CONFIG), TOKENIZER, Letters([("D", "A"), ("D", "B"), ("B", "B")], letters="AB"))
+    result = accuracy(
+        Parrot.build(CONFIG), TOKENIZER, Letters([("D", "A"), ("D", "B"), ("B", "B")], letters="AB")
+    )
     assert result["correct"] == 2
 
 
@@ -121,13 +136,20 @@ def test_choices_equal_a_plain_loop_over_logits(gpt, batch_rows):
         right += best == questions[i][1]
     assert 0 < right < 24
     result = accuracy(gpt, TOKENIZER, task, batch_rows=batch_rows)
-    assert result == {"accuracy": pytest.approx(right / 24), "correct": right, "total": 24, "skipped": 0}
+    assert result == {
+        "accuracy": pytest.approx(right / 24),
+        "correct": right,
+        "total": 24,
+        "skipped": 0,
+    }
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 16])
 def test_answers_of_a_network_whose_answers_are_known(batch_rows):
     said = "<|output_start|>36<|output_end|>"
-    task = Sums([("12*3?", said), ("what is it", said), ("12*4?", "<|output_start|>48<|output_end|>")])
+    task = Sums(
+        [("12*3?", said), ("what is it", said), ("12*4?", "<|output_start|>48<|output_end|>")]
+    )
     result = accuracy(Calculates.build(CONFIG), TOKENIZER, task, batch_rows=batch_rows)
     assert result == {"accuracy": pytest.approx(2 / 3), "correct": 2, "total": 3, "skipped": 0}
 
@@ -149,7 +171,9 @@ def test_answers_equal_a_plain_loop_of_generation(gpt):
 
     seen: list[tuple[str, str]] = []
     questions = ["a", "bcd", "what", "12+5", "z" * 20, "is it so", "q"]
-    result = accuracy(gpt, TOKENIZER, Even([(q, "-") for q in questions]), max_tokens=9, batch_rows=3)
+    result = accuracy(
+        gpt, TOKENIZER, Even([(q, "-") for q in questions]), max_tokens=9, batch_rows=3
+    )
     stops = (SPECIAL["<|assistant_end|>"], SPECIAL["<|bos|>"])
     plain = []
     for question in questions:
@@ -164,7 +188,12 @@ def test_answers_equal_a_plain_loop_of_generation(gpt):
     assert seen == plain  # each answer beside its own question
     right = sum(sum(map(ord, answer)) % 2 == 0 for _, answer in plain)
     assert 0 < right < 7
-    assert result == {"accuracy": pytest.approx(right / 7), "correct": right, "total": 7, "skipped": 0}
+    assert result == {
+        "accuracy": pytest.approx(right / 7),
+        "correct": right,
+        "total": 7,
+        "skipped": 0,
+    }
 
 
 # --- what is counted ----------------------------------------------------------------------------------------------
@@ -175,17 +204,29 @@ def test_what_does_not_fit_the_context_is_wrong_and_counted(kind):
     longest = T - 1 - 4  # bos, user_start, user_end, assistant_start
     model = Parrot.build(CONFIG) if kind is Letters else Calculates.build(CONFIG)
     answer = "B" if kind is Letters else ""
-    task = kind([("B", answer), ("B" * longest, answer), ("B" * (longest + 1), answer), ("B" * 1000, answer)])
+    task = kind(
+        [
+            ("B", answer),
+            ("B" * longest, answer),
+            ("B" * (longest + 1), answer),
+            ("B" * 1000, answer),
+        ]
+    )
     result = accuracy(model, TOKENIZER, task)
     assert result == {"accuracy": 0.5, "correct": 2, "total": 4, "skipped": 2}
-    assert accuracy(model, TOKENIZER, kind([("B" * 1000, answer)]))["skipped"] == 1  # nothing is left to decode
+    assert (
+        accuracy(model, TOKENIZER, kind([("B" * 1000, answer)]))["skipped"] == 1
+    )  # nothing is left to decode
 
 
 def test_limit_takes_the_first_ones():
     model = Parrot.build(CONFIG)
     assert accuracy(model, TOKENIZER, Letters(ITEMS), limit=3) == {
-        "accuracy": pytest.approx(2 / 3), "correct": 2, "total": 3, "skipped": 0
-    }  # fmt: skip
+        "accuracy": pytest.approx(2 / 3),
+        "correct": 2,
+        "total": 3,
+        "skipped": 0,
+    }
     assert accuracy(model, TOKENIZER, Letters(ITEMS), limit=1000)["total"] == 7
 
 

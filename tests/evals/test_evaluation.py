@@ -19,7 +19,13 @@ from nanochat.gpt import GPT, from_depth
 from nanochat.tasks.arithmetic import Arithmetic
 from nanochat.tokenizer.tokenizer import BPETokenizer
 
-SUMS = {"_target_": "nanochat.tasks.arithmetic.Arithmetic", "name": "sums", "size": 6, "digits": 1, "split": "train"}
+SUMS = {
+    "_target_": "nanochat.tasks.arithmetic.Arithmetic",
+    "name": "sums",
+    "size": 6,
+    "digits": 1,
+    "split": "train",
+}
 CODE = '''"""Norms of the weights."""
 
 from nanochat.evals.evaluation import Context, Evaluation, Result
@@ -39,7 +45,11 @@ YAML = "_target_: nanochat.evals.norms.Norms\nevery: 1\nfirst: 2\n"
 @pytest.fixture(scope="module")
 def chat() -> Context:
     tokenizer = BPETokenizer([])
-    gpt = GPT.build(from_depth(1, vocab_size=tokenizer.vocab_size, sequence_len=128, aspect_ratio=32, head_dim=32))
+    gpt = GPT.build(
+        from_depth(
+            1, vocab_size=tokenizer.vocab_size, sequence_len=128, aspect_ratio=32, head_dim=32
+        )
+    )
     return Context(gpt, tokenizer, lambda: pytest.fail("no data are needed"))
 
 
@@ -47,7 +57,9 @@ def test_bpb_is_that_of_the_first_tokens_of_the_data() -> None:
     asked = []
     data = SimpleNamespace(val_batches=lambda tokens: asked.append(tokens) or batches(range(3)))
     context = Context(network(), SimpleNamespace(token_bytes=LENGTHS, vocab_size=V), lambda: data)  # type: ignore[arg-type]
-    assert BitsPerByte(48)(context) == bits_per_byte(context.gpt, batches(range(3)), LENGTHS) and asked == [48]
+    assert BitsPerByte(48)(context) == bits_per_byte(
+        context.gpt, batches(range(3)), LENGTHS
+    ) and asked == [48]
 
 
 def test_answers_are_those_of_each_task_of_the_split_that_is_named(chat: Context) -> None:
@@ -56,16 +68,28 @@ def test_answers_are_those_of_each_task_of_the_split_that_is_named(chat: Context
     plain = accuracy(chat.gpt, chat.tokenizer, task, limit=4, max_tokens=3)
     assert found == {"sums_accuracy": plain["accuracy"], "sums_of": f"{plain['correct']:g} of 4"}
     assert (
-        Answers({"sums": SUMS}).of["sums"].settings() == task.settings() != Arithmetic(**_without_target()).settings()
+        Answers({"sums": SUMS}).of["sums"].settings()
+        == task.settings()
+        != Arithmetic(**_without_target()).settings()
     )
 
 
 def test_what_cannot_be_scored_is_refused_when_built() -> None:
-    talk = {"_target_": "nanochat.tasks.messages.Messages", "name": "dolly", "dataset": "x/y", "split": "train"}
+    talk = {
+        "_target_": "nanochat.tasks.messages.Messages",
+        "name": "dolly",
+        "dataset": "x/y",
+        "split": "train",
+    }
     for build in (lambda: Answers({"dolly": talk}), lambda: PassAtK(talk)):
-        with pytest.raises(ValueError, match="dolly cannot be scored: nothing in it is right or wrong"):
+        with pytest.raises(
+            ValueError, match="dolly cannot be scored: nothing in it is right or wrong"
+        ):
             build()
-    with pytest.raises(ValueError, match=r"evals\.pass_at_k\.task must be given: add \+task@evals\.pass_at_k\.task="):
+    with pytest.raises(
+        ValueError,
+        match=r"evals\.pass_at_k\.task must be given: add \+task@evals\.pass_at_k\.task=",
+    ):
         PassAtK(None)
 
 
@@ -91,13 +115,19 @@ def test_an_added_evaluation_runs_while_training_and_by_command(tmp_path: Path) 
     save_untrained(tmp_path / "base/runs/it/now/checkpoints/step_000001")
     ckpt = tmp_path / "base/runs/it/now"
     (tmp_path / "text.txt").write_text("Write river backwards. the quick brown fox. " * 200)
-    env = {"PYTHONPATH": str(tmp_path / "src"), "NANOCHAT_BASE_DIR": str(tmp_path / "base"), "OMP_NUM_THREADS": "1"}
+    env = {
+        "PYTHONPATH": str(tmp_path / "src"),
+        "NANOCHAT_BASE_DIR": str(tmp_path / "base"),
+        "OMP_NUM_THREADS": "1",
+    }
 
     def run(*words: str, code: int = 0) -> str:
         import os
 
         command = [sys.executable, "-m", *words]
-        done = subprocess.run(command, env={**os.environ, **env}, cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(
+            command, env={**os.environ, **env}, cwd=tmp_path, capture_output=True, text=True
+        )
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 

@@ -46,7 +46,11 @@ def batches(rows, fails=False):
 
 def one_process(rank: int, port: int, out: Path) -> None:
     dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=20)
+        "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=20),
     )
     lines: list[str] = []
     handler = logging.Handler()
@@ -65,14 +69,22 @@ def one_process(rank: int, port: int, out: Path) -> None:
         return {"early": float(step)}
 
     callback = Evaluate(
-        {"bpb": (1, bpb), "early": (1, early)}, SimpleNamespace(record=lambda s, values: recorded.update({s: values}))
+        {"bpb": (1, bpb), "early": (1, early)},
+        SimpleNamespace(record=lambda s, values: recorded.update({s: values})),
     )
     module = SimpleNamespace(
-        clock=SimpleNamespace(paused=contextlib.nullcontext), eval=gpt.eval, train=gpt.train, total_steps=4,
+        clock=SimpleNamespace(paused=contextlib.nullcontext),
+        eval=gpt.eval,
+        train=gpt.train,
+        total_steps=4,
         device=torch.device("cpu"),
-    )  # fmt: skip
+    )
     trainer = SimpleNamespace(
-        is_global_zero=rank == 0, loggers=[], callbacks=[], callback_metrics={}, progress_bar_metrics={}
+        is_global_zero=rank == 0,
+        loggers=[],
+        callbacks=[],
+        callback_metrics={},
+        progress_bar_metrics={},
     )
     latest = []
     for step in (1, 2, 3, 4):
@@ -80,7 +92,11 @@ def one_process(rank: int, port: int, out: Path) -> None:
         latest.append(callback.latest)
     together = torch.ones(1)
     dist.all_reduce(together)  # the two are still in step with each other
-    out.write_text(json.dumps({"latest": latest, "lines": lines, "together": together.item(), "recorded": recorded}))
+    out.write_text(
+        json.dumps(
+            {"latest": latest, "lines": lines, "together": together.item(), "recorded": recorded}
+        )
+    )
     dist.destroy_process_group()
 
 
@@ -94,10 +110,14 @@ def results(tmp_path_factory):
         port = probe.getsockname()[1]
     outs = [tmp_path_factory.mktemp("ranks") / f"{rank}.json" for rank in (0, 1)]
     ranks = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(port), str(outs[rank])], stderr=subprocess.PIPE,
-                         text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), str(port), str(outs[rank])],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         for rank in (0, 1)
-    ]  # fmt: skip
+    ]
     try:
         for rank in ranks:
             _, errors = rank.communicate(timeout=120)
@@ -112,8 +132,9 @@ def test_bits_per_byte_is_that_of_all_rows(results):
     alone = bits_per_byte(network(), batches(range(ROWS)), LENGTHS)
     for process in results:
         assert process["latest"][1] == pytest.approx(
-            {"val/early": 2.0, **{f"val/{k}": v for k, v in alone.items()}}, rel=1e-6  # fp32 losses, another order
-        )  # fmt: skip
+            {"val/early": 2.0, **{f"val/{k}": v for k, v in alone.items()}},
+            rel=1e-6,  # fp32 losses, another order
+        )
 
 
 def test_where_one_process_fails_both_go_on(results):

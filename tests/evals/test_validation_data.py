@@ -8,7 +8,10 @@ import pytest
 
 from nanochat.evaluate import validation_data
 
-TEXT, QUESTIONS = {"_target_": "text", "rows_per_device": 4}, {"_target_": "questions", "micro_tokens": None}
+TEXT, QUESTIONS = (
+    {"_target_": "text", "rows_per_device": 4},
+    {"_target_": "questions", "micro_tokens": None},
+)
 
 
 def checkpoint(folder: Path, data: dict | None, parent: Path | None) -> Path:
@@ -28,7 +31,9 @@ def test_it_is_that_of_the_run_or_else_of_the_nearest_one_before_it_with_text(tm
     twice = checkpoint(tmp_path / "twice", QUESTIONS, once)
     assert [validation_data(path) for path in (sft, once, twice)] == [TEXT] * 3
     shutil.rmtree(sft)
-    with pytest.raises(ValueError, match=r"once was trained without a validation text .* data=pydocs"):
+    with pytest.raises(
+        ValueError, match=r"once was trained without a validation text .* data=pydocs"
+    ):
         validation_data(twice)
 
 

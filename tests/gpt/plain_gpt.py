@@ -60,7 +60,11 @@ def yaml(path: str) -> dict:
 
 def arch(era: str, **changes):
     """The `Arch` of an era: E0 and E6 as the project's YAML has them."""
-    values = yaml("arch/classic.yaml") if era == "E0" else {**yaml("arch/modern.yaml"), **SWITCHES.get(era, {})}
+    values = (
+        yaml("arch/classic.yaml")
+        if era == "E0"
+        else {**yaml("arch/modern.yaml"), **SWITCHES.get(era, {})}
+    )
     return build_arch({**values, **changes})
 
 
@@ -105,7 +109,9 @@ def turn(x, base: float, bf16: bool):
     """RoPE of one head (T, D), by minus the angle."""
     T, D = x.shape
     j = torch.arange(D // 2, dtype=torch.float32)
-    a = torch.outer(torch.arange(T, dtype=torch.float32), 1.0 / base ** (2 * j / D))  # fp32, as the table is
+    a = torch.outer(
+        torch.arange(T, dtype=torch.float32), 1.0 / base ** (2 * j / D)
+    )  # fp32, as the table is
     c, s = a.cos(), a.sin()
     if bf16:
         c, s = c.bfloat16(), s.bfloat16()
@@ -140,7 +146,9 @@ def plain_logits(p: Plain, w: dict[str, torch.Tensor], row: list[int]) -> torch.
     x0 = x
     if f["bigram"]:
         rows = 5 * p.V
-        where = [rows - 1] + [((36313 * row[t]) ^ (27191 * row[t - 1])) % (rows - 1) for t in range(1, T)]
+        where = [rows - 1] + [
+            ((36313 * row[t]) ^ (27191 * row[t - 1])) % (rows - 1) for t in range(1, T)
+        ]
         pair = w["bigram_embed.embed.weight"][torch.tensor(where)]
     middle = None
     for i in range(p.n):
@@ -155,7 +163,9 @@ def plain_logits(p: Plain, w: dict[str, torch.Tensor], row: list[int]) -> torch.
         v = (h @ w[block + "attn.c_v.weight"].T).view(T, p.G, p.D)
         if p.has_value(i):
             channels, most = f["gate"]
-            gate = most * torch.sigmoid(h[:, :channels] @ w[block + "attn.ve_gate.weight"].T)  # (T, G)
+            gate = most * torch.sigmoid(
+                h[:, :channels] @ w[block + "attn.ve_gate.weight"].T
+            )  # (T, G)
             v = v + gate[:, :, None] * w[f"value_embeds.{i}.weight"][ids].view(T, p.G, p.D)
         heads = []
         for head in range(p.H):

@@ -37,7 +37,9 @@ def plain(q, k, v, window):
 
 def draw(B, T, S, H, G, D=8, seed=0):
     g = torch.Generator().manual_seed(seed)
-    return tuple(2 * torch.randn(B, n, heads, D, generator=g) for n, heads in ((T, H), (S, G), (S, G)))
+    return tuple(
+        2 * torch.randn(B, n, heads, D, generator=g) for n, heads in ((T, H), (S, G), (S, G))
+    )
 
 
 def runnable_here() -> list[str]:
@@ -68,14 +70,19 @@ def test_forward_and_backward_equal_a_plain_masked_softmax(name, window):
         exact = [x.detach().double().requires_grad_() for x in inputs]
         y, true = BACKENDS[name](*inputs, window), plain(*exact, window)
         assert y.shape == (2, T, 4, 8)
-        weight = torch.randn(true.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        weight = torch.randn(
+            true.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+        )
         (y * weight.float()).sum().backward()
         (true * weight).sum().backward()
         where = f"{name}, window {window}, T {T}, S {S}"
         torch.testing.assert_close(y.double(), true, **FP32, msg=lambda m, w=where: f"{w}: {m}")
         for label, mine, theirs in zip("qkv", inputs, exact, strict=True):
             torch.testing.assert_close(
-                mine.grad.double(), theirs.grad, **FP32, msg=lambda m, w=where, n=label: f"{w}, grad {n}: {m}"
+                mine.grad.double(),
+                theirs.grad,
+                **FP32,
+                msg=lambda m, w=where, n=label: f"{w}, grad {n}: {m}",
             )
 
 
@@ -84,7 +91,9 @@ def test_forward_and_backward_equal_a_plain_masked_softmax(name, window):
 def test_key_heads_serve_contiguous_groups_of_query_heads(name, H, G):
     for window in (None, 16, 20):
         q, k, v = draw(1, 64, 64, H, G)
-        torch.testing.assert_close(BACKENDS[name](q, k, v, window).double(), plain(q, k, v, window), **FP32)
+        torch.testing.assert_close(
+            BACKENDS[name](q, k, v, window).double(), plain(q, k, v, window), **FP32
+        )
 
 
 @pytest.mark.parametrize("n", [1, 16, 20])
@@ -241,5 +250,9 @@ def test_cuda_back_ends_equal_a_plain_masked_softmax(window):
             y = BACKENDS[name](q.cuda(), k.cuda(), v.cuda(), window).cpu()
             # weights and result are rounded to 2**-8 each, of values up to about 6
             torch.testing.assert_close(
-                y.double(), plain(q, k, v, window), rtol=0.02, atol=0.03, msg=lambda m, n=name: f"{n}: {m}"
+                y.double(),
+                plain(q, k, v, window),
+                rtol=0.02,
+                atol=0.03,
+                msg=lambda m, n=name: f"{n}: {m}",
             )

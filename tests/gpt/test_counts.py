@@ -48,7 +48,9 @@ def seven_digits(value: float, like: str) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-@pytest.mark.parametrize(("depth", "d", "H", "total", "flops"), CLASSIC, ids=[f"d{row[0]}" for row in CLASSIC])
+@pytest.mark.parametrize(
+    ("depth", "d", "H", "total", "flops"), CLASSIC, ids=[f"d{row[0]}" for row in CLASSIC]
+)
 def test_classic_scale_table(depth, d, H, total, flops):
     config = from_depth(depth, vocab_size=65536, arch=arch("E0"))
     assert (config.n_layer, config.n_embd, config.n_head, config.n_kv_head) == (depth, d, H, H)
@@ -56,7 +58,9 @@ def test_classic_scale_table(depth, d, H, total, flops):
     assert seven_digits(counts.flops_per_token(config), flops) == flops
 
 
-@pytest.mark.parametrize(("depth", "d", "H", "total", "scaling", "flops"), MODERN, ids=[f"d{row[0]}" for row in MODERN])
+@pytest.mark.parametrize(
+    ("depth", "d", "H", "total", "scaling", "flops"), MODERN, ids=[f"d{row[0]}" for row in MODERN]
+)
 def test_modern_scale_table(depth, d, H, total, scaling, flops):
     config = from_depth(depth, vocab_size=32768, arch=arch("E6"))
     assert (config.n_layer, config.n_embd, config.n_head, config.n_kv_head) == (depth, d, H, H)
@@ -119,21 +123,33 @@ def test_modern_width_is_rounded_up_to_whole_heads():
 # --- against the network itself -------------------------------------------------------------------------------------
 
 GROUP_OF = {  # by the start of a tensor's name
-    "transformer.wte": "embedding", "bigram_embed": "embedding", "value_embeds": "value_embeddings", "lm_head": "head",
-    "transformer.h": "matrices", "resid_lambdas": "scalars", "x0_lambdas": "scalars", "bigram_lambdas": "scalars",
-    "smear": "scalars", "backout": "scalars",
-}  # fmt: skip
+    "transformer.wte": "embedding",
+    "bigram_embed": "embedding",
+    "value_embeds": "value_embeddings",
+    "lm_head": "head",
+    "transformer.h": "matrices",
+    "resid_lambdas": "scalars",
+    "x0_lambdas": "scalars",
+    "bigram_lambdas": "scalars",
+    "smear": "scalars",
+    "backout": "scalars",
+}
 
 
 @pytest.mark.parametrize("era", FACTS)
 @pytest.mark.parametrize(
-    ("n", "H", "G", "d", "V"), [(1, 2, 2, 32, 64), (4, 4, 2, 64, 265), (5, 6, 1, 48, 1001), (6, 3, 3, 96, 640)]
+    ("n", "H", "G", "d", "V"),
+    [(1, 2, 2, 32, 64), (4, 4, 2, 64, 265), (5, 6, 1, 48, 1001), (6, 3, 3, 96, 640)],
 )
 def test_counts_equal_the_built_network(era, n, H, G, d, V):
     config = Plain(era, T=64, V=V, n=n, H=H, G=G, d=d).config()
-    built: dict[str, int] = dict.fromkeys(["embedding", "value_embeddings", "head", "matrices", "scalars"], 0)
+    built: dict[str, int] = dict.fromkeys(
+        ["embedding", "value_embeddings", "head", "matrices", "scalars"], 0
+    )
     for name, p in GPT(config).named_parameters():
-        built[next(group for start, group in GROUP_OF.items() if name.startswith(start))] += p.numel()
+        built[next(group for start, group in GROUP_OF.items() if name.startswith(start))] += (
+            p.numel()
+        )
     counted = counts.parameters(config)
     assert {name: counted[name] for name in built} == built
     assert counted["total"] == sum(built.values())
@@ -164,9 +180,13 @@ def test_inference_flops_and_kv_bytes(era, T, context):
     p = Plain(era, T=T, V=265, n=6, H=4, G=2, d=64)
     config, weights = p.config(), counts.matmul_parameters(p.config())
     windows = [p.window(i) for i in range(p.n)]
-    assert counts.decode_flops(config, context) == 2 * weights + sum(4 * p.d * min(context, w) for w in windows)
+    assert counts.decode_flops(config, context) == 2 * weights + sum(
+        4 * p.d * min(context, w) for w in windows
+    )
     # a prompt is read as if token by token: the t-th adds attention over min(t, window) keys
-    read = 2 * weights * context + sum(4 * p.d * min(t, w) for w in windows for t in range(1, context + 1))
+    read = 2 * weights * context + sum(
+        4 * p.d * min(t, w) for w in windows for t in range(1, context + 1)
+    )
     assert counts.prefill_flops(config, context) == read
     for size in (1, 2, 4):
         assert counts.kv_bytes_per_token(config, size) == p.n * 2 * p.G * p.D * size
@@ -177,7 +197,9 @@ def test_inference_flops_and_kv_bytes(era, T, context):
 
 def test_training_flops_by_hand():
     """6 per linear weight and 12 d min(window, T) per layer, for a network small enough to add up on paper."""
-    config = GPTConfig(512, 64, 2, 2, 1, 32, arch("E6"))  # layer 0 S = 128, layer 1 L = 512 with value gate
+    config = GPTConfig(
+        512, 64, 2, 2, 1, 32, arch("E6")
+    )  # layer 0 S = 128, layer 1 L = 512 with value gate
     block = 32 * 32 * 2 + 32 * 16 * 2 + 8 * 32 * 32
     weights = 2 * block + 12 * 1 + 64 * 32 + 24
     assert counts.flops_per_token(config) == 6 * weights + 12 * 32 * (128 + 512)

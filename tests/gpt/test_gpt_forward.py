@@ -58,7 +58,11 @@ def test_another_number_gives_other_logits(era, wrong):
     p = small(era)
     gpt = random_gpt(p)
     row = tokens(p.V, 1, p.T)[0].tolist()
-    difference = (plain_logits(p, weights(gpt), row) - plain_logits(small(era, **wrong), weights(gpt), row)).abs().max()
+    difference = (
+        (plain_logits(p, weights(gpt), row) - plain_logits(small(era, **wrong), weights(gpt), row))
+        .abs()
+        .max()
+    )
     assert difference > 100 * FP32["atol"]
 
 
@@ -75,7 +79,11 @@ def test_gradients_equal_those_of_the_plain_version(era):
         scale = true.abs().max().item()
         # fp32: sums over 150 tokens that partly cancel, relative to the largest entry of each gradient
         torch.testing.assert_close(
-            parameter.grad.double(), true, rtol=0, atol=3e-5 * scale, msg=lambda m, n=name: f"{n}: {m}"
+            parameter.grad.double(),
+            true,
+            rtol=0,
+            atol=3e-5 * scale,
+            msg=lambda m, n=name: f"{n}: {m}",
         )
 
 
@@ -86,7 +94,9 @@ def test_text_longer_than_the_training_length_equals_the_plain_version(era):
     gpt, idx = random_gpt(p), tokens(p.V, 1, 160)
     with torch.no_grad():
         logits = gpt(idx)[0]
-    torch.testing.assert_close(logits.double(), plain_logits(p, weights(gpt), idx[0].tolist()), **FP32)
+    torch.testing.assert_close(
+        logits.double(), plain_logits(p, weights(gpt), idx[0].tolist()), **FP32
+    )
 
 
 @pytest.mark.parametrize("era", FACTS)
@@ -111,7 +121,10 @@ def test_the_future_does_not_change_the_past(era):
 
 def test_grouped_heads_equal_repeated_key_heads():
     """GQA is full attention with each key/value head written down once for every query head of its run of H // G."""
-    few, many = Plain("E6", T=40, V=64, n=3, H=4, G=2, d=64), Plain("E6", T=40, V=64, n=3, H=4, G=4, d=64)
+    few, many = (
+        Plain("E6", T=40, V=64, n=3, H=4, G=2, d=64),
+        Plain("E6", T=40, V=64, n=3, H=4, G=4, d=64),
+    )
     grouped, full = random_gpt(few), GPT.build(many.config(), seed=None)
     state = grouped.state_dict()
     for name, value in full.state_dict().items():
@@ -136,7 +149,9 @@ def test_losses_are_the_cross_entropy_of_the_logits():
     targets[0, 10:30] = -1
     with torch.no_grad():
         each = gpt.losses(idx, targets)
-        true = F.cross_entropy(gpt(idx).flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none").view(2, 80)
+        true = F.cross_entropy(
+            gpt(idx).flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none"
+        ).view(2, 80)
         torch.testing.assert_close(each, true, rtol=1e-5, atol=1e-5)  # fp32 sums in another order
         assert each[0, 10:30].eq(0).all()
         torch.testing.assert_close(gpt.loss_sum(idx, targets), each.sum(), rtol=1e-5, atol=0)
@@ -169,20 +184,28 @@ def test_norm_has_the_eps_of_fp32(dtype, tolerance):
     true = x.double() / (x.double().square().mean(-1, keepdim=True) + 1.1920929e-07).sqrt()
     got = norm(x)
     assert got.dtype == dtype
-    torch.testing.assert_close(got.double(), true, rtol=tolerance, atol=0)  # rounding of the result's dtype
+    torch.testing.assert_close(
+        got.double(), true, rtol=tolerance, atol=0
+    )  # rounding of the result's dtype
 
 
 def test_norm_has_no_gain_and_works_on_the_last_axis():
     x = torch.randn(2, 5, 7, 8, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(norm(x).double(), rms(x.double()), rtol=1e-6, atol=1e-7)  # fp32 rounding
+    torch.testing.assert_close(
+        norm(x).double(), rms(x.double()), rtol=1e-6, atol=1e-7
+    )  # fp32 rounding
 
 
 def test_rope_turns_by_minus_the_angle():
     a = torch.tensor(0.5)
     cos, sin = a.cos().view(1, 1, 1, 1), a.sin().view(1, 1, 1, 1)
     first, second = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    assert rotate(first.view(1, 1, 1, 2), cos, sin).flatten().tolist() == pytest.approx([math.cos(0.5), -math.sin(0.5)])
-    assert rotate(second.view(1, 1, 1, 2), cos, sin).flatten().tolist() == pytest.approx([math.sin(0.5), math.cos(0.5)])
+    assert rotate(first.view(1, 1, 1, 2), cos, sin).flatten().tolist() == pytest.approx(
+        [math.cos(0.5), -math.sin(0.5)]
+    )
+    assert rotate(second.view(1, 1, 1, 2), cos, sin).flatten().tolist() == pytest.approx(
+        [math.sin(0.5), math.cos(0.5)]
+    )
 
 
 @pytest.mark.parametrize(("era", "base"), [("E0", 1e4), ("E4", 1e4), ("E5", 1e5), ("E6", 1e5)])

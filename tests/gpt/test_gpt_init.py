@@ -11,7 +11,9 @@ from nanochat.gpt import GPT, GPTConfig, build_arch
 from nanochat.interop.eras import preset
 
 
-def expected_tensors(era: str, n: int, H: int, G: int, d: int, Vp: int, V: int) -> list[tuple[str, tuple[int, ...]]]:
+def expected_tensors(
+    era: str, n: int, H: int, G: int, d: int, Vp: int, V: int
+) -> list[tuple[str, tuple[int, ...]]]:
     D = d // H
     gate = FACTS[era]["gate"]
     valued = [i for i in range(n) if gate and i % 2 == (n - 1) % 2]
@@ -43,7 +45,9 @@ def expected_tensors(era: str, n: int, H: int, G: int, d: int, Vp: int, V: int) 
 def test_state_dict_names_order_and_shapes(era, n):
     gpt = GPT.build(Plain(era, T=64, V=100, n=n, H=4, G=2, d=64).config())
     state = gpt.state_dict()
-    assert [(name, tuple(t.shape)) for name, t in state.items()] == expected_tensors(era, n, 4, 2, 64, 128, 100)
+    assert [(name, tuple(t.shape)) for name, t in state.items()] == expected_tensors(
+        era, n, 4, 2, 64, 128, 100
+    )
     assert {t.dtype for t in state.values()} == {torch.float32}
 
 
@@ -60,9 +64,18 @@ def test_bigram_era_has_two_tensors_more():
 
 @pytest.mark.parametrize(
     ("era", "T", "short"),
-    [("E6", 2048, 512), ("E6", 512, 128), ("E6", 256, 128), ("E6", 1024, 256), ("E6", 2052, 640), ("E6", 100, 128),
-     ("E5", 2048, 768), ("E1", 2048, 1024), ("E4", 512, 256)],
-)  # fmt: skip
+    [
+        ("E6", 2048, 512),
+        ("E6", 512, 128),
+        ("E6", 256, 128),
+        ("E6", 1024, 256),
+        ("E6", 2052, 640),
+        ("E6", 100, 128),
+        ("E5", 2048, 768),
+        ("E1", 2048, 1024),
+        ("E4", 512, 256),
+    ],
+)
 def test_three_short_windows_then_a_long_one(era, T, short):
     assert GPTConfig(T, 64, 12, 2, 2, 64, arch(era)).windows == (short, short, short, T) * 3
     assert GPTConfig(T, 64, 6, 2, 2, 64, arch(era)).windows == (
@@ -82,7 +95,12 @@ def test_classic_windows_have_no_limit():
 
 
 def test_window_letters_may_be_small():
-    assert GPTConfig(2048, 64, 4, 2, 2, 64, arch("E6", window_pattern="sl")).windows == (512, 2048, 512, 2048)
+    assert GPTConfig(2048, 64, 4, 2, 2, 64, arch("E6", window_pattern="sl")).windows == (
+        512,
+        2048,
+        512,
+        2048,
+    )
 
 
 @pytest.mark.parametrize("pattern", ["", "SSX", "S L"])
@@ -121,7 +139,9 @@ def is_normal(t: torch.Tensor, std: float) -> None:
     assert abs(t.mean().item()) < 5 * std / count**0.5
     assert abs(t.std().item() - std) < 5 * std / (2 * count) ** 0.5
     assert t.abs().max().item() > 3 * std  # a uniform draw of this std ends at 1.73
-    assert (t.abs() < std).double().mean().item() == pytest.approx(0.6827, abs=5 * (0.22 / count) ** 0.5)
+    assert (t.abs() < std).double().mean().item() == pytest.approx(
+        0.6827, abs=5 * (0.22 / count) ** 0.5
+    )
 
 
 def is_uniform(t: torch.Tensor, low: float, high: float) -> None:
@@ -196,14 +216,26 @@ def test_modern_draws_in_the_recorded_order():
     draw, a = torch.Generator().manual_seed(42), math.sqrt(3 / d)
     same = {"rtol": 1e-6, "atol": 0}  # N(0, 1) times std or N(0, std): one rounding
     for name, std in (("transformer.wte.weight", 0.8), ("lm_head.weight", 0.001)):
-        torch.testing.assert_close(state[name], torch.empty(128, d).normal_(0, std, generator=draw), **same)
-    order = [(f"transformer.h.{i}.{m}.weight", (rows, d), -a * f, a * f) for i in range(n) for m, rows, f in
-             (("attn.c_q", d, 1), ("attn.c_k", kv, 1), ("attn.c_v", kv, 1), ("mlp.c_fc", 4 * d, 0.4))]  # fmt: skip
+        torch.testing.assert_close(
+            state[name], torch.empty(128, d).normal_(0, std, generator=draw), **same
+        )
+    order = [
+        (f"transformer.h.{i}.{m}.weight", (rows, d), -a * f, a * f)
+        for i in range(n)
+        for m, rows, f in (
+            ("attn.c_q", d, 1),
+            ("attn.c_k", kv, 1),
+            ("attn.c_v", kv, 1),
+            ("mlp.c_fc", 4 * d, 0.4),
+        )
+    ]
     order.append(("smear_gate.weight", (1, 24), 0, 0.02))
     order += [(f"value_embeds.{i}.weight", (128, kv), -a, a) for i in (0, 2)]
     order += [(f"transformer.h.{i}.attn.ve_gate.weight", (2, 12), 0, 0.02) for i in (0, 2)]
     for name, shape, low, high in order:
-        torch.testing.assert_close(state[name], torch.empty(shape).uniform_(low, high, generator=draw), **same)
+        torch.testing.assert_close(
+            state[name], torch.empty(shape).uniform_(low, high, generator=draw), **same
+        )
 
 
 def test_classic_draws_the_projections_too_before_they_are_zero():
@@ -215,8 +247,14 @@ def test_classic_draws_the_projections_too_before_they_are_zero():
         state["transformer.wte.weight"], torch.empty(128, d).normal_(0, 1, generator=draw), **same
     )
     for i in range(n):
-        for name, shape in (("attn.c_q", (d, d)), ("attn.c_k", (d, d)), ("attn.c_v", (d, d)), ("attn.c_proj", (d, d)),
-                            ("mlp.c_fc", (4 * d, d)), ("mlp.c_proj", (d, 4 * d))):  # fmt: skip
+        for name, shape in (
+            ("attn.c_q", (d, d)),
+            ("attn.c_k", (d, d)),
+            ("attn.c_v", (d, d)),
+            ("attn.c_proj", (d, d)),
+            ("mlp.c_fc", (4 * d, d)),
+            ("mlp.c_proj", (d, 4 * d)),
+        ):
             drawn = torch.empty(shape).normal_(0, 1 / math.sqrt(d), generator=draw)
             if "proj" not in name:
                 torch.testing.assert_close(state[f"transformer.h.{i}.{name}.weight"], drawn, **same)
@@ -224,7 +262,9 @@ def test_classic_draws_the_projections_too_before_they_are_zero():
 
 def test_lambdas_are_nanochats_to_the_last_bit():
     state = GPT.build(GPTConfig(64, 64, 9, 2, 2, 64, arch("E6"))).state_dict()
-    assert torch.equal(state["resid_lambdas"], torch.tensor([1.15 - 0.10 * i / 8 for i in range(9)]))
+    assert torch.equal(
+        state["resid_lambdas"], torch.tensor([1.15 - 0.10 * i / 8 for i in range(9)])
+    )
     assert torch.equal(state["x0_lambdas"], torch.tensor([0.20 - 0.15 * i / 8 for i in range(9)]))
 
 

@@ -16,7 +16,9 @@ CAP = 15.0
 def inputs(seed=0, dtype=torch.float32):
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(B, T, C, generator=g).to(dtype)
-    weight = 3 * torch.randn(PADDED, C, generator=g)  # raw logits of std 15, so that the cap bends most of them
+    weight = 3 * torch.randn(
+        PADDED, C, generator=g
+    )  # raw logits of std 15, so that the cap bends most of them
     targets = torch.randint(V, (B, T), generator=g)
     targets[0, 5:20] = -1
     targets[2, :] = -1
@@ -27,7 +29,10 @@ def full(x, weight, targets, cap=CAP, reduction="sum"):
     """Facts sheet 1.4 step 4 and 1.6: all logits at once, cut to V, fp32, capped."""
     z = (x @ weight.to(x.dtype).T)[..., :V].float()
     return F.cross_entropy(
-        (cap * torch.tanh(z / cap)).flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction
+        (cap * torch.tanh(z / cap)).flatten(0, 1),
+        targets.flatten(),
+        ignore_index=-1,
+        reduction=reduction,
     )
 
 
@@ -43,7 +48,10 @@ def rows(request, monkeypatch):
 def test_loss_and_gradients_equal_those_of_the_full_logits(cap):
     x, weight, targets = inputs()
     results = []
-    for compute in (lambda x, w: head_loss(x, w, targets, softcap=cap, vocab=V), lambda x, w: full(x, w, targets, cap)):
+    for compute in (
+        lambda x, w: head_loss(x, w, targets, softcap=cap, vocab=V),
+        lambda x, w: full(x, w, targets, cap),
+    ):
         leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
         value = compute(*leaves)
         (value / 7).backward()  # a factor, as accumulation has: the backward pass must scale by it
@@ -63,10 +71,15 @@ def test_losses_of_every_token_equal_those_of_the_full_logits():
         each = head_losses(x, lambda part: part @ weight.T, targets, softcap=CAP, vocab=V)
         assert each.shape == (B, T)
         assert each.dtype == torch.float32
-        torch.testing.assert_close(each.flatten(), full(x, weight, targets, reduction="none"), **FP32)
+        torch.testing.assert_close(
+            each.flatten(), full(x, weight, targets, reduction="none"), **FP32
+        )
         assert not each[targets == -1].any()
         torch.testing.assert_close(
-            head_loss(x, weight, targets, softcap=CAP, vocab=V), full(x, weight, targets), rtol=1e-5, atol=0
+            head_loss(x, weight, targets, softcap=CAP, vocab=V),
+            full(x, weight, targets),
+            rtol=1e-5,
+            atol=0,
         )
 
 
@@ -104,7 +117,10 @@ def test_gradient_is_the_slope_of_the_loss(monkeypatch):
 def full_in_float64(x, weight, targets):
     z = (x @ weight.T)[..., :V]
     return F.cross_entropy(
-        (CAP * torch.tanh(z / CAP)).flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum"
+        (CAP * torch.tanh(z / CAP)).flatten(0, 1),
+        targets.flatten(),
+        ignore_index=-1,
+        reduction="sum",
     )
 
 

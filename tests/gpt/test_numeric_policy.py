@@ -36,8 +36,13 @@ def metal() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("make", [lambda: torch.zeros(3, dtype=torch.float64, device="mps"),
-                                  lambda: torch.zeros(3, device="mps").double()])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.zeros(3, dtype=torch.float64, device="mps"),
+        lambda: torch.zeros(3, device="mps").double(),
+    ],
+)
 def test_the_stand_in_for_metal_refuses_float64(metal, make):
     """The two tests below would notice."""
     with pytest.raises(TypeError, match="float64"):
@@ -58,7 +63,10 @@ def test_bits_per_byte_needs_no_float64_on_metal(metal, monkeypatch):
         device=torch.zeros(1, device="mps").device,
         losses=lambda idx, targets: torch.rand(targets.shape, device="mps"),
     )
-    batch = {"idx": torch.zeros(2, 5, dtype=torch.long), "targets": torch.zeros(2, 5, dtype=torch.long)}
+    batch = {
+        "idx": torch.zeros(2, 5, dtype=torch.long),
+        "targets": torch.zeros(2, 5, dtype=torch.long),
+    }
     sums = local_sums(gpt, [batch, batch], np.ones(8, dtype=np.int32))
     assert (sums.shape, sums.dtype, sums.device.type) == ((3,), torch.float64, "cpu")
 
@@ -71,7 +79,9 @@ def precision() -> Iterator[None]:
     torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize(("device", "expected"), [("cuda", "high"), ("cpu", "highest"), ("mps", "highest")])
+@pytest.mark.parametrize(
+    ("device", "expected"), [("cuda", "high"), ("cpu", "highest"), ("mps", "highest")]
+)
 def test_fp32_products_are_tf32_on_cuda_only(precision, device, expected):
     set_matmul_precision(torch.device(device))
     assert torch.get_float32_matmul_precision() == expected

@@ -64,8 +64,12 @@ def test_each_token_comes_from_the_plain_distribution(gpt, settings):
             assert token == int(logits.argmax())
             assert logprob == pytest.approx(float(logits.log_softmax(-1)[token]), abs=1e-4)
         else:
-            plain = Sampling(temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
-            assert logprob == pytest.approx(math.log(plain_distribution(logits, plain, set())[token]), abs=1e-4)
+            plain = Sampling(
+                temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p
+            )
+            assert logprob == pytest.approx(
+                math.log(plain_distribution(logits, plain, set())[token]), abs=1e-4
+            )
 
 
 def test_rows_without_them_are_what_they_are_alone_and_make_nothing(gpt):
@@ -78,7 +82,9 @@ def test_rows_without_them_are_what_they_are_alone_and_make_nothing(gpt):
     engine = Engine(gpt, TOKENIZER)
     assert engine.submit(PROMPT, plain).texts[0].added() is None
     logits = torch.randn(3, V)
-    assert draw(logits, [plain] * 3, [0.5] * 3) == draw(logits, [plain] * 3, [0.5] * 3, (), [None] * 3)
+    assert draw(logits, [plain] * 3, [0.5] * 3) == draw(
+        logits, [plain] * 3, [0.5] * 3, (), [None] * 3
+    )
 
 
 def test_a_bias_of_100_decides_and_of_minus_100_forbids(gpt):
@@ -86,7 +92,10 @@ def test_a_bias_of_100_decides_and_of_minus_100_forbids(gpt):
     free = written(gpt, Sampling(max_tokens=30, temperature=0, tools=False))[0].ids
     assert (
         free[0]
-        not in written(gpt, Sampling(max_tokens=30, temperature=0, tools=False, logit_bias=((free[0], -100.0),)))[0].ids
+        not in written(
+            gpt,
+            Sampling(max_tokens=30, temperature=0, tools=False, logit_bias=((free[0], -100.0),)),
+        )[0].ids
     )
 
 

@@ -54,7 +54,13 @@ def test_what_a_step_reads_is_counted_by_hand():
 @pytest.mark.slow
 def test_the_command_measures_a_checkpoint_or_fresh_weights_and_tells_what_is_wrong(tmp_path: Path):
     gpt = random_gpt(sequence_len=128)
-    folder.save(tmp_path / "talks", gpt.state_dict(), gpt.config, TOKENIZER, lineage={"config": {"phase": "sft"}})
+    folder.save(
+        tmp_path / "talks",
+        gpt.state_dict(),
+        gpt.config,
+        TOKENIZER,
+        lineage={"config": {"phase": "sft"}},
+    )
 
     def bench(*words: str):
         return processes.run(["nanochat.bench", "device=cpu", *words], env=dict(os.environ))
@@ -63,7 +69,9 @@ def test_the_command_measures_a_checkpoint_or_fresh_weights_and_tells_what_is_wr
     done = bench(f"ckpt={tmp_path}/talks", "batches=2", *quick)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["source"] == f"{tmp_path}/talks" and [row["batch"] for row in found["sweep"]] == [2]
+    assert found["source"] == f"{tmp_path}/talks" and [row["batch"] for row in found["sweep"]] == [
+        2
+    ]
     fresh = bench("model=d2", "batches=[1,2]", *quick)
     assert fresh.returncode == 0, fresh.stderr
     assert "fresh weights, depth 2, vocabulary 8,192" in fresh.stdout
@@ -76,4 +84,6 @@ def test_the_command_measures_a_checkpoint_or_fresh_weights_and_tells_what_is_wr
         (["vocab_size=100"], "vocab_size=100 must be a whole number from 265"),
     ):
         wrong = bench(*words)
-        assert wrong.returncode == 2 and reason in wrong.stderr and wrong.stderr.count("\n") == 1, wrong.stderr
+        assert wrong.returncode == 2 and reason in wrong.stderr and wrong.stderr.count("\n") == 1, (
+            wrong.stderr
+        )

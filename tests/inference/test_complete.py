@@ -33,7 +33,9 @@ def test_greedy_texts_are_those_of_the_full_forward_pass_in_order():
     assert texts == plain and len(set(texts)) == 3
 
 
-@pytest.mark.parametrize(("end", "text"), [("<|bos|>", "bc"), ("<|assistant_end|>", "bc<|assistant_end|>")])
+@pytest.mark.parametrize(
+    ("end", "text"), [("<|bos|>", "bc"), ("<|assistant_end|>", "bc<|assistant_end|>")]
+)
 def test_a_text_ends_before_a_bos_and_not_where_an_answer_would(end, text):
     gpt = scripted({**chain("a", "bc", end), SPECIAL["<|assistant_end|>"]: SPECIAL["<|bos|>"]})
     assert complete(gpt, TOKENIZER, ["a"], max_tokens=9, **GREEDY) == [text]
@@ -74,7 +76,13 @@ def test_weights_that_change_between_two_calls_are_used():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"max_tokens": 0}, {"temperature": -0.1}, {"top_k": 0}, {"num_samples": 0}, {"num_samples": -2}],
+    [
+        {"max_tokens": 0},
+        {"temperature": -0.1},
+        {"top_k": 0},
+        {"num_samples": 0},
+        {"num_samples": -2},
+    ],
     ids=str,
 )
 def test_settings_that_make_no_sense_are_one_clear_line(settings):

@@ -35,9 +35,13 @@ class Person(Strict):
 
 
 SCHEMAS = {
-    "model": (Person, 120), "list": (list[list[int]], 20), "union": (dict[str, bool] | list[str], 12), "number": (float, 6),
-    "text": (Annotated[str, Field(min_length=3)], 9), "choice": (Literal["no", "not", "nothing"], 9),
-}  # fmt: skip
+    "model": (Person, 120),
+    "list": (list[list[int]], 20),
+    "union": (dict[str, bool] | list[str], 12),
+    "number": (float, 6),
+    "text": (Annotated[str, Field(min_length=3)], 9),
+    "choice": (Literal["no", "not", "nothing"], 9),
+}
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +65,25 @@ def test_every_answer_is_by_the_schema_and_whole_however_few_tokens_are_left(gpt
     grammar = json_grammar(adapter.json_schema())
     samplings = [
         Sampling(max_tokens=most, seed=seed, temperature=temperature, grammar=grammar)
-        for most in (least, least + 7, 180) for seed in range(3) for temperature in (0.0, 1.0, 2.0)
-    ]  # fmt: skip
+        for most in (least, least + 7, 180)
+        for seed in range(3)
+        for temperature in (0.0, 1.0, 2.0)
+    ]
     answers = written(gpt, *samplings)
     for sampling, answer in zip(samplings, answers, strict=True):
         adapter.validate_json(answer.text, strict=True)
         assert answer.finish_reason == "stop" and len(answer.ids) <= sampling.max_tokens
-        assert max(answer.ids) < min(SPECIAL.values()) and answer.end_id in (None, SPECIAL["<|assistant_end|>"])
+        assert max(answer.ids) < min(SPECIAL.values()) and answer.end_id in (
+            None,
+            SPECIAL["<|assistant_end|>"],
+        )
     assert written(gpt, *samplings, looks_ahead=True) == answers
 
 
 def test_too_few_tokens_for_any_answer_is_a_length(gpt):
-    (answer,) = written(gpt, Sampling(max_tokens=5, grammar=json_grammar(TypeAdapter(Person).json_schema())))
+    (answer,) = written(
+        gpt, Sampling(max_tokens=5, grammar=json_grammar(TypeAdapter(Person).json_schema()))
+    )
     assert answer.finish_reason == "length" and len(answer.ids) == 5
 
 
@@ -82,10 +93,16 @@ def test_logprobs_are_of_what_the_grammar_leaves(gpt):
     (answer,) = written(gpt, Sampling(max_tokens=9, seed=2, grammar=grammar, top_logprobs=5))
     logits = gpt(torch.tensor([[*PROMPT, ord('"')]]))[0, -1]
     left = logits[[ord("a"), ord("b")]].log_softmax(0)
-    assert answer.logprobs[0] == pytest.approx(0, abs=1e-6)  # nothing but a quotation mark may begin it
-    assert answer.logprobs[1] == pytest.approx(float(left["ab".index(chr(answer.ids[1]))]), abs=1e-4)
+    assert answer.logprobs[0] == pytest.approx(
+        0, abs=1e-6
+    )  # nothing but a quotation mark may begin it
+    assert answer.logprobs[1] == pytest.approx(
+        float(left["ab".index(chr(answer.ids[1]))]), abs=1e-4
+    )
     assert {token for token, _ in answer.top_logprobs[1]} == set(b"ab")
-    assert math.isclose(sum(math.exp(value) for _, value in answer.top_logprobs[1]), 1, abs_tol=1e-5)
+    assert math.isclose(
+        sum(math.exp(value) for _, value in answer.top_logprobs[1]), 1, abs_tol=1e-5
+    )
 
 
 def test_others_beside_it_are_what_they_are_alone(gpt):
@@ -97,12 +114,25 @@ def test_others_beside_it_are_what_they_are_alone(gpt):
 def test_a_call_is_one_of_the_functions_with_its_own_definitions(gpt):
     found = {"X": {"type": "integer"}}
     functions = {
-        "add": {"type": "object", "properties": {"a": {"$ref": "#/$defs/X"}}, "required": ["a"], "$defs": found},
-        "tell": {"type": "object", "properties": {"a": {"$ref": "#/$defs/X"}}, "required": ["a"], "$defs": {"X": {"type": "boolean"}}},
-    }  # fmt: skip
+        "add": {
+            "type": "object",
+            "properties": {"a": {"$ref": "#/$defs/X"}},
+            "required": ["a"],
+            "$defs": found,
+        },
+        "tell": {
+            "type": "object",
+            "properties": {"a": {"$ref": "#/$defs/X"}},
+            "required": ["a"],
+            "$defs": {"X": {"type": "boolean"}},
+        },
+    }
     texts = [
         a.text
-        for a in written(gpt, *(Sampling(seed=s, max_tokens=60, grammar=calls_grammar(functions)) for s in range(12)))
+        for a in written(
+            gpt,
+            *(Sampling(seed=s, max_tokens=60, grammar=calls_grammar(functions)) for s in range(12)),
+        )
     ]
 
     class Add(Strict):

@@ -12,7 +12,10 @@ def talk(turns: int, *, system: bool = False) -> list[dict]:
     """A question of 10 bytes and an answer of 10 for each turn, then a question."""
     messages = [{"role": "system", "content": "be short"}] if system else []
     for n in range(turns):
-        messages += [{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": f"answer   {n}"}]
+        messages += [
+            {"role": "user", "content": f"question {n}"},
+            {"role": "assistant", "content": f"answer   {n}"},
+        ]
     return [*messages, {"role": "user", "content": "the last ?"}]
 
 
@@ -20,7 +23,10 @@ def plain(messages, *, context, room):
     """The definition: one turn less as long as it does not fit."""
     system = [m for m in messages if m["role"] == "system"]
     turns, forgotten = messages[len(system) :], 0
-    while len(prompt := render_prompt(TOKENIZER, {"messages": [*system, *turns]})) > context - room and len(turns) > 2:
+    while (
+        len(prompt := render_prompt(TOKENIZER, {"messages": [*system, *turns]})) > context - room
+        and len(turns) > 2
+    ):
         turns, forgotten = turns[2:], forgotten + 1
     return prompt, forgotten
 
@@ -38,7 +44,9 @@ def test_only_as_many_of_the_oldest_turns_as_needed_are_forgotten(system, turns,
 
 def test_a_room_of_more_than_half_the_context_is_half_of_it():
     messages = talk(7)
-    assert fit(TOKENIZER, messages, context=100, room=10**6, forget=True) == plain(messages, context=100, room=50)
+    assert fit(TOKENIZER, messages, context=100, room=10**6, forget=True) == plain(
+        messages, context=100, room=50
+    )
 
 
 def test_without_forgetting_all_of_it_fits_or_is_refused():
@@ -46,7 +54,8 @@ def test_without_forgetting_all_of_it_fits_or_is_refused():
     n = len(prompt)
     assert fit(TOKENIZER, talk(3), context=n + 1, room=50, forget=False) == (prompt, 0)
     with pytest.raises(
-        TooLong, match=f"the conversation has {n} tokens .* context of {n}; .* leave out the oldest turns"
+        TooLong,
+        match=f"the conversation has {n} tokens .* context of {n}; .* leave out the oldest turns",
     ):
         fit(TOKENIZER, talk(3), context=n, room=50, forget=False)
 

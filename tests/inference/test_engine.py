@@ -5,7 +5,19 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_networks import ARCHS, PROMPTS, SPECIAL, TOKENIZER, T, V, cache_of, chain, plain_greedy, random_gpt, scripted
+from tiny_networks import (
+    ARCHS,
+    PROMPTS,
+    SPECIAL,
+    TOKENIZER,
+    T,
+    V,
+    cache_of,
+    chain,
+    plain_greedy,
+    random_gpt,
+    scripted,
+)
 
 from nanochat.gpt.elementary import NORM_EPS, norm
 from nanochat.inference.cache import KVCache
@@ -37,7 +49,9 @@ def come_and_go(gpt, cache: KVCache) -> None:
             for row, text in enumerate(texts):
                 text.append(rest[row][len(text)])
             logits = cache.step([(text[-2], text[-1]) for text in texts], joining, copies)
-            texts.extend(list(text) for text, n in zip(joining, copies, strict=True) for _ in range(n))
+            texts.extend(
+                list(text) for text, n in zip(joining, copies, strict=True) for _ in range(n)
+            )
             compare(logits, texts)
 
     compare(cache.step([], texts, [1] * 5), texts)
@@ -54,13 +68,19 @@ def come_and_go(gpt, cache: KVCache) -> None:
     go_on(T - max(map(len, texts)))
     assert max(cache.lengths) == cache.capacity == T
     kept = [min(T, T if window is None else window + 1) for window in gpt.config.windows]
-    assert [keys.size(2) for keys in cache.keys] == [values.size(2) for values in cache.values] == kept
+    assert (
+        [keys.size(2) for keys in cache.keys] == [values.size(2) for values in cache.values] == kept
+    )
 
 
 @pytest.mark.parametrize("products_pay", [0, 2**40], ids=["products", "sdpa"])
-def test_cached_logits_equal_the_full_forward_pass_while_rows_come_and_go(any_gpt, monkeypatch, products_pay):
+def test_cached_logits_equal_the_full_forward_pass_while_rows_come_and_go(
+    any_gpt, monkeypatch, products_pay
+):
     monkeypatch.setattr("nanochat.inference.one_query.PRODUCTS_PAY", products_pay)
-    monkeypatch.setattr("nanochat.inference.cache.FIRST_CAPACITY", 4)  # 32 tokens at first, 48 in the end
+    monkeypatch.setattr(
+        "nanochat.inference.cache.FIRST_CAPACITY", 4
+    )  # 32 tokens at first, 48 in the end
     come_and_go(any_gpt, cache_of(any_gpt, 6))
 
 
@@ -92,7 +112,9 @@ def test_so_do_steps_of_fixed_shapes(any_gpt, monkeypatch):
     room = cache.keys[0].data_ptr()
     cache.clear()
     come_and_go(any_gpt, cache)
-    assert cache.keys[0].data_ptr() == room and cache.keys[0].size(0) == 6  # a recorded step finds it where it was
+    assert (
+        cache.keys[0].data_ptr() == room and cache.keys[0].size(0) == 6
+    )  # a recorded step finds it where it was
 
 
 @torch.no_grad()
@@ -141,10 +163,15 @@ def test_compiled_steps_write_the_same_text(monkeypatch):
     counted = torch._dynamo.utils.counters["stats"]
     before = counted["unique_graphs"]
     plain = [Engine(random_gpt(n_layer=2, seed=seed), TOKENIZER, max_rows=4) for seed in (0, 1)]
-    compiled = [Engine(random_gpt(n_layer=2, seed=seed), TOKENIZER, max_rows=4, compile=True) for seed in (0, 1)]
+    compiled = [
+        Engine(random_gpt(n_layer=2, seed=seed), TOKENIZER, max_rows=4, compile=True)
+        for seed in (0, 1)
+    ]
     graphs = 0
     for prompts in (PROMPTS[2:3], PROMPTS):  # room for 1, then for 4
-        for one, other in zip(plain, compiled, strict=True):  # networks of one shape do not take each other's numbers
+        for one, other in zip(
+            plain, compiled, strict=True
+        ):  # networks of one shape do not take each other's numbers
             true = one.generate(prompts, max_tokens=12, tools=False)
             assert max(len(completion.ids) for completion in true) > 1
             assert other.generate(prompts, max_tokens=12, tools=False) == true
@@ -187,10 +214,14 @@ def test_greedy_tokens_equal_the_full_forward_pass_together_and_alone(any_gpt):
         assert alone == completion
         assert completion.mask == [1] * len(true)
         assert completion.text == TOKENIZER.decode(true)
-    assert len({token for completion in together for token in completion.ids}) > 10  # not one token over and over
+    assert (
+        len({token for completion in together for token in completion.ids}) > 10
+    )  # not one token over and over
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 2.0, "top_k": 5}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 2.0, "top_k": 5}], ids=str
+)
 def test_fewer_slots_than_prompts_give_the_same_completions(gpt, settings):
     prompts = [*PROMPTS, *(p[:2] for p in PROMPTS[1:])]
     settings = {"max_tokens": 16, "num_samples": 2, **settings}
@@ -198,19 +229,29 @@ def test_fewer_slots_than_prompts_give_the_same_completions(gpt, settings):
     assert len(wide) == 18
     for rows in (2, 5):
         assert Engine(gpt, TOKENIZER, max_rows=rows).generate(prompts, **settings) == wide
-    assert len({len(c.ids) for c in wide}) > 1 + bool(settings.get("temperature"))  # rows came and went between
+    assert len({len(c.ids) for c in wide}) > 1 + bool(
+        settings.get("temperature")
+    )  # rows came and went between
 
 
 def test_samples_do_not_depend_on_the_company(gpt):
     settings = {"max_tokens": 12, "temperature": 1.0, "top_k": 50, "seed": 5}
     together = Engine(gpt, TOKENIZER).generate(PROMPTS, num_samples=3, **settings)
     assert Engine(gpt, TOKENIZER).generate(PROMPTS[:1], num_samples=3, **settings) == together[:3]
-    assert Engine(gpt, TOKENIZER).generate(PROMPTS[:2], num_samples=1, **settings) == [together[0], together[3]]
-    assert Engine(gpt, TOKENIZER).generate(PROMPTS, num_samples=3, **{**settings, "seed": 6}) != together
+    assert Engine(gpt, TOKENIZER).generate(PROMPTS[:2], num_samples=1, **settings) == [
+        together[0],
+        together[3],
+    ]
+    assert (
+        Engine(gpt, TOKENIZER).generate(PROMPTS, num_samples=3, **{**settings, "seed": 6})
+        != together
+    )
 
 
 def test_samples_of_a_prompt_differ_and_equal_prompts_too(gpt):
-    completions = Engine(gpt, TOKENIZER).generate([[1, 2], [1, 2]], num_samples=8, max_tokens=6, temperature=2.0)
+    completions = Engine(gpt, TOKENIZER).generate(
+        [[1, 2], [1, 2]], num_samples=8, max_tokens=6, temperature=2.0
+    )
     assert len({tuple(c.ids) for c in completions}) == 16
 
 
@@ -266,18 +307,32 @@ def test_no_prompts_are_no_completions(gpt):
 
 
 def completions(script, *, prompt="<|assistant_start|>", **settings) -> Completion:
-    (completion,) = Engine(scripted(script), TOKENIZER).generate([[SPECIAL[prompt]]], **{"max_tokens": 40, **settings})
+    (completion,) = Engine(scripted(script), TOKENIZER).generate(
+        [[SPECIAL[prompt]]], **{"max_tokens": 40, **settings}
+    )
     return completion
 
 
-CALL = {**chain("<|assistant_start|>", "So ", "<|python_start|>", "12*3", "<|python_end|>", "Z", "<|assistant_end|>"),
-        **chain("<|output_end|>", "Y", "<|assistant_end|>")}  # fmt: skip
+CALL = {
+    **chain(
+        "<|assistant_start|>",
+        "So ",
+        "<|python_start|>",
+        "12*3",
+        "<|python_end|>",
+        "Z",
+        "<|assistant_end|>",
+    ),
+    **chain("<|output_end|>", "Y", "<|assistant_end|>"),
+}
 
 
 def test_the_result_of_a_call_is_forced_in():
     completion = completions(CALL)
     # forced tokens also are what the text goes on from: Y, not Z
-    assert completion.text == "So <|python_start|>12*3<|python_end|><|output_start|>36<|output_end|>Y"
+    assert (
+        completion.text == "So <|python_start|>12*3<|python_end|><|output_start|>36<|output_end|>Y"
+    )
     assert completion.mask == [1] * 9 + [0] * 4 + [1]
     assert completion.finish_reason == "stop"
     assert TOKENIZER.decode(completion.ids) == completion.text
@@ -288,13 +343,21 @@ def test_forced_tokens_are_in_the_cache_like_any_others(gpt, monkeypatch):
     before = [SPECIAL["<|python_start|>"], *TOKENIZER.encode("6*7")]
     prompt = [SPECIAL["<|bos|>"], 65]
     script = [*before, SPECIAL["<|python_end|>"]]
-    whole = [*prompt, *script, SPECIAL["<|output_start|>"], *TOKENIZER.encode("42"), SPECIAL["<|output_end|>"]]
+    whole = [
+        *prompt,
+        *script,
+        SPECIAL["<|output_start|>"],
+        *TOKENIZER.encode("42"),
+        SPECIAL["<|output_end|>"],
+    ]
     left = iter(script)
 
     def first_the_script(logits, *settings):
         (best,) = draw(logits, *settings)
         token = next(left, best.id)
-        return Drawing(torch.tensor([token]), [Part([0], settings[0], torch.tensor([[token, 0.0]]))])
+        return Drawing(
+            torch.tensor([token]), [Part([0], settings[0], torch.tensor([[token, 0.0]]))]
+        )
 
     monkeypatch.setattr("nanochat.inference.engine.begin_draw", first_the_script)
     (completion,) = Engine(gpt, TOKENIZER).generate([prompt], max_tokens=20)
@@ -319,7 +382,13 @@ def test_an_end_without_a_start_is_no_call():
 
 
 def test_the_second_start_begins_anew():
-    call = [SPECIAL["<|python_start|>"], ord("9"), SPECIAL["<|python_start|>"], ord("4"), SPECIAL["<|python_end|>"]]
+    call = [
+        SPECIAL["<|python_start|>"],
+        ord("9"),
+        SPECIAL["<|python_start|>"],
+        ord("4"),
+        SPECIAL["<|python_end|>"],
+    ]
     text = Text([1], Sampling(), TOKENIZER, seed="0", max_tokens=20)
     for token in call:
         text.take(Drawn(token, 0.0, []))
@@ -337,7 +406,9 @@ def test_a_call_ends_once():
 def test_rows_have_their_own_tool_state():
     """Calls at once that begin at different times, one that was never opened, and a text without any."""
     script = {
-        **chain("c", "b", "a", "<|python_start|>", "7/2", "<|python_end|>", "Z", "<|assistant_end|>"),
+        **chain(
+            "c", "b", "a", "<|python_start|>", "7/2", "<|python_end|>", "Z", "<|assistant_end|>"
+        ),
         **chain("<|output_end|>", "<|assistant_end|>"),
         **chain("d", "e", "<|assistant_end|>"),
         **chain("f", "1", "<|python_end|>"),
@@ -377,11 +448,16 @@ def test_weights_that_change_between_two_calls_are_used():
 
 # other layouts sum in another order: fp32 keeps 24 bits; bf16 8, of logits up to 15
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.bfloat16, 0.06)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "atol"), [(torch.float32, 1e-4), (torch.bfloat16, 0.06)], ids=str
+)
 def test_frozen_weights_give_the_same_logits_and_leave_the_network_as_it_is(arch, dtype, atol):
     gpt = random_gpt(arch)
     gpt.prepare(compute_dtype=dtype)
-    before, idx = {name: p.clone() for name, p in gpt.state_dict().items()}, torch.tensor([PROMPTS[2]])
+    before, idx = (
+        {name: p.clone() for name, p in gpt.state_dict().items()},
+        torch.tensor([PROMPTS[2]]),
+    )
     with torch.no_grad():
         frozen, free = FrozenGPT.of(gpt), gpt(idx)
         torch.testing.assert_close(frozen(idx), free, rtol=0, atol=atol)
@@ -399,22 +475,33 @@ def test_the_norm_without_gradients_is_the_other(shape, scale):
     x[0] *= 1e-4  # where the epsilon counts
     with torch.no_grad():
         for y in (x, x.mT):
-            torch.testing.assert_close(norm(y, scale), scale * F.rms_norm(y, (y.size(-1),), eps=NORM_EPS))
+            torch.testing.assert_close(
+                norm(y, scale), scale * F.rms_norm(y, (y.size(-1),), eps=NORM_EPS)
+            )
 
 
 @pytest.mark.parametrize("by_rows", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("rows", "columns"), [(768, 256), (256, 1024), (263, 250), (64, 100), (2, 12)], ids=str)
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(768, 256), (256, 1024), (263, 250), (64, 100), (2, 12)], ids=str
+)
 @pytest.mark.parametrize("texts", [0, 1, 5, 70, 1100])
 def test_a_frozen_weight_gives_the_product(rows, columns, texts, dtype, by_rows, monkeypatch):
     monkeypatch.undo()
-    x, weight = torch.randn(texts, 1, 2 * columns, dtype=dtype)[..., :columns], torch.randn(rows, columns, dtype=dtype)
+    x, weight = (
+        torch.randn(texts, 1, 2 * columns, dtype=dtype)[..., :columns],
+        torch.randn(rows, columns, dtype=dtype),
+    )
     with torch.inference_mode():
         frozen, pays = FrozenWeight.of(weight), 2**16 if dtype == torch.float32 else 2**12
         frozen = frozen.unpacked() if by_rows else frozen
-        assert frozen.weight.is_mkldnn == (packs(weight.device, dtype) and not by_rows and rows * columns >= pays)
+        assert frozen.weight.is_mkldnn == (
+            packs(weight.device, dtype) and not by_rows and rows * columns >= pays
+        )
         exact = (x.double() @ weight.double().T).to(dtype)
-        tolerance = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
+        tolerance = (
+            {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
+        )
         torch.testing.assert_close(frozen.times(x), exact, **tolerance)
     assert all(map(torch.equal, frozen.parts([rows - 1, 1]), weight.split([rows - 1, 1])))
 

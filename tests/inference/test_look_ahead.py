@@ -17,7 +17,9 @@ DRAWN = torch.randint(V, (40, T), generator=torch.Generator().manual_seed(5)).to
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("arch", ARCHS)
 @torch.no_grad()
-def test_logits_equal_the_full_forward_pass_whether_the_guess_was_right_or_not(arch, share, monkeypatch):
+def test_logits_equal_the_full_forward_pass_whether_the_guess_was_right_or_not(
+    arch, share, monkeypatch
+):
     """Rows come and go at random; a third of the guesses are wrong, and some steps are not looked ahead to at all."""
     monkeypatch.setattr("nanochat.inference.cache.FIRST_CAPACITY", 4)
     monkeypatch.setattr("nanochat.inference.cache.LEAST_BYTES", 1 if share else 2**60)
@@ -37,7 +39,10 @@ def test_logits_equal_the_full_forward_pass_whether_the_guess_was_right_or_not(a
         right = drawn.random() < 0.7
         for row, text in enumerate(texts):
             text.append(guesses[row] if right else drawn.randrange(V))
-        new = [DRAWN[drawn.randrange(40)][: drawn.randrange(1, T // 2)] for _ in range(drawn.choice([0, 0, 1, 2]))]
+        new = [
+            DRAWN[drawn.randrange(40)][: drawn.randrange(1, T // 2)]
+            for _ in range(drawn.choice([0, 0, 1, 2]))
+        ]
         copies = [drawn.choice([1, 1, 3]) for _ in new]
         while len(texts) + sum(copies) > 8:
             new.pop(), copies.pop()
@@ -48,11 +53,15 @@ def test_logits_equal_the_full_forward_pass_whether_the_guess_was_right_or_not(a
         used += begun is not None and right and len(begun.tokens) == len(texts)
         texts += [list(text) for text, n in zip(new, copies, strict=True) for _ in range(n)]
         for row, text in zip(logits, texts, strict=True):
-            torch.testing.assert_close(row, gpt(torch.tensor([text]))[0, -1], rtol=0, atol=1e-4)  # fp32 sums
+            torch.testing.assert_close(
+                row, gpt(torch.tensor([text]))[0, -1], rtol=0, atol=1e-4
+            )  # fp32 sums
         guesses = [drawn.randrange(V) for _ in texts]
         if drawn.random() < 0.8:
             ahead = cache.look_ahead([text[-1] for text in texts], torch.tensor(guesses))
-            assert ahead is not None or max(cache.own()) == cache.capacity or max(cache.lengths) == T
+            assert (
+                ahead is not None or max(cache.own()) == cache.capacity or max(cache.lengths) == T
+            )
             if ahead is not None:
                 ahead.tokens = list(guesses)
     assert used > 30
@@ -71,12 +80,16 @@ def test_a_copy_of_a_full_window_begins_nothing_shorter_once_a_step_is_begun(beg
         assert cache.look_ahead([DRAWN[0][n - 1]], torch.tensor([7])) is not None
     copy = cache.copy_of(0, n)
     assert (
-        [cache.can_begin(0, k) for k in (n - 1, n)] == [copy.can_begin(0, k) for k in (n - 1, n)] == [not begun, True]
+        [cache.can_begin(0, k) for k in (n - 1, n)]
+        == [copy.can_begin(0, k) for k in (n - 1, n)]
+        == [not begun, True]
     )
     rows = cache_of(gpt, 2)
     rows.adopt(copy, 1)
     logits = rows.step([(DRAWN[0][n - 1], DRAWN[0][n])])
-    torch.testing.assert_close(logits, gpt(torch.tensor([DRAWN[0][: n + 1]]))[:, -1], rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        logits, gpt(torch.tensor([DRAWN[0][: n + 1]]))[:, -1], rtol=0, atol=1e-4
+    )
 
 
 def requests(seed: int) -> list[tuple[list[int], Sampling, int]]:
@@ -101,7 +114,9 @@ def requests(seed: int) -> list[tuple[list[int], Sampling, int]]:
     return found
 
 
-def run(engine: Engine, asked: list[tuple[list[int], Sampling, int]], cancelled: random.Random) -> list:
+def run(
+    engine: Engine, asked: list[tuple[list[int], Sampling, int]], cancelled: random.Random
+) -> list:
     """Every other request comes while others are written; some are cancelled after a few steps."""
     done = []
     with engine.frozen():
@@ -123,7 +138,11 @@ def test_completions_are_the_same_with_and_without(any_gpt, seed, monkeypatch):
     any_gpt.compute_dtype = torch.float64
     monkeypatch.setattr("nanochat.inference.cache.FIRST_CAPACITY", 4)
     monkeypatch.setattr("nanochat.inference.pool.MIN_SHARED", 4)  # fewer than a window has
-    plain = run(Engine(any_gpt, TOKENIZER, max_rows=5, prefill_tokens=16), requests(seed), random.Random(seed))
+    plain = run(
+        Engine(any_gpt, TOKENIZER, max_rows=5, prefill_tokens=16),
+        requests(seed),
+        random.Random(seed),
+    )
     engine = Engine(any_gpt, TOKENIZER, max_rows=5, prefill_tokens=16)
     engine.looks_ahead = True
     assert run(engine, requests(seed), random.Random(seed)) == plain
@@ -134,16 +153,22 @@ def counted(cache: KVCache, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often rows are looked ahead to, and how often `step` has to compute them."""
     counts = {"ahead": 0, "step": 0}
     look_ahead, eager = cache.look_ahead, cache._eager_step
-    monkeypatch.setattr(cache, "look_ahead", lambda *a: counts.update(ahead=counts["ahead"] + 1) or look_ahead(*a))
     monkeypatch.setattr(
-        cache, "_eager_step", lambda rows, *a: counts.update(step=counts["step"] + bool(rows)) or eager(rows, *a)
+        cache, "look_ahead", lambda *a: counts.update(ahead=counts["ahead"] + 1) or look_ahead(*a)
+    )
+    monkeypatch.setattr(
+        cache,
+        "_eager_step",
+        lambda rows, *a: counts.update(step=counts["step"] + bool(rows)) or eager(rows, *a),
     )
     return counts
 
 
 def test_every_token_but_the_last_is_looked_ahead_from_also_forced_ones(monkeypatch):
     """The scripted network calls the calculator: what it is told comes from the host, and the steps after it are begun all the same."""
-    engine = Engine(scripted(chain("S", "<|python_start|>", "12*3", "<|python_end|>", "Z")), TOKENIZER)
+    engine = Engine(
+        scripted(chain("S", "<|python_start|>", "12*3", "<|python_end|>", "Z")), TOKENIZER
+    )
     engine.looks_ahead = True
     counts = counted(engine.cache, monkeypatch)
     (completion,) = engine.generate([[SPECIAL["<|bos|>"], *TOKENIZER.encode("S")]], max_tokens=11)
@@ -165,7 +190,9 @@ def test_a_text_that_ends_costs_the_others_nothing(monkeypatch, gpt):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU works on while the host looks at tokens")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="only a GPU works on while the host looks at tokens"
+)
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_gpu_looks_ahead_and_completions_are_the_same(compile):
     gpt = random_gpt(std=0.15).to("cuda")

@@ -15,7 +15,9 @@ FP32 = {"rtol": 0, "atol": 1e-5}  # sums of 40 terms of size 1 in 24 bits
 @pytest.mark.parametrize("way", ["products", "sdpa", "loops"])
 @pytest.mark.parametrize(("H", "G"), [(1, 1), (4, 4), (6, 2), (4, 1)])
 def test_one_query_sees_what_its_mask_leaves(H, G, way, monkeypatch):
-    monkeypatch.setattr("nanochat.inference.one_query.PRODUCTS_PAY", 0 if way == "products" else 2**40)
+    monkeypatch.setattr(
+        "nanochat.inference.one_query.PRODUCTS_PAY", 0 if way == "products" else 2**40
+    )
     drawn = torch.Generator().manual_seed(0)
     q = torch.randn(3, 1, H, D, generator=drawn)
     room = (torch.randn(3, 2 * S, G, D, generator=drawn).transpose(1, 2) for _ in "kv")

@@ -17,11 +17,15 @@ def answer(seed: int) -> list[tuple[str, str]]:
         kind = "python" if n % 2 else "text"
         if n:
             tokens.append(("mark", kind))
-        tokens += [(kind, drawn.choice(["a", "b", "ab", "ba", "é"])) for _ in range(drawn.randint(0, 4))]
+        tokens += [
+            (kind, drawn.choice(["a", "b", "ab", "ba", "é"])) for _ in range(drawn.randint(0, 4))
+        ]
     return tokens
 
 
-def written(tokens: list[tuple[str, str]], stop: tuple[str, ...]) -> tuple[list[Fragment], PartStream]:
+def written(
+    tokens: list[tuple[str, str]], stop: tuple[str, ...]
+) -> tuple[list[Fragment], PartStream]:
     stream, found = PartStream(stop), []
     for kind, text in tokens:
         found += stream.enter(text, MARKS[text]) if kind == "mark" else stream.feed(text.encode())
@@ -63,7 +67,9 @@ def test_text_ends_before_the_first_stop_string_wherever_calls_stand(seed, stop)
     got = joined(fragments)
     assert got[:-1] == everything[: len(got) - 1] if got else not content
     if got:
-        assert everything[len(got) - 1][0] == got[-1][0] and everything[len(got) - 1][1].startswith(got[-1][1])
+        assert everything[len(got) - 1][0] == got[-1][0] and everything[len(got) - 1][1].startswith(
+            got[-1][1]
+        )
     if not stream.stopped:
         assert got == everything
     else:  # the tokens that it takes to write that, and no call after it
@@ -78,5 +84,17 @@ def test_a_call_waits_only_where_text_before_it_may_begin_a_stop_string():
     assert stream.enter("python", "<(>") == [("mark", "<(>")]
     assert stream.feed(b"1") == [("python", "1")]
     assert stream.enter("text", "<)>") == [("mark", "<)>")]
-    assert stream.feed(b"=") == [] == stream.enter("python", "<(>") == stream.feed(b"2") == stream.enter("text", "<)>")
-    assert stream.feed(b"4") == [("text", "="), ("mark", "<(>"), ("python", "2"), ("mark", "<)>"), ("text", "4")]
+    assert (
+        stream.feed(b"=")
+        == []
+        == stream.enter("python", "<(>")
+        == stream.feed(b"2")
+        == stream.enter("text", "<)>")
+    )
+    assert stream.feed(b"4") == [
+        ("text", "="),
+        ("mark", "<(>"),
+        ("python", "2"),
+        ("mark", "<)>"),
+        ("text", "4"),
+    ]

@@ -53,17 +53,25 @@ def alone(gpt: GPT, prompt: list[int], sampling: Sampling, **settings) -> Comple
 
 def some_sampling(drawn: random.Random) -> Sampling:
     return Sampling(
-        temperature=drawn.choice([0, 0.7, 1, 2]), top_k=drawn.choice([None, None, 5, 30]),
-        top_p=drawn.choice([None, 0.8]), min_p=drawn.choice([None, 0.02]), repetition_penalty=drawn.choice([None, 1.3]),
-        max_tokens=drawn.randint(1, 14), seed=drawn.randrange(100), tools=False, top_logprobs=drawn.choice([0, 2]),
-    )  # fmt: skip
+        temperature=drawn.choice([0, 0.7, 1, 2]),
+        top_k=drawn.choice([None, None, 5, 30]),
+        top_p=drawn.choice([None, 0.8]),
+        min_p=drawn.choice([None, 0.02]),
+        repetition_penalty=drawn.choice([None, 1.3]),
+        max_tokens=drawn.randint(1, 14),
+        seed=drawn.randrange(100),
+        tools=False,
+        top_logprobs=drawn.choice([0, 2]),
+    )
 
 
 # --- joining, leaving ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prefill_tokens", [None, 4])
-def test_greedy_tokens_of_requests_that_join_midway_equal_the_full_forward_pass(any_gpt, prefill_tokens):
+def test_greedy_tokens_of_requests_that_join_midway_equal_the_full_forward_pass(
+    any_gpt, prefill_tokens
+):
     engine = Engine(any_gpt, TOKENIZER, max_rows=3, prefill_tokens=prefill_tokens)
     requests = []
     for prompt in PROMPTS:
@@ -86,26 +94,35 @@ def test_a_row_is_the_same_whoever_is_beside_it_and_whenever_it_joins(calm):
     for (prompt, sampling), completion in zip(asked, finish(engine, *requests), strict=True):
         true = alone(calm, prompt, sampling)
         assert completion == true
-        assert completion.logprobs == pytest.approx(true.logprobs, abs=1e-5)  # sums in another order
+        assert completion.logprobs == pytest.approx(
+            true.logprobs, abs=1e-5
+        )  # sums in another order
     assert len({sampling.order for _, sampling in asked}) > 3
 
 
 def test_a_step_tells_what_each_text_got(calm):
     engine = Engine(calm, TOKENIZER)
-    requests = [engine.submit(prompt, Sampling(max_tokens=5, seed=1, tools=False), 2) for prompt in PROMPTS[:3]]
+    requests = [
+        engine.submit(prompt, Sampling(max_tokens=5, seed=1, tools=False), 2)
+        for prompt in PROMPTS[:3]
+    ]
     pieces = []
     while engine.busy:
         pieces += engine.step()
     for request in requests:
         for sample, completion in enumerate(request.completions):
-            mine = [piece for piece in pieces if piece.request is request and piece.sample == sample]
+            mine = [
+                piece for piece in pieces if piece.request is request and piece.sample == sample
+            ]
             assert [piece.drawn.id for piece in mine if piece.drawn] == completion.ids
             assert (
                 "".join(fragment.text for piece in mine for fragment in piece.fragments)
                 == completion.text
                 == TOKENIZER.decode(completion.ids)
             )
-            assert [piece.finish_reason for piece in mine] == [None] * (len(mine) - 1) + [completion.finish_reason]
+            assert [piece.finish_reason for piece in mine] == [None] * (len(mine) - 1) + [
+                completion.finish_reason
+            ]
         assert request.completions[0] != request.completions[1]
 
 
@@ -122,7 +139,9 @@ def test_generate_goes_on_beside_requests(calm):
     engine = Engine(calm, TOKENIZER)
     request = engine.submit(PROMPTS[1], Sampling(max_tokens=20, tools=False))
     engine.step()
-    assert engine.generate(PROMPTS, max_tokens=4) == Engine(calm, TOKENIZER).generate(PROMPTS, max_tokens=4)
+    assert engine.generate(PROMPTS, max_tokens=4) == Engine(calm, TOKENIZER).generate(
+        PROMPTS, max_tokens=4
+    )
     assert finish(engine, request) == [alone(calm, PROMPTS[1], request.sampling)]
 
 
@@ -150,9 +169,16 @@ def test_cancelling_ends_a_request_before_its_next_token_and_frees_its_rows(calm
     assert [completion.ids for completion in leaves.completions] == before
     ended = [piece.request for piece in pieces if piece.finish_reason == "cancelled"]
     assert sorted(map(id, ended)) == sorted(map(id, [leaves, leaves, waits[0]]))
-    assert {completion.finish_reason for completion in leaves.completions + waits[0].completions} == {"cancelled"}
-    assert [request for request, _ in engine.live] == [stays, waits[1]]  # the row went to one that waited
-    assert finish(engine, stays, waits[1]) == [alone(calm, prompt, sampling) for prompt in (PROMPTS[1], PROMPTS[3])]
+    assert {
+        completion.finish_reason for completion in leaves.completions + waits[0].completions
+    } == {"cancelled"}
+    assert [request for request, _ in engine.live] == [
+        stays,
+        waits[1],
+    ]  # the row went to one that waited
+    assert finish(engine, stays, waits[1]) == [
+        alone(calm, prompt, sampling) for prompt in (PROMPTS[1], PROMPTS[3])
+    ]
     assert engine.cache.nbytes() == 0
 
 
@@ -169,7 +195,9 @@ def test_cancelling_while_the_prompt_is_read_and_after_the_end(calm):
     assert other.completions[0].finish_reason == "length"
 
 
-@pytest.mark.parametrize(("method", "before"), [("step", 1), ("step", 0), ("read", 0), ("adopt", 1)])
+@pytest.mark.parametrize(
+    ("method", "before"), [("step", 1), ("step", 0), ("read", 0), ("adopt", 1)]
+)
 def test_what_raises_ends_the_requests_and_not_the_engine(calm, monkeypatch, method, before):
     engine = Engine(calm, TOKENIZER, max_rows=1, prefill_tokens=None if method == "step" else 2)
     requests = [engine.submit([1, 2, 3], GREEDY) for _ in range(2)]
@@ -195,15 +223,25 @@ def test_what_raises_ends_the_requests_and_not_the_engine(calm, monkeypatch, met
 def test_logprobs_are_those_of_the_trainer(calm):
     """Plain sampling; also of the token that ended the text, if one did."""
     engine = Engine(calm, TOKENIZER)
-    requests = [engine.submit(prompt, Sampling(seed=seed, tools=False)) for prompt in PROMPTS for seed in range(8)]
+    requests = [
+        engine.submit(prompt, Sampling(seed=seed, tools=False))
+        for prompt in PROMPTS
+        for seed in range(8)
+    ]
     ended = 0
     for request, completion in zip(requests, finish(engine, *requests), strict=True):
         new = completion.ids + ([completion.end_id] if completion.end_id is not None else [])
         text = torch.tensor([request.prompt + new])
         targets = torch.cat((torch.full((1, len(request.prompt) - 1), -1), torch.tensor([new])), 1)
         true = -calm.losses(text[:, :-1], targets)[0, len(request.prompt) - 1 :]
-        also = calm(text)[0].log_softmax(-1)[len(request.prompt) - 1 : -1].gather(1, torch.tensor(new)[:, None])[:, 0]
-        found = completion.logprobs + ([completion.end_logprob] if completion.end_id is not None else [])
+        also = (
+            calm(text)[0]
+            .log_softmax(-1)[len(request.prompt) - 1 : -1]
+            .gather(1, torch.tensor(new)[:, None])[:, 0]
+        )
+        found = completion.logprobs + (
+            [completion.end_logprob] if completion.end_id is not None else []
+        )
         torch.testing.assert_close(torch.tensor(found), true, rtol=0, atol=1e-5)
         torch.testing.assert_close(true, also, rtol=0, atol=1e-5)
         ended += completion.end_id is not None
@@ -217,14 +255,20 @@ def test_logprobs_and_alternatives_are_those_of_what_was_sampled_from(calm):
         sampling = some_sampling(drawn)
         completion = alone(calm, PROMPTS[2], sampling)
         text = list(PROMPTS[2])
-        for token, logprob, top in zip(completion.ids, completion.logprobs, completion.top_logprobs, strict=True):
+        for token, logprob, top in zip(
+            completion.ids, completion.logprobs, completion.top_logprobs, strict=True
+        ):
             logits = calm(torch.tensor([text]))[0, -1]
             warm = Sampling(repetition_penalty=sampling.repetition_penalty)
             true = plain_distribution(logits, sampling if sampling.temperature else warm, set(text))
-            assert logprob == pytest.approx(torch.tensor(true[token]).log().item(), abs=1e-4)  # top_p may cut at a tie
+            assert logprob == pytest.approx(
+                torch.tensor(true[token]).log().item(), abs=1e-4
+            )  # top_p may cut at a tie
             assert len(top) == min(sampling.top_logprobs, len(true))
             assert [value for _, value in top] == sorted((value for _, value in top), reverse=True)
-            assert not top or top[0][1] == pytest.approx(torch.tensor(max(true.values())).log().item(), abs=1e-4)
+            assert not top or top[0][1] == pytest.approx(
+                torch.tensor(max(true.values())).log().item(), abs=1e-4
+            )
             text.append(token)
 
 
@@ -235,8 +279,12 @@ def test_forced_tokens_have_no_logprob():
     }
     completion = alone(scripted(script), [ord("a")], Sampling(temperature=0, top_logprobs=2))
     assert completion.text == "<|python_start|>1+2<|python_end|><|output_start|>3<|output_end|>Y"
-    assert [value is None for value in completion.logprobs] == [not sampled for sampled in completion.mask]
-    assert [len(top) for top in completion.top_logprobs] == [2 * sampled for sampled in completion.mask]
+    assert [value is None for value in completion.logprobs] == [
+        not sampled for sampled in completion.mask
+    ]
+    assert [len(top) for top in completion.top_logprobs] == [
+        2 * sampled for sampled in completion.mask
+    ]
     assert completion.end_id == SPECIAL["<|assistant_end|>"]
 
 
@@ -301,7 +349,10 @@ def test_a_stop_string_over_several_tokens_ends_the_text_before_it(stop, text, i
     assert (completion.text, completion.finish_reason) == (text, "stop")
     assert completion.ids == list((text if ids is None else ids).encode())
     assert (completion.end_id is None) == (ids is not None)
-    lengths = {len(part) for part in (completion.ids, completion.mask, completion.logprobs, completion.top_logprobs)}
+    lengths = {
+        len(part)
+        for part in (completion.ids, completion.mask, completion.logprobs, completion.top_logprobs)
+    }
     assert lengths == {len(completion.ids)}
 
 
@@ -310,7 +361,9 @@ def test_a_stop_string_that_cuts_off_several_tokens_leaves_the_others_alone(calm
     sampling = Sampling(max_tokens=20, seed=3, tools=False)
     text = alone(calm, LONG[:25], sampling).text
     with (engine := Engine(calm, TOKENIZER)).frozen():
-        stopped = engine.submit(LONG[:25], Sampling(max_tokens=20, seed=3, tools=False, stop=[text[-6:]]))
+        stopped = engine.submit(
+            LONG[:25], Sampling(max_tokens=20, seed=3, tools=False, stop=[text[-6:]])
+        )
         other = engine.submit([1, 2, 3], sampling)
         first, second = finish(engine, stopped, other)
     assert first.finish_reason == "stop" and first.text == text[: text.index(text[-6:])]
@@ -321,7 +374,12 @@ def test_each_row_has_its_own_stop_strings():
     engine = Engine(scripted(chain("x", "abcdef", "<|assistant_end|>")), TOKENIZER)
     asked = [["c"], [], ["ef", "a b"], ["a"]]
     requests = [engine.submit([ord("x")], Sampling(temperature=0, stop=stop)) for stop in asked]
-    assert [completion.text for completion in finish(engine, *requests)] == ["ab", "abcdef", "abcd", ""]
+    assert [completion.text for completion in finish(engine, *requests)] == [
+        "ab",
+        "abcdef",
+        "abcd",
+        "",
+    ]
 
 
 # --- prompts in chunks --------------------------------------------------------------------------------------------
@@ -336,7 +394,9 @@ def test_a_prompt_read_in_chunks_is_one_read_at_once(any_gpt, chunk):
     for start in range(0, len(LONG), chunk):
         hidden = cache.read(LONG[start : start + chunk], LONG[start - 1] if start else None)
         full = any_gpt(torch.tensor([LONG[: start + chunk]]))[0, -1:]
-        torch.testing.assert_close(any_gpt.logits(hidden), full, rtol=0, atol=1e-4)  # fp32 sums in another order
+        torch.testing.assert_close(
+            any_gpt.logits(hidden), full, rtol=0, atol=1e-4
+        )  # fp32 sums in another order
     rows = cache_of(frozen, 4)
     rows.step([], [[7, 8]], [1])
     rows.adopt(cache, 2)
@@ -375,7 +435,9 @@ def test_short_prompts_beside_live_texts_are_as_many_as_the_chunk_holds(calm):
         engine.step()
         seen.append(len(engine.live))
     assert seen == [3, 5, 6]
-    assert finish(engine, *requests) == [alone(calm, request.prompt, request.sampling) for request in requests]
+    assert finish(engine, *requests) == [
+        alone(calm, request.prompt, request.sampling) for request in requests
+    ]
 
 
 # --- prompts that are not read again ------------------------------------------------------------------------------
@@ -409,7 +471,9 @@ def test_logprobs_of_a_turn_that_reuses_are_those_of_one_that_does_not(calm):
         true = two_turns(other, sampling, sampling)
     assert engine.stats.reused_tokens and not other.stats.reused_tokens
     assert reused == true
-    for mine, theirs in zip(reused, true, strict=True):  # rows written a token at a time sum in another order
+    for mine, theirs in zip(
+        reused, true, strict=True
+    ):  # rows written a token at a time sum in another order
         assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
 
 
@@ -420,9 +484,13 @@ def test_a_prompt_that_differs_midway_reuses_what_is_still_there(arch, reused):
         finish(engine, engine.submit(LONG, GREEDY))
         other = [*LONG[:18], 3, *LONG[19:25]]
         (found,) = finish(engine, engine.submit(other, GREEDY))
-        assert engine.stats.reused_tokens == reused  # layers with a window have written over what precedes token 18
+        assert (
+            engine.stats.reused_tokens == reused
+        )  # layers with a window have written over what precedes token 18
         assert found.ids == plain_greedy(gpt, other, T)
-        (again,) = finish(engine, engine.submit(LONG, GREEDY))  # all of it is there; its last token is read again
+        (again,) = finish(
+            engine, engine.submit(LONG, GREEDY)
+        )  # all of it is there; its last token is read again
         assert engine.stats.reused_tokens == (reused and reused + len(LONG) - 1)
         assert again.ids == plain_greedy(gpt, LONG, T)
 
@@ -515,9 +583,15 @@ def test_a_full_context_ends_the_text_or_refuses_the_request():
 
 @pytest.mark.parametrize(
     ("prompt", "samples", "named"),
-    [([], 1, "no tokens"), ([1] * T, 1, f"sequence_len={T}"), ([1, V], 1, f"id {V}"), ([-1], 1, "id -1"), ([1], 0, "num_samples=0")],
+    [
+        ([], 1, "no tokens"),
+        ([1] * T, 1, f"sequence_len={T}"),
+        ([1, V], 1, f"id {V}"),
+        ([-1], 1, "id -1"),
+        ([1], 0, "num_samples=0"),
+    ],
     ids=lambda value: str(value)[:20],
-)  # fmt: skip
+)
 def test_a_prompt_that_makes_no_sense_is_one_clear_line(calm, prompt, samples, named):
     engine = Engine(calm, TOKENIZER)
     with pytest.raises(ValueError, match=named) as caught:
@@ -525,7 +599,9 @@ def test_a_prompt_that_makes_no_sense_is_one_clear_line(calm, prompt, samples, n
     assert "\n" not in str(caught.value) and not engine.busy
 
 
-@pytest.mark.parametrize("settings", [{"max_rows": 0}, {"prefill_tokens": 0}, {"pool_bytes": -1}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"max_rows": 0}, {"prefill_tokens": 0}, {"pool_bytes": -1}], ids=str
+)
 def test_an_engine_that_makes_no_sense_is_one_clear_line(calm, settings):
     with pytest.raises(ValueError, match=f"{next(iter(settings))}=") as caught:
         Engine(calm, TOKENIZER, **settings)
@@ -556,7 +632,10 @@ def test_a_text_waits_for_its_program_without_a_row_and_others_go_on():
     release.set()
     (completion,) = finish(engine, request)
     assert completion.text == "<|python_start|>f()<|python_end|><|output_start|>41<|output_end|>"
-    assert completion.parts == [{"type": "python", "text": "f()"}, {"type": "python_output", "text": "41"}]
+    assert completion.parts == [
+        {"type": "python", "text": "f()"},
+        {"type": "python_output", "text": "41"},
+    ]
     assert completion.mask == [1] * 5 + [0] * 4 and completion.finish_reason == "stop"
     assert not engine.busy and engine.cache.nbytes() == 0
 
@@ -573,14 +652,18 @@ def test_after_a_program_the_tokens_are_those_of_the_whole_text(arch):
         def logits(self, hidden):
             logits = super().logits(hidden)
             if self.steps < 2:
-                logits = torch.nn.functional.one_hot(torch.tensor([(opens, closes)[self.steps]]), V).float()
+                logits = torch.nn.functional.one_hot(
+                    torch.tensor([(opens, closes)[self.steps]]), V
+                ).float()
             self.steps += 1
             return logits
 
     gpt.__class__ = Calls
     prompt = [*range(60, 75)]
     engine = Engine(gpt, TOKENIZER, run_python=lambda program: "ok")
-    (completion,) = finish(engine, engine.submit(prompt, Sampling(temperature=0, python=True, max_tokens=16)))
+    (completion,) = finish(
+        engine, engine.submit(prompt, Sampling(temperature=0, python=True, max_tokens=16))
+    )
     forced = [opens, closes, SPECIAL["<|output_start|>"], *b"ok", SPECIAL["<|output_end|>"]]
     assert completion.ids[: len(forced)] == forced and len(completion.ids) > len(forced)
     assert completion.ids[len(forced) :] == plain_greedy(gpt, [*prompt, *forced], 16 - len(forced))
@@ -594,7 +677,9 @@ def test_a_tool_that_raises_has_no_result():
 
     engine = Engine(scripted(script), TOKENIZER, run_python=run)
     (completion,) = finish(engine, engine.submit([ord("x")], RUNS))
-    assert completion.finish_reason == "stop" and completion.parts == [{"type": "python", "text": "f()"}]
+    assert completion.finish_reason == "stop" and completion.parts == [
+        {"type": "python", "text": "f()"}
+    ]
 
 
 @pytest.mark.parametrize("called", ["1+2", "f()"])

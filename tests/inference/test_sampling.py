@@ -39,7 +39,9 @@ def test_frequencies_and_logprobs_are_those_of_the_plain_definition(sampling):
     drawn = draw(LOGITS.expand(n, -1), [sampling] * n, uniform, [MARKS] * n)
     found = torch.bincount(torch.tensor([token.id for token in drawn]), minlength=len(LOGITS)) / n
     expected = torch.tensor([true.get(token, 0.0) for token in range(len(LOGITS))])
-    torch.testing.assert_close(found, expected, rtol=0, atol=2 / n)  # evenly spread numbers: off by one at each border
+    torch.testing.assert_close(
+        found, expected, rtol=0, atol=2 / n
+    )  # evenly spread numbers: off by one at each border
     for token in {token.id: token for token in drawn}.values():
         assert token.logprob == pytest.approx(math.log(true[token.id]), abs=1e-5)
 
@@ -58,18 +60,23 @@ def test_temperature_0_takes_the_likeliest_after_the_penalty(penalty):
     assert token.logprob == pytest.approx(math.log(of_temperature_1[token.id]), abs=1e-5)
 
 
-def random_rows(n: int, V: int) -> tuple[torch.Tensor, list[Sampling], list[float], list[np.ndarray]]:
+def random_rows(
+    n: int, V: int
+) -> tuple[torch.Tensor, list[Sampling], list[float], list[np.ndarray]]:
     """Logits with many ties, as bf16 gives them, and settings of all sorts."""
     drawn = random.Random(0)
     logits = (3 * torch.randn(n, V, generator=torch.Generator().manual_seed(0))).bfloat16().float()
     samplings = [
         Sampling(
-            temperature=drawn.choice([0, 0.5, 1, 1, 2]), top_k=drawn.choice([None, None, 1, 5, 40, V + 1]),
-            top_p=drawn.choice([None, None, 1, 0.3, 0.9]), min_p=drawn.choice([None, None, 0, 0.1]),
-            repetition_penalty=drawn.choice([None, None, 1, 0.8, 1.5]), top_logprobs=drawn.choice([0, 3]),
+            temperature=drawn.choice([0, 0.5, 1, 1, 2]),
+            top_k=drawn.choice([None, None, 1, 5, 40, V + 1]),
+            top_p=drawn.choice([None, None, 1, 0.3, 0.9]),
+            min_p=drawn.choice([None, None, 0, 0.1]),
+            repetition_penalty=drawn.choice([None, None, 1, 0.8, 1.5]),
+            top_logprobs=drawn.choice([0, 3]),
         )
         for _ in range(n)
-    ]  # fmt: skip
+    ]
     marks = np.random.default_rng(0).random((n, V)) < 0.3
     return logits, samplings, [drawn.random() for _ in range(n)], list(marks)
 
@@ -100,16 +107,22 @@ def test_alternatives_are_the_likeliest_of_what_is_left():
     ):
         warm = replace(sampling, temperature=1, top_k=None, top_p=None, min_p=None)
         true = plain_distribution(
-            logits[n], sampling if sampling.temperature else warm, set(np.flatnonzero(mark).tolist())
+            logits[n],
+            sampling if sampling.temperature else warm,
+            set(np.flatnonzero(mark).tolist()),
         )
         best = sorted(true.values(), reverse=True)[: sampling.top_logprobs]
-        assert [value for _, value in token.top] == pytest.approx([math.log(p) for p in best], abs=1e-4)
+        assert [value for _, value in token.top] == pytest.approx(
+            [math.log(p) for p in best], abs=1e-4
+        )
         for other, value in token.top:
             assert value == pytest.approx(math.log(true[other]), abs=1e-4)
 
 
 @pytest.mark.parametrize(
-    "sampling", [Sampling(), Sampling(top_p=0.999), Sampling(top_k=60), Sampling(min_p=1e-9)], ids=str
+    "sampling",
+    [Sampling(), Sampling(top_p=0.999), Sampling(top_k=60), Sampling(min_p=1e-9)],
+    ids=str,
 )
 def test_the_ends_of_the_distribution_are_tokens_that_may_be(sampling):
     logits = torch.full((2, 100), -200.0)

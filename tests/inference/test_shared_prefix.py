@@ -29,10 +29,14 @@ class Rows:
         for row, text in enumerate(self.texts):
             text.append(DRAWN[row % 9][(7 * row + len(text)) % T])
         logits = self.cache.step([(text[-2], text[-1]) for text in self.texts], joining, copies)
-        self.texts += [list(text) for text, n in zip(joining, copies, strict=True) for _ in range(n)]
+        self.texts += [
+            list(text) for text, n in zip(joining, copies, strict=True) for _ in range(n)
+        ]
         assert logits.shape == (len(self.texts), V)
         for row, text in zip(logits, self.texts, strict=True):
-            torch.testing.assert_close(row, self.gpt(torch.tensor([text]))[0, -1], rtol=0, atol=1e-4)  # fp32 sums
+            torch.testing.assert_close(
+                row, self.gpt(torch.tensor([text]))[0, -1], rtol=0, atol=1e-4
+            )  # fp32 sums
 
     def drop(self, row: int) -> None:
         self.cache.drop(row)
@@ -46,7 +50,9 @@ class Rows:
 
 @pytest.mark.parametrize("most_padded", [0, 100])  # a product for each prompt, one for all
 @torch.no_grad()
-def test_logits_equal_the_full_forward_pass_while_rows_and_prompts_come_and_go(any_gpt, monkeypatch, most_padded):
+def test_logits_equal_the_full_forward_pass_while_rows_and_prompts_come_and_go(
+    any_gpt, monkeypatch, most_padded
+):
     """Prompts of 3 to 30 tokens beside texts of their own, so that a layer's window begins before, in and after a prompt."""
     monkeypatch.setattr("nanochat.inference.shared_prefix.MOST_PADDED", most_padded)
     rows = Rows(any_gpt)
@@ -54,7 +60,9 @@ def test_logits_equal_the_full_forward_pass_while_rows_and_prompts_come_and_go(a
     assert rows.prompts == [9, 3]
     for _ in range(3):
         rows.step()
-    rows.step([DRAWN[3][:30], DRAWN[4][:30]], [2, 1])  # longer than those that are there, and one with a copy
+    rows.step(
+        [DRAWN[3][:30], DRAWN[4][:30]], [2, 1]
+    )  # longer than those that are there, and one with a copy
     assert rows.prompts == [9, 3, 30]
     for row in (2, 1, 0):  # the first prompt is left; the last takes its place
         rows.drop(row)
@@ -120,10 +128,15 @@ def test_a_row_copied_out_goes_on_as_it_was(any_gpt):
 @pytest.mark.parametrize("max_rows", [2, 4, 32])
 def test_samples_are_those_of_rows_with_copies(any_gpt, monkeypatch, max_rows):
     """More samples than rows, as many, and all prompts at once; log-probabilities to rounding."""
-    prompts, sampling = [DRAWN[0][:12], DRAWN[1][:5], DRAWN[2][:17]], Sampling(max_tokens=12, top_k=20, tools=False)
+    prompts, sampling = (
+        [DRAWN[0][:12], DRAWN[1][:5], DRAWN[2][:17]],
+        Sampling(max_tokens=12, top_k=20, tools=False),
+    )
 
     def write():
-        return Engine(any_gpt, TOKENIZER, max_rows=max_rows).sample(prompts, sampling, 4, ["a", "b", "c"])
+        return Engine(any_gpt, TOKENIZER, max_rows=max_rows).sample(
+            prompts, sampling, 4, ["a", "b", "c"]
+        )
 
     mine = write()
     monkeypatch.setattr("nanochat.inference.cache.LEAST_BYTES", NEVER)
@@ -181,7 +194,11 @@ def test_memory_of_prompts_that_left_is_given_back_and_counted():
     for _ in range(39):
         cache.drop(0)
     assert cache.shared.lengths == [9]
-    held = [kept.untyped_storage().nbytes() for layer in range(len(cache.keys)) for kept in cache.shared.layer(layer)]
+    held = [
+        kept.untyped_storage().nbytes()
+        for layer in range(len(cache.keys))
+        for kept in cache.shared.layer(layer)
+    ]
     assert cache.shared.nbytes() == sum(held) <= all_of_them / 5
 
 

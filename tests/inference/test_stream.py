@@ -45,7 +45,9 @@ def test_pieces_are_whole_characters_as_soon_as_they_are_there(seed):
 def test_bytes_that_are_no_text_are_those_of_decoding_at_once(seed):
     drawn = random.Random(seed)
     raw = b"".join(
-        drawn.choice([b"\xe6\x97\xa5", b"\xf0\x9f", b"\xff", b"a", b"\xc3", b"\x80", b"\xed\xa0\x80"])
+        drawn.choice(
+            [b"\xe6\x97\xa5", b"\xf0\x9f", b"\xff", b"a", b"\xc3", b"\x80", b"\xed\xa0\x80"]
+        )
         for _ in range(60)
     )
     for stop in [(), ("\x01",)]:

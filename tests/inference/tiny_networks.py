@@ -17,18 +17,38 @@ from nanochat.tokenizer.tokenizer import BPETokenizer
 TOKENIZER = BPETokenizer([])  # 256 bytes and the specials
 V, T = TOKENIZER.vocab_size, 48
 SPECIAL = TOKENIZER.specials
-CLASSIC = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[2] / "conf/arch/classic.yaml"))
+CLASSIC = OmegaConf.to_container(
+    OmegaConf.load(Path(__file__).parents[2] / "conf/arch/classic.yaml")
+)
 ARCHS = {
     "modern": Arch(short_window_multiple=1),  # S layers see 12 tokens back
     "classic": build_arch(CLASSIC),
-    "bigram": Arch(short_window_multiple=1, bigram=True, smear=False, backout=False, value_gate_channels=32),
+    "bigram": Arch(
+        short_window_multiple=1, bigram=True, smear=False, backout=False, value_gate_channels=32
+    ),
 }
-PROMPTS = [[5], [1, 2, 3], list(range(60, 77)), [9, 8, 7, 6, 5, 4, 3], list(range(100, 131))]  # 1, 3, 17, 7, 31 tokens
+PROMPTS = [
+    [5],
+    [1, 2, 3],
+    list(range(60, 77)),
+    [9, 8, 7, 6, 5, 4, 3],
+    list(range(100, 131)),
+]  # 1, 3, 17, 7, 31 tokens
 
 
 def random_gpt(arch: str = "modern", seed: int = 0, std: float = 0.4, **sizes) -> GPT:
-    config = GPTConfig(**{"sequence_len": T, "vocab_size": V, "n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 32,
-                          "arch": ARCHS[arch], **sizes})  # fmt: skip
+    config = GPTConfig(
+        **{
+            "sequence_len": T,
+            "vocab_size": V,
+            "n_layer": 4,
+            "n_head": 4,
+            "n_kv_head": 2,
+            "n_embd": 32,
+            "arch": ARCHS[arch],
+            **sizes,
+        }
+    )
     gpt = GPT.build(config)
     drawn = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -64,7 +84,11 @@ def _plain_greedy(gpt: GPT, prompt: tuple[int, ...], max_tokens: int) -> list[in
 
 def chain(*pieces: str) -> dict[int, int]:
     """token -> the token that the network then wants: the specials and bytes of `pieces` in order, each token at most once."""
-    ids = [i for piece in pieces for i in ([SPECIAL[piece]] if piece in SPECIAL else TOKENIZER.encode(piece))]
+    ids = [
+        i
+        for piece in pieces
+        for i in ([SPECIAL[piece]] if piece in SPECIAL else TOKENIZER.encode(piece))
+    ]
     assert len(set(ids)) == len(ids)
     return dict(pairwise(ids))
 
@@ -75,7 +99,9 @@ class Scripted(FrozenGPT):
     script: dict[int, int]
 
     def blocks(self, x, bigram, idx, cos, sin, attends):
-        return torch.tensor([[self.script.get(t, ord("?")) for t in row] for row in idx.tolist()])[..., None]
+        return torch.tensor([[self.script.get(t, ord("?")) for t in row] for row in idx.tolist()])[
+            ..., None
+        ]
 
     def logits(self, hidden):
         return torch.nn.functional.one_hot(hidden[..., 0], V).float()
@@ -87,11 +113,15 @@ def scripted(script: dict[int, int]) -> Scripted:
     return gpt
 
 
-def plain_distribution(logits: torch.Tensor, sampling: Sampling, seen: set[int]) -> dict[int, float]:
+def plain_distribution(
+    logits: torch.Tensor, sampling: Sampling, seen: set[int]
+) -> dict[int, float]:
     """The definition of sampling, in float64: token -> probability of what the settings leave of logits (V,)."""
     z = logits.double().tolist()
     penalty = sampling.repetition_penalty or 1
-    z = [(v / penalty if v > 0 else v * penalty) if token in seen else v for token, v in enumerate(z)]
+    z = [
+        (v / penalty if v > 0 else v * penalty) if token in seen else v for token, v in enumerate(z)
+    ]
     order = sorted(range(len(z)), key=lambda token: -z[token])[: sampling.top_k]
     weights = [math.exp((z[token] - z[order[0]]) / sampling.temperature) for token in order]
     p = {token: weight / sum(weights) for token, weight in zip(order, weights, strict=True)}

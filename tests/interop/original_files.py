@@ -28,7 +28,9 @@ def network(era: str, **sizes: int) -> GPT:
     return gpt
 
 
-TEXT = ["the a of and to in river stone house light, it's 2024 and the rivers ran over the stones"] * 20
+TEXT = [
+    "the a of and to in river stone house light, it's 2024 and the rivers ran over the stones"
+] * 20
 
 
 def encoding(vocab_size: int = SIZES["vocab_size"]) -> tiktoken.Encoding:
@@ -37,21 +39,37 @@ def encoding(vocab_size: int = SIZES["vocab_size"]) -> tiktoken.Encoding:
         tokens = train_bpe(TEXT, vocab_size=vocab_size, max_chars=None, doc_cap=None).tokens
     specials = {name: len(tokens) + k for k, name in enumerate(SPECIAL_TOKENS)}
     ranks = {token: rank for rank, token in enumerate(tokens)}
-    return tiktoken.Encoding(name="rustbpe", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=specials)
+    return tiktoken.Encoding(
+        name="rustbpe", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=specials
+    )
 
 
 def write(
-    root: Path, era: str = "modern", *, group: str = "base_checkpoints", tag: str = "d4", step: int = 10, prefix: str = "",
-    vocab_size: int = SIZES["vocab_size"], tokenizer: Path | None = None, **meta: object,
-) -> Path:  # fmt: skip
+    root: Path,
+    era: str = "modern",
+    *,
+    group: str = "base_checkpoints",
+    tag: str = "d4",
+    step: int = 10,
+    prefix: str = "",
+    vocab_size: int = SIZES["vocab_size"],
+    tokenizer: Path | None = None,
+    **meta: object,
+) -> Path:
     """Write one checkpoint in the original's layout below `root`; returns its folder."""
     gpt = network(era, vocab_size=vocab_size)
     folder = root / group / tag
     folder.mkdir(parents=True, exist_ok=True)
     weights = {prefix + name: tensor.clone() for name, tensor in gpt.state_dict().items()}
-    weights[prefix + "transformer.wte.weight"] = weights[prefix + "transformer.wte.weight"].bfloat16()
+    weights[prefix + "transformer.wte.weight"] = weights[
+        prefix + "transformer.wte.weight"
+    ].bfloat16()
     torch.save(weights, folder / f"model_{step:06d}.pt")
-    sizes = {**SIZES, "vocab_size": vocab_size, **({} if era == "classic" else {"window_pattern": PATTERN})}
+    sizes = {
+        **SIZES,
+        "vocab_size": vocab_size,
+        **({} if era == "classic" else {"window_pattern": PATTERN}),
+    }
     content = {
         "step": step,
         "val_bpb": None,

@@ -37,12 +37,16 @@ def test_the_tensors_tell_the_era(era: str) -> None:
 
 def test_a_file_without_a_pattern_sees_the_whole_context() -> None:
     shapes = {name: tuple(p.shape) for name, p in network("modern").state_dict().items()}
-    assert arch_of(shapes, None).window_pattern == "L" and arch_of(shapes, "sl").window_pattern == "SL"
+    assert (
+        arch_of(shapes, None).window_pattern == "L" and arch_of(shapes, "sl").window_pattern == "SL"
+    )
 
 
 def test_two_eras_that_look_alike_are_asked_for() -> None:
     shapes = {name: tuple(p.shape) for name, p in network("e2").state_dict().items()}
     with pytest.raises(ValueError, match=r"softcap.*arch=e2\) or 20.*arch=e4"):
         arch_of(shapes, "SSL")
-    with pytest.raises(ValueError, match="arch=modern does not fit: these are the tensors of e2 or e4"):
+    with pytest.raises(
+        ValueError, match="arch=modern does not fit: these are the tensors of e2 or e4"
+    ):
         arch_of(shapes, "SSL", preset("modern"))

@@ -16,10 +16,21 @@ from nanochat.runtime.settings import check
 
 ROOT = Path(__file__).parents[2]
 TRIED = {
-    "evals=": "gsm8k", "window_pattern": "SSL", "host=": "0.0.0.0", "precision={}": "fp32", "num_shards": "8",
-    "prompt=": "Why is the sky blue?", "warmdown_frac": "0.5", "init_lr_frac": "0.5", "final_lr_frac": "0.1", "run_name": "mine",
-    "weight_decay": "0.1", "ckpt={}": "sft", "init_from={}": "sft", "batches": "1,8",
-}  # fmt: skip
+    "evals=": "gsm8k",
+    "window_pattern": "SSL",
+    "host=": "0.0.0.0",
+    "precision={}": "fp32",
+    "num_shards": "8",
+    "prompt=": "Why is the sky blue?",
+    "warmdown_frac": "0.5",
+    "init_lr_frac": "0.5",
+    "final_lr_frac": "0.1",
+    "run_name": "mine",
+    "weight_decay": "0.1",
+    "ckpt={}": "sft",
+    "init_from={}": "sft",
+    "batches": "1,8",
+}
 
 
 def lines() -> list[str]:
@@ -31,12 +42,18 @@ def lines() -> list[str]:
                 assert entry["why"][name], f"{script} {name}: no counterpart and no reason"
                 continue
             values = list(template) if isinstance(template, dict) else [value_for(template)]
-            found += [habits.translate(script, [f"{habits.dashed(name)}={value}"])[0] for value in values]
+            found += [
+                habits.translate(script, [f"{habits.dashed(name)}={value}"])[0] for value in values
+            ]
     return sorted(set(found))
 
 
 def value_for(template: str) -> str:
-    return "cpu" if template == "device={}" else next((v for part, v in TRIED.items() if part in template), "4")
+    return (
+        "cpu"
+        if template == "device={}"
+        else next((v for part, v in TRIED.items() if part in template), "4")
+    )
 
 
 @pytest.mark.parametrize("line", lines())
@@ -50,30 +67,52 @@ def test_every_line_of_the_right_column_composes(line: str) -> None:
 
 def test_what_is_typed_is_what_is_set() -> None:
     line, notes = habits.translate(
-        "scripts.base_train", shlex.split("-- --depth=12 --run d12 --device_batch_size 16 --fp8 --core-metric-every=-1")
+        "scripts.base_train",
+        shlex.split("-- --depth=12 --run d12 --device_batch_size 16 --fp8 --core-metric-every=-1"),
     )
     assert (
-        line == "python -m nanochat.train +phase=base model.depth=12 logger=wandb run_name=d12 data.rows_per_device=16"
+        line
+        == "python -m nanochat.train +phase=base model.depth=12 logger=wandb run_name=d12 data.rows_per_device=16"
     )
     assert notes == ["--fp8: not built yet"]
     config = composed(*line.split()[3:])
-    assert (config["model"]["depth"], config["data"]["rows_per_device"], config["run_name"]) == (12, 16, "d12")
+    assert (config["model"]["depth"], config["data"]["rows_per_device"], config["run_name"]) == (
+        12,
+        16,
+        "d12",
+    )
     line, _ = habits.translate("scripts.chat_eval", shlex.split("-i rl -a ARC-Easy|GSM8K -x 50"))
-    assert line == "python -m nanochat.evaluate ckpt=rl-d20@latest evals=arc_easy,gsm8k evals.tasks.limit=50"
+    assert (
+        line
+        == "python -m nanochat.evaluate ckpt=rl-d20@latest evals=arc_easy,gsm8k evals.tasks.limit=50"
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["scripts.base_train", "--", "--depth=4"], "here: python -m nanochat.train +phase=base model.depth=4"),
+        (
+            ["scripts.base_train", "--", "--depth=4"],
+            "here: python -m nanochat.train +phase=base model.depth=4",
+        ),
         (["scripts.nothing"], "scripts.nothing is no script of nanochat"),
-        (["nanochat.train", "--depth=4", "--run=x"], "here: python -m nanochat.train +phase=base model.depth=4 logger=wandb run_name=x"),
-        (["nanochat.train", "+phase=sft", "--", "--mmlu-epochs=2"], "+phase=sft init_from=base-d20@latest data.train_tasks.mmlu.repeat=2"),
+        (
+            ["nanochat.train", "--depth=4", "--run=x"],
+            "here: python -m nanochat.train +phase=base model.depth=4 logger=wandb run_name=x",
+        ),
+        (
+            ["nanochat.train", "+phase=sft", "--", "--mmlu-epochs=2"],
+            "+phase=sft init_from=base-d20@latest data.train_tasks.mmlu.repeat=2",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_habit_is_answered_in_one_line(words: list[str], said: str) -> None:
-    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, cwd=ROOT, timeout=120)
-    assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", *words], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, (
+        done.stderr
+    )
 
 
 def test_the_page_is_current() -> None:

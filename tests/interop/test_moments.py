@@ -49,14 +49,18 @@ def shards(era: str, place: Path) -> list[Path]:
                     if "exp_avg" in old:
                         sliced = old["exp_avg"].numel() >= 1024
                         state[index] = {
-                            key: v.chunk(2)[rank] if sliced and torch.is_tensor(v) and v.ndim else v for key, v in old.items()
-                        }  # fmt: skip
+                            key: v.chunk(2)[rank] if sliced and torch.is_tensor(v) and v.ndim else v
+                            for key, v in old.items()
+                        }
                     elif old["momentum_buffer"].ndim == 3:
                         share = -(-len(group["params"]) // 2)
                         padded = {
-                            key: torch.cat((v, v.new_zeros(2 * share - len(v), *v.shape[1:]))) for key, v in old.items()
+                            key: torch.cat((v, v.new_zeros(2 * share - len(v), *v.shape[1:])))
+                            for key, v in old.items()
                         }
-                        state[index] = {key: v[rank * share : (rank + 1) * share] for key, v in padded.items()}
+                        state[index] = {
+                            key: v[rank * share : (rank + 1) * share] for key, v in padded.items()
+                        }
                     elif k % 2 == rank:
                         state[index] = old
             made.append({"state": state, "param_groups": part["param_groups"]})
@@ -71,7 +75,9 @@ def test_every_moment_is_that_of_its_parameter(era):
     expected = json.loads((GOLDEN / f"moments_{era}" / "expected.json").read_text())["sums"]
     assert found.keys() == expected.keys()
     for name, sums in expected.items():
-        assert {key: float(v.double().sum()) for key, v in found[name].items() if key != "step"} == pytest.approx(sums)
+        assert {
+            key: float(v.double().sum()) for key, v in found[name].items() if key != "step"
+        } == pytest.approx(sums)
         assert found[name].get("step", STEP) == STEP
     gpt = GPT.build(config(era))
     groups = compose_choice("optim", f"muon{'_classic' * (era == 'classic')}")["groups"]
@@ -86,9 +92,10 @@ def test_shards_of_two_processes_are_put_together(era, tmp_path):
     merged = states(moments.read(tmp_path, STEP, config(era)))
     assert merged.keys() == whole.keys()
     for name, state in whole.items():
-        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(merged[name][key])) for key, v in state.items()), (
-            name
-        )
+        assert all(
+            torch.equal(torch.as_tensor(v), torch.as_tensor(merged[name][key]))
+            for key, v in state.items()
+        ), name
     second.unlink()
     for device in ("cpu", "meta"):
         with pytest.raises(ValueError, match=r"they are 1 of 2 shards: copy all"):
@@ -99,10 +106,13 @@ def test_what_does_not_fit_is_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"has no optim_000002_rank0\.pt"):
         moments.read(tmp_path, STEP, config("modern"))
     with pytest.raises(
-        ValueError, match=r"lm_head\.weight has moments of shape \(64, 24\), the model wants \(64, 48\)$"
+        ValueError,
+        match=r"lm_head\.weight has moments of shape \(64, 24\), the model wants \(64, 48\)$",
     ):
         moments.read(GOLDEN / "moments_modern", STEP, config("modern", n_embd=48))
-    with pytest.raises(ValueError, match="AdamW's moments are those of 2 tensors, and the model has 8"):
+    with pytest.raises(
+        ValueError, match="AdamW's moments are those of 2 tensors, and the model has 8"
+    ):
         moments.read(GOLDEN / "moments_classic", STEP, config("modern"))
     with pytest.raises(ValueError, match="Muon's moments are those of 8 matrices"):
         moments.read(GOLDEN / "moments_classic", STEP, config("classic", n_layer=3))
@@ -135,6 +145,7 @@ def test_a_run_begins_with_them_or_says_why_not(tmp_path, capsys):
     assert job("auto").moments() is None
     assert f"optimizer: fresh, {source} has no optim_000002_rank0.pt" in capsys.readouterr().out
     with pytest.raises(
-        ValueError, match=r"has no optim_000002_rank0\.pt, .*; drop init_optimizer=true, or choose auto"
+        ValueError,
+        match=r"has no optim_000002_rank0\.pt, .*; drop init_optimizer=true, or choose auto",
     ):
         job(True).check_init_optimizer()

@@ -32,17 +32,25 @@ def opened(text: str | Path, base: Path) -> Path:
 
 @pytest.mark.parametrize("era", ["classic", "modern"])
 def test_it_loads_like_one_of_ours(era: str, base: Path, root: Path) -> None:
-    source = write(root, era, prefix="_orig_mod.", total_batch_size=16384, device_batch_size=8, max_seq_len=256)
+    source = write(
+        root, era, prefix="_orig_mod.", total_batch_size=16384, device_batch_size=8, max_seq_len=256
+    )
     path = opened(source, base)
     gpt, expected = folder.load_gpt(path), network(era)
-    expected.transformer.wte.weight.data = expected.transformer.wte.weight.bfloat16().float()  # as the file has it
+    expected.transformer.wte.weight.data = (
+        expected.transformer.wte.weight.bfloat16().float()
+    )  # as the file has it
     with torch.no_grad():
         assert torch.equal(gpt(fixed_ids()), expected(fixed_ids()))
     assert gpt.transformer.wte.weight.dtype == torch.float32  # masters
     tokenizer = folder.load_tokenizer(path)
     assert tokenizer.encode("It's 2024") == encoding().encode_ordinary("It's 2024")
     config = folder.read_lineage(path)["config"]
-    assert (config["phase"], config["batch_tokens"], config["data"]) == ("base", 16384, {"rows_per_device": 8})
+    assert (config["phase"], config["batch_tokens"], config["data"]) == (
+        "base",
+        16384,
+        {"rows_per_device": 8},
+    )
     assert opened(source, base) == path  # converted once
 
 
@@ -57,10 +65,14 @@ def test_it_loads_like_one_of_ours(era: str, base: Path, root: Path) -> None:
         lambda root: root / "base_checkpoints" / "d4" / "model_000010.pt",
     ],
 )
-def test_one_checkpoint_under_all_its_names(spell: Callable[[Path], str | Path], base: Path, root: Path) -> None:
+def test_one_checkpoint_under_all_its_names(
+    spell: Callable[[Path], str | Path], base: Path, root: Path
+) -> None:
     write(root)
     path = opened(spell(root), base)
-    assert folder.read_lineage(path)["imported"]["from"].endswith("base_checkpoints/d4/model_000010.pt")
+    assert folder.read_lineage(path)["imported"]["from"].endswith(
+        "base_checkpoints/d4/model_000010.pt"
+    )
 
 
 def test_the_originals_base_folder_is_ours(base: Path) -> None:
@@ -79,11 +91,23 @@ def test_a_published_folder_holds_everything(base: Path, root: Path) -> None:
     assert kept is not None and np.array_equal(kept, lengths.numpy())
 
 
-def test_a_model_on_the_hub_by_its_name(base: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = write(root / "org", "classic", group="", tag="nanochat-d34", tokenizer=root / "org" / "nanochat-d34")
+def test_a_model_on_the_hub_by_its_name(
+    base: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(
+        root / "org",
+        "classic",
+        group="",
+        tag="nanochat-d34",
+        tokenizer=root / "org" / "nanochat-d34",
+    )
     monkeypatch.setenv("NANOCHAT_HUB_DIR", str(root))
     assert source == root / "org" / "nanochat-d34"
-    assert opened("org/nanochat-d34", base) == opened(source, base) == opened("org/nanochat-d34:10", base)
+    assert (
+        opened("org/nanochat-d34", base)
+        == opened(source, base)
+        == opened("org/nanochat-d34:10", base)
+    )
     with pytest.raises(ValueError, match="org/other is not in the mirror"):
         opened("org/other", base)
 
@@ -92,11 +116,16 @@ def test_rows_of_padding_are_added_where_an_old_file_has_none(base: Path, root: 
     source = write(root, "classic")
     file = source / "model_000010.pt"
     weights = torch.load(file)
-    old = {k: v[: SIZES["vocab_size"]].clone() if v.size(0) == 320 else v for k, v in weights.items()}
+    old = {
+        k: v[: SIZES["vocab_size"]].clone() if v.size(0) == 320 else v for k, v in weights.items()
+    }
     torch.save(old, file)
     gpt = folder.load_gpt(opened(source, base))
     assert gpt.lm_head.weight.shape[0] == 320
-    assert torch.equal(gpt.lm_head.weight[:265], old["lm_head.weight"]) and not gpt.lm_head.weight[265:].any()
+    assert (
+        torch.equal(gpt.lm_head.weight[:265], old["lm_head.weight"])
+        and not gpt.lm_head.weight[265:].any()
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,13 +139,19 @@ def test_rows_of_padding_are_added_where_an_old_file_has_none(base: Path, root: 
         ("", {}, None),
     ],
 )
-def test_the_phase_is_that_of_the_meta_file(group: str, meta: dict, phase: str | None, base: Path, root: Path) -> None:
+def test_the_phase_is_that_of_the_meta_file(
+    group: str, meta: dict, phase: str | None, base: Path, root: Path
+) -> None:
     source = write(root, group=group, tokenizer=root / group / "d4", **meta)
     assert folder.phase(opened(source, base)) == phase
 
 
-def test_a_base_model_among_chat_models_is_named(base: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = write(root, "classic", group="chatsft_checkpoints", device_batch_size=4, max_seq_len=256)
+def test_a_base_model_among_chat_models_is_named(
+    base: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(
+        root, "classic", group="chatsft_checkpoints", device_batch_size=4, max_seq_len=256
+    )
     assert folder.phase(opened(source, base)) == "base"
     assert "chatsft_checkpoints/d4 holds a base model" in capsys.readouterr().err
 
@@ -134,7 +169,8 @@ def test_two_steps_tags_and_phases_are_listed(base: Path, root: Path) -> None:
     write(root, tag="d6")
     write(root, group="chatrl_checkpoints", tag="d6")
     with pytest.raises(
-        ValueError, match=r"holds 3 nanochat models; choose one of: .*base_checkpoints/d4, .*chatrl_checkpoints/d6"
+        ValueError,
+        match=r"holds 3 nanochat models; choose one of: .*base_checkpoints/d4, .*chatrl_checkpoints/d6",
     ):
         opened(root, base)
 
@@ -143,7 +179,9 @@ def _meta(source: Path, **changes: object) -> None:
     file = source / "meta_000010.json"
     meta = json.loads(file.read_text())
     for key, value in changes.items():
-        meta["model_config"].pop(key) if value is None else meta["model_config"].update({key: value})
+        meta["model_config"].pop(key) if value is None else meta["model_config"].update(
+            {key: value}
+        )
     file.write_text(json.dumps(meta))
 
 
@@ -159,34 +197,74 @@ def _truncate(file: Path) -> None:
 
 
 WRONG = {
-    "no meta file": (lambda s: (s / "meta_000010.json").unlink(), "needs meta_000010.json in the same folder"),
-    "broken meta file": (lambda s: (s / "meta_000010.json").write_text("{"), "meta_000010.json cannot be read"),
-    "meta of another kind": (lambda s: (s / "meta_000010.json").write_text("[1]"), "meta_000010.json cannot be read"),
+    "no meta file": (
+        lambda s: (s / "meta_000010.json").unlink(),
+        "needs meta_000010.json in the same folder",
+    ),
+    "broken meta file": (
+        lambda s: (s / "meta_000010.json").write_text("{"),
+        "meta_000010.json cannot be read",
+    ),
+    "meta of another kind": (
+        lambda s: (s / "meta_000010.json").write_text("[1]"),
+        "meta_000010.json cannot be read",
+    ),
     "no sizes": (lambda s: (s / "meta_000010.json").write_text("{}"), "model_config"),
     "a size missing": (lambda s: _meta(s, n_head=None), "does not give n_head as a number"),
     "a size as text": (lambda s: _meta(s, n_layer="four"), "does not give n_layer as a number"),
     "another depth": (lambda s: _meta(s, n_layer=5), "the model lacks"),
     "another width": (lambda s: _meta(s, n_embd=128), "has the shape .* require"),
-    "another vocabulary": (lambda s: _meta(s, vocab_size=512), "has the shape|265 tokens, the model 512"),
+    "another vocabulary": (
+        lambda s: _meta(s, vocab_size=512),
+        "has the shape|265 tokens, the model 512",
+    ),
     "vocabulary in the padding": (lambda s: _meta(s, vocab_size=300), "265 tokens, the model 300"),
     "no tokenizer": (lambda s: shutil.rmtree(s.parent.parent / "tokenizer"), "no tokenizer.pkl in"),
-    "two tokenizers": (lambda s: (s / "tokenizer.pkl").write_bytes(b"x"), "two different tokenizers"),
-    "another tokenizer": (lambda s: (s.parent.parent / "tokenizer" / "tokenizer.pkl").write_bytes(b"x"), "not a nanochat tokenizer"),
-    "a tensor missing": (lambda s: _weights(s, lambda w: w.pop("lm_head.weight")), "the model lacks lm_head.weight"),
-    "a tensor more": (lambda s: _weights(s, lambda w: w.update(extra=torch.ones(2))), "the model has no place for extra"),
+    "two tokenizers": (
+        lambda s: (s / "tokenizer.pkl").write_bytes(b"x"),
+        "two different tokenizers",
+    ),
+    "another tokenizer": (
+        lambda s: (s.parent.parent / "tokenizer" / "tokenizer.pkl").write_bytes(b"x"),
+        "not a nanochat tokenizer",
+    ),
+    "a tensor missing": (
+        lambda s: _weights(s, lambda w: w.pop("lm_head.weight")),
+        "the model lacks lm_head.weight",
+    ),
+    "a tensor more": (
+        lambda s: _weights(s, lambda w: w.update(extra=torch.ones(2))),
+        "the model has no place for extra",
+    ),
     "a tensor of another era": (
-        lambda s: _weights(s, lambda w: w.update(bigram_lambdas=torch.ones(4))), "no place for bigram_lambdas"),
+        lambda s: _weights(s, lambda w: w.update(bigram_lambdas=torch.ones(4))),
+        "no place for bigram_lambdas",
+    ),
     "a tensor cut short": (
-        lambda s: _weights(s, lambda w: w.update({"lm_head.weight": w["lm_head.weight"][:100]})), "has the shape"),
+        lambda s: _weights(s, lambda w: w.update({"lm_head.weight": w["lm_head.weight"][:100]})),
+        "has the shape",
+    ),
     "whole numbers": (
-        lambda s: _weights(s, lambda w: w.update({"smear_lambda": torch.ones(1, dtype=torch.int64)})), "holds torch.int64"),
+        lambda s: _weights(
+            s, lambda w: w.update({"smear_lambda": torch.ones(1, dtype=torch.int64)})
+        ),
+        "holds torch.int64",
+    ),
     "a truncated model": (lambda s: _truncate(s / "model_000010.pt"), "cannot be read as weights"),
-    "no model": (lambda s: (s / "model_000010.pt").write_bytes(b"hello"), "cannot be read as weights"),
-    "not weights": (lambda s: torch.save([1, 2], s / "model_000010.pt"), "does not hold the weights"),
+    "no model": (
+        lambda s: (s / "model_000010.pt").write_bytes(b"hello"),
+        "cannot be read as weights",
+    ),
+    "not weights": (
+        lambda s: torch.save([1, 2], s / "model_000010.pt"),
+        "does not hold the weights",
+    ),
     "wrong lengths": (
-        lambda s: torch.save(torch.ones(3), s.parent.parent / "tokenizer" / "token_bytes.pt"), "does not hold 265 numbers"),
+        lambda s: torch.save(torch.ones(3), s.parent.parent / "tokenizer" / "token_bytes.pt"),
+        "does not hold 265 numbers",
+    ),
     "another era's pattern": (lambda s: _meta(s, window_pattern="XYZ"), "window_pattern='XYZ'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", list(WRONG))

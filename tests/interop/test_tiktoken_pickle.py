@@ -44,7 +44,12 @@ def _state(**changes: Any) -> bytes:
 
 def attacks(mark: Path) -> dict[str, bytes]:
     command = CALL.format(mark=mark)
-    stack_global = b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c" + bytes([len(command)]) + command.encode() + b"\x85R."
+    stack_global = (
+        b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c"
+        + bytes([len(command)])
+        + command.encode()
+        + b"\x85R."
+    )
     return {
         "os.system": pickle.dumps(_Reduce(os.system, command)),
         "subprocess": pickle.dumps(_Reduce(subprocess.check_output, command.split())),
@@ -82,7 +87,10 @@ def test_bad_pickles_are_refused_with_a_line_and_not_run(name: str, tmp_path: Pa
         ({"special_tokens": {"<|bos|>": 256}}, "nanochat's nine"),
         ({"mergeable_ranks": {b"a": 0}}, "ranks are not|first 256"),
         ({"mergeable_ranks": [1, 2]}, "not a dictionary"),
-        ({"mergeable_ranks": {**{bytes([b]): b for b in range(256)}, b"xyz": 256}}, "nine|not a merge"),
+        (
+            {"mergeable_ranks": {**{bytes([b]): b for b in range(256)}, b"xyz": 256}},
+            "nine|not a merge",
+        ),
     ],
 )
 def test_other_tokenizers_are_refused(changes: dict[str, Any], why: str, tmp_path: Path) -> None:

@@ -21,19 +21,24 @@ def test_what_can_begin_is_not_refused() -> None:
     [
         ("wandb", {**WANDB, "project": "a/b"}, "logger=wandb: Invalid project name 'a/b'"),
     ],
-)  # fmt: skip
+)
 def test_wrong_settings_are_one_clear_line(name: str, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
         check_loggers({name: settings})
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "settings"), [("wandb", WANDB), ("tensorboard", TENSORBOARD), ("trackio", TRACKIO)])
+@pytest.mark.parametrize(
+    ("name", "settings"), [("wandb", WANDB), ("tensorboard", TENSORBOARD), ("trackio", TRACKIO)]
+)
 def test_a_package_that_is_not_there_is_named(
     name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, name, None)  # how Python itself says that it cannot be imported
+    monkeypatch.setitem(
+        sys.modules, name, None
+    )  # how Python itself says that it cannot be imported
     with pytest.raises(
-        ValueError, match=f"logger={name} needs the package {name}: pip install .* or choose logger=csv"
+        ValueError,
+        match=f"logger={name} needs the package {name}: pip install .* or choose logger=csv",
     ):
         check_loggers({name: settings})

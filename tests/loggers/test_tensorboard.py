@@ -9,7 +9,9 @@ from nanochat.loggers.tensorboard import TensorBoard
 
 @pytest.mark.slow
 @pytest.mark.parametrize("resume_step", [0, 3, 5])
-def test_tensorboard_keeps_the_points_up_to_the_step_it_resumes_from(tmp_path: Path, resume_step: int) -> None:
+def test_tensorboard_keeps_the_points_up_to_the_step_it_resumes_from(
+    tmp_path: Path, resume_step: int
+) -> None:
     pytest.importorskip("tensorboard", reason="pip install 'nanochat[tensorboard]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

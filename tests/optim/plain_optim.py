@@ -18,7 +18,11 @@ class PlainModernMuon:
     def __init__(self, shape, beta2=0.9):
         m, n = shape
         self.M = torch.zeros(m, n, dtype=torch.float64)
-        self.S = torch.zeros(m, 1, dtype=torch.float64) if m >= n else torch.zeros(1, n, dtype=torch.float64)
+        self.S = (
+            torch.zeros(m, 1, dtype=torch.float64)
+            if m >= n
+            else torch.zeros(1, n, dtype=torch.float64)
+        )
         self.beta2 = beta2
 
     def step(self, W, G, lr, mu, wd):
@@ -69,7 +73,11 @@ class PlainAdamW:
     """The modern AdamW of facts sheet 2.2."""
 
     def __init__(self, shape):
-        self.m, self.v, self.t = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64), 0
+        self.m, self.v, self.t = (
+            torch.zeros(shape, dtype=torch.float64),
+            torch.zeros(shape, dtype=torch.float64),
+            0,
+        )
 
     def step(self, p, g, lr, betas, eps, wd):
         b1, b2 = betas

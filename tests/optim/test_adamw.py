@@ -13,12 +13,19 @@ def run(options, steps=8, dtype=torch.float32, rates=None, make=None):
     g = torch.Generator().manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(s, generator=g).to(dtype)) for s in SHAPES]
     start = [p.detach().clone() for p in params]
-    optimizer = make(params) if make else GroupedOptimizer([{"params": params, "rule": "adamw", **options}])
+    optimizer = (
+        make(params) if make else GroupedOptimizer([{"params": params, "rule": "adamw", **options}])
+    )
     grads, history = [], []
     for step in range(steps):
         if rates:
             optimizer.param_groups[0]["lr"] = rates[step]
-        grads.append([(torch.randn(s, generator=g) * 10.0 ** (i - 2)).to(dtype) for i, s in enumerate(SHAPES)])
+        grads.append(
+            [
+                (torch.randn(s, generator=g) * 10.0 ** (i - 2)).to(dtype)
+                for i, s in enumerate(SHAPES)
+            ]
+        )
         for p, grad in zip(params, grads[-1], strict=True):
             p.grad = grad.clone()
         optimizer.step()
@@ -28,12 +35,19 @@ def run(options, steps=8, dtype=torch.float32, rates=None, make=None):
 
 @pytest.mark.parametrize(
     ("betas", "eps", "decay"),
-    [((0.8, 0.96), 1e-10, 0.01), ((0.8, 0.995), 1e-10, 0.001), ((0.96, 0.95), 1e-10, 0.0), ((0.9, 0.99), 0.3, 0.1)],
+    [
+        ((0.8, 0.96), 1e-10, 0.01),
+        ((0.8, 0.995), 1e-10, 0.001),
+        ((0.96, 0.95), 1e-10, 0.0),
+        ((0.9, 0.99), 0.3, 0.1),
+    ],
 )
 def test_equals_the_formula_over_several_steps(betas, eps, decay):
     """eps of 0.3 shows where it enters; a rate that changes shows that decay follows it."""
     rates = [0.1 * (1 - 0.1 * i) for i in range(8)]
-    start, grads, history, _ = run({"lr": 0.1, "betas": betas, "eps": eps, "weight_decay": decay}, rates=rates)
+    start, grads, history, _ = run(
+        {"lr": 0.1, "betas": betas, "eps": eps, "weight_decay": decay}, rates=rates
+    )
     for i, p in enumerate(start):
         plain, p = PlainAdamW(p.shape), p.double()
         for step, gs in enumerate(grads):
@@ -49,28 +63,46 @@ def test_equals_torch_adamw(decay):
     theirs = run(options, make=lambda params: torch.optim.AdamW(params, **options))[2]
     for a, b in zip(mine, theirs, strict=True):
         for x, y in zip(a, b, strict=True):
-            torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)  # the same operations in another order
+            torch.testing.assert_close(
+                x, y, rtol=1e-5, atol=1e-6
+            )  # the same operations in another order
 
 
 def test_moments_have_the_dtype_of_the_parameter():
     _, _, _, optimizer = run({"lr": 0.1}, dtype=torch.bfloat16, steps=1)
     for p in optimizer.param_groups[0]["params"]:
-        assert optimizer.state[p]["exp_avg"].dtype == optimizer.state[p]["exp_avg_sq"].dtype == torch.bfloat16
+        assert (
+            optimizer.state[p]["exp_avg"].dtype
+            == optimizer.state[p]["exp_avg_sq"].dtype
+            == torch.bfloat16
+        )
         assert optimizer.state[p]["exp_avg"].shape == p.shape
 
 
 def test_first_step_is_the_rate_in_the_direction_of_the_gradient():
     start, grads, history, _ = run({"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-10}, steps=1)
     for p, g, after in zip(start, grads[0], history[0], strict=True):
-        torch.testing.assert_close(p - after, 0.1 * g.sign(), rtol=1e-4, atol=1e-6)  # fp32 difference of numbers near 1
+        torch.testing.assert_close(
+            p - after, 0.1 * g.sign(), rtol=1e-4, atol=1e-6
+        )  # fp32 difference of numbers near 1
 
 
 def refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        GroupedOptimizer([{"params": [torch.nn.Parameter(torch.zeros(4))], "rule": "adamw", **{"lr": 0.1, **options}}])
+        GroupedOptimizer(
+            [
+                {
+                    "params": [torch.nn.Parameter(torch.zeros(4))],
+                    "rule": "adamw",
+                    **{"lr": 0.1, **options},
+                }
+            ]
+        )
 
 
-@pytest.mark.parametrize("options", [{"betas": (1.0, 0.9)}, {"betas": (0.9, 1.5)}, {"betas": (-0.1, 0.9)}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"betas": (1.0, 0.9)}, {"betas": (0.9, 1.5)}, {"betas": (-0.1, 0.9)}], ids=str
+)
 def test_betas_that_cannot_be_are_an_error(options):
     refused(options)
 

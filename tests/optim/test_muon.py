@@ -23,7 +23,8 @@ def problem(seed=0, shapes=SHAPES, steps=6):
     g = torch.Generator().manual_seed(seed)
     weights = [0.5 * torch.randn(s, generator=g) for s in shapes]
     grads = [
-        [torch.randn(s, generator=g) * 10 ** (-i) for i, s in enumerate(shapes)] for _ in range(steps)
+        [torch.randn(s, generator=g) * 10 ** (-i) for i, s in enumerate(shapes)]
+        for _ in range(steps)
     ]  # scales must not matter
     return weights, grads
 
@@ -44,7 +45,11 @@ def run(weights, grads, group, schedule=lambda step: {}):
 
 def changing(step):
     """Rate, momentum and decay as a schedule would change them."""
-    return {"lr": 0.02 * (1 - 0.1 * step), "momentum": 0.85 + 0.02 * step, "weight_decay": 0.5 - 0.05 * step}
+    return {
+        "lr": 0.02 * (1 - 0.1 * step),
+        "momentum": 0.85 + 0.02 * step,
+        "weight_decay": 0.5 - 0.05 * step,
+    }
 
 
 # the plain version is float64: fp32 keeps 6e-8, five rounds multiply small singular values by up to 8 each
@@ -55,14 +60,19 @@ TIGHT = {"rtol": 0, "atol": 5e-6}
 def test_modern_equals_the_textbook_over_several_steps(decay):
     weights, grads = problem()
     history, _ = run(
-        weights, grads, {"lr": 0.02, "momentum": 0.95, "beta2": 0.9, "weight_decay": decay, "ns_dtype": "float32"}
+        weights,
+        grads,
+        {"lr": 0.02, "momentum": 0.95, "beta2": 0.9, "weight_decay": decay, "ns_dtype": "float32"},
     )
     for i, w in enumerate(weights):
         plain, W = PlainModernMuon(w.shape), w.double()
         for step, gs in enumerate(grads):
             W = plain.step(W, gs[i].double(), 0.02, 0.95, decay)
             torch.testing.assert_close(
-                history[step][i].double(), W, **TIGHT, msg=lambda m, s=step, k=i: f"step {s}, {SHAPES[k]}: {m}"
+                history[step][i].double(),
+                W,
+                **TIGHT,
+                msg=lambda m, s=step, k=i: f"step {s}, {SHAPES[k]}: {m}",
             )
 
 
@@ -79,13 +89,18 @@ def test_modern_follows_a_schedule_as_the_textbook_does():
 
 def test_classic_equals_the_textbook_over_several_steps():
     weights, grads = problem(seed=2)
-    history, _ = run(weights, grads, {"lr": 0.02, "momentum": 0.95, "variant": "classic", "ns_dtype": "float32"})
+    history, _ = run(
+        weights, grads, {"lr": 0.02, "momentum": 0.95, "variant": "classic", "ns_dtype": "float32"}
+    )
     for i, w in enumerate(weights):
         plain, W = PlainClassicMuon(w.shape, torch.float64), w.double()
         for step, gs in enumerate(grads):
             W = plain.step(W, gs[i].double(), 0.02, 0.95)
             torch.testing.assert_close(
-                history[step][i].double(), W, **TIGHT, msg=lambda m, s=step, k=i: f"step {s}, {SHAPES[k]}: {m}"
+                history[step][i].double(),
+                W,
+                **TIGHT,
+                msg=lambda m, s=step, k=i: f"step {s}, {SHAPES[k]}: {m}",
             )
 
 
@@ -95,7 +110,9 @@ def test_classic_in_bf16_is_the_textbook_in_bf16():
     history, _ = run(weights, grads, {"lr": 1.0, "variant": "classic", "ns_dtype": "bfloat16"})
     for i, w in enumerate(weights):
         update = w.double() - history[0][i].double()
-        true = w.double() - PlainClassicMuon(w.shape, torch.bfloat16).step(w.double(), grads[0][i].double(), 1.0, 0.95)
+        true = w.double() - PlainClassicMuon(w.shape, torch.bfloat16).step(
+            w.double(), grads[0][i].double(), 1.0, 0.95
+        )
         # bf16 keeps 8 bits; fused and separate products round differently, five rounds of slope up to 3.4
         assert (update - true).norm() < 0.05 * true.norm(), SHAPES[i]
 
@@ -112,7 +129,12 @@ def test_in_bf16_rows_are_equilibrated_by_a_factor_of_fp32():
 def test_modern_in_bf16_is_near_modern_in_fp32():
     weights, grads = problem(seed=3, steps=1)
     updates = [
-        [w - after for w, after in zip(weights, run(weights, grads, {"lr": 1.0, "ns_dtype": dtype})[0][0], strict=True)]
+        [
+            w - after
+            for w, after in zip(
+                weights, run(weights, grads, {"lr": 1.0, "ns_dtype": dtype})[0][0], strict=True
+            )
+        ]
         for dtype in ("float32", "bfloat16")
     ]
     for exact, rounded in zip(*updates, strict=True):
@@ -146,7 +168,9 @@ def test_decay_acts_only_where_the_update_agrees_with_the_weight():
     decayed = run(weights, grads, {"lr": 0.1, "weight_decay": 0.5, "ns_dtype": "float32"})[0][0][0]
     W, update = weights[0], weights[0] - free
     true = torch.where(update * W >= 0, 0.1 * 0.5 * W, torch.zeros_like(W))
-    torch.testing.assert_close(free - decayed, true, rtol=0, atol=1e-6)  # fp32 difference of numbers near 1
+    torch.testing.assert_close(
+        free - decayed, true, rtol=0, atol=1e-6
+    )  # fp32 difference of numbers near 1
     assert 0.3 < (true != 0).double().mean() < 0.7
 
 
@@ -155,7 +179,9 @@ def test_a_matrix_is_updated_the_same_alone_and_in_company():
     weights, grads = problem(seed=7, shapes=[(24, 24)] * 3 + [(24, 48)])
     together, _ = run(weights, grads, {"lr": 0.02, "weight_decay": 0.1, "ns_dtype": "float32"})
     for i, w in enumerate(weights):
-        alone, _ = run([w], [[gs[i]] for gs in grads], {"lr": 0.02, "weight_decay": 0.1, "ns_dtype": "float32"})
+        alone, _ = run(
+            [w], [[gs[i]] for gs in grads], {"lr": 0.02, "weight_decay": 0.1, "ns_dtype": "float32"}
+        )
         torch.testing.assert_close(
             alone[-1][0], together[-1][i], rtol=0, atol=1e-6
         )  # batched products may add in another order
@@ -174,7 +200,9 @@ def test_state_is_kept_per_matrix_in_the_documented_shapes():
 @pytest.mark.parametrize("variant", ["modern", "classic"])
 def test_a_zero_gradient_gives_no_nan(variant):
     weights = [torch.randn(8, 8), torch.randn(8, 32)]
-    history, _ = run(weights, [[torch.zeros(8, 8), torch.zeros(8, 32)]] * 2, {"lr": 0.02, "variant": variant})
+    history, _ = run(
+        weights, [[torch.zeros(8, 8), torch.zeros(8, 32)]] * 2, {"lr": 0.02, "variant": variant}
+    )
     assert all(w.isfinite().all() for step in history for w in step)
 
 
@@ -191,7 +219,16 @@ def test_a_zero_gradient_gives_no_nan(variant):
 )
 def test_options_that_cannot_be_are_one_clear_line(options, message):
     with pytest.raises(ValueError, match=message):
-        GroupedOptimizer([{"params": [torch.nn.Parameter(torch.zeros(4, 4))], "rule": "muon", "lr": 0.02, **options}])
+        GroupedOptimizer(
+            [
+                {
+                    "params": [torch.nn.Parameter(torch.zeros(4, 4))],
+                    "rule": "muon",
+                    "lr": 0.02,
+                    **options,
+                }
+            ]
+        )
 
 
 # --- the dtype of the orthogonalisation: facts sheet 2.2, step 2, and 2.1 ------------------------------------------------
@@ -210,7 +247,9 @@ BF16, FP32 = torch.bfloat16, torch.float32
         ("classic", FP32, False, FP32),
     ],
 )
-def test_auto_follows_the_compute_dtype_where_the_hardware_has_bf16(monkeypatch, variant, compute, has_bf16, expected):
+def test_auto_follows_the_compute_dtype_where_the_hardware_has_bf16(
+    monkeypatch, variant, compute, has_bf16, expected
+):
     monkeypatch.setattr(muon, "multiplies_bf16", lambda device: (has_bf16, "as the test says"))
     group = {"ns_dtype": "auto", "variant": variant, "compute_dtype": compute}
     for device in ("cpu", "cuda"):
@@ -243,7 +282,9 @@ def test_compiled_and_eager_give_the_same_update(variant, caplog):
 def test_auto_compiles_nothing_on_a_cpu(monkeypatch, variant, compile, compiles):
     made = []
     monkeypatch.setattr(muon, "_compiled", {})
-    monkeypatch.setattr(torch, "compile", lambda f, **options: made.append((f.__name__, options)) or f)
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **options: made.append((f.__name__, options)) or f
+    )
     weights, grads = problem(steps=2)
     run(weights, grads, {"lr": 0.02, "variant": variant, "compile": compile})
     assert made == ([(f"{variant}_update", {"dynamic": False})] if compiles else [])
@@ -274,7 +315,11 @@ def test_a_compiler_that_fails_is_one_line_and_the_run_goes_on(monkeypatch, capl
     eager, _ = run(weights, grads, {"lr": 0.02, "compile": False})
     assert all(torch.equal(a, b) for a, b in zip(history[-1], eager[-1], strict=True))
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "modern_update runs uncompiled" in line and "g++: command not found" in line and "\n" not in line
+    assert (
+        "modern_update runs uncompiled" in line
+        and "g++: command not found" in line
+        and "\n" not in line
+    )
 
 
 def test_an_error_of_the_update_itself_is_not_taken_for_the_compilers(monkeypatch):

@@ -18,7 +18,9 @@ from nanochat.runtime.configs import choices, compose_choice
 
 
 def network(arch: str = "modern", d: int = 64, seed: int = 42, **switches) -> GPT:
-    config = GPTConfig(32, 100, 4, 4, 2, d, build_arch({**compose_choice("arch", arch), **switches}))
+    config = GPTConfig(
+        32, 100, 4, 4, 2, d, build_arch({**compose_choice("arch", arch), **switches})
+    )
     return GPT.build(config, seed=seed)
 
 
@@ -32,7 +34,9 @@ def by_name(optimizer) -> dict[str, dict]:
 
 @pytest.mark.parametrize("optim", choices("optim"))
 @pytest.mark.parametrize(
-    "switches", [{}, {"bigram": True}, {"value_embeds": False}, {"smear": False, "backout": False}], ids=str
+    "switches",
+    [{}, {"bigram": True}, {"value_embeds": False}, {"smear": False, "backout": False}],
+    ids=str,
 )
 @pytest.mark.parametrize("arch", ["modern", "classic"])
 def test_every_parameter_is_in_exactly_one_group(arch, switches, optim):
@@ -95,7 +99,11 @@ def test_classic_rates_betas_and_decay(d):
                 5,
             )
         else:
-            assert (group["rule"], tuple(group["betas"]), group["eps"]) == ("adamw", (0.8, 0.95), 1e-10)
+            assert (group["rule"], tuple(group["betas"]), group["eps"]) == (
+                "adamw",
+                (0.8, 0.95),
+                1e-10,
+            )
 
 
 def test_a_schedule_moves_rates_momentum_and_muons_decay_only():
@@ -120,7 +128,8 @@ def without(groups, role):
 
 
 @pytest.mark.parametrize(
-    "role", ["head", "embedding", "value_embedding", "resid_scalar", "x0_scalar", "gate_scalar", "matrix"]
+    "role",
+    ["head", "embedding", "value_embedding", "resid_scalar", "x0_scalar", "gate_scalar", "matrix"],
 )
 def test_a_role_without_a_group_is_named(role):
     with pytest.raises(ValueError, match=rf"\b{role}\b.*roles"):
@@ -178,17 +187,23 @@ def test_table_counts_every_parameter_once():
     gpt = network()
     rows = list(table(build(gpt, settings())))
     counted = sum(
-        int(re.search(r"x(\d+)$", label).group(1)) if re.search(r"  x\d+$", label) else 1 for label, *_ in rows
+        int(re.search(r"x(\d+)$", label).group(1)) if re.search(r"  x\d+$", label) else 1
+        for label, *_ in rows
     )
     assert counted == len(list(gpt.parameters()))
     assert len(rows) < counted / 2
 
 
-@pytest.mark.parametrize(("optim", "uses"), [("muon", True), ("muon_classic", False), ("adamw", False)])
+@pytest.mark.parametrize(
+    ("optim", "uses"), [("muon", True), ("muon_classic", False), ("adamw", False)]
+)
 def test_the_planned_decay_has_an_effect_exactly_where_a_group_asks_for_it(optim, uses):
     assert uses_planned_decay(settings(optim)) is uses
     decays = [
-        [group["weight_decay"] for group in build(network(), settings(optim), weight_decay=decay).param_groups]
+        [
+            group["weight_decay"]
+            for group in build(network(), settings(optim), weight_decay=decay).param_groups
+        ]
         for decay in (0.1, 0.2)
     ]
     assert (decays[0] != decays[1]) is uses
@@ -223,7 +238,9 @@ def folder_of_rules(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("in_a_package", [False, True])
-def test_a_copy_of_muon_under_another_name_trains_bit_for_bit_as_muon(folder_of_rules, monkeypatch, in_a_package):
+def test_a_copy_of_muon_under_another_name_trains_bit_for_bit_as_muon(
+    folder_of_rules, monkeypatch, in_a_package
+):
     """Also its schedule of momentum and decay: nothing asks for muon by name."""
     copy_of = folder_of_rules / "muon2.py"
     copy_of.write_text(Path(muon.__file__).read_text())
@@ -244,11 +261,17 @@ def test_a_copy_of_muon_under_another_name_trains_bit_for_bit_as_muon(folder_of_
         (group,) = (g for g in optimizer.param_groups if g["role"] == "matrix")
         last.append((group["momentum"], round(group["weight_decay"], 4)))
         assert (
-            shows_length(groups, Schedule(warmup_steps=0, warmdown_frac=0.0), 1.1, 9, 50, 99).lower()
+            shows_length(
+                groups, Schedule(warmup_steps=0, warmdown_frac=0.0), 1.1, 9, 50, 99
+            ).lower()
             == f"{rule} weight decay of step 1"
         )
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
-    assert last[0] == last[1] == (Schedule().momentum(29, 30), round(1.1 * Schedule().decay(29, 30), 4))
+    assert (
+        last[0]
+        == last[1]
+        == (Schedule().momentum(29, 30), round(1.1 * Schedule().decay(29, 30), 4))
+    )
 
 
 def test_a_rule_says_what_shapes_it_takes_and_one_without_declarations_takes_all(folder_of_rules):
@@ -259,7 +282,9 @@ def test_a_rule_says_what_shapes_it_takes_and_one_without_declarations_takes_all
     )
     groups = settings()
     groups["resid_scalar"] = {"rule": "muon", "lr": 0.02}
-    with pytest.raises(ValueError, match=r"resid_scalar\.rule=muon.*matrices.*\(4,\); choose from adamw, sign$"):
+    with pytest.raises(
+        ValueError, match=r"resid_scalar\.rule=muon.*matrices.*\(4,\); choose from adamw, sign$"
+    ):
         build(network(), groups)
     groups["resid_scalar"] = {"rule": "sign", "lr": 0.5}
     gpt = network()
@@ -267,16 +292,27 @@ def test_a_rule_says_what_shapes_it_takes_and_one_without_declarations_takes_all
     optimizer = build(gpt, groups)
     train(gpt, optimizer, [10])
     changed = (gpt.resid_lambdas - before).abs()
-    assert torch.allclose(changed, torch.full_like(changed, 0.5 * Schedule().lr(10, 20))), "its rate is scheduled"
+    assert torch.allclose(changed, torch.full_like(changed, 0.5 * Schedule().lr(10, 20))), (
+        "its rate is scheduled"
+    )
     with pytest.raises(ValueError, match=r"resid_scalar\.weight_decay"):
-        build(network(), {**groups, "resid_scalar": {"rule": "sign", "lr": 0.5, "weight_decay": "auto"}})
+        build(
+            network(),
+            {**groups, "resid_scalar": {"rule": "sign", "lr": 0.5, "weight_decay": "auto"}},
+        )
 
 
 def test_a_rule_that_schedules_what_it_has_not_or_cannot_be_imported_is_one_line(folder_of_rules):
     rule = folder_of_rules / "odd.py"
     for text, message in (
-        ("from nanochat.optim.adamw import Options, step\nSCHEDULED = ('momentum',)", "odd.SCHEDULED names momentum"),
-        ("from nanochat.optim.adamw import Options, step\nSCHEDULED = ('betas',)", "odd.SCHEDULED names betas"),
+        (
+            "from nanochat.optim.adamw import Options, step\nSCHEDULED = ('momentum',)",
+            "odd.SCHEDULED names momentum",
+        ),
+        (
+            "from nanochat.optim.adamw import Options, step\nSCHEDULED = ('betas',)",
+            "odd.SCHEDULED names betas",
+        ),
         ("1 / 0", r"head\.rule=odd cannot be imported \(ZeroDivisionError"),
         ("import nowhere", r"head\.rule=odd cannot be imported \(ModuleNotFoundError"),
     ):
@@ -311,7 +347,9 @@ def through_a_file(state):
     return torch.load(file, weights_only=True)
 
 
-@pytest.mark.parametrize(("arch", "optim"), [("modern", "muon"), ("classic", "muon_classic"), ("modern", "adamw")])
+@pytest.mark.parametrize(
+    ("arch", "optim"), [("modern", "muon"), ("classic", "muon_classic"), ("modern", "adamw")]
+)
 def test_saved_and_loaded_continues_bit_for_bit(arch, optim):
     straight = network(arch)
     optimizer = build(straight, settings(optim), weight_decay=0.1)
@@ -338,7 +376,9 @@ def test_without_its_state_it_does_not_continue_the_same():
     assert train(other, build(other, settings()), range(3, 6)) != losses[3:]
 
 
-@pytest.mark.parametrize(("arch", "optim"), [("modern", "muon"), ("classic", "muon_classic"), ("modern", "adamw")])
+@pytest.mark.parametrize(
+    ("arch", "optim"), [("modern", "muon"), ("classic", "muon_classic"), ("modern", "adamw")]
+)
 def test_a_batch_is_learned_by_heart(arch, optim):
     gpt = network(arch)
     optimizer = build(gpt, settings(optim))

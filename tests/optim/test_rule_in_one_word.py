@@ -22,9 +22,12 @@ def groups(*words: str, chosen: str = "muon") -> dict[str, Any]:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", ["+phase=base", "model=d2", f"optim={chosen}", *words])
         change_rules(
-            cfg, lambda key: [w for w in words if w.startswith((f"{key}=", f"{key}."))],
-            lambda name: compose_choice("optim", name), chosen, choices("optim"),
-        )  # fmt: skip
+            cfg,
+            lambda key: [w for w in words if w.startswith((f"{key}=", f"{key}."))],
+            lambda name: compose_choice("optim", name),
+            chosen,
+            choices("optim"),
+        )
     return OmegaConf.to_container(cfg.optim.groups, resolve=True)  # type: ignore[return-value]
 
 
@@ -42,7 +45,11 @@ def preset(name: str) -> dict[str, Any]:
         ("adamw", ["rule=adamw"], preset("adamw")["matrix"]),
         ("muon", ["rule=muon", "lr=0.5"], {**preset("muon")["matrix"], "lr": 0.5}),
         ("muon_classic", ["rule=muon"], preset("muon_classic")["matrix"]),
-        ("muon", ["rule=adamw", "ns_steps=4"], {**preset("adamw")["matrix"], "ns_steps": 4}),  # typed: refused below
+        (
+            "muon",
+            ["rule=adamw", "ns_steps=4"],
+            {**preset("adamw")["matrix"], "ns_steps": 4},
+        ),  # typed: refused below
         ("muon", ["rule=nothing"], {"rule": "nothing"}),
     ],
 )
@@ -67,7 +74,9 @@ def test_what_it_makes_is_an_optimizer_and_a_typed_option_of_the_old_rule_is_ref
         ([], "adamw", "as the optimizer's groups have them"),
     ],
 )
-def test_the_plan_speaks_of_the_rules_there_are(words, chosen, rates, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_speaks_of_the_rules_there_are(
+    words, chosen, rates, capsys: pytest.CaptureFixture[str]
+) -> None:
     sizes = from_depth(2, vocab_size=300, arch=build_arch({}))
     plan = make_plan(sizes, sizes, max_steps=10, batch_tokens=2048)
     show.plan("r", plan, batch="", text="", machine=None, groups=groups(*words, chosen=chosen))

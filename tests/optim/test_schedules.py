@@ -52,12 +52,18 @@ def test_classic_at_every_step(N):
 # progress: rate, momentum, decay of a run of 2,520 steps (d12), by hand; 1,638 steps of warmdown begin at 882
 @pytest.mark.parametrize(
     ("it", "rate", "momentum", "decay"),
-    [(0, 1 / 40, 0.85, 1.0), (1260, 0.05 + 0.95 * 1260 / 1638, 0.97 - 0.07 * 378 / 1638, 0.5), (2520, 0.05, 0.90, 0.0)],
+    [
+        (0, 1 / 40, 0.85, 1.0),
+        (1260, 0.05 + 0.95 * 1260 / 1638, 0.97 - 0.07 * 378 / 1638, 0.5),
+        (2520, 0.05, 0.90, 0.0),
+    ],
     ids=["0 %", "50 %", "100 %"],
 )
 def test_modern_d12_at_0_50_and_100_percent(it, rate, momentum, decay):
     s = schedule("muon")
-    assert (s.lr(it, 2520), s.momentum(it, 2520), s.decay(it, 2520)) == pytest.approx((rate, momentum, decay))
+    assert (s.lr(it, 2520), s.momentum(it, 2520), s.decay(it, 2520)) == pytest.approx(
+        (rate, momentum, decay)
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,7 +73,9 @@ def test_modern_d12_at_0_50_and_100_percent(it, rate, momentum, decay):
 )
 def test_classic_d20_at_0_50_and_100_percent(it, rate, momentum):
     s = schedule("muon_classic")
-    assert (s.lr(it, 21_400), s.momentum(it, 21_400), s.decay(it, 21_400)) == pytest.approx((rate, momentum, 1.0))
+    assert (s.lr(it, 21_400), s.momentum(it, 21_400), s.decay(it, 21_400)) == pytest.approx(
+        (rate, momentum, 1.0)
+    )
 
 
 def test_rising_momentum_wins_where_the_two_ranges_overlap():
@@ -90,7 +98,8 @@ def test_short_runs_reach_their_full_rate(N):
 def test_initial_fraction_scales_the_whole_rate():
     """Facts sheet 2.3: modern sft starts at 0.8 of the base rates and goes down to zero over the last half."""
     whole, part = (
-        schedule("muon", warmup_steps=0, warmdown_frac=0.5, final_lr_frac=0.0, init_lr_frac=f) for f in (1.0, 0.8)
+        schedule("muon", warmup_steps=0, warmdown_frac=0.5, final_lr_frac=0.0, init_lr_frac=f)
+        for f in (1.0, 0.8)
     )
     for it in (0, 250, 500, 750, 1000):
         assert part.lr(it, 1000) == pytest.approx(0.8 * whole.lr(it, 1000))
@@ -103,14 +112,21 @@ def refused(change):
 
 @pytest.mark.parametrize(
     "change",
-    [{"weight_decay": "exponential"}, {"warmdown_frac": 1.5}, {"warmdown_frac": -0.1}, {"final_lr_frac": 2}],
+    [
+        {"weight_decay": "exponential"},
+        {"warmdown_frac": 1.5},
+        {"warmdown_frac": -0.1},
+        {"final_lr_frac": 2},
+    ],
     ids=str,
 )
 def test_settings_that_cannot_be_are_one_clear_line(change):
     refused(change)
 
 
-@pytest.mark.parametrize("change", [{"warmup_steps": -1}, {"momentum_steps": -1}, {"momentum_peak": 1.5}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"warmup_steps": -1}, {"momentum_steps": -1}, {"momentum_peak": 1.5}], ids=str
+)
 def test_other_settings_that_cannot_be_are_one_clear_line(change):
     refused(change)
 
@@ -121,15 +137,30 @@ def test_other_settings_that_cannot_be_are_one_clear_line(change):
         ({"foo": 1}, r"optim\.schedule\.foo is not a setting.*warmup_steps.*weight_decay"),
         ({"warmup_steps": 2.5}, r"optim\.schedule\.warmup_steps=2.5 must be a whole number"),
         ({"warmup_steps": "many"}, r"optim\.schedule\.warmup_steps=many must be .*auto"),
-        ({"warmup_auto_steps": -1}, r"optim\.schedule\.warmup_auto_steps=-1 must be a whole number from 0 up"),
+        (
+            {"warmup_auto_steps": -1},
+            r"optim\.schedule\.warmup_auto_steps=-1 must be a whole number from 0 up",
+        ),
         ({"momentum_steps": True}, r"optim\.schedule\.momentum_steps=true must be a whole number"),
         ({"warmdown_frac": None}, r"optim\.schedule\.warmdown_frac=null must be a number"),
         ({"final_lr_frac": [0.1]}, r"optim\.schedule\.final_lr_frac=\[0.1\] must be a number"),
-        ({"final_lr_frac": math.nan}, r"optim\.schedule\.final_lr_frac=nan must be a number from 0 to 1"),
+        (
+            {"final_lr_frac": math.nan},
+            r"optim\.schedule\.final_lr_frac=nan must be a number from 0 to 1",
+        ),
         ({"momentum_start": "0.9"}, r"optim\.schedule\.momentum_start='0.9' must be a number"),
-        ({"momentum_end": 1}, r"optim\.schedule\.momentum_end=1 must be a number from 0 to below 1"),
-        ({"momentum_steps": -1}, r"optim\.schedule\.momentum_steps=-1 must be a whole number from 0 up"),
-        ({"weight_decay": 0.1}, r"optim\.schedule\.weight_decay=0.1 is not known; choose from cosine, constant"),
+        (
+            {"momentum_end": 1},
+            r"optim\.schedule\.momentum_end=1 must be a number from 0 to below 1",
+        ),
+        (
+            {"momentum_steps": -1},
+            r"optim\.schedule\.momentum_steps=-1 must be a whole number from 0 up",
+        ),
+        (
+            {"weight_decay": 0.1},
+            r"optim\.schedule\.weight_decay=0.1 is not known; choose from cosine, constant",
+        ),
     ],
     ids=str,
 )
@@ -140,5 +171,7 @@ def test_wrong_settings_of_a_config_are_one_line_that_names_them(change, message
 
 
 def test_a_schedule_from_a_config_is_the_one_of_its_values():
-    assert build_schedule({"warmup_steps": 7, "momentum_end": None}) == Schedule(warmup_steps=7, momentum_end=None)
+    assert build_schedule({"warmup_steps": 7, "momentum_end": None}) == Schedule(
+        warmup_steps=7, momentum_end=None
+    )
     assert build_schedule({}) == Schedule()

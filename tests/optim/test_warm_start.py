@@ -8,7 +8,9 @@ from nanochat.runtime.configs import compose_choice
 
 
 def network(head_dim: int = 32) -> GPT:
-    return GPT.build(from_depth(2, vocab_size=128, sequence_len=16, aspect_ratio=32, head_dim=head_dim))
+    return GPT.build(
+        from_depth(2, vocab_size=128, sequence_len=16, aspect_ratio=32, head_dim=head_dim)
+    )
 
 
 def trained(name: str) -> optim.GroupedOptimizer:
@@ -36,13 +38,18 @@ def states(optimizer: optim.GroupedOptimizer) -> dict[str, dict]:
 def test_every_moment_is_taken_and_every_rate_stays() -> None:
     old, new = trained("muon"), fresh("muon")
     rates = [group["lr"] for group in new.param_groups]
-    assert optim.load_moments(new, old.state_dict()) == sum(len(g["names"]) for g in new.param_groups)
+    assert optim.load_moments(new, old.state_dict()) == sum(
+        len(g["names"]) for g in new.param_groups
+    )
     assert [group["lr"] for group in new.param_groups] == rates
     before, after = states(old), states(new)
     assert before.keys() == after.keys()
     for name, state in before.items():
         assert state.keys() == after[name].keys()
-        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(after[name][k])) for k, v in state.items())
+        assert all(
+            torch.equal(torch.as_tensor(v), torch.as_tensor(after[name][k]))
+            for k, v in state.items()
+        )
 
 
 def test_a_rule_of_another_kind_or_variant_begins_afresh_and_steps() -> None:
@@ -62,5 +69,9 @@ def test_other_shapes_begin_afresh() -> None:
     wider = GPT.build(from_depth(2, vocab_size=128, sequence_len=16, aspect_ratio=64, head_dim=32))
     new = fresh("muon", wider)
     taken = optim.load_moments(new, trained("muon").state_dict())
-    same = {n for n, p in wider.named_parameters() if p.shape == dict(network().named_parameters())[n].shape}
+    same = {
+        n
+        for n, p in wider.named_parameters()
+        if p.shape == dict(network().named_parameters())[n].shape
+    }
     assert taken == len(same) < sum(len(g["names"]) for g in new.param_groups)

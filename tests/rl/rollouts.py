@@ -25,7 +25,10 @@ class Sums(Task):
     def conversation(self, i: int) -> dict:
         answer = str((i + 1) % 10)
         return {
-            "messages": [{"role": "user", "content": f"{i}+1"}, {"role": "assistant", "content": answer}],
+            "messages": [
+                {"role": "user", "content": f"{i}+1"},
+                {"role": "assistant", "content": answer},
+            ],
             "answer": answer,
         }
 
@@ -42,7 +45,9 @@ def rollout(
     conversation = (task or Sums())[question]
     ids = TOKENIZER.encode(text)
     completion = Completion(ids, [1] * len(ids), text, reason, logprobs=[-1.0] * len(ids))
-    return Rollout(question, sample, conversation, render_prompt(TOKENIZER, conversation), completion)
+    return Rollout(
+        question, sample, conversation, render_prompt(TOKENIZER, conversation), completion
+    )
 
 
 def letters_e(rollouts: Sequence[Rollout], task: Task) -> list[float]:

@@ -37,8 +37,9 @@ def test_nanochats_passes() -> None:
     """Per pass: sum over its tokens / (tokens of the pass * passes of the question * questions of the step)."""
     algorithm = Algorithm("x", normalise="pass", pass_rows=2)
     assert algorithm.token_weights(COUNTS, 256) == [
-        [1 / (6 * 2 * 2), 1 / (6 * 2 * 2), 1 / (6 * 2 * 2), 1 / (6 * 2 * 2)], [1 / (6 * 2 * 2)] * 4,
-    ]  # fmt: skip
+        [1 / (6 * 2 * 2), 1 / (6 * 2 * 2), 1 / (6 * 2 * 2), 1 / (6 * 2 * 2)],
+        [1 / (6 * 2 * 2)] * 4,
+    ]
     uneven = algorithm.token_weights([[2, 4, 1, 0], [3, 3, 3, 3]], 256)
     assert uneven[0] == [1 / 24, 1 / 24, 1 / 4, 1 / 4]
     assert (
@@ -51,16 +52,26 @@ def test_nanochats_passes() -> None:
 def test_tokens_answers_and_a_constant() -> None:
     assert named("dapo").token_weights(COUNTS, 256) == [[1 / 24] * 4] * 2
     assert named("reinforce").token_weights(COUNTS, 256) == [[1 / 24] * 4] * 2
-    assert named("grpo").token_weights(COUNTS, 256) == [[1 / 16, 1 / 32, 1 / 8, 1 / 48], [1 / 24] * 4]
+    assert named("grpo").token_weights(COUNTS, 256) == [
+        [1 / 16, 1 / 32, 1 / 8, 1 / 48],
+        [1 / 24] * 4,
+    ]
     assert named("dr_grpo").token_weights(COUNTS, 256) == [[1 / 2048] * 4] * 2
 
 
-def values(algorithm: Algorithm, ratios: list[float], advantages: list[float], start: list[float] | None = None):
+def values(
+    algorithm: Algorithm,
+    ratios: list[float],
+    advantages: list[float],
+    start: list[float] | None = None,
+):
     """Loss, clipped and k3 for tokens with these ratios, logp 0 and weight 1, and the gradient with respect to logp."""
     logp = torch.zeros(len(ratios), requires_grad=True)
     old = -torch.tensor(ratios).log()
     first = None if start is None else torch.tensor(start)
-    loss, clipped, k3 = objective(algorithm, logp, old, first, torch.tensor(advantages), torch.ones(len(ratios)))
+    loss, clipped, k3 = objective(
+        algorithm, logp, old, first, torch.tensor(advantages), torch.ones(len(ratios))
+    )
     (grad,) = torch.autograd.grad(loss, logp)
     return loss.item(), clipped.tolist(), k3.tolist(), grad.tolist()
 
@@ -68,7 +79,9 @@ def values(algorithm: Algorithm, ratios: list[float], advantages: list[float], s
 def test_clipping_is_the_pessimist() -> None:
     """min(ratio A, clip(ratio) A): gains stop at the clip, losses do not (Schulman et al. 2017, arXiv:1707.06347)."""
     algorithm = Algorithm("x", clip_low=0.2, clip_high=0.2)
-    loss, clipped, _, grad = values(algorithm, [1.5, 0.5, 1.5, 0.5, 1.1], [1.0, 1.0, -1.0, -1.0, 1.0])
+    loss, clipped, _, grad = values(
+        algorithm, [1.5, 0.5, 1.5, 0.5, 1.1], [1.0, 1.0, -1.0, -1.0, 1.0]
+    )
     assert clipped == [True, False, False, True, False]
     assert loss == pytest.approx(-(1.2 + 0.5 - 1.5 - 0.8 + 1.1), abs=1e-6)
     assert grad == pytest.approx([0, -0.5, 1.5, 0, -1.1], abs=1e-6)
@@ -82,7 +95,9 @@ def test_clip_higher_leaves_room_above() -> None:
 def test_without_a_clip_and_on_policy_it_is_reinforce() -> None:
     algorithm = named("reinforce")
     logp = torch.tensor([-1.0, -2.0], requires_grad=True)
-    loss, clipped, _ = objective(algorithm, logp, None, None, torch.tensor([0.5, -1.0]), torch.tensor([0.1, 0.2]))
+    loss, clipped, _ = objective(
+        algorithm, logp, None, None, torch.tensor([0.5, -1.0]), torch.tensor([0.1, 0.2])
+    )
     (grad,) = torch.autograd.grad(loss, logp)
     assert grad.tolist() == pytest.approx([-0.05, 0.2]) and not clipped.any()
     loss, clipped, _, _ = values(algorithm, [9.0], [1.0])
@@ -104,7 +119,10 @@ def test_the_divergence_is_k3() -> None:
     [
         ({"advantage": "median"}, "algo.advantage=median is not known; choose from mean, std"),
         ({"normalise": "rows"}, "algo.normalise=rows is not known; choose from pass"),
-        ({"distribution": "half"}, "algo.distribution=half is not known; choose from sampled, full"),
+        (
+            {"distribution": "half"},
+            "algo.distribution=half is not known; choose from sampled, full",
+        ),
         ({"epochs": 0}, "algo.epochs=0 must be a whole number from 1 up"),
         ({"minibatches": 1.5}, "algo.minibatches=1.5"),
         ({"clip_low": 1.0}, "algo.clip_low=1 must be a number from 0 to below 1, or null"),

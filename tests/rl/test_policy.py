@@ -18,9 +18,13 @@ from nanochat.rl.rewards import Rewards
 from nanochat.rl.rollout import sample_rollouts
 
 SAMPLINGS = [
-    Sampling(), Sampling(temperature=0.7), Sampling(top_k=5), Sampling(top_p=0.8), Sampling(min_p=0.2),
+    Sampling(),
+    Sampling(temperature=0.7),
+    Sampling(top_k=5),
+    Sampling(top_p=0.8),
+    Sampling(min_p=0.2),
     Sampling(temperature=1.3, top_k=20, top_p=0.9, min_p=0.01),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
@@ -35,9 +39,13 @@ def test_log_probabilities_are_those_of_the_definition(sampling: Sampling) -> No
 def test_a_token_that_the_cut_would_leave_out_stays_in() -> None:
     logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
     kept = torch.tensor([3.0, 2.0, 0.0]).log_softmax(0)[2]
-    assert sampled_logprobs(logits, torch.tensor([3]), Sampling(top_k=2)).item() == pytest.approx(kept.item())
+    assert sampled_logprobs(logits, torch.tensor([3]), Sampling(top_k=2)).item() == pytest.approx(
+        kept.item()
+    )
     alone = torch.tensor([3.0, 0.0]).log_softmax(0)[1]
-    assert sampled_logprobs(logits, torch.tensor([3]), Sampling(top_p=0.1)).item() == pytest.approx(alone.item())
+    assert sampled_logprobs(logits, torch.tensor([3]), Sampling(top_p=0.1)).item() == pytest.approx(
+        alone.item()
+    )
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
@@ -56,7 +64,13 @@ def test_the_trainer_agrees_with_the_engine(any_gpt, sampling: Sampling) -> None
         max_tokens=12,
     )
     rollouts = sample_rollouts(
-        engine, TOKENIZER, Sums(size=12), range(12), samples=3, sampling=wanted, seeds=[f"a/{n}" for n in range(12)]
+        engine,
+        TOKENIZER,
+        Sums(size=12),
+        range(12),
+        samples=3,
+        sampling=wanted,
+        seeds=[f"a/{n}" for n in range(12)],
     )
     rows = []
     for rollout in rollouts:
@@ -76,13 +90,23 @@ def plain_loss(gpt, rows: list[Row], sampling: Sampling, coefficients: list[floa
         logits = gpt(torch.tensor([row.ids]))[0]
         for at in range(1, len(row.ids)):
             if row.mask[at]:
-                total = total + c * sampled_logprobs(logits[at - 1][None], torch.tensor([row.ids[at]]), sampling)[0]
+                total = (
+                    total
+                    + c
+                    * sampled_logprobs(logits[at - 1][None], torch.tensor([row.ids[at]]), sampling)[
+                        0
+                    ]
+                )
     return total
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, top_k=7, top_p=0.9)], ids=str)
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(temperature=0.8, top_k=7, top_p=0.9)], ids=str
+)
 @pytest.mark.parametrize("chunk", [3, 10_000])
-def test_loss_and_gradients_are_those_of_plain_autograd(monkeypatch, sampling: Sampling, chunk: int) -> None:
+def test_loss_and_gradients_are_those_of_plain_autograd(
+    monkeypatch, sampling: Sampling, chunk: int
+) -> None:
     monkeypatch.setattr(policy, "chunk_rows", lambda vocab, device: chunk)
     gpt = random_gpt(std=0.2)
     rows = [
@@ -92,29 +116,42 @@ def test_loss_and_gradients_are_those_of_plain_autograd(monkeypatch, sampling: S
     coefficients = [0.7, -1.3]
     idx, mask = padded(rows, torch.device("cpu"))
     per_token = torch.tensor([0.7, 0.7, 0.7, -1.3])
-    loss, logp, entropy = policy_loss(gpt, idx, mask, sampling, lambda logp, at: (per_token[at] * logp).sum())
+    loss, logp, entropy = policy_loss(
+        gpt, idx, mask, sampling, lambda logp, at: (per_token[at] * logp).sum()
+    )
     (2 * loss).backward()
     mine = {name: p.grad.clone() for name, p in gpt.named_parameters() if p.grad is not None}
     gpt.zero_grad()
     plain = plain_loss(gpt, rows, sampling, coefficients)
     (2 * plain).backward()
-    assert loss.item() == pytest.approx(plain.item(), abs=1e-5) and logp.shape == entropy.shape == (4,)
+    assert loss.item() == pytest.approx(plain.item(), abs=1e-5) and logp.shape == entropy.shape == (
+        4,
+    )
     for name, p in gpt.named_parameters():
         if p.grad is not None:
             assert (mine[name] - p.grad).abs().max() < 1e-5 * p.grad.abs().max(), name
     logits = gpt(torch.tensor([rows[1].ids]))[0, 1]
-    assert entropy[3].item() == pytest.approx(torch.distributions.Categorical(logits=logits).entropy().item(), abs=1e-4)
+    assert entropy[3].item() == pytest.approx(
+        torch.distributions.Categorical(logits=logits).entropy().item(), abs=1e-4
+    )
 
 
 CALCULATES = chain("<|assistant_start|>", "<|python_start|>", "3+4", "<|python_end|>") | {
-    SPECIAL["<|output_end|>"]: ord("Y"), ord("Y"): SPECIAL["<|assistant_end|>"]
-}  # fmt: skip
+    SPECIAL["<|output_end|>"]: ord("Y"),
+    ord("Y"): SPECIAL["<|assistant_end|>"],
+}
 
 
 def test_what_a_tool_forced_is_masked_and_the_end_is_trained() -> None:
     engine = Engine(scripted(CALCULATES), TOKENIZER)
     (one,) = sample_rollouts(
-        engine, TOKENIZER, Sums(), [2], samples=1, sampling=Sampling(top_k=1, max_tokens=40), seeds=["a"]
+        engine,
+        TOKENIZER,
+        Sums(),
+        [2],
+        samples=1,
+        sampling=Sampling(top_k=1, max_tokens=40),
+        seeds=["a"],
     )
     ids, mask, drawn = one.tokens(train_stop=True)
     n = len(one.prompt)
@@ -123,14 +160,19 @@ def test_what_a_tool_forced_is_masked_and_the_end_is_trained() -> None:
     assert ids[n:] == [*sampled, *forced, ord("Y"), SPECIAL["<|assistant_end|>"]]
     assert mask == [0] * n + [1] * 5 + [0] * 3 + [1, 1]
     assert one.tokens(train_stop=False)[0] == ids[:-1] and len(drawn) == len(ids)
-    assert one.text == "<|python_start|>3+4<|python_end|><|output_start|>7<|output_end|>Y" and not one.truncated
+    assert (
+        one.text == "<|python_start|>3+4<|python_end|><|output_start|>7<|output_end|>Y"
+        and not one.truncated
+    )
 
 
 def collector(algorithm: Algorithm, **more) -> Collector:
     rewards = Rewards({"e": {"_target_": "nanochat.rl.rewards.Answer"}})
     rewards.of["e"].function = letters_e
     settings = {"questions": 4, "samples": 4, "seed": 1, "max_rows": 8, **more}
-    return Collector(TOKENIZER, Sums(size=8), rewards, algorithm, Sampling(top_k=8, max_tokens=10), **settings)
+    return Collector(
+        TOKENIZER, Sums(size=8), rewards, algorithm, Sampling(top_k=8, max_tokens=10), **settings
+    )
 
 
 def test_what_is_drawn_for_a_question_does_not_depend_on_the_others(any_gpt) -> None:
@@ -138,12 +180,17 @@ def test_what_is_drawn_for_a_question_does_not_depend_on_the_others(any_gpt) -> 
     wide = collector(algorithm).collect(any_gpt, asked=4)
     narrow = collector(algorithm, max_rows=3).collect(any_gpt, asked=4)
     assert [r.completion for r in wide.rollouts] == [r.completion for r in narrow.rollouts]
-    halves = [collector(algorithm, rank=rank, world_size=2).collect(any_gpt, asked=4).rollouts for rank in (0, 1)]
+    halves = [
+        collector(algorithm, rank=rank, world_size=2).collect(any_gpt, asked=4).rollouts
+        for rank in (0, 1)
+    ]
     assert [r.question for r in halves[0]] == [4] * 4 + [6] * 4
     together = sorted([*halves[0], *halves[1]], key=lambda r: (r.question, r.sample))
     assert [r.completion for r in together] == [r.completion for r in wide.rollouts]
     assert (
-        wide.asked == 8 and [r.question for r in collector(algorithm).collect(any_gpt, asked=8).rollouts][:4] == [0] * 4
+        wide.asked == 8
+        and [r.question for r in collector(algorithm).collect(any_gpt, asked=8).rollouts][:4]
+        == [0] * 4
     )
 
 
@@ -165,19 +212,23 @@ def test_groups_without_signal_are_left_out_and_asked_again() -> None:
     # four asked and dead, four more with question 7 live, then three for the rest
     assert found.asked == 4 + 4 + 3 and found.numbers["rl/questions"] == 11
     assert found.numbers["rl/dead_groups"] == pytest.approx(10 / 11)
-    assert len(found.rows) == 4 and {row.weight for row in found.rows} == {1 / sum(sum(r.mask) for r in found.rows)}
+    assert len(found.rows) == 4 and {row.weight for row in found.rows} == {
+        1 / sum(sum(r.mask) for r in found.rows)
+    }
     kept = collector(Algorithm("x"))
     kept.rewards.of["e"].function = only_seven
     found = kept.collect(gpt, asked=4)
-    assert len(found.rows) == 4 and found.rows[0].weight < 1 / sum(sum(r.mask) for r in found.rows), (
-        "the dead count too"
-    )
+    assert len(found.rows) == 4 and found.rows[0].weight < 1 / sum(
+        sum(r.mask) for r in found.rows
+    ), "the dead count too"
 
 
 def test_a_question_without_room_is_left_out_and_counted() -> None:
     made = collector(Algorithm("x"))
     task, plain = made.task, made.task.conversation
-    long = {"messages": [{"role": "user", "content": "x" * 60}, {"role": "assistant", "content": "1"}]}
+    long = {
+        "messages": [{"role": "user", "content": "x" * 60}, {"role": "assistant", "content": "1"}]
+    }
     task.conversation = lambda i: long if i == 2 else plain(i)  # type: ignore[method-assign]
     found = made.collect(random_gpt(std=0.3), asked=0)
     assert (
@@ -202,5 +253,15 @@ def test_a_question_without_room_is_one_clear_line(gpt) -> None:
     task.conversation = lambda i: {
         "messages": [{"role": "user", "content": "x" * 60}, {"role": "assistant", "content": "1"}]
     }  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"question 0 of sums has 64 tokens and leaves no room .* sequence_len=48"):
-        sample_rollouts(Engine(gpt, TOKENIZER), TOKENIZER, task, [0], samples=2, sampling=Sampling(), seeds=["a"])
+    with pytest.raises(
+        ValueError, match=r"question 0 of sums has 64 tokens and leaves no room .* sequence_len=48"
+    ):
+        sample_rollouts(
+            Engine(gpt, TOKENIZER),
+            TOKENIZER,
+            task,
+            [0],
+            samples=2,
+            sampling=Sampling(),
+            seeds=["a"],
+        )

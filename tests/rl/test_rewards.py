@@ -19,15 +19,24 @@ def rewards(function, **more) -> Rewards:
 
 
 def test_the_reward_is_the_weighted_sum_of_its_parts() -> None:
-    given = Rewards({
-        "answer": {"_target_": "nanochat.rl.rewards.Answer", "weight": 2.0},
-        "length": {"_target_": "nanochat.rl.rewards.Length", "free": 1, "longest": 3, "weight": 0.5},
-    })  # fmt: skip
+    given = Rewards(
+        {
+            "answer": {"_target_": "nanochat.rl.rewards.Answer", "weight": 2.0},
+            "length": {
+                "_target_": "nanochat.rl.rewards.Length",
+                "free": 1,
+                "longest": 3,
+                "weight": 0.5,
+            },
+        }
+    )
     rollouts = [rollout("1"), rollout("xx"), rollout("xxxx1")]
     given.give(rollouts, TASK)
     assert [r.rewards for r in rollouts] == [
-        {"answer": 1.0, "length": 0.0}, {"answer": 0.0, "length": -0.5}, {"answer": 0.0, "length": -1.0},
-    ]  # fmt: skip
+        {"answer": 1.0, "length": 0.0},
+        {"answer": 0.0, "length": -0.5},
+        {"answer": 0.0, "length": -1.0},
+    ]
     assert [r.reward for r in rollouts] == [2.0, -0.25, -0.5]
 
 
@@ -56,11 +65,18 @@ def test_length_falls_from_free_to_longest() -> None:
 
 @pytest.mark.parametrize(
     ("values", "named"),
-    [([1.0, math.nan], "nan"), ([1.0, None], "None"), ([1.0, math.inf], "inf"), ([0.5, "1"], "'1'")],
+    [
+        ([1.0, math.nan], "nan"),
+        ([1.0, None], "None"),
+        ([1.0, math.inf], "inf"),
+        ([0.5, "1"], "'1'"),
+    ],
 )
 def test_what_is_no_number_names_function_and_item(values, named: str) -> None:
     rollouts = [rollout("a", 0), rollout("b", 3, 5)]
-    with pytest.raises(ValueError, match=rf"rewards.mine gave {named} for question 3 of sums, sample 5 \('b'\)"):
+    with pytest.raises(
+        ValueError, match=rf"rewards.mine gave {named} for question 3 of sums, sample 5 \('b'\)"
+    ):
         rewards(lambda rollouts, task: values).give(rollouts, TASK)
 
 
@@ -71,7 +87,8 @@ def test_a_missing_field_and_whatever_is_raised_name_function_and_item() -> None
     rollouts = [rollout("a", 0), rollout("b", 3)]
     rollouts[0].conversation["level"] = 1
     with pytest.raises(
-        ValueError, match=r"rewards.mine failed for question 3 of sums, sample 0 \('b'\): there is no field 'level'"
+        ValueError,
+        match=r"rewards.mine failed for question 3 of sums, sample 0 \('b'\): there is no field 'level'",
     ):
         rewards(needs).give(rollouts, TASK)
     with pytest.raises(ValueError, match=r"question 0 of sums.*ZeroDivisionError"):
@@ -97,12 +114,18 @@ def test_a_reward_that_takes_too_long_is_an_error() -> None:
     [
         ({}, "no reward has a weight"),
         ({"a": {"_target_": "nanochat.rl.rewards.Answer", "weight": 0}}, "no reward has a weight"),
-        ({"a": {"_target_": "nanochat.rl.rewards.Answer", "weight": "much"}}, "rewards.a.weight=much must be a number"),
+        (
+            {"a": {"_target_": "nanochat.rl.rewards.Answer", "weight": "much"}},
+            "rewards.a.weight=much must be a number",
+        ),
         (
             {"a": {"_target_": "nanochat.rl.rewards.Answer", "timeout": 0}},
             "rewards.a.timeout=0 must be a number above 0",
         ),
-        ({"a": {"_target_": "builtins.int"}}, "rewards.a names builtins.int, which cannot be called"),
+        (
+            {"a": {"_target_": "builtins.int"}},
+            "rewards.a names builtins.int, which cannot be called",
+        ),
     ],
 )
 def test_settings_that_make_no_sense(settings, named: str) -> None:

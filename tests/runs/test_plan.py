@@ -21,7 +21,9 @@ def conf_dir(request):
 
 @pytest.fixture(scope="module")
 def modern(conf_dir):
-    return lambda depth, T=2048: from_depth(depth, vocab_size=32768, sequence_len=T, arch=arch("modern", conf_dir))
+    return lambda depth, T=2048: from_depth(
+        depth, vocab_size=32768, sequence_len=T, arch=arch("modern", conf_dir)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,9 @@ MODERN = [
 ]
 
 
-@pytest.mark.parametrize(("depth", "batch", "steps", "factor", "decay"), MODERN, ids=[f"d{row[0]}" for row in MODERN])
+@pytest.mark.parametrize(
+    ("depth", "batch", "steps", "factor", "decay"), MODERN, ids=[f"d{row[0]}" for row in MODERN]
+)
 def test_modern_scale_table(modern, depth, batch, steps, factor, decay):
     plan = make_plan(modern(depth), modern(12))
     assert (plan.batch_tokens, plan.steps) == (batch, steps)
@@ -74,7 +78,10 @@ def test_d24_at_ratio_8(modern):
 @pytest.mark.parametrize("depth", [8, 12, 24, 32])
 def test_weight_decay_and_batch_do_not_depend_on_the_ratio(modern, depth, ratio):
     """Facts sheet 2.4: D = R * P and D_ref = R * P12, so that D_ref / D is P12 / P: d24 has 0.0597 at ratio 8 too."""
-    plan, table = make_plan(modern(depth), modern(12), ratio=ratio), {row[0]: row for row in MODERN}[depth]
+    plan, table = (
+        make_plan(modern(depth), modern(12), ratio=ratio),
+        {row[0]: row for row in MODERN}[depth],
+    )
     if plan.batch_tokens == table[1]:  # at ratio 0.5 the batch is cut so that 500 steps are left
         assert (f"{plan.lr_factor:.4f}", f"{plan.weight_decay:.4f}") == table[3:]
     else:
@@ -86,7 +93,11 @@ def test_the_length_of_a_run_at_its_ratio_gives_the_same_plan_however_it_is_set(
     whole = make_plan(modern(8), modern(12), ratio=ratio)
     for settings in ({"tokens": whole.horizon_tokens}, {"flops": whole.flops}):
         plan = make_plan(modern(8), modern(12), ratio=ratio, **settings)
-        assert (plan.batch_tokens, plan.steps, plan.lr_factor) == (whole.batch_tokens, whole.steps, whole.lr_factor)
+        assert (plan.batch_tokens, plan.steps, plan.lr_factor) == (
+            whole.batch_tokens,
+            whole.steps,
+            whole.lr_factor,
+        )
         # whole steps are at most one step shorter than the horizon
         assert plan.weight_decay == pytest.approx(whole.weight_decay, rel=1 / whole.steps)
 
@@ -95,7 +106,11 @@ def test_where_nothing_says_a_ratio_the_reference_has_12(modern):
     """plan.ratio=null is what FLOPs and steps are given with; nanochat's ratio of -1 gives P12 / P as well."""
     whole = make_plan(modern(24), modern(12))
     plan = make_plan(modern(24), modern(12), ratio=None, flops=whole.flops)
-    assert (plan.batch_tokens, plan.steps, f"{plan.weight_decay:.4f}") == (1_048_576, 8_352, "0.0597")
+    assert (plan.batch_tokens, plan.steps, f"{plan.weight_decay:.4f}") == (
+        1_048_576,
+        8_352,
+        "0.0597",
+    )
 
 
 CLASSIC = [
@@ -116,7 +131,12 @@ CLASSIC = [
 @pytest.mark.parametrize(("depth", "steps"), CLASSIC, ids=[f"d{row[0]}" for row in CLASSIC])
 def test_classic_scale_table(classic, depth, steps):
     plan = make_plan(classic(depth), classic(12), scale="classic", ratio=20)
-    assert (plan.batch_tokens, plan.steps, plan.lr_factor, plan.weight_decay) == (524_288, steps, 1.0, 0.0)
+    assert (plan.batch_tokens, plan.steps, plan.lr_factor, plan.weight_decay) == (
+        524_288,
+        steps,
+        1.0,
+        0.0,
+    )
 
 
 def test_published_d34_ran_at_ratio_40(classic):
@@ -245,7 +265,9 @@ def test_a_horizon_of_less_than_one_step_is_one_clear_line(modern, settings):
 
 
 def test_a_zero_step_error_reads_as_a_sentence(modern):
-    with pytest.raises(ValueError, match="is 100,000 tokens, less than one step of batch_tokens=524,288"):
+    with pytest.raises(
+        ValueError, match="is 100,000 tokens, less than one step of batch_tokens=524,288"
+    ):
         make_plan(modern(4), modern(12), tokens=100_000, batch_tokens=524_288)
 
 

@@ -11,7 +11,11 @@ from nanochat.runs.text import mixed_generations
 
 @pytest.fixture(scope="module")
 def modern(request):
-    arch = build_arch(OmegaConf.to_container(OmegaConf.load(request.config.rootpath / "conf" / "arch" / "modern.yaml")))
+    arch = build_arch(
+        OmegaConf.to_container(
+            OmegaConf.load(request.config.rootpath / "conf" / "arch" / "modern.yaml")
+        )
+    )
     return lambda depth: from_depth(depth, vocab_size=32768, arch=arch)
 
 
@@ -20,16 +24,24 @@ def test_a_typed_warmup_holds(warmup, total):
     schedule = Schedule(warmup_steps=warmup)
     schedule.check_length(total)
     rates = [schedule.lr(step, total) for step in range(warmup)]
-    assert rates == [(step + 1) / warmup for step in range(warmup)]  # as the original, which shortens nothing
+    assert rates == [
+        (step + 1) / warmup for step in range(warmup)
+    ]  # as the original, which shortens nothing
     assert f"warm-up {warmup} steps, warm-down" in schedule.describe(total)
 
 
 def test_a_typed_warmup_longer_than_the_run_is_refused():
-    with pytest.raises(ValueError, match=r"optim\.schedule\.warmup_steps=11 is longer than the run of 10 steps.*auto"):
+    with pytest.raises(
+        ValueError,
+        match=r"optim\.schedule\.warmup_steps=11 is longer than the run of 10 steps.*auto",
+    ):
         Schedule(warmup_steps=11).check_length(10)
 
 
-@pytest.mark.parametrize(("total", "steps", "said"), [(20, 2, "a tenth"), (399, 39, "warmup_steps=40 takes all"), (400, 40, None)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("total", "steps", "said"),
+    [(20, 2, "a tenth"), (399, 39, "warmup_steps=40 takes all"), (400, 40, None)],
+)
 def test_a_planned_warmup_that_was_shortened_is_said(total, steps, said):
     schedule = Schedule()
     schedule.check_length(total)
@@ -74,10 +86,12 @@ def test_a_bound_on_rates_or_decay_is_said(modern):
 
 def config(**changes):
     plain = {
-        "arch": {"name": "classic"}, "optim": {"groups": {"matrix": {"rule": "muon", "variant": "classic"}}},
-        "plan": {"scale": "classic", "ratio": 20, "tokens": None, "flops": None}, "max_steps": None,
+        "arch": {"name": "classic"},
+        "optim": {"groups": {"matrix": {"rule": "muon", "variant": "classic"}}},
+        "plan": {"scale": "classic", "ratio": 20, "tokens": None, "flops": None},
+        "max_steps": None,
         "trainer": {"gradient_clip_val": 1.0},
-    }  # fmt: skip
+    }
     return {**plain, **changes}
 
 
@@ -85,10 +99,14 @@ def test_a_whole_generation_is_no_mixture():
     assert mixed_generations(config(), 65536) is None
     assert mixed_generations(config(max_steps=5), 4096) is None  # neither generation's vocabulary
     modern = {
-        "arch": {"name": "modern"}, "optim": {"groups": {"matrix": {"rule": "muon", "variant": "modern"}}},
-        "plan": {"scale": "modern", "ratio": 12, "tokens": None, "flops": None}, "trainer": {"gradient_clip_val": 1.0},
-    }  # fmt: skip
-    assert mixed_generations(config(**modern), 32768) is None  # clipping alone is nobody's generation
+        "arch": {"name": "modern"},
+        "optim": {"groups": {"matrix": {"rule": "muon", "variant": "modern"}}},
+        "plan": {"scale": "modern", "ratio": 12, "tokens": None, "flops": None},
+        "trainer": {"gradient_clip_val": 1.0},
+    }
+    assert (
+        mixed_generations(config(**modern), 32768) is None
+    )  # clipping alone is nobody's generation
 
 
 def test_a_mixture_is_named_in_one_line():

@@ -55,7 +55,8 @@ def test_a_phase_brings_its_recipe_its_data_and_its_settings(phase: list[str]) -
     with pytest.raises(ValueError, match=r"beta=2 must be a number above 0 and below 1"):
         checked(*phase, "data._target_=theirs.Pairs", "beta=2")
     with pytest.raises(
-        ValueError, match=r"data is a ChatDataModule here, and this phase compares answers; choose data=pairs"
+        ValueError,
+        match=r"data is a ChatDataModule here, and this phase compares answers; choose data=pairs",
     ):
         checked(*phase)
 
@@ -81,5 +82,8 @@ def test_a_run_from_before_recipes_is_the_same_run(name: str) -> None:
     old = {k: v for k, v in new.items() if k not in ("recipe", "size", "evals")}
     old |= {"tasks": {"limit": 256, "of": {}}, "pass_at_k": {"limit": 400}, "val_task": None}
     if name != "rl":
-        old |= {**dict.fromkeys(("task", "algo", "rewards", "rollout", "pass_at_k", "preflight")), "force": False}
+        old |= {
+            **dict.fromkeys(("task", "algo", "rewards", "rollout", "pass_at_k", "preflight")),
+            "force": False,
+        }
     assert differences(old, new) == []

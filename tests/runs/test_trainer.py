@@ -23,7 +23,9 @@ def test_every_flag_of_lightning_is_known() -> None:
     lightning = set(inspect.signature(L.Trainer.__init__).parameters) - {"self"}
     ours = set(parameters(TrainerFlags))
     assert ours <= lightning and lightning - ours <= set(INSTEAD)
-    assert set(INSTEAD) - lightning == {"compile", "attention", "expected_mfu"}, "what was a flag of the trainer before"
+    assert set(INSTEAD) - lightning == {"compile", "attention", "expected_mfu"}, (
+        "what was a flag of the trainer before"
+    )
 
 
 @pytest.mark.parametrize("key", sorted(INSTEAD))
@@ -35,7 +37,10 @@ def test_what_the_run_sets_says_what_to_type(key: str) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"gradient_clip_algorithm": "value"}, r"cannot take effect: add trainer.gradient_clip_val=1.0"),
+        (
+            {"gradient_clip_algorithm": "value"},
+            r"cannot take effect: add trainer.gradient_clip_val=1.0",
+        ),
         ({"limit_train_batches": 2, "overfit_batches": 3}, "say the same; keep one of them"),
     ],
 )
@@ -45,12 +50,26 @@ def test_flags_that_contradict_each_other(more: dict[str, Any], said: str) -> No
 
 
 def test_flags_reach_lightning() -> None:
-    given = {"detect_anomaly": True, "benchmark": True, "gradient_clip_val": 1.5, "gradient_clip_algorithm": "value"}
-    settings = check({**MACHINE, **given, "profiler": "simple"}, flags(MACHINE, "trainer"), "trainer.")
+    given = {
+        "detect_anomaly": True,
+        "benchmark": True,
+        "gradient_clip_val": 1.5,
+        "gradient_clip_algorithm": "value",
+    }
+    settings = check(
+        {**MACHINE, **given, "profiler": "simple"}, flags(MACHINE, "trainer"), "trainer."
+    )
     trainer = build_trainer(settings, steps=7, accumulate=3, callbacks=[], logger=[])
-    assert trainer._detect_anomaly and trainer.max_steps == 7 and trainer.accumulate_grad_batches == 3
+    assert (
+        trainer._detect_anomaly and trainer.max_steps == 7 and trainer.accumulate_grad_batches == 3
+    )
     assert (trainer.gradient_clip_val, trainer.gradient_clip_algorithm) == (1.5, "value")
     assert type(trainer.profiler).__name__ == "SimpleProfiler" and trainer.precision == "32-true"
-    group = {"_target_": "lightning.pytorch.profilers.AdvancedProfiler", "line_count_restriction": 0.5}
-    trainer = build_trainer({**settings, "profiler": group}, steps=1, accumulate=1, callbacks=[], logger=[])
+    group = {
+        "_target_": "lightning.pytorch.profilers.AdvancedProfiler",
+        "line_count_restriction": 0.5,
+    }
+    trainer = build_trainer(
+        {**settings, "profiler": group}, steps=1, accumulate=1, callbacks=[], logger=[]
+    )
     assert trainer.profiler.line_count_restriction == 0.5  # type: ignore[attr-defined]

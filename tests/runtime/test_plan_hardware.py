@@ -12,7 +12,9 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 def card(monkeypatch, name):
     monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(name=name, total_memory=80 * 2**30)
+        torch.cuda,
+        "get_device_properties",
+        lambda device: SimpleNamespace(name=name, total_memory=80 * 2**30),
     )
 
 

@@ -26,5 +26,9 @@ except StopAtOnce:
 
 
 def test_a_stop_that_comes_in_a_destructor_is_not_lost() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60)
-    assert done.stdout.split() == ["dropped", "stopped"] and not done.stderr, done.stdout + done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["dropped", "stopped"] and not done.stderr, (
+        done.stdout + done.stderr
+    )

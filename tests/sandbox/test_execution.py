@@ -41,10 +41,14 @@ class Attack:
 
 def tries(*lines: str) -> str:
     """Each line by itself; one that works and leaves something in `got` has broken out."""
-    return LIBC + "import sys\ngot = None\n" + "".join(
-        f"try:\n    {line}\n    if got is not None: print('BROKE OUT', {n}, got)\nexcept Exception as e: print(type(e).__name__)\ngot = None\n"
-        for n, line in enumerate(lines)
-    )  # fmt: skip
+    return (
+        LIBC
+        + "import sys\ngot = None\n"
+        + "".join(
+            f"try:\n    {line}\n    if got is not None: print('BROKE OUT', {n}, got)\nexcept Exception as e: print(type(e).__name__)\ngot = None\n"
+            for n, line in enumerate(lines)
+        )
+    )
 
 
 # what is on the disk after files of 2**19 bytes each were made in one way, 40 of them
@@ -66,109 +70,258 @@ def taken(way):
 # {secret}: a file in the home folder; {target}: one that must not come to be; {victim}: a process with the secret in its environment
 ATTACKS = {
     # processes
-    "fork bomb": Attack("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", ("seccomp", "pid+uid+mount")),
+    "fork bomb": Attack(
+        "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
+        ("seccomp", "pid+uid+mount"),
+    ),
     "thread bomb": Attack(
         "import threading, time\nn = 0\ntry:\n    while True:\n        threading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n"
-        "        n += 1\nexcept RuntimeError: print('at most seven' if n <= 7 else n)", ("seccomp", "uid+mount"), "at most seven"),
+        "        n += 1\nexcept RuntimeError: print('at most seven' if n <= 7 else n)",
+        ("seccomp", "uid+mount"),
+        "at most seven",
+    ),
     "a daemon that survives": Attack(
-        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(60)\n    os._exit(0)", ("seccomp", "pid")),
-    "killing the parent": Attack(tries("got = os.kill({victim}, 9) or 1", "got = os.kill(os.getppid(), 9) or 1").replace("'BROKE OUT'", "'sent'"),
-                                 ("seccomp", "pid", "landlock-scope")),
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(60)\n    os._exit(0)",
+        ("seccomp", "pid"),
+    ),
+    "killing the parent": Attack(
+        tries("got = os.kill({victim}, 9) or 1", "got = os.kill(os.getppid(), 9) or 1").replace(
+            "'BROKE OUT'", "'sent'"
+        ),
+        ("seccomp", "pid", "landlock-scope"),
+    ),
     "killing its process group": Attack("import os\nos.killpg(0, 9)", ("seccomp", "pid")),
     "killing everybody": Attack(tries("os.kill(-1, 9)"), ()),
     "a signal from the kernel in its name": Attack(
         "import fcntl, os, time\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, {victim})\nfcntl.fcntl(r, 10, 9)\n"
-        "fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC)\nos.write(w, b'x')\ntime.sleep(0.2)", ("seccomp", "pid", "landlock-scope")),
+        "fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC)\nos.write(w, b'x')\ntime.sleep(0.2)",
+        ("seccomp", "pid", "landlock-scope"),
+    ),
     "lowering the victim's limits": Attack(
-        tries("import resource; got = resource.prlimit({victim}, resource.RLIMIT_CPU, (0, 0)) or 1"), ("seccomp", "pid")),
-    "ptrace": Attack(tries("got = 1 if libc.ptrace(16, {victim}, 0, 0) == 0 else None"), ("seccomp", "pid", "landlock")),
+        tries(
+            "import resource; got = resource.prlimit({victim}, resource.RLIMIT_CPU, (0, 0)) or 1"
+        ),
+        ("seccomp", "pid"),
+    ),
+    "ptrace": Attack(
+        tries("got = 1 if libc.ptrace(16, {victim}, 0, 0) == 0 else None"),
+        ("seccomp", "pid", "landlock"),
+    ),
     "reading another's memory": Attack(
-        tries("got = open('/proc/{victim}/mem', 'rb')", "got = open('/proc/{victim}/environ').read()", "got = open('/proc/1/environ').read()",
-              "got = open(f'/proc/{{os.getppid()}}/environ').read()"), ("mount", "landlock")),
+        tries(
+            "got = open('/proc/{victim}/mem', 'rb')",
+            "got = open('/proc/{victim}/environ').read()",
+            "got = open('/proc/1/environ').read()",
+            "got = open(f'/proc/{{os.getppid()}}/environ').read()",
+        ),
+        ("mount", "landlock"),
+    ),
     "listing processes": Attack(tries("got = os.listdir('/proc')"), ("mount", "landlock")),
     # files
     "reading the home folder": Attack(
-        tries("got = open({secret!r}).read()",
-              "got = os.path.basename({secret!r}) in os.listdir(os.path.dirname({secret!r})) or None"),
-        ("mount", "landlock")),
-    "reading /etc/passwd": Attack(tries("got = open('/etc/passwd').read()", "got = open('/usr/../etc/passwd').read()"), ("mount", "landlock")),
-    "writing outside": Attack(tries("got = open({target!r}, 'w')", "got = os.mkdir({target!r}) or 1", "got = os.rename({secret!r}, {target!r}) or 1"),
-                              ("mount", "landlock")),
-    "deleting outside": Attack(tries("os.remove({secret!r})", "os.truncate({secret!r}, 0)"), ("mount", "landlock+seccomp")),
-    "changing a mode outside": Attack(tries("os.chmod({secret!r}, 0o777)", "os.utime({secret!r}, (1, 1))"), ("mount", "seccomp")),
+        tries(
+            "got = open({secret!r}).read()",
+            "got = os.path.basename({secret!r}) in os.listdir(os.path.dirname({secret!r})) or None",
+        ),
+        ("mount", "landlock"),
+    ),
+    "reading /etc/passwd": Attack(
+        tries("got = open('/etc/passwd').read()", "got = open('/usr/../etc/passwd').read()"),
+        ("mount", "landlock"),
+    ),
+    "writing outside": Attack(
+        tries(
+            "got = open({target!r}, 'w')",
+            "got = os.mkdir({target!r}) or 1",
+            "got = os.rename({secret!r}, {target!r}) or 1",
+        ),
+        ("mount", "landlock"),
+    ),
+    "deleting outside": Attack(
+        tries("os.remove({secret!r})", "os.truncate({secret!r}, 0)"), ("mount", "landlock+seccomp")
+    ),
+    "changing a mode outside": Attack(
+        tries("os.chmod({secret!r}, 0o777)", "os.utime({secret!r}, (1, 1))"), ("mount", "seccomp")
+    ),
     "links to the outside": Attack(
-        tries("os.symlink({secret!r}, 'soft'); got = open('soft').read()", "os.link({secret!r}, 'hard'); got = open('hard').read()"),
-        ("mount", "landlock")),
-    "changing the standard library": Attack(tries("got = open(os.__file__, 'a')"), ("mount", "landlock")),
+        tries(
+            "os.symlink({secret!r}, 'soft'); got = open('soft').read()",
+            "os.link({secret!r}, 'hard'); got = open('hard').read()",
+        ),
+        ("mount", "landlock"),
+    ),
+    "changing the standard library": Attack(
+        tries("got = open(os.__file__, 'a')"), ("mount", "landlock")
+    ),
     "devices": Attack(
-        tries("got = open('/dev/mem', 'rb')", "got = open('/dev/kmsg', 'rb')", "got = open('/dev/vda', 'rb')", "got = open('/dev/sda', 'rb')",
-              "os.mknod('disk', 0o60600, os.makedev(8, 0)); got = open('disk', 'rb')"), ("mount+seccomp", "landlock")),
+        tries(
+            "got = open('/dev/mem', 'rb')",
+            "got = open('/dev/kmsg', 'rb')",
+            "got = open('/dev/vda', 'rb')",
+            "got = open('/dev/sda', 'rb')",
+            "os.mknod('disk', 0o60600, os.makedev(8, 0)); got = open('disk', 'rb')",
+        ),
+        ("mount+seccomp", "landlock"),
+    ),
     "open files of the parent": Attack(
-        "import os\nfor fd in range(4, 1024):\n    try: print('BROKE OUT', fd, os.fstat(fd))\n    except OSError: pass", ("rlimits",)),
+        "import os\nfor fd in range(4, 1024):\n    try: print('BROKE OUT', fd, os.fstat(fd))\n    except OSError: pass",
+        ("rlimits",),
+    ),
     "one big file": Attack(
         "n = 0\ntry:\n    with open('big', 'wb', 0) as f:\n        while True: n += f.write(b'x' * 65536)\n"
-        "except OSError: print('bounded' if n <= 2**20 else n)", ("rlimits", "mount"), "bounded"),
+        "except OSError: print('bounded' if n <= 2**20 else n)",
+        ("rlimits", "mount"),
+        "bounded",
+    ),
     "many files": Attack(
         "n = 0\ntry:\n    while True:\n        with open(str(n), 'wb', 0) as f: n += f.write(b'x' * 65536)\n"
-        "except OSError: print('bounded' if n <= 2**20 else n)", ("mount", "landlock", "seccomp"), "bounded"),
-    "fallocate": Attack(TAKES + "taken('posix_fallocate(fd, 0, size)')", ("mount", "landlock", "seccomp"), "bounded"),
-    "fallocate beyond the end": Attack(TAKES + "taken('libc.fallocate(fd, 1, off_t(0), off_t(size))')", ("mount", "landlock", "seccomp"), "bounded"),
+        "except OSError: print('bounded' if n <= 2**20 else n)",
+        ("mount", "landlock", "seccomp"),
+        "bounded",
+    ),
+    "fallocate": Attack(
+        TAKES + "taken('posix_fallocate(fd, 0, size)')", ("mount", "landlock", "seccomp"), "bounded"
+    ),
+    "fallocate beyond the end": Attack(
+        TAKES + "taken('libc.fallocate(fd, 1, off_t(0), off_t(size))')",
+        ("mount", "landlock", "seccomp"),
+        "bounded",
+    ),
     "ftruncate and a mapping": Attack(
         # a mapped page that finds no room is a SIGBUS
-        TAKES + "taken('os.ftruncate(fd, size); m = mmap.mmap(fd, size); m[::4096] = bytes(len(m[::4096])); m.close()')",
-        ("mount", "landlock", "seccomp"), ""),
+        TAKES
+        + "taken('os.ftruncate(fd, size); m = mmap.mmap(fd, size); m[::4096] = bytes(len(m[::4096])); m.close()')",
+        ("mount", "landlock", "seccomp"),
+        "",
+    ),
     "folders without end": Attack(
         "import os\nn = 0\ntry:\n    while n < 5000:\n        os.mkdir(str(n)); n += 1\nexcept OSError: pass\nprint('bounded' if n <= 1024 else n)",
-        ("mount", "landlock", "seccomp"), "bounded"),
+        ("mount", "landlock", "seccomp"),
+        "bounded",
+    ),
     # network
-    "TCP": Attack(tries("import socket; s = socket.create_connection(('127.0.0.1', {tcp}), 1); got = s.send(b'x')"),
-                  ("seccomp", "net", "landlock-tcp")),
-    "listening": Attack(tries("import socket; s = socket.socket(); s.bind(('0.0.0.0', 0)); s.listen(); got = 1"), ("seccomp", "landlock-tcp")),
-    "UDP": Attack(tries("import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.sendto(b'x', ('127.0.0.1', {udp}))"), ("seccomp", "net")),
-    "a Unix socket": Attack(tries("import socket; s = socket.socket(socket.AF_UNIX); s.connect({unix!r}); got = 1"), ("seccomp", "mount")),
-    "an abstract Unix socket": Attack(tries("import socket; s = socket.socket(socket.AF_UNIX); s.connect('\\0' + {abstract!r}); got = 1"),
-                                      ("seccomp", "net", "landlock-scope")),
+    "TCP": Attack(
+        tries(
+            "import socket; s = socket.create_connection(('127.0.0.1', {tcp}), 1); got = s.send(b'x')"
+        ),
+        ("seccomp", "net", "landlock-tcp"),
+    ),
+    "listening": Attack(
+        tries("import socket; s = socket.socket(); s.bind(('0.0.0.0', 0)); s.listen(); got = 1"),
+        ("seccomp", "landlock-tcp"),
+    ),
+    "UDP": Attack(
+        tries(
+            "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.sendto(b'x', ('127.0.0.1', {udp}))"
+        ),
+        ("seccomp", "net"),
+    ),
+    "a Unix socket": Attack(
+        tries("import socket; s = socket.socket(socket.AF_UNIX); s.connect({unix!r}); got = 1"),
+        ("seccomp", "mount"),
+    ),
+    "an abstract Unix socket": Attack(
+        tries(
+            "import socket; s = socket.socket(socket.AF_UNIX); s.connect('\\0' + {abstract!r}); got = 1"
+        ),
+        ("seccomp", "net", "landlock-scope"),
+    ),
     "a datagram from a pair": Attack(
-        tries("import socket; a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM); a.sendto(b'x', {datagram!r})"), ("seccomp", "mount")),
-    "vsock and raw sockets": Attack(tries("import socket; got = socket.socket(40, 1)", "import socket; got = socket.socket(2, 3, 1)"), ("seccomp",)),
+        tries(
+            "import socket; a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM); a.sendto(b'x', {datagram!r})"
+        ),
+        ("seccomp", "mount"),
+    ),
+    "vsock and raw sockets": Attack(
+        tries(
+            "import socket; got = socket.socket(40, 1)",
+            "import socket; got = socket.socket(2, 3, 1)",
+        ),
+        ("seccomp",),
+    ),
     # the kernel
-    "mounting": Attack(tries("got = 1 if libc.mount(b'tmpfs', b'.', b'tmpfs', 0, None) == 0 else None"), ("seccomp", "uid+mount")),
-    "a user namespace for capabilities": Attack(tries("got = 1 if libc.unshare(0x10000000) == 0 else None"), ("seccomp",)),
+    "mounting": Attack(
+        tries("got = 1 if libc.mount(b'tmpfs', b'.', b'tmpfs', 0, None) == 0 else None"),
+        ("seccomp", "uid+mount"),
+    ),
+    "a user namespace for capabilities": Attack(
+        tries("got = 1 if libc.unshare(0x10000000) == 0 else None"), ("seccomp",)
+    ),
     "calls by their numbers": Attack(
         # socket, execve, ptrace, bpf, io_uring_setup, keyctl, userfaultfd, perf_event_open, open_by_handle_at, setns, process_vm_readv, memfd_create,
         # clone3, kexec_load, init_module, pidfd_open, mount_setattr, add_key, quotactl, and getpid of the other set, x32
-        tries("got = [n for n in (41, 59, 101, 321, 425, 250, 323, 298, 304, 308, 310, 319, 435, 246, 175, 434, 442, 248, 179, 0x40000027)"
-              " if libc.syscall(n, 2, 1, 0, 0, 0, 0) != -1 or ctypes.get_errno() not in (1, 38)] or None"), ("seccomp",)),
-    "exec of a shell": Attack(tries("os.execv('/bin/sh', ['sh', '-c', 'echo BROKE OUT; touch {target}'])"), ("seccomp", "mount", "landlock")),
+        tries(
+            "got = [n for n in (41, 59, 101, 321, 425, 250, 323, 298, 304, 308, 310, 319, 435, 246, 175, 434, 442, 248, 179, 0x40000027)"
+            " if libc.syscall(n, 2, 1, 0, 0, 0, 0) != -1 or ctypes.get_errno() not in (1, 38)] or None"
+        ),
+        ("seccomp",),
+    ),
+    "exec of a shell": Attack(
+        tries("os.execv('/bin/sh', ['sh', '-c', 'echo BROKE OUT; touch {target}'])"),
+        ("seccomp", "mount", "landlock"),
+    ),
     "a shell through reloaded modules": Attack(
-        tries("import importlib; importlib.reload(os); os.system('touch {target}')",
-              "import subprocess; importlib.reload(subprocess); got = subprocess.run(['touch', {target!r}])"), ("seccomp", "mount")),
+        tries(
+            "import importlib; importlib.reload(os); os.system('touch {target}')",
+            "import subprocess; importlib.reload(subprocess); got = subprocess.run(['touch', {target!r}])",
+        ),
+        ("seccomp", "mount"),
+    ),
     "a core file": Attack(
         "import os, resource\ntry: resource.setrlimit(resource.RLIMIT_CORE, (10**9,) * 2)\nexcept (ValueError, OSError): pass\nos.abort()",
-        ("rlimits",), "SIGABRT"),
+        ("rlimits",),
+        "SIGABRT",
+    ),
     # memory, time, output
     "memory": Attack("x = []\nwhile True: x.append(bytearray(2**24))", ("rlimits",), "MemoryError"),
     "memory after raising the limits": Attack(
         "import resource\ntry: resource.setrlimit(resource.RLIMIT_AS, (-1, -1))\nexcept (ValueError, OSError): pass\nx = bytearray(2**30)",
-        ("rlimits",), "MemoryError"),
-    "memory in no address space": Attack(tries("fd = os.memfd_create('x'); got = os.write(fd, bytes(10**6))"), ("seccomp",)),
+        ("rlimits",),
+        "MemoryError",
+    ),
+    "memory in no address space": Attack(
+        tries("fd = os.memfd_create('x'); got = os.write(fd, bytes(10**6))"), ("seccomp",)
+    ),
     "memory while it is compiled": Attack("x = (" * 10**5 + ")" * 10**5, ("rlimits",)),
     "sleeping for ever": Attack("import time\ntime.sleep(1e6)", ("rlimits",), "TimeoutError"),
     "deaf to signals": Attack(
         "import signal, time\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n    except (OSError, ValueError): pass\n"
-        "signal.setitimer(signal.ITIMER_REAL, 0)\nwhile True: time.sleep(9)", ("rlimits",), "TimeoutError"),
-    "a busy loop": Attack("while True: pass", ("rlimits",), "TimeoutError", ProgramLimits(wall_seconds=30, cpu_seconds=1)),
+        "signal.setitimer(signal.ITIMER_REAL, 0)\nwhile True: time.sleep(9)",
+        ("rlimits",),
+        "TimeoutError",
+    ),
+    "a busy loop": Attack(
+        "while True: pass",
+        ("rlimits",),
+        "TimeoutError",
+        ProgramLimits(wall_seconds=30, cpu_seconds=1),
+    ),
     "endless stdout": Attack("while True: print('x' * 1000)", ("rlimits",), "bytes of output"),
-    "endless stderr": Attack("import sys\nwhile True: sys.stderr.write('x' * 1000)", ("rlimits",), "bytes of output"),
-    "no line ends": Attack("import os\nwhile True: os.write(1, b'\\xff' * 99)", ("rlimits",), "bytes of output"),
-    "recursion without end": Attack("import sys\nsys.setrecursionlimit(10**9)\ndef f(): return f() + 1\nf()", ("rlimits",)),
+    "endless stderr": Attack(
+        "import sys\nwhile True: sys.stderr.write('x' * 1000)", ("rlimits",), "bytes of output"
+    ),
+    "no line ends": Attack(
+        "import os\nwhile True: os.write(1, b'\\xff' * 99)", ("rlimits",), "bytes of output"
+    ),
+    "recursion without end": Attack(
+        "import sys\nsys.setrecursionlimit(10**9)\ndef f(): return f() + 1\nf()", ("rlimits",)
+    ),
     "a segmentation fault": Attack("import ctypes\nctypes.string_at(0)", ("rlimits",), "SIGSEGV"),
     # the judge
     "the environment": Attack(
-        tries("got = dict(os.environ) or None", "libc.getenv.restype = ctypes.c_char_p; got = libc.getenv(b'CANARY')"), ("rlimits",)),
-    "claims about its guards": Attack("import os\nos.write(3, b'none of them\\n' * 9)\nos._exit(0)", ("rlimits",)),
-}  # fmt: skip
-ALONE = [(name, stop) for name, attack in ATTACKS.items() for stop in attack.stops if stop != "rlimits"]
+        tries(
+            "got = dict(os.environ) or None",
+            "libc.getenv.restype = ctypes.c_char_p; got = libc.getenv(b'CANARY')",
+        ),
+        ("rlimits",),
+    ),
+    "claims about its guards": Attack(
+        "import os\nos.write(3, b'none of them\\n' * 9)\nos._exit(0)", ("rlimits",)
+    ),
+}
+ALONE = [
+    (name, stop) for name, attack in ATTACKS.items() for stop in attack.stops if stop != "rlimits"
+]
 
 
 @dataclass
@@ -195,7 +348,10 @@ class Outside:
 @pytest.fixture
 def outside(tmp_path, monkeypatch):
     monkeypatch.setenv("CANARY", SECRET)
-    runs, short = tmp_path / "runs", tempfile.mkdtemp()  # the path of a socket may have 107 characters
+    runs, short = (
+        tmp_path / "runs",
+        tempfile.mkdtemp(),
+    )  # the path of a socket may have 107 characters
     runs.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(runs))
     victim = subprocess.Popen(
@@ -227,9 +383,15 @@ def outside(tmp_path, monkeypatch):
             if kind == socket.SOCK_STREAM:
                 made[name].listen()
         places = {
-            "secret": str(secret), "target": f"{short}/made", "victim": victim.pid, "tcp": made["tcp"].getsockname()[1],
-            "udp": made["udp"].getsockname()[1], "unix": f"{short}/s", "datagram": f"{short}/d", "abstract": abstract,
-        }  # fmt: skip
+            "secret": str(secret),
+            "target": f"{short}/made",
+            "victim": victim.pid,
+            "tcp": made["tcp"].getsockname()[1],
+            "udp": made["udp"].getsockname()[1],
+            "unix": f"{short}/s",
+            "datagram": f"{short}/d",
+            "abstract": abstract,
+        }
         for name in ("s", "d"):
             os.chmod(f"{short}/{name}", 0o777)  # the file's mode must not be what stops it
         yield Outside(places, made, victim, runs)
@@ -241,7 +403,9 @@ def launched() -> list[int]:
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if execution.START.encode() in (path / "cmdline").read_bytes():
-                found[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+                found[int(path.name)] = int(
+                    (path / "stat").read_text().rpartition(")")[2].split()[1]
+                )
     return [
         pid
         for pid, parent in found.items()
@@ -300,18 +464,37 @@ def test_what_stops_an_attack_does_so_without_the_other_guards(name, stop, outsi
 
 # those whose harm is small; the others must not be tried without a guard
 ARMED = (
-    "killing the parent", "a signal from the kernel in its name", "lowering the victim's limits", "listing processes",
-    "reading the home folder", "reading /etc/passwd", "writing outside", "deleting outside", "changing a mode outside", "links to the outside",
-    "TCP", "UDP", "a Unix socket", "an abstract Unix socket", "a datagram from a pair", "exec of a shell", "a shell through reloaded modules",
-    "a user namespace for capabilities", "memory in no address space", "fallocate beyond the end", "folders without end",
-)  # fmt: skip
+    "killing the parent",
+    "a signal from the kernel in its name",
+    "lowering the victim's limits",
+    "listing processes",
+    "reading the home folder",
+    "reading /etc/passwd",
+    "writing outside",
+    "deleting outside",
+    "changing a mode outside",
+    "links to the outside",
+    "TCP",
+    "UDP",
+    "a Unix socket",
+    "an abstract Unix socket",
+    "a datagram from a pair",
+    "exec of a shell",
+    "a shell through reloaded modules",
+    "a user namespace for capabilities",
+    "memory in no address space",
+    "fallocate beyond the end",
+    "folders without end",
+)
 
 
 @pytest.mark.skipif(not LINUX or os.geteuid() != 0, reason="some of the harm takes root")
 @pytest.mark.parametrize("name", ARMED)
 def test_without_guards_the_attack_succeeds(name, outside):
     """Or what the tests above show would be worth nothing."""
-    limits = ("rlimits",) if name == "memory in no address space" else ()  # where no file may grow, that one neither
+    limits = (
+        ("rlimits",) if name == "memory in no address space" else ()
+    )  # where no file may grow, that one neither
     with pytest.raises(AssertionError):
         assault(ATTACKS[name], outside, (*MECHANISMS, *limits))
 
@@ -339,7 +522,13 @@ def test_a_program_deaf_to_the_signal_of_the_cpu_limit_is_killed_and_timed_out()
 
 def test_a_program_that_works():
     result = run_python("import sys\nprint(__name__, sys.argv, 'é')\nprint('e', file=sys.stderr)")
-    assert (result.success, result.finished, result.error, result.timeout, result.memory_exceeded) == (
+    assert (
+        result.success,
+        result.finished,
+        result.error,
+        result.timeout,
+        result.memory_exceeded,
+    ) == (
         True,
         True,
         None,
@@ -374,7 +563,9 @@ def test_the_error_is_the_last_line(code, error):
     assert "confined" not in result.stderr  # no frame of ours
 
 
-@pytest.mark.parametrize("code", ["import os\nos._exit(0)", "raise SystemExit", "import sys\nsys.exit(0)", "quit()"])
+@pytest.mark.parametrize(
+    "code", ["import os\nos._exit(0)", "raise SystemExit", "import sys\nsys.exit(0)", "quit()"]
+)
 def test_an_early_end_is_a_success_that_did_not_finish(code):
     result = run_python(code)
     assert result.success and not result.finished and result.error is None
@@ -411,7 +602,10 @@ def test_output_beyond_the_limit_is_cut_and_says_so():
 def test_many_threads_at_once_get_each_its_own():
     with ThreadPoolExecutor(6) as pool:
         results = list(
-            pool.map(lambda n: run_python(f"open('x', 'w').write('{n}')\nprint(open('x').read())"), range(18))
+            pool.map(
+                lambda n: run_python(f"open('x', 'w').write('{n}')\nprint(open('x').read())"),
+                range(18),
+            )
         )
     assert [result.stdout for result in results] == [f"{n}\n" for n in range(18)]
 
@@ -426,7 +620,10 @@ def test_files_without_a_file_system_of_their_own_are_watched_and_removed(outsid
     outside.unharmed()
     assert run_python("import os\nos.mkdir('d', 0)", off=off).finished
     code = "n = 0\nwhile True:\n    n += 1\n    open(str(n), 'wb').close()"  # of no size: what a file holds is limited to none
-    assert run_python(code, ProgramLimits(file_bytes=2**20), off=off).error == "more than 1048576 bytes of files"
+    assert (
+        run_python(code, ProgramLimits(file_bytes=2**20), off=off).error
+        == "more than 1048576 bytes of files"
+    )
     outside.unharmed()
 
 
@@ -436,13 +633,18 @@ def test_nothing_is_left_when_the_caller_is_killed(tmp_path):
         "from nanochat.sandbox.execution import ProgramLimits, run_python\n"
         "run_python('import time; time.sleep(60)', ProgramLimits(wall_seconds=60))"
     )
-    with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}) as caller:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}
+    ) as caller:
         seen: set[int] = set()
 
         def started() -> bool:
             for path in Path("/proc").glob("[0-9]*/stat"):
                 with contextlib.suppress(OSError):
-                    pid, parent = int(path.parent.name), int(path.read_text().rpartition(")")[2].split()[1])
+                    pid, parent = (
+                        int(path.parent.name),
+                        int(path.read_text().rpartition(")")[2].split()[1]),
+                    )
                     if parent in {caller.pid, *seen}:
                         seen.add(pid)
             return len(seen & {pid for pid in seen if execution.START in command(pid)}) == (
@@ -456,18 +658,26 @@ def test_nothing_is_left_when_the_caller_is_killed(tmp_path):
 
         wait_until(started, "the program did not start", 20)
         caller.send_signal(signal.SIGKILL)
-    wait_until(lambda: not any(execution.START in command(pid) for pid in seen), "the program lives on")
+    wait_until(
+        lambda: not any(execution.START in command(pid) for pid in seen), "the program lives on"
+    )
 
 
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"wall_seconds": 0}, "wall_seconds=0 must be a number above 0"), ({"wall_seconds": float("inf")}, "wall_seconds=inf"),
-        ({"memory_bytes": 1000}, "memory_bytes=1000 must be a whole number from 67108864 up; try memory_bytes=268435456"),
-        ({"cpu_seconds": 0.5}, "cpu_seconds=0.5"), ({"processes": 0}, "processes=0"), ({"file_bytes": True}, "file_bytes=True"),
+        ({"wall_seconds": 0}, "wall_seconds=0 must be a number above 0"),
+        ({"wall_seconds": float("inf")}, "wall_seconds=inf"),
+        (
+            {"memory_bytes": 1000},
+            "memory_bytes=1000 must be a whole number from 67108864 up; try memory_bytes=268435456",
+        ),
+        ({"cpu_seconds": 0.5}, "cpu_seconds=0.5"),
+        ({"processes": 0}, "processes=0"),
+        ({"file_bytes": True}, "file_bytes=True"),
         ({"output_bytes": -1}, "output_bytes=-1"),
     ],
-)  # fmt: skip
+)
 def test_limits_that_make_no_sense_are_one_clear_line(settings, named):
     with pytest.raises(ValueError, match=named):
         ProgramLimits(**settings)
@@ -480,10 +690,15 @@ def test_limits_that_make_no_sense_are_one_clear_line(settings, named):
 @pytest.mark.parametrize(
     ("off", "missing"),
     [
-        (("mount",), set()), (("landlock",), set()), (("seccomp",), {"network", "memory", "cpu"}), (("mount", "landlock"), {"files"}),
-        (("pid", "net", "ipc"), set()), (("rlimits",), {"memory", "cpu"}), (MECHANISMS, set(execution.GUARDED)),
+        (("mount",), set()),
+        (("landlock",), set()),
+        (("seccomp",), {"network", "memory", "cpu"}),
+        (("mount", "landlock"), {"files"}),
+        (("pid", "net", "ipc"), set()),
+        (("rlimits",), {"memory", "cpu"}),
+        (MECHANISMS, set(execution.GUARDED)),
     ],
-)  # fmt: skip
+)
 def test_what_is_missing_without_a_mechanism(off, missing, caplog):
     if find_guards().missing:
         pytest.skip(f"already missing here: {', '.join(find_guards().missing)}")
@@ -502,7 +717,9 @@ def python_for_everybody() -> str | None:
         trial = [path, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
         with contextlib.suppress(OSError):
             if (
-                subprocess.run(trial, user=65534, group=65534, extra_groups=[], stderr=subprocess.DEVNULL).returncode
+                subprocess.run(
+                    trial, user=65534, group=65534, extra_groups=[], stderr=subprocess.DEVNULL
+                ).returncode
                 == 0
             ):
                 return path
@@ -555,12 +772,23 @@ def test_an_ordinary_user_has_the_guards_too():
             os.chown(path, 65534, 65534)
         command = [python, "-c", f"import sys; sys.path.insert(0, {str(folder)!r})\n" + ORDINARY]
         ran = subprocess.run(
-            command, user=65534, group=65534, extra_groups=[], capture_output=True, text=True, cwd="/", env={}
+            command,
+            user=65534,
+            group=65534,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            cwd="/",
+            env={},
         )
         assert ran.returncode == 0, ran.stderr
         *armed, told = ran.stdout.splitlines()
-        assert "VICTIM" in armed[0] and "Error" not in "".join(armed)  # the attacks work where nothing stops them
-        (everything, without_namespaces, without_files, without_seccomp), alive, secret = json.loads(told)
+        assert "VICTIM" in armed[0] and "Error" not in "".join(
+            armed
+        )  # the attacks work where nothing stops them
+        (everything, without_namespaces, without_files, without_seccomp), alive, secret = (
+            json.loads(told)
+        )
         assert alive and secret == SECRET  # without a file system of its own nothing is written
         if "user" not in everything[0] or not {"landlock", "seccomp"} <= set(everything[0]):
             pytest.skip(f"this machine gives an ordinary user only {everything[0]}")
@@ -572,6 +800,10 @@ def test_an_ordinary_user_has_the_guards_too():
             assert ("VICTIM" in str(said)) == ("files" in missing)
             for name in ("ptrace", "kill", "fork", "threads", "tcp", "root"):
                 if had != without_seccomp[0] or name != "fork":
-                    assert said[name][1].partition(":")[0].endswith("Error"), (name, said[name], had)
+                    assert said[name][1].partition(":")[0].endswith("Error"), (
+                        name,
+                        said[name],
+                        had,
+                    )
     finally:
         shutil.rmtree(folder)

@@ -24,7 +24,10 @@ def served(
     name: str, gpt: GPT, *, phase: str = "sft", max_rows: int = 4, engines: int = 1, **settings: Any
 ) -> ServedModel:
     """A model of `gpt` over the tokenizer of bytes."""
-    workers = [Worker(Engine(gpt, TOKENIZER, max_rows=max_rows, **settings), f"{name}/{n}") for n in range(engines)]
+    workers = [
+        Worker(Engine(gpt, TOKENIZER, max_rows=max_rows, **settings), f"{name}/{n}")
+        for n in range(engines)
+    ]
     return ServedModel(name, Path(name), phase, TOKENIZER, workers)
 
 
@@ -40,7 +43,11 @@ class Slow:
 
 @contextlib.contextmanager
 def server(
-    *models: ServedModel, max_queue: int = 128, defaults: Sampling | None = None, wrap: Any = None, **api: Any
+    *models: ServedModel,
+    max_queue: int = 128,
+    defaults: Sampling | None = None,
+    wrap: Any = None,
+    **api: Any,
 ) -> Iterator[tuple[str, Service]]:
     """Serve `models`; the address and the service. `wrap(app, service)` may add to the application."""
     service = Service(list(models), max_queue=max_queue)

@@ -22,15 +22,24 @@ def places(tmp_path_factory):
     root = tmp_path_factory.mktemp("with a space")
     for name, phase in (("talks", "sft"), ("writes", "base")):
         gpt = random_gpt(std=0.15, sequence_len=128)
-        folder.save(root / name, gpt.state_dict(), gpt.config, TOKENIZER, lineage={"config": {"phase": phase}})
+        folder.save(
+            root / name,
+            gpt.state_dict(),
+            gpt.config,
+            TOKENIZER,
+            lineage={"config": {"phase": phase}},
+        )
     return root
 
 
 def start(places, *words, **environment):
     return subprocess.Popen(
-        [sys.executable, "-m", "nanochat.chat", "device=cpu", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "nanochat.chat", "device=cpu", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "NANOCHAT_BASE_DIR": str(places), "OMP_NUM_THREADS": "1", **environment},
-    )  # fmt: skip
+    )
 
 
 def url_of(process) -> str:
@@ -44,12 +53,22 @@ def url_of(process) -> str:
 
 @pytest.mark.slow
 def test_it_serves_two_checkpoints_and_ends_with_ctrl_c(places):
-    process = start(places, f"ckpt={places}/talks", f"ckpt={places}/writes", "port=0", "log_conversations=true")
+    process = start(
+        places, f"ckpt={places}/talks", f"ckpt={places}/writes", "port=0", "log_conversations=true"
+    )
     try:
         url = url_of(process)
-        assert [m["id"] for m in httpx.get(f"{url}/v1/models").json()["data"]] == ["talks", "writes"]
+        assert [m["id"] for m in httpx.get(f"{url}/v1/models").json()["data"]] == [
+            "talks",
+            "writes",
+        ]
         asked = {"model": "talks", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
-        assert httpx.post(f"{url}/v1/chat/completions", json=asked).json()["usage"]["completion_tokens"] <= 3
+        assert (
+            httpx.post(f"{url}/v1/chat/completions", json=asked).json()["usage"][
+                "completion_tokens"
+            ]
+            <= 3
+        )
         page = httpx.get(url)
         assert page.status_code == 200 and "gradio" in page.text
         wrong = httpx.delete(f"{url}/health")  # not the page's 404
@@ -67,7 +86,9 @@ def test_it_serves_two_checkpoints_and_ends_with_ctrl_c(places):
             assert process.wait(timeout=20) == 0
             assert time.monotonic() - begin < 10
         errors = process.stderr.read()
-        assert "Traceback" not in errors and "'hi'" not in errors and "hi" in errors  # it was asked to log
+        assert (
+            "Traceback" not in errors and "'hi'" not in errors and "hi" in errors
+        )  # it was asked to log
         assert (places / "chat" / "conversations.sqlite").is_file()
     finally:
         process.kill()
@@ -77,18 +98,32 @@ def test_it_serves_two_checkpoints_and_ends_with_ctrl_c(places):
 @pytest.mark.slow
 def test_with_a_key_the_page_wants_a_login_and_the_api_the_key(places):
     process = start(
-        places, f"ckpt={places}/talks", "port=0", "host=0.0.0.0", "api_key=open, sesame!".replace(", ", "-")
+        places,
+        f"ckpt={places}/talks",
+        "port=0",
+        "host=0.0.0.0",
+        "api_key=open, sesame!".replace(", ", "-"),
     )
     try:
         url = url_of(process).replace("0.0.0.0", "127.0.0.1")
         assert httpx.get(f"{url}/v1/models").status_code == 401
-        assert httpx.get(f"{url}/v1/models", headers={"Authorization": "Bearer open-sesame!"}).status_code == 200
+        assert (
+            httpx.get(
+                f"{url}/v1/models", headers={"Authorization": "Bearer open-sesame!"}
+            ).status_code
+            == 200
+        )
         assert "dependencies" not in httpx.get(f"{url}/config").text
         assert httpx.get(f"{url}/gradio_api/info").status_code in (401, 404)
         wrong = httpx.post(f"{url}/login", data={"username": "me", "password": "no"})
         assert wrong.status_code == 400
         with httpx.Client(base_url=url) as client:
-            assert client.post("/login", data={"username": "me", "password": "open-sesame!"}).status_code == 200
+            assert (
+                client.post(
+                    "/login", data={"username": "me", "password": "open-sesame!"}
+                ).status_code
+                == 200
+            )
             assert "dependencies" in client.get("/config").text
     finally:
         process.kill()
@@ -105,7 +140,10 @@ def test_with_a_key_the_page_wants_a_login_and_the_api_the_key(places):
         (["host=no.such.host.invalid", "open=true"], "is no address of a machine"),
         (["port=0", "limits.queue=-1"], "limits.queue=-1"),
         (["port=0", "limits.request_bytes=3"], "limits.request_bytes=3 must be at least 1024"),
-        (["port=0", "limits.requests_per_minute=0"], "limits.requests_per_minute=0 must be a whole number from 1 up"),
+        (
+            ["port=0", "limits.requests_per_minute=0"],
+            "limits.requests_per_minute=0 must be a whole number from 1 up",
+        ),
         (["port=0", "temperature=-1"], "temperature=-1"),
         (["port=0", "max_rows=0"], "max_rows=0 must be a whole number from 1 up"),
         (["port=0", "compare=true"], "compare=true with 1 checkpoint"),
@@ -117,9 +155,15 @@ def test_with_a_key_the_page_wants_a_login_and_the_api_the_key(places):
 @pytest.mark.slow
 def test_what_cannot_work_is_one_line_and_exit_code_2(places, words, message):
     environment = {**os.environ, "NANOCHAT_BASE_DIR": str(places), "OMP_NUM_THREADS": "1"}
-    done = processes.run(["nanochat.chat", "device=cpu", f"ckpt={places}/talks", *words], env=environment)
+    done = processes.run(
+        ["nanochat.chat", "device=cpu", f"ckpt={places}/talks", *words], env=environment
+    )
     assert done.returncode == 2, done.stdout + done.stderr
-    assert message in done.stderr and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert (
+        message in done.stderr
+        and done.stderr.startswith("error: ")
+        and done.stderr.count("\n") == 1
+    )
 
 
 @pytest.mark.slow

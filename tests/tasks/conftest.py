@@ -68,8 +68,14 @@ def broken_rules(conversation: dict) -> list[str]:
     found = []
     messages = list(conversation["messages"])
     if messages and messages[0]["role"] == "system":
-        found += [] if isinstance(messages.pop(0)["content"], str) else ["the system message is not text"]
-    if [m["role"] for m in messages] != ["user", "assistant"] * (len(messages) // 2) or not messages:
+        found += (
+            []
+            if isinstance(messages.pop(0)["content"], str)
+            else ["the system message is not text"]
+        )
+    if [m["role"] for m in messages] != ["user", "assistant"] * (
+        len(messages) // 2
+    ) or not messages:
         found.append("user and assistant do not alternate to the assistant's last word")
     for message in messages:
         content = message["content"]
@@ -80,7 +86,11 @@ def broken_rules(conversation: dict) -> list[str]:
             found.append("parts that are not the assistant's")
         else:
             for part in content:
-                if set(part) != {"type", "text"} or part["type"] not in ("text", "python", "python_output"):
+                if set(part) != {"type", "text"} or part["type"] not in (
+                    "text",
+                    "python",
+                    "python_output",
+                ):
                     found.append(f"a part {part}")
                 if not isinstance(part["text"], str):
                     found.append("a part without text")

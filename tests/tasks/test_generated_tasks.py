@@ -20,8 +20,16 @@ from nanochat.tasks.identity import TEXTS, Identity
 from nanochat.tasks.pydocs_qa import PyDocsQA, described, first_sentences, library
 from nanochat.tasks.spelling import QUESTIONS, SimpleSpelling, SpellingBee
 
-WORDS = [a + b + c for a in "bdfgklmnprst" for b in "aeiou" for c in "dglmnprt"] + ["strawberry", "banana"]
-ME = {"model_name": "Pip", "maker": "Ada", "purpose": "answer questions", "facts": {"favourite colour": "dark blue"}}
+WORDS = [a + b + c for a in "bdfgklmnprst" for b in "aeiou" for c in "dglmnprt"] + [
+    "strawberry",
+    "banana",
+]
+ME = {
+    "model_name": "Pip",
+    "maker": "Ada",
+    "purpose": "answer questions",
+    "facts": {"favourite colour": "dark blue"},
+}
 
 
 @pytest.fixture
@@ -32,7 +40,9 @@ def words(tmp_path) -> str:
 
 
 def made(kind, words, **more):
-    own = {Identity: ME, SpellingBee: {"path": words}, SimpleSpelling: {"path": words}}.get(kind, {})
+    own = {Identity: ME, SpellingBee: {"path": words}, SimpleSpelling: {"path": words}}.get(
+        kind, {}
+    )
     return kind(**{"size": 400, **own, **more})
 
 
@@ -77,7 +87,9 @@ def test_another_process_makes_the_same(words, tmp_path):
         "print(json.dumps([[list(t[i] for i in range(len(t))), t.settings()] for t in tasks]))"
     )
     run = [sys.executable, "-c", code]
-    done = subprocess.run(run, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": "5"})
+    done = subprocess.run(
+        run, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": "5"}
+    )
     assert json.loads(done.stdout) == [[[t[i] for i in range(len(t))], t.settings()] for t in tasks]
 
 
@@ -101,7 +113,9 @@ def test_the_tool_says_what_the_conversation_says_it_says(kind, words):
         task = made(kind, words, split=split)
         for i in range(400):
             parts = task[i]["messages"][1]["content"]
-            (call,), (result,) = ([p["text"] for p in parts if p["type"] == t] for t in ("python", "python_output"))
+            (call,), (result,) = (
+                [p["text"] for p in parts if p["type"] == t] for t in ("python", "python_output")
+            )
             assert calculate(call) == result, call
 
 
@@ -126,7 +140,9 @@ def test_spelling_bee_by_hand(tmp_path):
     path = tmp_path / "one.txt"
     path.write_text("egg\n")
     task = SpellingBee(size=200, path=path, held_out=0)
-    chosen = next(c for c in (task[i] for i in range(200)) if "'g'" in c["messages"][1]["content"][0]["text"])
+    chosen = next(
+        c for c in (task[i] for i in range(200)) if "'g'" in c["messages"][1]["content"][0]["text"]
+    )
     assert chosen["messages"][1]["content"] == [
         {
             "type": "text",
@@ -146,28 +162,42 @@ def test_spelling_draws_as_the_facts_sheet_says(words, split, seeds):
     """Seed i, or 10,000,000 + i; word, letter, template, lower case, quotes, question mark, in that order."""
     shuffled = list(WORDS)
     Random(42).shuffle(shuffled)
-    bee, simple = (made(kind, words, split=split, held_out=0) for kind in (SpellingBee, SimpleSpelling))
+    bee, simple = (
+        made(kind, words, split=split, held_out=0) for kind in (SpellingBee, SimpleSpelling)
+    )
     for i in range(400):
         draw = Random(seeds + i)
         word = draw.choice(WORDS)
-        letter = draw.choice(word) if draw.random() < 0.9 else draw.choice("abcdefghijklmnopqrstuvwxyz")
+        letter = (
+            draw.choice(word) if draw.random() < 0.9 else draw.choice("abcdefghijklmnopqrstuvwxyz")
+        )
         template = draw.choice(QUESTIONS)
         template = template.lower() if draw.random() < 0.3 else template
         a, b = draw.choice(["", "'", '"']), draw.choice(["", "'", '"'])
-        asked = template.format(letter=a + letter + a, word=b + word + b) + ("?" if draw.random() < 0.5 else "")
+        asked = template.format(letter=a + letter + a, word=b + word + b) + (
+            "?" if draw.random() < 0.5 else ""
+        )
         assert bee[i]["messages"][0]["content"] == asked
-        assert simple[i]["messages"][0]["content"] == f"Spell the word: {Random(seeds + i).choice(shuffled)}"
+        assert (
+            simple[i]["messages"][0]["content"]
+            == f"Spell the word: {Random(seeds + i).choice(shuffled)}"
+        )
 
 
 def test_spelling_templates_are_as_many_as_the_original_has():
     assert len(QUESTIONS) == len(set(QUESTIONS)) == 51
     assert sum(q.isascii() and re.search(r"[A-Z]|:", q) is not None for q in QUESTIONS) >= 30
-    assert all(q.count("{letter}") == 1 and q.count("{word}") == 1 and not q.endswith("?") for q in QUESTIONS)
+    assert all(
+        q.count("{letter}") == 1 and q.count("{word}") == 1 and not q.endswith("?")
+        for q in QUESTIONS
+    )
 
 
 def word_of(conversation) -> str:
     content = conversation["messages"][1]["content"]
-    text = content if isinstance(content, str) else content[0]["text"].partition("Spelled out:\n")[2]
+    text = (
+        content if isinstance(content, str) else content[0]["text"].partition("Spelled out:\n")[2]
+    )
     return text.partition(":")[0]
 
 
@@ -190,12 +220,16 @@ def test_word_lists_that_cannot_be_used(tmp_path):
         (tmp_path / "words.txt").write_text(text)
         with pytest.raises(ValueError, match=line):
             SpellingBee(size=1, split="test", path=tmp_path / "words.txt")[0]
-    with pytest.raises(FileNotFoundError, match=r"path=.*no\.txt is not a file; set `path` of spelling_bee"):
+    with pytest.raises(
+        FileNotFoundError, match=r"path=.*no\.txt is not a file; set `path` of spelling_bee"
+    ):
         SpellingBee(size=1, path=tmp_path / "no.txt")[0]
     with pytest.raises(FileNotFoundError, match="spelling_bee needs a list of words; set `path`"):
         SpellingBee(size=1)[0]
     for share in (-0.1, 1, "x"):
-        with pytest.raises(ValueError, match=f"held_out={share} must be between 0 and 1, or 0 to share everything"):
+        with pytest.raises(
+            ValueError, match=f"held_out={share} must be between 0 and 1, or 0 to share everything"
+        ):
             SpellingBee(size=1, held_out=share)
 
 
@@ -208,10 +242,12 @@ def test_words_of_the_mirror(mirror):
 
 def test_words_of_the_documentation_of_python():
     task = SimpleSpelling(size=10, path="library")
-    assert {"argument", "list", "return", "value"} <= set(task.all_words) and 4000 < len(task.all_words) < 8000
-    assert all(re.fullmatch("[a-z]{3,12}", word) for word in task.all_words) and task.all_words == sorted(
+    assert {"argument", "list", "return", "value"} <= set(task.all_words) and 4000 < len(
         task.all_words
-    )
+    ) < 8000
+    assert all(
+        re.fullmatch("[a-z]{3,12}", word) for word in task.all_words
+    ) and task.all_words == sorted(task.all_words)
     assert word_of(task[3]) in task.words
 
 
@@ -219,7 +255,9 @@ def test_words_of_the_documentation_of_python():
 
 
 def problem_of(conversation) -> tuple[str, str, str]:
-    a, operator, b = re.fullmatch(r"(\d+)([-+*/])(\d+)=", conversation["messages"][1]["content"][0]["text"]).groups()
+    a, operator, b = re.fullmatch(
+        r"(\d+)([-+*/])(\d+)=", conversation["messages"][1]["content"][0]["text"]
+    ).groups()
     return a, operator, b
 
 
@@ -243,7 +281,9 @@ def test_arithmetic_is_right_and_asked_in_many_ways():
         a, operator, b = problem_of(conversation)
         assert conversation["answer"] == str(eval(f"{a}{operator if operator != '/' else '//'}{b}"))
         question = conversation["messages"][0]["content"]
-        assert set(re.findall(r"\d+", question)) == {a, b}, "the question holds the operands and no other number"
+        assert set(re.findall(r"\d+", question)) == {a, b}, (
+            "the question holds the operands and no other number"
+        )
         assert max(len(a), len(b)) <= 3
         seen.add((operator, re.sub(r"\d+", "#", question)))
     assert {op for op, _ in seen} == set("+-*/") and len(seen) > 150
@@ -313,13 +353,19 @@ def test_arithmetic_scores_negative_numbers():
 
 
 def test_an_answer_is_the_first_sentence_of_a_docstring():
-    assert first_sentences("math.sqrt", "Return the square root of x.") == "Return the square root of x."
+    assert (
+        first_sentences("math.sqrt", "Return the square root of x.")
+        == "Return the square root of x."
+    )
     assert (
         first_sentences("m.f", "f(a, b=1) -> int\n\nReturn the sum of *a*\nand b.\n\nMore here.")
         == "Return the sum of *a* and b."
     )
     assert first_sentences("m.f", "m.f(a)\n   does :func:`~x.g` and ``h``") == "Does x.g and `h`."
-    assert first_sentences("m.f", "One thing here. Another thing. A third thing.") == "One thing here. Another thing."
+    assert (
+        first_sentences("m.f", "One thing here. Another thing. A third thing.")
+        == "One thing here. Another thing."
+    )
     assert first_sentences("m.f", "One thing here. Another thing:") == "One thing here."
     for useless in ("", "Short.", "See below:", "f(x) -> y", "x " * 200, ">>> f(1) is an example."):
         assert first_sentences("m.f", useless) == "", useless
@@ -327,9 +373,7 @@ def test_an_answer_is_the_first_sentence_of_a_docstring():
 
 def test_what_a_source_file_says():
     source = '"""What this module is for."""\nclass A:\n    """A kind of a thing."""\n    def f(self):\n        """Not asked about."""\n'
-    source += (
-        'def g():\n    """Return a good thing."""\ndef _h():\n    """Return a hidden thing."""\ndef bare(): pass\n'
-    )
+    source += 'def g():\n    """Return a good thing."""\ndef _h():\n    """Return a hidden thing."""\ndef bare(): pass\n'
     assert [tuple(entry) for entry in described("m", source)] == [
         ("module", "m", "What this module is for."),
         ("class", "m.A", "A kind of a thing."),
@@ -338,16 +382,25 @@ def test_what_a_source_file_says():
     assert list(described("m", "not python {{")) == []
 
 
-@pytest.mark.parametrize("module", ["copy", "doctest", "functools", "inspect", "json.decoder", "operator", "typing"])
+@pytest.mark.parametrize(
+    "module", ["copy", "doctest", "functools", "inspect", "json.decoder", "operator", "typing"]
+)
 def test_parsing_heads_finds_what_parsing_all_of_it_finds(module):
     source = inspect.getsource(importlib.import_module(module))
     tree = ast.parse(source)
     nodes = [(module, tree)]
     for node in tree.body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name[0] != "_":
+        if (
+            isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and node.name[0] != "_"
+        ):
             nodes.append((f"{module}.{node.name}", node))
     said = [(name, first_sentences(name, ast.get_docstring(node) or "")) for name, node in nodes]
-    assert [(entry.name, entry.text) for entry in described(module, source)] == [(n, t) for n, t in said if t] != []
+    assert (
+        [(entry.name, entry.text) for entry in described(module, source)]
+        == [(n, t) for n, t in said if t]
+        != []
+    )
 
 
 def test_the_library_is_there_and_clean():
@@ -358,19 +411,27 @@ def test_the_library_is_there_and_clean():
     assert entries["shutil.copy"].kind == "function" and "Copy data" in entries["shutil.copy"].text
     assert entries["json.decoder.JSONDecoder"].kind == "class" and entries["heapq"].kind == "module"
     for entry in entries.values():
-        assert 15 <= len(entry.text) <= 160 and "\n" not in entry.text and entry.text.endswith("."), entry
+        assert (
+            15 <= len(entry.text) <= 160 and "\n" not in entry.text and entry.text.endswith(".")
+        ), entry
         assert not entry.name.rpartition(".")[2].startswith("_")
 
 
 def test_names_of_the_test_split_are_never_asked_in_training():
     train, test = PyDocsQA(size=9000), PyDocsQA(size=9000, split="test")
     names = [{task[i]["about"] for i in range(len(task))} for task in (train, test)]
-    assert not names[0] & names[1] and len(names[0] | names[1]) == len(library()), "all are asked about"
+    assert not names[0] & names[1] and len(names[0] | names[1]) == len(library()), (
+        "all are asked about"
+    )
     assert 0.07 < len(names[1]) / len(library()) < 0.13
     first = train[0]
     assert first["about"] in first["messages"][0]["content"]
-    others = [train[i] for i in range(len(train.entries), 9000) if train[i]["about"] == first["about"]]
-    assert others and {c["messages"][1]["content"] for c in others} == {first["messages"][1]["content"]}
+    others = [
+        train[i] for i in range(len(train.entries), 9000) if train[i]["about"] == first["about"]
+    ]
+    assert others and {c["messages"][1]["content"] for c in others} == {
+        first["messages"][1]["content"]
+    }
     with pytest.raises(ValueError, match="is chat"):
         train.score(first, "x")
 
@@ -406,7 +467,9 @@ def test_identity_asks_in_many_wordings_and_languages():
     for topics in languages.values():
         for topic in topics.values():
             assert len(topic["questions"]) % 5 == 0, "each fifth is for testing"
-            assert all("{" + topic["asks"] + "}" in reply for reply in topic["replies"]), "a reply holds the answer"
+            assert all("{" + topic["asks"] + "}" in reply for reply in topic["replies"]), (
+                "a reply holds the answer"
+            )
 
 
 def test_identity_makes_the_conversations_that_runs_were_trained_on():
@@ -414,7 +477,11 @@ def test_identity_makes_the_conversations_that_runs_were_trained_on():
     found = hashlib.sha256()
     for split in ("train", "test"):
         for facts in ({}, {"favourite colour": "blue", "size": "small"}):
-            words = {"model_name": "nanochat", "maker": "Little Model Lab", "purpose": "answer questions and chat"}
+            words = {
+                "model_name": "nanochat",
+                "maker": "Little Model Lab",
+                "purpose": "answer questions and chat",
+            }
             task = Identity(size=3000, split=split, facts=facts, **words)
             for i in range(3000):
                 found.update(json.dumps(task[i], ensure_ascii=False).encode())
@@ -423,9 +490,18 @@ def test_identity_makes_the_conversations_that_runs_were_trained_on():
 
 def test_identity_says_what_was_set():
     task = Identity(size=3000, **ME)
-    replies = [m["content"] for i in range(3000) for m in task[i]["messages"] if m["role"] == "assistant"]
-    for said in ("My name is Pip.", "I was made by Ada.", "Ada made me.", "I am here to answer questions.",
-                 "My favourite colour is dark blue.", "No, I am Pip, a language model.", "Me llamo Pip."):  # fmt: skip
+    replies = [
+        m["content"] for i in range(3000) for m in task[i]["messages"] if m["role"] == "assistant"
+    ]
+    for said in (
+        "My name is Pip.",
+        "I was made by Ada.",
+        "Ada made me.",
+        "I am here to answer questions.",
+        "My favourite colour is dark blue.",
+        "No, I am Pip, a language model.",
+        "Me llamo Pip.",
+    ):
         assert said in replies
     assert not any(re.search(r"[{}]", reply) for reply in replies)
     assert max(len(task[i]["messages"]) for i in range(3000)) == 6, "a greeting and two questions"
@@ -442,10 +518,16 @@ def test_identity_scores_the_asked_fact():
         == task.score({"answer": "answer questions"}, "To Answer Questions")
         == 1.0
     )
-    assert task.score({"answer": "Pip"}, "I was made by Ada.") == task.score({"answer": "Ada"}, "") == 0.0
+    assert (
+        task.score({"answer": "Pip"}, "I was made by Ada.")
+        == task.score({"answer": "Ada"}, "")
+        == 0.0
+    )
     train = Identity(size=200, **ME)
     talk = next(c for c in (train[i] for i in range(200)) if "answer" not in c)
-    with pytest.raises(ValueError, match="identity: this conversation asks for nothing; score the test split"):
+    with pytest.raises(
+        ValueError, match="identity: this conversation asks for nothing; score the test split"
+    ):
         train.score(talk, "Hello!")
 
 

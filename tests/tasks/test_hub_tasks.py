@@ -51,8 +51,14 @@ def test_gsm8k_calls_at_the_edges():
         {"type": "python_output", "text": "4"},
         {"type": "text", "text": ""},
     ]
-    assert parts("a<<1+1>>b")[1:3] == [{"type": "python", "text": "1+1"}, {"type": "python_output", "text": ""}]
-    assert parts("<<x=1=2>>")[1:3] == [{"type": "python", "text": "x=1"}, {"type": "python_output", "text": "2"}]
+    assert parts("a<<1+1>>b")[1:3] == [
+        {"type": "python", "text": "1+1"},
+        {"type": "python_output", "text": ""},
+    ]
+    assert parts("<<x=1=2>>")[1:3] == [
+        {"type": "python", "text": "x=1"},
+        {"type": "python_output", "text": "2"},
+    ]
     assert parts("a << b") == [{"type": "text", "text": "a << b"}]
 
 
@@ -60,7 +66,10 @@ def test_gsm8k_calls_at_the_edges():
     ("completion", "right"),
     [
         ("#### 72", 1.0),
-        ("48+24 = <|python_start|>48+24<|python_end|><|output_start|>72<|output_end|>72 clips.\n#### 72", 1.0),
+        (
+            "48+24 = <|python_start|>48+24<|python_end|><|output_start|>72<|output_end|>72 clips.\n#### 72",
+            1.0,
+        ),
         ("#### 7,2", 1.0),  # commas are dropped wherever they stand
         ("#### 72 clips\n#### 5", 1.0),  # the first one counts
         ("#### 5\n#### 72", 0.0),
@@ -87,7 +96,12 @@ def test_gsm8k_without_a_marked_answer_is_never_right(small_mirror):
 
 
 def test_mmlu_prompt_to_the_byte(small_mirror):
-    row = {"question": "What is 2+2?", "subject": "arithmetic", "choices": ["3", "4", "5", "6"], "answer": 1}
+    row = {
+        "question": "What is 2+2?",
+        "subject": "arithmetic",
+        "choices": ["3", "4", "5", "6"],
+        "answer": 1,
+    }
     small_mirror("cais/mmlu", [row], subset="all", split="test")
     assert MMLU(split="test")[0] == {
         "messages": [
@@ -141,7 +155,8 @@ def test_openbookqa_prompt_and_an_answer_that_is_no_choice(small_mirror):
     assert said[1]["content"] == "A"
     small_mirror("allenai/openbookqa", [{**row, "answerKey": "E"}], subset="main", split="test")
     with pytest.raises(
-        BadConversation, match="row 0 of allenai/openbookqa test: the answer 'E' is not one of 2 choices"
+        BadConversation,
+        match="row 0 of allenai/openbookqa test: the answer 'E' is not one of 2 choices",
     ):
         OpenBookQA(split="test")[0]
 
@@ -197,7 +212,10 @@ EARLY = [
 @pytest.mark.parametrize("code", EARLY)
 def test_humaneval_an_answer_that_ends_before_the_tests_is_wrong(code):
     asked = {
-        "messages": [{"role": "user", "content": "import math\n"}, {"role": "assistant", "content": ""}],
+        "messages": [
+            {"role": "user", "content": "import math\n"},
+            {"role": "assistant", "content": ""},
+        ],
         "entry_point": "f",
         "test": "def check(f):\n    assert f() == 1",
     }
@@ -218,16 +236,23 @@ def test_humaneval_canonical_solutions_are_right_and_others_wrong(mirror):
 
 
 def said(*contents: str, roles=("user", "assistant")) -> list[dict]:
-    return [{"role": roles[n % 2], "content": text, "extra": None} for n, text in enumerate(contents)]
+    return [
+        {"role": roles[n % 2], "content": text, "extra": None} for n, text in enumerate(contents)
+    ]
 
 
 def test_messages_of_any_column_and_bad_rows_named(small_mirror):
-    rows = [{"talk": said("a", "b"), "id": 0}, {"talk": said("c", "d", roles=("user", "user")), "id": 1}]
+    rows = [
+        {"talk": said("a", "b"), "id": 0},
+        {"talk": said("c", "d", roles=("user", "user")), "id": 1},
+    ]
     small_mirror("me/talks", rows)
     task = Messages(name="talks", dataset="me/talks", column="talk")
     order = list(np.random.default_rng(42).permutation(2))
     good, bad = order.index(0), order.index(1)
-    assert task[good] == {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    assert task[good] == {
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    }
     with pytest.raises(BadConversation, match=r"^row 1 of me/talks train: .*take turns"):
         task[bad]
     with pytest.raises(BadConversation, match="column id is not a list of messages"):
@@ -238,17 +263,33 @@ def test_messages_of_any_column_and_bad_rows_named(small_mirror):
 @pytest.mark.parametrize(
     ("task", "error", "line"),
     [
-        (Messages(name="m", dataset="me/none"), FileNotFoundError, r"me/none is not in the mirror .*NANOCHAT_HUB_DIR \(paths.hub_dir="),
-        (GSM8K(subset="hard"), ValueError, "subset=hard is not a config of openai/gsm8k in the mirror; set `subset` to one of: main, other"),
-        (GSM8K(subset=None), ValueError, "subset=None is not a config .* set `subset` to one of: main, other"),
-        (GSM8K(split="validation"), ValueError, "split=validation is not in openai/gsm8k main in the mirror; set `split` to one of: train, test"),
+        (
+            Messages(name="m", dataset="me/none"),
+            FileNotFoundError,
+            r"me/none is not in the mirror .*NANOCHAT_HUB_DIR \(paths.hub_dir=",
+        ),
+        (
+            GSM8K(subset="hard"),
+            ValueError,
+            "subset=hard is not a config of openai/gsm8k in the mirror; set `subset` to one of: main, other",
+        ),
+        (
+            GSM8K(subset=None),
+            ValueError,
+            "subset=None is not a config .* set `subset` to one of: main, other",
+        ),
+        (
+            GSM8K(split="validation"),
+            ValueError,
+            "split=validation is not in openai/gsm8k main in the mirror; set `split` to one of: train, test",
+        ),
         (
             Messages(name="m", dataset="openai/gsm8k", subset="main"),
             ValueError,
             "openai/gsm8k train in the mirror has no column messages; its columns are: question, answer",
         ),
     ],
-)  # fmt: skip
+)
 def test_what_is_missing_is_named_in_one_line(small_mirror, task, error, line):
     for subset, split in (("main", "train"), ("main", "test"), ("other", "test")):
         small_mirror("openai/gsm8k", [CLIPS], subset=subset, split=split)
@@ -259,8 +300,12 @@ def test_what_is_missing_is_named_in_one_line(small_mirror, task, error, line):
 
 def test_a_spoilt_mirror_and_an_unreachable_hub_are_one_line(small_mirror, monkeypatch):
     small_mirror("me/talks", [{"messages": said("a", "b")}])
-    (Path(sys.modules["os"].environ["NANOCHAT_HUB_DIR"]) / "me/talks/default/train.parquet").write_bytes(b"spoilt")
-    with pytest.raises(OSError, match=r"me/talks in the mirror .* cannot be read \(.*\); copy it there again"):
+    (
+        Path(sys.modules["os"].environ["NANOCHAT_HUB_DIR"]) / "me/talks/default/train.parquet"
+    ).write_bytes(b"spoilt")
+    with pytest.raises(
+        OSError, match=r"me/talks in the mirror .* cannot be read \(.*\); copy it there again"
+    ):
         len(Messages(name="talks", dataset="me/talks"))
 
     import datasets
@@ -271,9 +316,7 @@ def test_a_spoilt_mirror_and_an_unreachable_hub_are_one_line(small_mirror, monke
     monkeypatch.delenv("NANOCHAT_HUB_DIR")
     monkeypatch.setattr(datasets, "load_dataset_builder", unreachable)
     monkeypatch.setattr(datasets, "get_dataset_config_names", unreachable)
-    line = (
-        r"cannot get me/talks from the hub \(no route to host\); go online, or set NANOCHAT_HUB_DIR .* with me/talks/"
-    )
+    line = r"cannot get me/talks from the hub \(no route to host\); go online, or set NANOCHAT_HUB_DIR .* with me/talks/"
     with pytest.raises(OSError, match=line):
         len(Messages(name="talks", dataset="me/talks"))
 
@@ -301,24 +344,38 @@ MIRRORED = [
     (HumanEval(), 164),
     (
         Messages(
-            name="dolly", dataset="databricks/databricks-dolly-15k", ignore=["instruction", "context", "response"]
+            name="dolly",
+            dataset="databricks/databricks-dolly-15k",
+            ignore=["instruction", "context", "response"],
         ),
         14213,
     ),
     (Messages(name="oasst", dataset="OpenAssistant/oasst1-en-threads"), 298),
     (Messages(name="self_dialogue", dataset="jfainberg/self_dialogue_corpus"), 22239),
-    (Messages(name="schema_guided", dataset="google-research-datasets/dstc8-schema-guided-dialogue"), 12174),
+    (
+        Messages(
+            name="schema_guided", dataset="google-research-datasets/dstc8-schema-guided-dialogue"
+        ),
+        12174,
+    ),
     (Messages(name="topical_chat", dataset="alexa/Topical-Chat"), 1078),
 ]
 
 
-@pytest.mark.parametrize(("task", "size"), MIRRORED, ids=[f"{task.name}-{task.split}" for task, _ in MIRRORED])
+@pytest.mark.parametrize(
+    ("task", "size"), MIRRORED, ids=[f"{task.name}-{task.split}" for task, _ in MIRRORED]
+)
 def test_real_rows_in_the_mirror(mirror, rules, task, size):
     """Sizes of the facts sheet and the mirror's README; conversation i is row permutation[i], read with pyarrow alone."""
     assert len(task) == size
     (path,) = Path(mirror, task.dataset).glob(f"{task.subset or 'data'}/{task.split}-*.parquet")
     order = np.random.default_rng(42).permutation(size)
-    first = {"question": "question", "question_stem": "question", "prompt": "prompt", "messages": "messages"}
+    first = {
+        "question": "question",
+        "question_stem": "question",
+        "prompt": "prompt",
+        "messages": "messages",
+    }
     table = pq.read_table(path)
     column = next(name for name in first if name in table.column_names)
     for i in (0, 1, size - 1):
@@ -334,7 +391,12 @@ def test_real_rows_in_the_mirror(mirror, rules, task, size):
 
 
 def test_the_right_answers_of_the_mirror_score_and_the_next_ones_do_not(mirror):
-    for task in (GSM8K(split="test"), ARC(split="test"), OpenBookQA(split="test"), MMLU(split="test")):
+    for task in (
+        GSM8K(split="test"),
+        ARC(split="test"),
+        OpenBookQA(split="test"),
+        MMLU(split="test"),
+    ):
         for i in range(50):
             content = task[i]["messages"][-1]["content"]
             own = content if isinstance(content, str) else "".join(part["text"] for part in content)
@@ -345,11 +407,20 @@ def test_the_right_answers_of_the_mirror_score_and_the_next_ones_do_not(mirror):
 @pytest.mark.parametrize(
     ("task", "line"),
     [
-        (MMLU(), "split=auxiliary_train is not in cais/mmlu all in the mirror; set `split` to one of: test, dev"),
-        (ARC(split="validation"), "split=validation is not in allenai/ai2_arc ARC-Easy in the mirror; set `split` to one of: train, test"),
-        (GSM8K(subset="socratic"), "split=train is not in openai/gsm8k socratic in the mirror; set `split` to one of: test"),
+        (
+            MMLU(),
+            "split=auxiliary_train is not in cais/mmlu all in the mirror; set `split` to one of: test, dev",
+        ),
+        (
+            ARC(split="validation"),
+            "split=validation is not in allenai/ai2_arc ARC-Easy in the mirror; set `split` to one of: train, test",
+        ),
+        (
+            GSM8K(subset="socratic"),
+            "split=train is not in openai/gsm8k socratic in the mirror; set `split` to one of: test",
+        ),
     ],
-)  # fmt: skip
+)
 def test_splits_the_mirror_lacks(mirror, task, line):
     with pytest.raises(ValueError, match=line):
         len(task)
@@ -360,8 +431,6 @@ def test_another_process_sees_the_same(mirror, tmp_path):
     task = GSM8K(split="test", start=3, stop=100, step=7)
     file = tmp_path / "task.pickle"
     file.write_bytes(pickle.dumps(task))
-    code = (
-        f"import pickle; t = pickle.load(open({str(file)!r}, 'rb')); print([t[i] for i in range(len(t))], t.settings())"
-    )
+    code = f"import pickle; t = pickle.load(open({str(file)!r}, 'rb')); print([t[i] for i in range(len(t))], t.settings())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"{[task[i] for i in range(len(task))]} {task.settings()}"

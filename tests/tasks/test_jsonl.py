@@ -10,13 +10,18 @@ HI = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello
 TOOL = [
     {"role": "system", "content": "be brief"},
     {"role": "user", "content": "1+1?"},
-    {"role": "assistant", "content": [{"type": "python", "text": "1+1"}, {"type": "python_output", "text": "2"}]},
+    {
+        "role": "assistant",
+        "content": [{"type": "python", "text": "1+1"}, {"type": "python_output", "text": "2"}],
+    },
 ]
 
 
 def write(tmp_path, *lines) -> str:
     path = tmp_path / "talks.jsonl"
-    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    path.write_text(
+        "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    )
     return str(path)
 
 
@@ -49,11 +54,16 @@ def test_settings_follow_the_content_not_the_place(tmp_path):
         ([HI[0], HI[0]], "message 1 is of user where assistant comes"),
         ([HI[0]], "it has no turn of the assistant"),
         ([HI[0], {"role": "assistant", "content": 5}], "message 1 .*not text"),
-        ([HI[0], {"role": "assistant", "content": [{"type": "image", "text": ""}]}], ".*type 'image'"),
+        (
+            [HI[0], {"role": "assistant", "content": [{"type": "image", "text": ""}]}],
+            ".*type 'image'",
+        ),
         ([{"role": "tool", "content": "x"}], ".*role 'tool'"),
     ],
 )
-def test_a_conversation_that_breaks_the_rules_is_named_with_file_line_and_reason(tmp_path, line, reason):
+def test_a_conversation_that_breaks_the_rules_is_named_with_file_line_and_reason(
+    tmp_path, line, reason
+):
     task = JSONL(path=write(tmp_path, HI, "", line, HI))
     assert len(task) == 3 and task[0] == task[2] == {"messages": HI}, "the others are there"
     with pytest.raises(BadConversation, match=rf"talks\.jsonl line 3: {reason}"):
@@ -69,9 +79,14 @@ def test_a_line_that_is_no_json_fails_at_once(tmp_path, line):
 
 
 def test_train_and_test_share_nothing_and_lose_nothing(tmp_path):
-    talks = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": str(n)}] for n in range(300)]
+    talks = [
+        [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": str(n)}]
+        for n in range(300)
+    ]
     path = write(tmp_path, *talks)
-    everything, train, test = (JSONL(path=path, split=split, held_out=0.2) for split in ("all", "train", "test"))
+    everything, train, test = (
+        JSONL(path=path, split=split, held_out=0.2) for split in ("all", "train", "test")
+    )
     found = [[task[i]["messages"] for i in range(len(task))] for task in (everything, train, test)]
     assert found[0] == talks
     assert sorted(found[1] + found[2], key=talks.index) == talks and 30 < len(test) < 90
@@ -82,7 +97,9 @@ def test_train_and_test_share_nothing_and_lose_nothing(tmp_path):
     ):
         with pytest.raises(ValueError, match=line):
             JSONL(path=path, **wrong)
-    with pytest.raises(ValueError, match=r"holds no conversation for test at held_out=1e-09; raise it"):
+    with pytest.raises(
+        ValueError, match=r"holds no conversation for test at held_out=1e-09; raise it"
+    ):
         len(JSONL(path=path, split="test", held_out=1e-9))
 
 

@@ -38,7 +38,9 @@ def pieces(conversation: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
         if message["role"] == "assistant":
             yield "special", "<|assistant_start|>", 0
             content = message["content"]
-            for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            for part in (
+                [{"type": "text", "text": content}] if isinstance(content, str) else content
+            ):
                 if part["type"] == "text":
                     yield "text", part["text"], 1
                 if part["type"] == "python":
@@ -77,11 +79,20 @@ def assert_as_written(task: Task, tokenizer: BPETokenizer) -> None:
 @pytest.mark.parametrize(
     "task",
     [
-        Arithmetic(size=500), PyDocsQA(size=500), SimpleSpelling(size=500, path="library"), SpellingBee(size=500, path="library"),
-        Identity(size=500, model_name="Ada", maker="the Society", purpose="help", facts={"colour": "blue"}),
+        Arithmetic(size=500),
+        PyDocsQA(size=500),
+        SimpleSpelling(size=500, path="library"),
+        SpellingBee(size=500, path="library"),
+        Identity(
+            size=500,
+            model_name="Ada",
+            maker="the Society",
+            purpose="help",
+            facts={"colour": "blue"},
+        ),
     ],
     ids=lambda task: task.name,
-)  # fmt: skip
+)
 def test_made_up_conversations_are_rendered_as_written(task: Task, tokenizer: BPETokenizer) -> None:
     assert_as_written(task, tokenizer)
 
@@ -102,7 +113,9 @@ def test_made_up_conversations_are_rendered_as_written(task: Task, tokenizer: BP
         "topical_chat",
     ],
 )
-def test_real_conversations_are_rendered_as_written(name: str, tokenizer: BPETokenizer, mirror: str) -> None:
+def test_real_conversations_are_rendered_as_written(
+    name: str, tokenizer: BPETokenizer, mirror: str
+) -> None:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.utils import instantiate

@@ -21,7 +21,10 @@ class Numbers(Task):
     def conversation(self, i):
         if i == 7:
             raise BadConversation("seven is bad")
-        said = [{"role": "user", "content": f"{self.word} {i}"}, {"role": "assistant", "content": str(i)}]
+        said = [
+            {"role": "user", "content": f"{self.word} {i}"},
+            {"role": "assistant", "content": str(i)},
+        ]
         return {"messages": said}
 
 
@@ -31,8 +34,19 @@ def taken(**slices) -> list[int]:
 
 
 def test_a_slice_takes_what_python_would():
-    for start, stop, step in [(0, None, 1), (3, None, 1), (0, 10, 3), (2, 9, 2), (9, 10, 1), (0, 4, 7)]:
-        assert taken(start=start, stop=stop, step=step) == list(range(10))[start:stop:step], (start, stop, step)
+    for start, stop, step in [
+        (0, None, 1),
+        (3, None, 1),
+        (0, 10, 3),
+        (2, 9, 2),
+        (9, 10, 1),
+        (0, 4, 7),
+    ]:
+        assert taken(start=start, stop=stop, step=step) == list(range(10))[start:stop:step], (
+            start,
+            stop,
+            step,
+        )
     task = Numbers(start=2, stop=9, step=3)
     assert [c["messages"][1]["content"] for c in (task[0], task[1], task[2])] == ["2", "5", "8"]
     assert len(Numbers(repeat=4)) == 10, "repeat is for mixtures"
@@ -64,7 +78,10 @@ def test_a_slice_that_makes_no_sense_fails_at_once(slices, line):
     ("slices", "line"),
     [
         ({"stop": 11}, "stop=11 is past the end of numbers: it has 10 conversations; lower stop"),
-        ({"start": 10}, "start=10 is past the end of numbers: it has 10 conversations; lower start"),
+        (
+            {"start": 10},
+            "start=10 is past the end of numbers: it has 10 conversations; lower start",
+        ),
     ],
 )
 def test_a_slice_past_the_end_fails_when_the_length_is_known(slices, line):
@@ -75,7 +92,13 @@ def test_a_slice_past_the_end_fails_when_the_length_is_known(slices, line):
 def test_settings_change_with_what_decides_the_conversations():
     first = Numbers().settings()
     assert first == Numbers().settings() == Numbers(repeat=3).settings()
-    for other in (Numbers(start=1), Numbers(stop=9), Numbers(step=2), Numbers(count=11), Numbers(word="digit")):
+    for other in (
+        Numbers(start=1),
+        Numbers(stop=9),
+        Numbers(step=2),
+        Numbers(count=11),
+        Numbers(word="digit"),
+    ):
         assert other.settings() != first
     assert first["task"].endswith("Numbers") and first["total"] == 10
 

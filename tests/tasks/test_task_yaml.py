@@ -10,7 +10,9 @@ from hydra.utils import get_class, instantiate
 from nanochat.runtime.paths import conf_dir
 from nanochat.tasks import Task
 
-NAMES = sorted(path.stem for path in (conf_dir() / "task").glob("*.yaml") if not path.stem.startswith("_"))
+NAMES = sorted(
+    path.stem for path in (conf_dir() / "task").glob("*.yaml") if not path.stem.startswith("_")
+)
 ASKED_FOR = {"messages": ["task.dataset=me/talks"], "jsonl": ["task.path=talks.jsonl"]}
 
 
@@ -39,7 +41,9 @@ def arguments(kind: type) -> set[str]:
     for base in kind.__mro__:
         if "__init__" in vars(base) and base is not object:
             found |= {
-                name for name, p in inspect.signature(base.__init__).parameters.items() if p.kind == p.KEYWORD_ONLY
+                name
+                for name, p in inspect.signature(base.__init__).parameters.items()
+                if p.kind == p.KEYWORD_ONLY
             }
     return found
 

@@ -39,4 +39,8 @@ def tiktoken_twin(bpe):
 @pytest.fixture(scope="session")
 def assigned() -> list[str]:
     """Every character Python's Unicode knows, without surrogates."""
-    return [chr(point) for point in range(0x110000) if unicodedata.category(chr(point)) not in ("Cn", "Cs")]
+    return [
+        chr(point)
+        for point in range(0x110000)
+        if unicodedata.category(chr(point)) not in ("Cn", "Cs")
+    ]

@@ -37,7 +37,14 @@ def test_command_trains_keeps_and_prints_the_table(command, tmp_path, capsys):
     command("vocab_size=300", "data.val_fraction=0.3", f"out={tmp_path / 'mine'}")
     printed = capsys.readouterr().out
     assert "trained in" in printed
-    for word in (*SAMPLES, " train ", " val ", "bytes/token", "GPT-2 and GPT-4 not shown", str(tmp_path / "mine")):
+    for word in (
+        *SAMPLES,
+        " train ",
+        " val ",
+        "bytes/token",
+        "GPT-2 and GPT-4 not shown",
+        str(tmp_path / "mine"),
+    ):
         assert word in printed
     (kept,) = (tmp_path / "base" / "tokenizers").iterdir()
     assert load_tokenizer(kept).hash == load_tokenizer(tmp_path / "mine").hash
@@ -78,7 +85,9 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2(command, capsys, words, mes
 
 def test_table_compares_with_references():
     tokenizer = train_char(["abcd"], max_chars=None, doc_cap=None)
-    table = compression_table(tokenizer, {"t": "abcdabcd", "strange": "é"}, {"half": lambda text: len(text) // 2})
+    table = compression_table(
+        tokenizer, {"t": "abcdabcd", "strange": "é"}, {"half": lambda text: len(text) // 2}
+    )
     console = Console(width=120)
     with console.capture() as capture:
         console.print(table)

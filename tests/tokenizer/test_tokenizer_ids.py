@@ -75,12 +75,16 @@ def test_ids_are_those_of_tiktoken_on_nasty_text(bpe, tiktoken_twin, text):
 
 def test_ids_are_those_of_tiktoken_on_random_unicode(bpe, tiktoken_twin, assigned):
     texts = random_texts(assigned, 4000)
-    assert [bpe.encode(text) for text in texts] == tiktoken_twin.encode_ordinary_batch(texts, num_threads=1)
+    assert [bpe.encode(text) for text in texts] == tiktoken_twin.encode_ordinary_batch(
+        texts, num_threads=1
+    )
 
 
 def test_ids_are_those_of_the_library_that_loads_the_file(bpe, assigned):
     texts = random_texts(assigned, 1000, seed=1)
-    assert [bpe.encode(text) for text in texts] == [found.ids for found in library_twin(bpe).encode_batch(texts)]
+    assert [bpe.encode(text) for text in texts] == [
+        found.ids for found in library_twin(bpe).encode_batch(texts)
+    ]
 
 
 def test_every_assigned_character_alone_and_between_letters(bpe, tiktoken_twin, assigned):
@@ -88,7 +92,9 @@ def test_every_assigned_character_alone_and_between_letters(bpe, tiktoken_twin, 
     assert bpe.encode(text) == tiktoken_twin.encode_ordinary(text)
 
 
-@pytest.mark.parametrize(("name", "table"), [(r"\p{L}", LETTERS), (r"\p{N}", NUMBERS), (r"\s", SPACES)])
+@pytest.mark.parametrize(
+    ("name", "table"), [(r"\p{L}", LETTERS), (r"\p{N}", NUMBERS), (r"\s", SPACES)]
+)
 def test_frozen_classes_are_those_of_tiktoken(name, table, assigned):
     """A newer Unicode in tiktoken may only add characters that were not assigned before."""
     engine = tiktoken.Encoding(
@@ -108,7 +114,12 @@ def test_words_joined_are_the_text(assigned):
 
 @pytest.mark.parametrize(
     ("text", "meant"),
-    [("\ud83d\ude00", "😀"), ("a\ud83d", "a\ufffd"), ("\ude00b", "\ufffdb"), ("\ude00\ud83d", "\ufffd\ufffd")],
+    [
+        ("\ud83d\ude00", "😀"),
+        ("a\ud83d", "a\ufffd"),
+        ("\ude00b", "\ufffdb"),
+        ("\ude00\ud83d", "\ufffd\ufffd"),
+    ],
 )
 def test_surrogates_join_or_become_the_replacement_character(bpe, tiktoken_twin, text, meant):
     assert well_formed(text) == meant
@@ -119,7 +130,9 @@ def test_surrogates_join_or_become_the_replacement_character(bpe, tiktoken_twin,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("unit", ["ab", "e", "漢字", "1", "!?", "😀👍🏽", "\n", "\t ", "qwertyuiop"])
+@pytest.mark.parametrize(
+    "unit", ["ab", "e", "漢字", "1", "!?", "😀👍🏽", "\n", "\t ", "qwertyuiop"]
+)
 def test_a_megabyte_without_a_space_takes_seconds_at_most(bpe, tiktoken_twin, unit):
     text = unit * (1_000_000 // len(unit.encode()))
     began = time.perf_counter()
@@ -148,7 +161,8 @@ def test_specials_are_the_last_nine_ids_and_decode_to_their_names(bpe):
     assert list(bpe.specials.values()) == list(range(bpe.vocab_size - 9, bpe.vocab_size))
     assert bpe.bos_id == bpe.vocab_size - 9
     assert (
-        bpe.decode([bpe.bos_id, *bpe.encode("hi"), bpe.specials["<|assistant_end|>"]]) == "<|bos|>hi<|assistant_end|>"
+        bpe.decode([bpe.bos_id, *bpe.encode("hi"), bpe.specials["<|assistant_end|>"]])
+        == "<|bos|>hi<|assistant_end|>"
     )
 
 

@@ -37,7 +37,10 @@ def plain_merges(counts: dict[bytes, int], number: int) -> list[tuple[int, int]]
 
 
 def counted(texts: list[str]) -> dict[bytes, int]:
-    return {word.encode(): n for word, n in Counter(w for text in texts for w in split_words(text)).items()}
+    return {
+        word.encode(): n
+        for word, n in Counter(w for text in texts for w in split_words(text)).items()
+    }
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -45,7 +48,10 @@ def test_merges_are_those_of_the_plain_loop(seed):
     """Few letters and small counts: runs of one symbol, overlaps and ties everywhere."""
     rng = random.Random(seed)
     letters = rng.sample("abcdefghijklmnopqrstuvwxyzäß", rng.randint(1, 4))
-    words = ["".join(rng.choice(letters) for _ in range(rng.randint(1, 14))) for _ in range(rng.randint(1, 60))]
+    words = [
+        "".join(rng.choice(letters) for _ in range(rng.randint(1, 14)))
+        for _ in range(rng.randint(1, 60))
+    ]
     texts = [word for word in words for _ in range(rng.randint(1, 5))]
     number = rng.choice([5, 40, 10_000])
     merges = learn_merges(texts, number)

@@ -80,7 +80,9 @@ def test_limits_that_leave_nothing(limits):
 
 def test_max_chars_keeps_the_document_that_crosses_it():
     texts = ["ab" * 50, "cd" * 50, "ef" * 50, "gh" * 50]
-    assert train_char(texts, max_chars=100, doc_cap=None).characters == "abcd"  # 100 is not more than 100
+    assert (
+        train_char(texts, max_chars=100, doc_cap=None).characters == "abcd"
+    )  # 100 is not more than 100
     assert train_char(texts, max_chars=101, doc_cap=None).characters == "abcd"
     assert train_char(texts, max_chars=201, doc_cap=None).characters == "abcdef"
     assert train_char(texts, max_chars=None, doc_cap=None).characters == "abcdefgh"
@@ -111,7 +113,10 @@ def test_what_stops_the_reading_stops_the_training():
 def test_saved_is_loaded(tmp_path):
     tokenizer = bpe([TEXT, "naïve café 漢字 😀"], 290)
     tokenizer.save(tmp_path / "t")
-    assert sorted(path.name for path in (tmp_path / "t").iterdir()) == ["token_bytes.npy", "tokenizer.json"]
+    assert sorted(path.name for path in (tmp_path / "t").iterdir()) == [
+        "token_bytes.npy",
+        "tokenizer.json",
+    ]
     loaded = load_tokenizer(tmp_path / "t")
     assert (loaded.kind, loaded.hash, loaded.tokens, loaded.specials) == (
         "bpe",

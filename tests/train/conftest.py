@@ -19,10 +19,25 @@ before after slowly never often water field road bird child hand door year morni
 
 # what makes a run of seconds: two layers of width 64, 16 rows of 64 tokens in 4 micro-batches; fp32, which all CPUs have
 TINY = [
-    "+phase=base", "model=d2", "trainer=cpu", "model.head_dim=32", "model.aspect_ratio=32", "model.sequence_len=64", "batch_tokens=1024",
-    "data.rows_per_device=4", "data.num_workers=0", "data.prepare_workers=0", "tokenizer.vocab_size=320", "compute.compile=false",
-    "compute.precision=fp32", "save_every=5", "eval_every=10", "eval_tokens=2048", "sample.prompts=[]", "progress=lines",
-]  # fmt: skip
+    "+phase=base",
+    "model=d2",
+    "trainer=cpu",
+    "model.head_dim=32",
+    "model.aspect_ratio=32",
+    "model.sequence_len=64",
+    "batch_tokens=1024",
+    "data.rows_per_device=4",
+    "data.num_workers=0",
+    "data.prepare_workers=0",
+    "tokenizer.vocab_size=320",
+    "compute.compile=false",
+    "compute.precision=fp32",
+    "save_every=5",
+    "eval_every=10",
+    "eval_tokens=2048",
+    "sample.prompts=[]",
+    "progress=lines",
+]
 
 
 def make_corpus(folder: Path, documents: int = 400, seed: int = 0) -> Path:
@@ -32,7 +47,8 @@ def make_corpus(folder: Path, documents: int = 400, seed: int = 0) -> Path:
     with (folder / "text.jsonl").open("w") as file:
         for _ in range(documents):
             sentences = [
-                " ".join(rng.choice(WORDS) for _ in range(rng.randint(4, 12))) + "." for _ in range(rng.randint(5, 60))
+                " ".join(rng.choice(WORDS) for _ in range(rng.randint(4, 12))) + "."
+                for _ in range(rng.randint(5, 60))
             ]
             file.write(json.dumps({"text": " ".join(sentences)}) + "\n")
     return folder
@@ -50,7 +66,13 @@ def shared_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(base: Path, **more: str) -> dict[str, str]:
-    return {**os.environ, "NANOCHAT_BASE_DIR": str(base), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
+    return {
+        **os.environ,
+        "NANOCHAT_BASE_DIR": str(base),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+        **more,
+    }
 
 
 @pytest.fixture(scope="session")
@@ -62,9 +84,15 @@ def tiny(corpus: Path) -> list[str]:
 def train(shared_base: Path, tiny: list[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `python -m nanochat.train` on the small corpus with more words; the process must end with `code`."""
 
-    def call(*words: str, code: int = 0, base: Path = shared_base, **more: str) -> subprocess.CompletedProcess[str]:
-        done = processes.run(["nanochat.train", *tiny, *words], env=environment(base, **more), cwd=base)
-        assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    def call(
+        *words: str, code: int = 0, base: Path = shared_base, **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        done = processes.run(
+            ["nanochat.train", *tiny, *words], env=environment(base, **more), cwd=base
+        )
+        assert done.returncode == code, (
+            f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )
         return done
 
     return call
@@ -80,4 +108,6 @@ def the_run(base: Path, name: str) -> Path:
 def losses(run: Path) -> dict[int, str]:
     """Step -> loss as it stands in metrics.csv, every digit of it."""
     with (run / "metrics.csv").open(newline="") as file:
-        return {int(row["step"]): row["train/loss"] for row in csv.DictReader(file) if row["train/loss"]}
+        return {
+            int(row["step"]): row["train/loss"] for row in csv.DictReader(file) if row["train/loss"]
+        }

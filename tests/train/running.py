@@ -15,7 +15,15 @@ STOCK = "lightning.pytorch.callbacks"
 
 
 def job_of(corpus: Path, *words: str) -> Any:
-    words = (*TINY, "data=local", f"data.path={corpus}", "save_every=2", "eval_every=2", "log_every=1", *words)
+    words = (
+        *TINY,
+        "data=local",
+        f"data.path={corpus}",
+        "save_every=2",
+        "eval_every=2",
+        "log_every=1",
+        *words,
+    )
     config = composed(*words)
     job = build_recipe(check(config, settings_of("train", config)))
     job.check()

@@ -24,7 +24,9 @@ def test_twenty_losses_of_d2_are_those_on_record(
     curve = {step: float(loss) for step, loss in losses(the_run(shared_base, "golden")).items()}
     if os.environ.get("NANOCHAT_WRITE_GOLDEN"):
         with GOLDEN.open("w", newline="") as file:
-            csv.writer(file).writerows([("step", "train/loss"), *((s, f"{v:.6f}") for s, v in curve.items())])
+            csv.writer(file).writerows(
+                [("step", "train/loss"), *((s, f"{v:.6f}") for s, v in curve.items())]
+            )
     with GOLDEN.open(newline="") as file:
         record = {int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(file)}
     assert curve.keys() == record.keys()

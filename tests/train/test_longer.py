@@ -49,7 +49,10 @@ def test_made_longer_it_ends_as_one_that_was_so_long_from_the_start(
     assert record["plan"]["steps"] == 20 and record["resumptions"][-1]["plan_before"]["steps"] == 12
     assert read_config(short)["max_steps"] == 20
     # from now on it is a run of 20 steps
-    assert "finished" in train("run_name=short", *FLAT, "max_steps=20", "eval_every=12", "resume=auto").stdout
+    assert (
+        "finished"
+        in train("run_name=short", *FLAT, "max_steps=20", "eval_every=12", "resume=auto").stdout
+    )
     shutil.rmtree(short)
     shutil.move(before, short)
 
@@ -64,16 +67,24 @@ def test_made_longer_it_ends_as_one_that_was_so_long_from_the_start(
         ),
     ],
 )
-def test_what_would_be_another_run_is_refused(short: Path, train: Train, words: list[str], said: str) -> None:
+def test_what_would_be_another_run_is_refused(
+    short: Path, train: Train, words: list[str], said: str
+) -> None:
     before = (short / "record.json").read_bytes()
-    assert said in train("run_name=short", *FLAT, "eval_every=12", f"resume={short}", *words, code=2).stderr
+    assert (
+        said
+        in train("run_name=short", *FLAT, "eval_every=12", f"resume={short}", *words, code=2).stderr
+    )
     assert (short / "record.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        (["optim.schedule.warmdown_frac=0.5", "optim.schedule.weight_decay=constant"], "learning rate of step 7"),
+        (
+            ["optim.schedule.warmdown_frac=0.5", "optim.schedule.weight_decay=constant"],
+            "learning rate of step 7",
+        ),
         (["optim.schedule.warmdown_frac=0"], "Muon weight decay of step 1"),
     ],
 )
@@ -86,10 +97,15 @@ def test_a_schedule_that_follows_the_length_is_named(
     run = the_run(shared_base, name.removeprefix("run_name="))
     assert "begins a new run from it" in train(name, *words, "max_steps=12", "resume=auto").stdout
     stderr = train(name, *words, "max_steps=24", f"resume={run}", code=2).stderr
-    assert f"the {what} follows from the length" in stderr and f"init_from={run.parent.name}/{run.name}@12" in stderr
+    assert (
+        f"the {what} follows from the length" in stderr
+        and f"init_from={run.parent.name}/{run.name}@12" in stderr
+    )
 
 
-def test_with_no_checkpoint_to_resume_it_asks(short: Path, train: Train, tmp_path: Path, shared_base: Path) -> None:
+def test_with_no_checkpoint_to_resume_it_asks(
+    short: Path, train: Train, tmp_path: Path, shared_base: Path
+) -> None:
     copy = shutil.copytree(short, shared_base / "runs" / "asked" / short.name)
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("run_name: short", "run_name: asked"))
@@ -122,5 +138,7 @@ def test_with_no_checkpoint_to_resume_it_asks(short: Path, train: Train, tmp_pat
         *mine,
         "batch_tokens=1024",
     ]
-    done = processes.run([*command, begin, "max_steps=2", "run_name=begun"], env=environment(shared_base))
+    done = processes.run(
+        [*command, begin, "max_steps=2", "run_name=begun"], env=environment(shared_base)
+    )
     assert done.returncode == 0, done.stderr

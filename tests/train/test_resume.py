@@ -31,11 +31,21 @@ def whole(train: Train, shared_base: Path) -> Path:
 
 
 def start(
-    base: Path, tiny: list[str], name: str, *words: str, stdout: int = subprocess.DEVNULL, stderr: int = subprocess.PIPE
+    base: Path,
+    tiny: list[str],
+    name: str,
+    *words: str,
+    stdout: int = subprocess.DEVNULL,
+    stderr: int = subprocess.PIPE,
 ) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "nanochat.train", *tiny, *WORDS, f"run_name={name}", *words]
     return subprocess.Popen(
-        command, env=environment(base), stdout=stdout, stderr=stderr, cwd=base, start_new_session=True
+        command,
+        env=environment(base),
+        stdout=stdout,
+        stderr=stderr,
+        cwd=base,
+        start_new_session=True,
     )
 
 
@@ -47,7 +57,9 @@ def checkpoints_of(base: Path, name: str) -> Path:
 def assert_same(mine: Path, whole: Path) -> None:
     assert losses(mine) == losses(whole)
     end = f"checkpoints/step_{STEPS:06d}"
-    assert filecmp.cmp(mine / end / "model.safetensors", whole / end / "model.safetensors", shallow=False)
+    assert filecmp.cmp(
+        mine / end / "model.safetensors", whole / end / "model.safetensors", shallow=False
+    )
     assert json.loads((mine / end / "metrics.json").read_text()) == json.loads(
         (whole / end / "metrics.json").read_text()
     )
@@ -98,7 +110,10 @@ def test_killed_while_it_writes_a_checkpoint_the_previous_one_is_used(
 
 
 def until_some_steps(
-    base: Path, name: str, trial: str = "", meanwhile: Callable[[], object] = lambda: time.sleep(0.01)
+    base: Path,
+    name: str,
+    trial: str = "",
+    meanwhile: Callable[[], object] = lambda: time.sleep(0.01),
 ) -> None:
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
@@ -125,7 +140,12 @@ def twice(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
 
 
 def stopped_by(
-    number: signal.Signals, base: Path, tiny: list[str], name: str, *words: str, send: Callable[..., None] = once
+    number: signal.Signals,
+    base: Path,
+    tiny: list[str],
+    name: str,
+    *words: str,
+    send: Callable[..., None] = once,
 ) -> list[int]:
     """A run that gets a signal after some steps; it must end well. Returns the steps of its checkpoints."""
     process = start(base, tiny, name, "save_every=null", *words)
@@ -154,17 +174,44 @@ def test_sigterm_and_ctrl_c_save_and_exit_cleanly(
         (signal.SIGTERM, to_all, ["data.num_workers=2"]),
         (signal.SIGINT, twice, []),
         (signal.SIGHUP, to_all, ["data.num_workers=2"]),
-        (signal.SIGHUP, to_all, ["trainer.devices=2", "data.rows_per_device=4", "data.num_workers=1"]),
+        (
+            signal.SIGHUP,
+            to_all,
+            ["trainer.devices=2", "data.rows_per_device=4", "data.num_workers=1"],
+        ),
         (signal.SIGINT, once, ["trainer.devices=2", "data.rows_per_device=4"]),
-        (signal.SIGINT, to_all, ["trainer.devices=2", "data.rows_per_device=4", "data.num_workers=1"]),
-        (signal.SIGTERM, to_all, ["trainer.devices=2", "data.rows_per_device=4", "data.num_workers=1"]),
+        (
+            signal.SIGINT,
+            to_all,
+            ["trainer.devices=2", "data.rows_per_device=4", "data.num_workers=1"],
+        ),
+        (
+            signal.SIGTERM,
+            to_all,
+            ["trainer.devices=2", "data.rows_per_device=4", "data.num_workers=1"],
+        ),
     ],
-    ids=["ctrl-c", "scancel", "timeout", "hang-up", "hang-up-ranks", "parent", "ctrl-c-ranks", "scancel-ranks"],
+    ids=[
+        "ctrl-c",
+        "scancel",
+        "timeout",
+        "hang-up",
+        "hang-up-ranks",
+        "parent",
+        "ctrl-c-ranks",
+        "scancel-ranks",
+    ],
 )
 def test_a_signal_to_all_its_processes_is_one_signal(
-    number: signal.Signals, send: Callable[..., None], words: list[str], whole: Path, shared_base: Path, tiny: list[str],
-    train: Train, request: pytest.FixtureRequest,
-) -> None:  # fmt: skip
+    number: signal.Signals,
+    send: Callable[..., None],
+    words: list[str],
+    whole: Path,
+    shared_base: Path,
+    tiny: list[str],
+    train: Train,
+    request: pytest.FixtureRequest,
+) -> None:
     name = f"all-{request.node.callspec.id}"
     steps = stopped_by(number, shared_base, tiny, name, *words, send=send)
     assert len(steps) == 1 and 4 <= steps[0] < STEPS
@@ -173,16 +220,28 @@ def test_a_signal_to_all_its_processes_is_one_signal(
     assert all(abs(float(mine[step]) - float(other[step])) < 2e-4 for step in mine)
 
 
-def with_ranks(base: Path, tiny: list[str], name: str) -> "tuple[subprocess.Popen[bytes], list[int]]":
+def with_ranks(
+    base: Path, tiny: list[str], name: str
+) -> "tuple[subprocess.Popen[bytes], list[int]]":
     """A long run of two ranks after a few steps, and its ranks in order."""
-    words = ["trainer.devices=2", "data.rows_per_device=4", "data.num_workers=1", "save_every=null", "max_steps=2000"]
+    words = [
+        "trainer.devices=2",
+        "data.rows_per_device=4",
+        "data.num_workers=1",
+        "save_every=null",
+        "max_steps=2000",
+    ]
     process = start(base, tiny, name, *words)
     until_some_steps(base, name)
-    found = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "nanochat.train"], capture_output=True, text=True)
+    found = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "nanochat.train"], capture_output=True, text=True
+    )
     return process, sorted(map(int, found.stdout.split()))
 
 
-def test_ranks_whose_parent_is_killed_save_and_hold_the_folder_until_then(shared_base: Path, tiny: list[str]) -> None:
+def test_ranks_whose_parent_is_killed_save_and_hold_the_folder_until_then(
+    shared_base: Path, tiny: list[str]
+) -> None:
     process, ranks = with_ranks(shared_base, tiny, "orphans")
     assert len(ranks) == 2
     process.kill()
@@ -200,16 +259,22 @@ def test_ranks_whose_parent_is_killed_save_and_hold_the_folder_until_then(shared
     assert sorted(losses(folder)) == list(range(1, step + 1)) and step < 2000
 
 
-def test_a_rank_that_is_killed_ends_the_others_and_is_named(shared_base: Path, tiny: list[str]) -> None:
+def test_a_rank_that_is_killed_ends_the_others_and_is_named(
+    shared_base: Path, tiny: list[str]
+) -> None:
     process, ranks = with_ranks(shared_base, tiny, "one-killed")
     os.kill(ranks[1], signal.SIGKILL)
     _, said = process.communicate(timeout=300)
     last = said.decode().strip().splitlines()[-1]
-    assert process.returncode == 2 and "rank 1 was killed by SIGKILL" in last and "resume=auto" in last, last
+    assert (
+        process.returncode == 2 and "rank 1 was killed by SIGKILL" in last and "resume=auto" in last
+    ), last
     lock(the_run(shared_base, "one-killed")).close()
 
 
-@pytest.mark.parametrize("words", [[], ["trainer.devices=2", "data.rows_per_device=4"]], ids=["one", "ranks"])
+@pytest.mark.parametrize(
+    "words", [[], ["trainer.devices=2", "data.rows_per_device=4"]], ids=["one", "ranks"]
+)
 def test_a_closed_terminal_saves(words: list[str], shared_base: Path, tiny: list[str]) -> None:
     import pty
     import select
@@ -228,18 +293,30 @@ def test_a_closed_terminal_saves(words: list[str], shared_base: Path, tiny: list
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(shared_base)
-        os.execve(command[0], command, {**environment(shared_base), "PYTHONPATH": os.pathsep.join(sys.path)})
+        os.execve(
+            command[0],
+            command,
+            {**environment(shared_base), "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
     until_some_steps(
-        shared_base, name, meanwhile=lambda: select.select([terminal], [], [], 0.01)[0] and os.read(terminal, 65536)
+        shared_base,
+        name,
+        meanwhile=lambda: select.select([terminal], [], [], 0.01)[0] and os.read(terminal, 65536),
     )
     os.close(terminal)
     _, status = os.waitpid(child, 0)
     folder = the_run(shared_base, name)
     (step,) = RunCheckpoints(folder / "checkpoints").steps()
-    assert os.waitstatus_to_exitcode(status) == 0 and sorted(losses(folder)) == list(range(1, step + 1))
+    assert os.waitstatus_to_exitcode(status) == 0 and sorted(losses(folder)) == list(
+        range(1, step + 1)
+    )
 
 
-SLOW_STEPS = ["batch_tokens=65536", "data.num_workers=2", "save_every=null"]  # a third of a second each
+SLOW_STEPS = [
+    "batch_tokens=65536",
+    "data.num_workers=2",
+    "save_every=null",
+]  # a third of a second each
 
 
 def until_it_says(process: "subprocess.Popen[bytes]", word: bytes) -> None:
@@ -267,7 +344,9 @@ def test_a_signal_before_the_first_step_is_not_lost(
 
 
 @pytest.mark.parametrize("words", [[], ["trainer.devices=2"]], ids=["one", "ranks"])
-def test_sigterm_again_and_again_is_one(words: list[str], shared_base: Path, tiny: list[str]) -> None:
+def test_sigterm_again_and_again_is_one(
+    words: list[str], shared_base: Path, tiny: list[str]
+) -> None:
     name = f"again-{len(words)}"
     process = start(shared_base, tiny, name, *SLOW_STEPS, *words, stdout=subprocess.PIPE)
     until_it_says(process, b"step      1/")
@@ -286,7 +365,13 @@ def test_a_pipe_that_ends_by_the_same_signal_keeps_nothing_from_being_saved(
     """`… 2>&1 | tee log`: tee is gone before the step is done."""
     name = f"tee-{number.name}"
     process = start(
-        shared_base, tiny, name, *SLOW_STEPS, "log_every=1", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        shared_base,
+        tiny,
+        name,
+        *SLOW_STEPS,
+        "log_every=1",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     until_it_says(process, b"step      1/")
     to_all(process, number)
@@ -298,20 +383,30 @@ def test_a_pipe_that_ends_by_the_same_signal_keeps_nothing_from_being_saved(
 
 
 @pytest.mark.parametrize("words", [[], ["trainer.devices=2"]], ids=["one", "ranks"])
-def test_a_second_ctrl_c_stops_at_once(words: list[str], shared_base: Path, tiny: list[str]) -> None:
+def test_a_second_ctrl_c_stops_at_once(
+    words: list[str], shared_base: Path, tiny: list[str]
+) -> None:
     name = f"at-once-{len(words)}"
-    process = start(shared_base, tiny, name, *SLOW_STEPS, *words, "batch_tokens=4194304", stdout=subprocess.PIPE)
+    process = start(
+        shared_base, tiny, name, *SLOW_STEPS, *words, "batch_tokens=4194304", stdout=subprocess.PIPE
+    )
     until_it_says(process, b"run folder")
     time.sleep(2.5)  # in the first step, which takes twenty seconds
     to_all(process, signal.SIGINT)
     time.sleep(2.5)
     to_all(process, signal.SIGINT)
     _, said = process.communicate(timeout=300)
-    assert process.returncode == 130 and said.decode().strip().endswith("error: interrupted"), said.decode()
-    assert b"Traceback" not in said and not RunCheckpoints(checkpoints_of(shared_base, name)).steps()
+    assert process.returncode == 130 and said.decode().strip().endswith("error: interrupted"), (
+        said.decode()
+    )
+    assert (
+        b"Traceback" not in said and not RunCheckpoints(checkpoints_of(shared_base, name)).steps()
+    )
 
 
-def test_ctrl_c_in_the_last_evaluation_of_a_trial_ends_the_sweep(shared_base: Path, tiny: list[str]) -> None:
+def test_ctrl_c_in_the_last_evaluation_of_a_trial_ends_the_sweep(
+    shared_base: Path, tiny: list[str]
+) -> None:
     words = [
         "-m",
         "seed=1,2",
@@ -330,7 +425,9 @@ def test_ctrl_c_in_the_last_evaluation_of_a_trial_ends_the_sweep(shared_base: Pa
     assert not list(sweep.glob("*/1/checkpoints/step_*"))
 
 
-def test_ctrl_c_ends_a_sweep_which_goes_on_where_it_was(shared_base: Path, tiny: list[str], train: Train) -> None:
+def test_ctrl_c_ends_a_sweep_which_goes_on_where_it_was(
+    shared_base: Path, tiny: list[str], train: Train
+) -> None:
     home, words = shared_base / "runs" / "swept", ["-m", "seed=1,2"]
     process = start(shared_base, tiny, "swept", *words)
     until_some_steps(shared_base, "swept", trial="0/")
@@ -340,14 +437,19 @@ def test_ctrl_c_ends_a_sweep_which_goes_on_where_it_was(shared_base: Path, tiny:
     (sweep,) = home.iterdir()
     goes_on = ["resume=auto", f"hydra.sweep.dir='{sweep}'"]
     assert process.returncode == 130 and " and ".join(goes_on) in said.decode(), said.decode()
-    assert [p.name for p in sweep.glob("?")] == ["0"] and RunCheckpoints(sweep / "0" / "checkpoints").steps()[
-        -1
-    ] < STEPS
+    assert [p.name for p in sweep.glob("?")] == ["0"] and RunCheckpoints(
+        sweep / "0" / "checkpoints"
+    ).steps()[-1] < STEPS
     done = train(*words, *WORDS, "run_name=swept", *goes_on)
     assert "after step" in done.stdout
-    assert sorted(p.parent.parent.name for p in sweep.glob(f"?/checkpoints/step_{STEPS:06d}")) == ["0", "1"]
+    assert sorted(p.parent.parent.name for p in sweep.glob(f"?/checkpoints/step_{STEPS:06d}")) == [
+        "0",
+        "1",
+    ]
     train("-m", "run_name=swept", "seed=3,4", "max_steps=2", goes_on[1])
-    assert sorted(losses(sweep / "0")) == list(range(1, STEPS + 1)), "another sweep there takes no run's folder"
+    assert sorted(losses(sweep / "0")) == list(range(1, STEPS + 1)), (
+        "another sweep there takes no run's folder"
+    )
     assert [len(losses(sweep / name)) for name in ("0-2", "1-2")] == [2, 2]
 
 
@@ -359,7 +461,9 @@ def test_stopped_in_bf16_it_ends_the_same(shared_base: Path, tiny: list[str], tr
     assert_same(the_run(shared_base, "stopped-bf16"), the_run(shared_base, "whole-bf16"))
 
 
-@pytest.mark.parametrize("words", [["data.rows_per_device=8"], ["trainer.devices=2", "data.rows_per_device=2"]])
+@pytest.mark.parametrize(
+    "words", [["data.rows_per_device=8"], ["trainer.devices=2", "data.rows_per_device=2"]]
+)
 def test_resumed_on_other_hardware_it_trains_the_same_batches(
     words: list[str], whole: Path, shared_base: Path, tiny: list[str], train: Train
 ) -> None:
@@ -388,7 +492,9 @@ def test_killed_in_its_last_evaluation_it_is_evaluated_when_resumed(
     assert json.loads((last / "metrics.json").read_text()) == before, done.stdout
 
 
-def test_a_truncated_file_is_one_line_and_the_previous_checkpoint_loads(whole: Path, tmp_path: Path) -> None:
+def test_a_truncated_file_is_one_line_and_the_previous_checkpoint_loads(
+    whole: Path, tmp_path: Path
+) -> None:
     import shutil
 
     copy = shutil.copytree(whole, tmp_path / "copy")
@@ -400,7 +506,9 @@ def test_a_truncated_file_is_one_line_and_the_previous_checkpoint_loads(whole: P
         victim.write_bytes(data[: len(data) // 2])
         # the state is read by resuming alone, so weights whose state is damaged still load
         read = folder.read_state if name == folder.STATE else folder.load_gpt
-        with pytest.raises(ValueError, match=f"{victim.name} has .* truncated.*undamaged one: .*step_"):
+        with pytest.raises(
+            ValueError, match=f"{victim.name} has .* truncated.*undamaged one: .*step_"
+        ):
             read(checkpoints.path(steps[-1]))
         found, problems = checkpoints.latest_sound()
         assert found == checkpoints.path(steps[-2]) and len(problems) == 1
@@ -426,7 +534,11 @@ def test_auto_starts_a_new_run_when_the_settings_differ_and_says_so(
     assert "it differs in max_steps: 24 -> 2" in done.stdout
     import shutil
 
-    (other,) = [p.parent for p in (shared_base / "runs" / "whole").glob("*/config.yaml") if p.parent != whole]
+    (other,) = [
+        p.parent
+        for p in (shared_base / "runs" / "whole").glob("*/config.yaml")
+        if p.parent != whole
+    ]
     shutil.rmtree(other)
 
 
@@ -435,7 +547,10 @@ def test_a_run_folder_in_use_is_refused(whole: Path, train: Train) -> None:
 
     with (whole / ".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        assert "another process is training in" in train("run_name=whole", *WORDS, "resume=auto", code=2).stderr
+        assert (
+            "another process is training in"
+            in train("run_name=whole", *WORDS, "resume=auto", code=2).stderr
+        )
 
 
 def test_a_full_disk_is_one_line_and_nothing_is_lost(
@@ -443,13 +558,25 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True
+    ).returncode:
         pytest.skip("needs the right to mount a small file system")
     try:
         for name in ("tokenizers", "token_shards"):
             (disk / name).symlink_to(shared_base / name)
-        command = [sys.executable, "-m", "nanochat.train", *tiny, *WORDS, "checkpoints.keep_last=null", "run_name=full"]
-        done = subprocess.run(command, env=environment(disk), capture_output=True, text=True, timeout=120)
+        command = [
+            sys.executable,
+            "-m",
+            "nanochat.train",
+            *tiny,
+            *WORDS,
+            "checkpoints.keep_last=null",
+            "run_name=full",
+        ]
+        done = subprocess.run(
+            command, env=environment(disk), capture_output=True, text=True, timeout=120
+        )
         (line,) = [x for x in done.stderr.splitlines() if "error:" in x] or [done.stderr[-2000:]]
         assert done.returncode == 2 and "no space left" in line and "resume=auto" in line
         found, _ = RunCheckpoints(checkpoints_of(disk, "full")).latest_sound()

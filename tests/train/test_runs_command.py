@@ -22,9 +22,15 @@ def make(runs: Path, name: str, *, step: int, steps: int, parent: Path | None = 
     RunCheckpoints(path / "checkpoints").record(step, {"val/bpb": 1.25})
     stamp = name.split("/")[1].removeprefix("sweep-")
     stamp = f"{stamp[:10]}T{stamp[11:19].replace('-', ':')}+00:00"
-    record = {"started": stamp, "plan": {"steps": steps}, "parent": parent and {"path": str(parent)}}
+    record = {
+        "started": stamp,
+        "plan": {"steps": steps},
+        "parent": parent and {"path": str(parent)},
+    }
     (path / "record.json").write_text(json.dumps(record))
-    (path / "config.yaml").write_text(yaml.safe_dump({"phase": "base", "run_name": name.split("/")[0]}))
+    (path / "config.yaml").write_text(
+        yaml.safe_dump({"phase": "base", "run_name": name.split("/")[0]})
+    )
     if parent is not None:
         keep_for(parent, path)
     return path
@@ -34,7 +40,9 @@ def make(runs: Path, name: str, *, step: int, steps: int, parent: Path | None = 
 def runs(tmp_path: Path) -> Path:
     runs = tmp_path / "runs"
     first = make(runs, "one/2026-01-01_00-00-00Z", step=10, steps=10)
-    make(runs, "two/2026-01-03_00-00-00Z", step=4, steps=20, parent=first / "checkpoints/step_000010")
+    make(
+        runs, "two/2026-01-03_00-00-00Z", step=4, steps=20, parent=first / "checkpoints/step_000010"
+    )
     make(runs, "one/sweep-2026-01-02_00-00-00/0", step=5, steps=5)
     return runs
 
@@ -81,8 +89,14 @@ def test_the_command_lists_deletes_and_archives(runs: Path) -> None:
     assert "one/2026-01-01_00-00-00Z" in (listed := say(base).stdout) and "one@10" in listed
     assert "would delete two/" in say(base, "delete=two").stdout and (runs / "two").is_dir()
     refused = say(base, "delete=three")
-    assert refused.returncode == 2 and refused.stderr == "error: no run called three; there are: one, two\n"
-    assert "archived two/" in say(base, "archive=two", "confirm=true").stdout and not (runs / "two").exists()
+    assert (
+        refused.returncode == 2
+        and refused.stderr == "error: no run called three; there are: one, two\n"
+    )
+    assert (
+        "archived two/" in say(base, "archive=two", "confirm=true").stdout
+        and not (runs / "two").exists()
+    )
     (packed,) = (base / "archive").glob("*.tar")
     before = {run["name"] for run in json.loads(say(base, "format=json").stdout)}
     with tarfile.open(packed) as tar:

@@ -29,21 +29,39 @@ RANKS = ["trainer.devices=2", "data.rows_per_device=4"]
 
 
 def test_under_nohup_a_run_outlives_its_terminal(shared_base: Path, tiny: list[str]) -> None:
-    command = [sys.executable, "-m", "nanochat.train", *tiny, *WORDS, "run_name=nohup", "data.num_workers=1"]
-    process = subprocess.Popen(["nohup", *command], env=environment(shared_base), cwd=shared_base, start_new_session=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "nanochat.train",
+        *tiny,
+        *WORDS,
+        "run_name=nohup",
+        "data.num_workers=1",
+    ]
+    process = subprocess.Popen(
+        ["nohup", *command],
+        env=environment(shared_base),
+        cwd=shared_base,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     until_some_steps(shared_base, "nohup")
     to_all(process, signal.SIGHUP)
     assert process.wait(timeout=120) == 0
     assert max(losses(the_run(shared_base, "nohup"))) == STEPS
 
 
-def test_a_rank_that_is_killed_is_one_line_without_the_others_tracebacks(shared_base: Path, tiny: list[str]) -> None:
+def test_a_rank_that_is_killed_is_one_line_without_the_others_tracebacks(
+    shared_base: Path, tiny: list[str]
+) -> None:
     process, ranks = with_ranks(shared_base, tiny, "killed-quietly")
     os.kill(ranks[1], signal.SIGKILL)
     _, said = process.communicate(timeout=90)
     lines = said.decode().splitlines()
-    assert process.returncode == 2 and len(lines) == 1 and "rank 1 was killed by SIGKILL" in lines[0], lines
+    assert (
+        process.returncode == 2 and len(lines) == 1 and "rank 1 was killed by SIGKILL" in lines[0]
+    ), lines
     assert not list(the_run(shared_base, "killed-quietly").glob(".trace*"))
 
 
@@ -57,7 +75,9 @@ def test_what_ends_the_ranks_before_they_train_is_the_exit_code(
     deadline = time.monotonic() + 60
     while len(ranks) < 2 and time.monotonic() < deadline:
         found = subprocess.run(
-            ["pgrep", "-P", str(process.pid), "-f", "nanochat.train"], capture_output=True, text=True
+            ["pgrep", "-P", str(process.pid), "-f", "nanochat.train"],
+            capture_output=True,
+            text=True,
         )
         ranks = list(map(int, found.stdout.split()))
     time.sleep(0.2)  # Python itself is up, and imports
@@ -65,19 +85,23 @@ def test_what_ends_the_ranks_before_they_train_is_the_exit_code(
         os.kill(rank, number)
     _, said = process.communicate(timeout=90)
     assert process.returncode == 128 + number, said.decode()
-    assert b"Traceback" not in said and said.decode().splitlines()[-1].startswith(f"error: {number.name} ended rank"), (
-        said
-    )
+    assert b"Traceback" not in said and said.decode().splitlines()[-1].startswith(
+        f"error: {number.name} ended rank"
+    ), said
 
 
-def test_a_stopped_rank_does_not_keep_a_second_ctrl_c_from_ending_the_run(shared_base: Path, tiny: list[str]) -> None:
+def test_a_stopped_rank_does_not_keep_a_second_ctrl_c_from_ending_the_run(
+    shared_base: Path, tiny: list[str]
+) -> None:
     process, ranks = with_ranks(shared_base, tiny, "frozen")
     os.kill(ranks[1], signal.SIGSTOP)
     process.send_signal(signal.SIGINT)
     time.sleep(1.3)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and said.decode().splitlines()[-1] == "error: interrupted", said.decode()
+    assert process.returncode == 130 and said.decode().splitlines()[-1] == "error: interrupted", (
+        said.decode()
+    )
     for rank in ranks:
         with pytest.raises(ProcessLookupError):
             os.kill(rank, 0)
@@ -95,9 +119,11 @@ def test_ctrl_c_twice_within_5_ms_outside_training_is_one_line(
         time.sleep(0.004)
     _, said = process.communicate(timeout=60)
     # 0: it was ready before; -SIGINT: Python itself was not up yet
-    assert (process.returncode, said) in [(130, b"error: interrupted\n"), (0, b""), (-signal.SIGINT, b"")], (
-        said.decode()
-    )
+    assert (process.returncode, said) in [
+        (130, b"error: interrupted\n"),
+        (0, b""),
+        (-signal.SIGINT, b""),
+    ], said.decode()
 
 
 def test_ctrl_c_after_the_last_step_leaves_the_result(shared_base: Path, tiny: list[str]) -> None:
@@ -127,6 +153,9 @@ def test_a_damaged_file_of_the_run_is_named(
         (folder / file).write_text(text)
         done = train(*words, "resume=auto", code=2)
         (line,) = done.stderr.splitlines()
-        assert line.startswith(f"error: {folder / file} is empty or damaged") and "resume=false" in line
+        assert (
+            line.startswith(f"error: {folder / file} is empty or damaged")
+            and "resume=false" in line
+        )
         (folder / file).write_text(whole)
     assert "after step 1" in train(*words, "resume=auto").stdout

@@ -44,7 +44,13 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.slow
 def test_early_stopping_ends_the_run_saved_and_evaluated(base: Path, corpus: Path) -> None:
     stop = [f"+callbacks.stop._target_={STOCK}.EarlyStopping", "+callbacks.stop.monitor=val/bpb"]
-    words = ["run_name=early", *stop, "+callbacks.stop.min_delta=9", "+callbacks.stop.patience=1", "save_every=null"]
+    words = [
+        "run_name=early",
+        *stop,
+        "+callbacks.stop.min_delta=9",
+        "+callbacks.stop.patience=1",
+        "save_every=null",
+    ]
     run = trained(base, corpus, *words).path
     checkpoints = RunCheckpoints(run / "checkpoints")
     assert sorted(losses(run)) == [1, 2, 3, 4] and checkpoints.steps() == [4]
@@ -53,7 +59,9 @@ def test_early_stopping_ends_the_run_saved_and_evaluated(base: Path, corpus: Pat
 
 
 @pytest.mark.slow
-def test_averaged_weights_are_those_that_are_evaluated_saved_and_resumed(base: Path, corpus: Path) -> None:
+def test_averaged_weights_are_those_that_are_evaluated_saved_and_resumed(
+    base: Path, corpus: Path
+) -> None:
     plain = trained(base, corpus, "run_name=plain").path
     run = trained(base, corpus, "run_name=average", *EMA, "checkpoints.keep_last=null").path
     assert losses(run) == losses(plain), "what is trained does not change"
@@ -63,10 +71,14 @@ def test_averaged_weights_are_those_that_are_evaluated_saved_and_resumed(base: P
     assert not equal(weights(run, 6), weights(plain, 6))
     job = job_of(corpus, "max_steps=6", "run_name=average", *EMA)
     job.attach()
-    gpt = checkpoint_folder.load_to_run(place, device=torch.device("cpu"), compute_dtype=torch.float32)
+    gpt = checkpoint_folder.load_to_run(
+        place, device=torch.device("cpu"), compute_dtype=torch.float32
+    )
     found = bits_per_byte(gpt, job.data.val_batches(2048), job.tokenizer.token_bytes)["bpb"]
     # the same weights and rows in batches of another shape: fp32 sums in another order
-    assert found == pytest.approx(RunCheckpoints(run / "checkpoints").metrics(6)["val/bpb"], rel=1e-7)
+    assert found == pytest.approx(
+        RunCheckpoints(run / "checkpoints").metrics(6)["val/bpb"], rel=1e-7
+    )
     assert abs(found - RunCheckpoints(plain / "checkpoints").metrics(6)["val/bpb"]) > 1e-3
     uninterrupted = weights(run, 6)
     for step in (4, 6):
@@ -77,17 +89,24 @@ def test_averaged_weights_are_those_that_are_evaluated_saved_and_resumed(base: P
 
 
 @pytest.mark.slow
-def test_several_of_lightnings_own_in_one_run(base: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_of_lightnings_own_in_one_run(
+    base: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [
-        f"+callbacks.best._target_={STOCK}.ModelCheckpoint", "+callbacks.best.monitor=val/bpb",
-        f"+callbacks.rates._target_={STOCK}.LearningRateMonitor", f"+callbacks.bar._target_={STOCK}.TQDMProgressBar",
-        "+logger.more._target_=lightning.pytorch.loggers.CSVLogger", "progress=auto",
-    ]  # fmt: skip
+        f"+callbacks.best._target_={STOCK}.ModelCheckpoint",
+        "+callbacks.best.monitor=val/bpb",
+        f"+callbacks.rates._target_={STOCK}.LearningRateMonitor",
+        f"+callbacks.bar._target_={STOCK}.TQDMProgressBar",
+        "+logger.more._target_=lightning.pytorch.loggers.CSVLogger",
+        "progress=auto",
+    ]
     run = trained(base, corpus, "run_name=several", *words).path
     assert "step      1/6" not in capsys.readouterr().out, "one progress bar is enough"
     assert losses(run) == losses(trained(base, corpus, "run_name=without").path)
     (best,) = (run / "best").iterdir()
-    assert equal(load_file(best / "model.safetensors"), weights(run, 6)), "bits per byte fall to the last step"
+    assert equal(load_file(best / "model.safetensors"), weights(run, 6)), (
+        "bits per byte fall to the last step"
+    )
     with (run / "lightning_logs" / "version_0" / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["step"]: row["train/loss"] for row in rows if row["train/loss"]} == {
@@ -100,17 +119,27 @@ def test_several_of_lightnings_own_in_one_run(base: Path, corpus: Path, capsys: 
 def test_a_fast_dev_run_passes_through_everything_and_keeps_nothing(
     train: Callable[..., "CompletedProcess[str]"], shared_base: Path
 ) -> None:
-    words = ["run_name=passing", "trainer.fast_dev_run=2", "trainer.profiler=simple", "sample.prompts=[the]"]
+    words = [
+        "run_name=passing",
+        "trainer.fast_dev_run=2",
+        "trainer.profiler=simple",
+        "sample.prompts=[the]",
+    ]
     done = train(*words)
     assert "sample at step 2" in done.stdout and "step 2  val/bpb" in done.stdout
-    assert "Profiler Report" in done.stdout + done.stderr and "2 steps and what comes at the end" in done.stdout
+    assert (
+        "Profiler Report" in done.stdout + done.stderr
+        and "2 steps and what comes at the end" in done.stdout
+    )
     assert not (shared_base / "runs" / "passing").exists()
 
 
 @pytest.mark.slow
 def test_device_stats_are_logged(base: Path, corpus: Path) -> None:
     pytest.importorskip("psutil", reason="DeviceStatsMonitor needs it on a CPU")
-    run = trained(base, corpus, "run_name=stats", f"+callbacks.stats._target_={STOCK}.DeviceStatsMonitor").path
+    run = trained(
+        base, corpus, "run_name=stats", f"+callbacks.stats._target_={STOCK}.DeviceStatsMonitor"
+    ).path
     assert "DeviceStatsMonitor.on_train_batch_end/cpu_percent" in (run / "metrics.csv").read_text()
 
 
@@ -121,7 +150,9 @@ def test_lightning_validates_and_tests_as_a_run_evaluates(base: Path, corpus: Pa
     job.data.prepare_data()
     module = job.build_module(job.build_gpt(filled=True))
     module.gpt.prepare(compute_dtype=torch.float32)
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
     (found,) = trainer.validate(module, datamodule=job.data, verbose=False)
     wanted = bits_per_byte(module.gpt, job.data.val_batches(), job.tokenizer.token_bytes)
     assert found["val/bpb"] == pytest.approx(wanted["bpb"], rel=1e-6)  # logged as fp32
@@ -134,7 +165,9 @@ def test_sampling_may_be_left_out_and_saving_may_not() -> None:
     parts.check_callbacks(callbacks)
     assert list(callbacks) == ["report", "save", "evaluate"]
     for name in ("report", "save"):
-        with pytest.raises(ValueError, match=f"callbacks.{name} cannot be left out: it .*; (progress|save_every)="):
+        with pytest.raises(
+            ValueError, match=f"callbacks.{name} cannot be left out: it .*; (progress|save_every)="
+        ):
             parts.check_callbacks({k: v for k, v in callbacks.items() if k != name})
 
 
@@ -147,12 +180,18 @@ def test_a_callback_that_cannot_work_says_why(name: str) -> None:
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("+callbacks.x.monitor=a", "callbacks.x has no _target_: name its class, as +callbacks.x._target_="),
+        (
+            "+callbacks.x.monitor=a",
+            "callbacks.x has no _target_: name its class, as +callbacks.x._target_=",
+        ),
         (
             f"+callbacks.x._target_={STOCK}.Early",
             f"callbacks.x._target_={STOCK}.Early: there is no object with this name",
         ),
-        ("+callbacks.x._target_=builtins.dict", "callbacks.x._target_=builtins.dict is no callback of Lightning"),
+        (
+            "+callbacks.x._target_=builtins.dict",
+            "callbacks.x._target_=builtins.dict is no callback of Lightning",
+        ),
         ("+callbacks.save.every=5", "callbacks.save.every comes from the run; set save_every=N"),
         ("+logger.m._target_=lightning.pytorch.loggers.CSV", "there is no object with this name"),
     ],
@@ -166,13 +205,21 @@ def test_what_is_no_part_is_refused_in_one_line(word: str, said: str) -> None:
 def test_a_logger_is_given_the_run_folder_where_none_was_typed(tmp_path: Path) -> None:
     one: dict[str, Any] = {"_target_": "lightning.pytorch.loggers.CSVLogger"}
     ours = {"_target_": "nanochat.loggers.csv.CsvLogger"}
-    made = parts.build_loggers({"ours": ours, "m": one, "n": {**one, "save_dir": "/elsewhere"}}, tmp_path, 0)
+    made = parts.build_loggers(
+        {"ours": ours, "m": one, "n": {**one, "save_dir": "/elsewhere"}}, tmp_path, 0
+    )
     assert made[0].file == tmp_path / "metrics.csv"
-    assert isinstance(made[1], CSVLogger) and made[1].save_dir == str(tmp_path) and made[2].save_dir == "/elsewhere"
+    assert (
+        isinstance(made[1], CSVLogger)
+        and made[1].save_dir == str(tmp_path)
+        and made[2].save_dir == "/elsewhere"
+    )
 
 
 def test_a_logger_without_its_package_is_refused_in_one_line() -> None:
     if find_spec("mlflow"):
         pytest.skip("mlflow is installed")
-    with pytest.raises(ValueError, match=r"logger.m: MLFlowLogger needs a package that is not here: .*mlflow"):
+    with pytest.raises(
+        ValueError, match=r"logger.m: MLFlowLogger needs a package that is not here: .*mlflow"
+    ):
         parts.check_loggers({"m": {"_target_": "lightning.pytorch.loggers.MLFlowLogger"}})

@@ -16,18 +16,30 @@ Train = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.mark.parametrize("words", [[], ["dry_run=true"]], ids=["run", "dry"])
-def test_without_a_login_it_is_one_line_and_no_run_folder(words: list[str], train: Train, shared_base: Path) -> None:
+def test_without_a_login_it_is_one_line_and_no_run_folder(
+    words: list[str], train: Train, shared_base: Path
+) -> None:
     done = train("run_name=no-login", "logger=wandb", *words, code=2)
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: logger=wandb has no login on this machine: type `wandb login` first")
-    assert "logger.wandb.offline=true or logger=csv" in line and not (shared_base / "runs" / "no-login").exists()
+    assert line.startswith(
+        "error: logger=wandb has no login on this machine: type `wandb login` first"
+    )
+    assert (
+        "logger.wandb.offline=true or logger=csv" in line
+        and not (shared_base / "runs" / "no-login").exists()
+    )
 
 
-def test_without_its_server_it_is_one_line_and_no_run_folder(train: Train, shared_base: Path) -> None:
+def test_without_its_server_it_is_one_line_and_no_run_folder(
+    train: Train, shared_base: Path
+) -> None:
     nobody = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40}
     done = train("run_name=no-server", "logger=wandb", code=2, **nobody)
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: logger=wandb: W&B did not confirm the login") and "http://127.0.0.1:9" in last
+    assert (
+        last.startswith("error: logger=wandb: W&B did not confirm the login")
+        and "http://127.0.0.1:9" in last
+    )
     assert "Traceback" not in done.stderr and not (shared_base / "runs" / "no-server").exists()
 
 
@@ -35,7 +47,12 @@ def logged(file: Path) -> list[int]:
     """The steps in a file of W&B's own format, in the order in which they were written."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    data, at, part, steps = file.read_bytes(), 7, b"", []  # from: LevelDB's log format after a header of 7 bytes
+    data, at, part, steps = (
+        file.read_bytes(),
+        7,
+        b"",
+        [],
+    )  # from: LevelDB's log format after a header of 7 bytes
     while at + 7 <= len(data):
         if 2**15 - at % 2**15 < 7:  # no room for a header in this block
             at += 2**15 - at % 2**15
@@ -45,7 +62,11 @@ def logged(file: Path) -> list[int]:
         if kind in (1, 4):  # whole, or its last part
             record, part = Record.FromString(part), b""
             items = record.history.item
-            steps += [int(item.value_json) for item in items if "trainer/global_step" in (item.key, *item.nested_key)]
+            steps += [
+                int(item.value_json)
+                for item in items
+                if "trainer/global_step" in (item.key, *item.nested_key)
+            ]
     return steps
 
 

@@ -16,7 +16,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def error(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], shared_base: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    shared_base: Path,
+    tmp_path: Path,
 ) -> Callable[..., str]:
     """Run a command in this process; it must end with exit code 2 and exactly one line on stderr, which is returned."""
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(shared_base))
@@ -59,13 +62,25 @@ CPU = ["+phase=base", "trainer=cpu", "model=d2"]
         ([*CPU, "+max_step=3"], ["max_step is not a setting", "max_steps"]),
         ([*CPU, "+plan.token=3"], ["plan.token is not a setting", "plan.tokens"]),
         ([*CPU, "max_steps=abc"], ["max_steps=abc must be a whole number from 1 up, or null"]),
-        ([*CPU, "optim.groups.matrix.lr=fast"], ["optim.groups.matrix.lr=fast must be a number from 0"]),
-        ([*CPU, "optim=adamw", "plan.weight_decay=0.1"], ["plan.weight_decay=0.1 cannot take effect"]),
-        ([*CPU, "compute.compile=fast"], ["compute.compile=fast is not known", "true, false, auto"]),
+        (
+            [*CPU, "optim.groups.matrix.lr=fast"],
+            ["optim.groups.matrix.lr=fast must be a number from 0"],
+        ),
+        (
+            [*CPU, "optim=adamw", "plan.weight_decay=0.1"],
+            ["plan.weight_decay=0.1 cannot take effect"],
+        ),
+        (
+            [*CPU, "compute.compile=fast"],
+            ["compute.compile=fast is not known", "true, false, auto"],
+        ),
         ([*CPU, "save_every=0"], ["save_every=0 must be a whole number from 1 up, or null"]),
         ([*CPU, "trainer.num_nodes=2"], ["trainer.num_nodes=2 must be 1"]),
         (["experiment=demo", "+phase=base"], ["phase is chosen twice", "drop +phase"]),
-        ([*CPU, "optim.groups.matrix.lrr=3"], ["optim.groups.matrix.lrr is not a setting", "optim.groups.matrix.lr"]),
+        (
+            [*CPU, "optim.groups.matrix.lrr=3"],
+            ["optim.groups.matrix.lrr is not a setting", "optim.groups.matrix.lr"],
+        ),
         (
             [*CPU, "+optim.groups.matrix.lrr=3", "tokenizer.vocab_size=300", "dry_run=false"],
             ["optim.groups.matrix.lrr is not a setting", "optim.groups.matrix.lr=…"],
@@ -83,9 +98,15 @@ CPU = ["+phase=base", "trainer=cpu", "model=d2"]
             [*CPU, "dry_run=true", "data.rows_per_device=7", "batch_tokens=8192"],
             ["batch_tokens=8,192 is not a multiple", "try data.rows_per_device="],
         ),
-        ([*CPU, "dry_run=true", "batch_tokens=1000"], ["batch_tokens=1,000 is not a multiple of 512"]),
+        (
+            [*CPU, "dry_run=true", "batch_tokens=1000"],
+            ["batch_tokens=1,000 is not a multiple of 512"],
+        ),
         ([*CPU, "dry_run=true", "model.head_dim=127"], ["head_dim=127 must be even"]),
-        ([*CPU, "dry_run=true", "model.n_embd=100", "model.n_head=4"], ["head size 25", "is odd", "try model.n_embd="]),
+        (
+            [*CPU, "dry_run=true", "model.n_embd=100", "model.n_head=4"],
+            ["head size 25", "is odd", "try model.n_embd="],
+        ),
         (
             [*CPU, "dry_run=true", "model.n_embd=100", "model.n_head=3"],
             ["does not divide into n_head=3 heads", "try model.n_head="],
@@ -95,20 +116,35 @@ CPU = ["+phase=base", "trainer=cpu", "model=d2"]
             ["+phase=base", "model=d2", "trainer=1xgpu", "data=pydocs", "tokenizer.vocab_size=300"],
             ["no CUDA device", "trainer=cpu"],
         ),
-        ([*CPU, "compute.precision=fp8", "tokenizer.vocab_size=300"], ["compute.precision=fp8", "bf16, fp32"]),
+        (
+            [*CPU, "compute.precision=fp8", "tokenizer.vocab_size=300"],
+            ["compute.precision=fp8", "bf16, fp32"],
+        ),
         ([*CPU, "init_from=/no/such/checkpoint"], ["neither a folder nor RUN@latest"]),
         ([*CPU, "resume=/no/such/run", "tokenizer.vocab_size=300"], ["is not a run folder"]),
         # dry_run refuses what the run refuses
-        ([*CPU, "resume=/no/such/run", "tokenizer.vocab_size=300", "dry_run=true"], ["is not a run folder"]),
+        (
+            [*CPU, "resume=/no/such/run", "tokenizer.vocab_size=300", "dry_run=true"],
+            ["is not a run folder"],
+        ),
         ([*CPU, "data=local", "data.path=/no/such/folder", "dry_run=true"], ["/no/such/folder"]),
         (
             [*CPU, "data=local", "data.path=.", "data.documents=word", "dry_run=true"],
             ["data.documents=word is not known"],
         ),
         ([*CPU, "compute.precision=fp16", "dry_run=true"], ["compute.precision=fp16 is not known"]),
-        ([*CPU, "compute.attention=flex", "dry_run=true"], ["compute.attention=flex cannot run on cpu"]),
-        ([*CPU, "checkpoints.best_metric=nope", "dry_run=true"], ["checkpoints.best_metric=nope", "val/bpb, val/loss"]),
-        ([*CPU, "paths.hub_dir=/no/such/folder", "dry_run=true"], ["paths.hub_dir=/no/such/folder is not a folder"]),
+        (
+            [*CPU, "compute.attention=flex", "dry_run=true"],
+            ["compute.attention=flex cannot run on cpu"],
+        ),
+        (
+            [*CPU, "checkpoints.best_metric=nope", "dry_run=true"],
+            ["checkpoints.best_metric=nope", "val/bpb, val/loss"],
+        ),
+        (
+            [*CPU, "paths.hub_dir=/no/such/folder", "dry_run=true"],
+            ["paths.hub_dir=/no/such/folder is not a folder"],
+        ),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) and "=" in value[-1] else None,
 )
@@ -130,9 +166,9 @@ def test_bad_files(error: Callable[..., str], tmp_path: Path) -> None:
     empty.mkdir()
     assert "empty" in error(*CPU, "data=local", f"data.path={empty}", *small)
     blank = text_file(tmp_path / "blank", "a.txt", "")
-    assert "blank" in error(*CPU, "data=local", f"data.path={blank.parent}", *small) or "no " in error(
+    assert "blank" in error(
         *CPU, "data=local", f"data.path={blank.parent}", *small
-    )
+    ) or "no " in error(*CPU, "data=local", f"data.path={blank.parent}", *small)
     strange = text_file(tmp_path / "strange", "a.docx", "x")
     assert "docx" in error(*CPU, "data=local", f"data.path={strange}", *small)
 
@@ -155,7 +191,17 @@ def test_free_text_is_taken_as_typed() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["'Twas", "it's \\'", "a\\", "\\\\'x'", "${oc.env:HOME}", "a=b,c [d] {e}: #f", "tab\there", '"he said']
+    "text",
+    [
+        "'Twas",
+        "it's \\'",
+        "a\\",
+        "\\\\'x'",
+        "${oc.env:HOME}",
+        "a=b,c [d] {e}: #f",
+        "tab\there",
+        '"he said',
+    ],
 )
 def test_hydra_reads_the_text_that_was_typed(text: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser

@@ -27,7 +27,9 @@ class Evaluate(StepCallback):
     step has all of them or none. The other callbacks see a validation: Lightning's hooks for it are called.
     """
 
-    def __init__(self, evals: dict[str, Eval], checkpoints: RunCheckpoints, *, at_start: bool = False) -> None:
+    def __init__(
+        self, evals: dict[str, Eval], checkpoints: RunCheckpoints, *, at_start: bool = False
+    ) -> None:
         for every, _ in evals.values():
             check_every("eval_every", every)
         self.evals, self.checkpoints, self.at_start = evals, checkpoints, at_start
@@ -51,7 +53,11 @@ class Evaluate(StepCallback):
                 self.checkpoints.record(step, self.latest)
 
     def at_step(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:
-        due = [name for name, (every, _) in self.evals.items() if is_due(step, every, module.total_steps)]
+        due = [
+            name
+            for name, (every, _) in self.evals.items()
+            if is_due(step, every, module.total_steps)
+        ]
         if due:
             self._run(trainer, module, step, due)
 
@@ -72,9 +78,17 @@ class Evaluate(StepCallback):
                         type(error).__name__,
                         error,
                     )
-        self.latest = {f"val/{k}": float(v) for k, v in results.items() if isinstance(v, int | float)}
-        texts = [(k, v if isinstance(v, list) else [v]) for k, v in results.items() if isinstance(v, str | list)]
-        for name, text in [(k, line) for k, lines in texts for line in lines] if trainer.is_global_zero else []:
+        self.latest = {
+            f"val/{k}": float(v) for k, v in results.items() if isinstance(v, int | float)
+        }
+        texts = [
+            (k, v if isinstance(v, list) else [v])
+            for k, v in results.items()
+            if isinstance(v, str | list)
+        ]
+        for name, text in (
+            [(k, line) for k, lines in texts for line in lines] if trainer.is_global_zero else []
+        ):
             log.info("step %d  %s: %s", step, name, text)
         self.latest_step = step
         publish(trainer, self.latest)
@@ -86,7 +100,8 @@ class Evaluate(StepCallback):
                 "step %d  %s",
                 step,
                 "  ".join(
-                    f"{k} {v:,.0f}" if v > 1 and v.is_integer() else f"{k} {v:.4f}" for k, v in self.latest.items()
+                    f"{k} {v:,.0f}" if v > 1 and v.is_integer() else f"{k} {v:.4f}"
+                    for k, v in self.latest.items()
                 ),
             )
         for callback in trainer.callbacks:

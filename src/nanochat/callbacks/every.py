@@ -47,8 +47,12 @@ def evaluating(trainer: L.Trainer, module: PhaseModule) -> Iterator[None]:
 
 def publish(trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
     """Give metrics to the other callbacks, which find them by name (`monitor=val/bpb`)."""
-    trainer.callback_metrics.update({name: torch.tensor(float(value)) for name, value in metrics.items()})
-    shown = {name: float(value) for name, value in metrics.items() if name in ("train/loss", "val/bpb")}
+    trainer.callback_metrics.update(
+        {name: torch.tensor(float(value)) for name, value in metrics.items()}
+    )
+    shown = {
+        name: float(value) for name, value in metrics.items() if name in ("train/loss", "val/bpb")
+    }
     trainer.progress_bar_metrics.update(shown)
 
 

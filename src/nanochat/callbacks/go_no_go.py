@@ -14,7 +14,14 @@ from nanochat.rl.preflight import Finding, Preflight
 class GoNoGo(L.Callback):
     """Every process looks, so that all decide alike; the first shows by `tell`. Not where a run is resumed. With `force` a run begins in any case."""
 
-    def __init__(self, preflight: Preflight, run_folder: Path, *, tell: Callable[[Finding], None], force: bool) -> None:
+    def __init__(
+        self,
+        preflight: Preflight,
+        run_folder: Path,
+        *,
+        tell: Callable[[Finding], None],
+        force: bool,
+    ) -> None:
         self.preflight, self.run_folder, self.tell, self.force = preflight, run_folder, tell, force
 
     def on_train_start(self, trainer: L.Trainer, module: PhaseModule) -> None:
@@ -24,9 +31,15 @@ class GoNoGo(L.Callback):
             finding: Finding = agreed(lambda: self.preflight.run(module.gpt), module.device)
         if trainer.is_global_zero:
             self.tell(finding)
-            write_json(self.run_folder / "preflight.json", {
-                "numbers": finding.numbers, "checks": [vars(check) for check in finding.checks],
-            })  # fmt: skip
+            write_json(
+                self.run_folder / "preflight.json",
+                {
+                    "numbers": finding.numbers,
+                    "checks": [vars(check) for check in finding.checks],
+                },
+            )
         if finding.stops and not self.force:
-            named = "; ".join(f"{check.what}: {check.advice} ({check.found})" for check in finding.stops)
+            named = "; ".join(
+                f"{check.what}: {check.advice} ({check.found})" for check in finding.stops
+            )
             raise ValueError(f"no-go: {named}; force=true trains all the same")

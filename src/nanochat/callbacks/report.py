@@ -32,7 +32,13 @@ def short_time(seconds: float) -> str:
     '1h02m'
     """
     s = round(seconds)
-    return f"{s // 3600}h{s % 3600 // 60:02d}m" if s >= 3600 else f"{s // 60}m{s % 60:02d}s" if s >= 60 else f"{s}s"
+    return (
+        f"{s // 3600}h{s % 3600 // 60:02d}m"
+        if s >= 3600
+        else f"{s // 60}m{s % 60:02d}s"
+        if s >= 60
+        else f"{s}s"
+    )
 
 
 def check_progress(show: str) -> None:
@@ -55,7 +61,11 @@ class Report(StepCallback):
         show: str = "auto",
     ) -> None:
         check_progress(show)
-        self.batch_tokens, self.flops_per_token, self.peak_flops = batch_tokens, flops_per_token, peak_flops
+        self.batch_tokens, self.flops_per_token, self.peak_flops = (
+            batch_tokens,
+            flops_per_token,
+            peak_flops,
+        )
         self.log_every, self.run_folder = log_every, run_folder
         self.show = ("bar" if sys.stdout.isatty() else "lines") if show == "auto" else show
         self.waiting: list[tuple[int, torch.Tensor, dict[str, float]]] = []
@@ -76,11 +86,16 @@ class Report(StepCallback):
                 console=Console(),
             )
             self.task = self.progress.add_task(
-                "step", total=module.total_steps, completed=trainer.global_step, numbers="first step (compiling)…"
+                "step",
+                total=module.total_steps,
+                completed=trainer.global_step,
+                numbers="first step (compiling)…",
             )
             self.progress.start()
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: PhaseModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: PhaseModule, batch: Any, batch_idx: int
+    ) -> None:
         self.epoch = int(batch.get("epoch", 0))
 
     def at_step(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:
@@ -92,7 +107,12 @@ class Report(StepCallback):
             (
                 step,
                 module.loss_of_step,
-                {"perf/step_seconds": seconds, "train/lr_multiplier": lr, "train/epoch": self.epoch, **module.numbers},
+                {
+                    "perf/step_seconds": seconds,
+                    "train/lr_multiplier": lr,
+                    "train/epoch": self.epoch,
+                    **module.numbers,
+                },
             )
         )
         if step % self.log_every == 0 or step == module.total_steps:
@@ -104,7 +124,9 @@ class Report(StepCallback):
             self.progress.stop()
             self.progress = None
 
-    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException
+    ) -> None:
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
@@ -134,7 +156,9 @@ class Report(StepCallback):
                 tokens = rate * self.batch_tokens
                 row |= {"perf/tokens_per_second": tokens, "train/tokens": step * self.batch_tokens}
                 if self.peak_flops:
-                    row["perf/mfu"] = tokens * self.flops_per_token / (self.peak_flops * trainer.world_size)
+                    row["perf/mfu"] = (
+                        tokens * self.flops_per_token / (self.peak_flops * trainer.world_size)
+                    )
             if on_gpu:
                 row["perf/peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
             if trainer.is_global_zero:
@@ -148,7 +172,11 @@ class Report(StepCallback):
     def display(self, step: int, row: dict[str, float], module: PhaseModule) -> None:
         left = short_time((module.total_steps - step) / self.speed if self.speed else 0.0)
         mfu = f"  mfu {100 * row['perf/mfu']:.1f}%" if "perf/mfu" in row else ""
-        speed = f"{row['perf/tokens_per_second']:,.0f} tok/s{mfu}  " if self.batch_tokens is not None else ""
+        speed = (
+            f"{row['perf/tokens_per_second']:,.0f} tok/s{mfu}  "
+            if self.batch_tokens is not None
+            else ""
+        )
         numbers = (
             f"loss {self.smooth / self.weight:.4f}  lr x{row['train/lr_multiplier']:.3f}  {1000 * row['perf/step_seconds']:,.0f} ms  "
             f"{speed}epoch {int(row['train/epoch'])}  {left} left"
@@ -157,12 +185,19 @@ class Report(StepCallback):
             numbers = f"{headline}  {left} left"
         if self.progress is not None:
             self.progress.update(
-                self.task, completed=step, description=f"step {step:,}/{module.total_steps:,}", numbers=numbers
+                self.task,
+                completed=step,
+                description=f"step {step:,}/{module.total_steps:,}",
+                numbers=numbers,
             )
         elif self.show == "lines" and (
-            step == module.total_steps or step <= self.log_every or time.monotonic() - self.last_line >= 5
+            step == module.total_steps
+            or step <= self.log_every
+            or time.monotonic() - self.last_line >= 5
         ):
-            self.last_line = time.monotonic()  # a line at most every 5 seconds, so that a log file stays readable
+            self.last_line = (
+                time.monotonic()
+            )  # a line at most every 5 seconds, so that a log file stays readable
             print(f"step {step:>6,}/{module.total_steps:,}  {numbers}", flush=True)
 
     def not_finite(self, trainer: L.Trainer, module: PhaseModule, step: int, loss: float) -> None:
@@ -171,14 +206,23 @@ class Report(StepCallback):
         if trainer.is_global_zero:
             place.mkdir(parents=True, exist_ok=True)
             bad = {
-                name: {"finite": bool(p.isfinite().all()), "norm": float(p.detach().float().norm()),
-                       "grad_norm": None if p.grad is None else float(p.grad.float().norm())}
+                name: {
+                    "finite": bool(p.isfinite().all()),
+                    "norm": float(p.detach().float().norm()),
+                    "grad_norm": None if p.grad is None else float(p.grad.float().norm()),
+                }
                 for name, p in module.gpt.named_parameters()
-            }  # fmt: skip
+            }
             recent = [(s, float(value)) for s, value, _ in self.waiting]
             write_json(
                 place / "report.json",
-                {"step": step, "loss": loss, "batch": step - 1, "recent_losses": recent, "parameters": bad},
+                {
+                    "step": step,
+                    "loss": loss,
+                    "batch": step - 1,
+                    "recent_losses": recent,
+                    "parameters": bad,
+                },
             )
         raise ValueError(
             f"loss is {loss} at step {step}; {place}/report.json holds the norms of every parameter and the recent losses, "

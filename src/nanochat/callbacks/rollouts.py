@@ -19,13 +19,24 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 
 LINE_BREAK = re.compile("\r\n|[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")  # those of str.splitlines
 TABLE_ROWS = 8  # guess: what fits a screen
-COLUMNS = ("step", "question", "prompt", "completion", "reward", "advantage", "tokens", "finish_reason")
+COLUMNS = (
+    "step",
+    "question",
+    "prompt",
+    "completion",
+    "reward",
+    "advantage",
+    "tokens",
+    "finish_reason",
+)
 
 
 class Rollouts(StepCallback):
     """Runs before `Save`, so what a checkpoint was trained on is on disk before it. On resume, lines after the step resumed from are deleted."""
 
-    def __init__(self, run_folder: Path, tokenizer: Tokenizer, task: Task, *, table_every: int | None) -> None:
+    def __init__(
+        self, run_folder: Path, tokenizer: Tokenizer, task: Task, *, table_every: int | None
+    ) -> None:
         self.file, self.tables = run_folder / "rollouts.jsonl", run_folder / "samples"
         self.tokenizer, self.task, self.table_every = tokenizer, task, table_every
 
@@ -51,24 +62,37 @@ class Rollouts(StepCallback):
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_table(
-                        "samples", list(COLUMNS), [[row[key] for key in COLUMNS] for row in table], step=step
+                        "samples",
+                        list(COLUMNS),
+                        [[row[key] for key in COLUMNS] for row in table],
+                        step=step,
                     )
 
     def row(self, step: int, rollout: Rollout) -> dict[str, Any]:
         drawn = [p for p in rollout.completion.logprobs if p is not None]
         return {
-            "step": step, "question": rollout.question, "sample": rollout.sample,
-            "prompt": self.tokenizer.decode(rollout.prompt), "completion": rollout.text,
-            "reward": rollout.reward, "rewards": rollout.rewards, "advantage": rollout.advantage,
-            "tokens": len(rollout.completion.ids), "finish_reason": rollout.completion.finish_reason,
-            "logprobs": {"mean": sum(drawn) / len(drawn), "min": min(drawn), "sum": sum(drawn)} if drawn else None,
-        }  # fmt: skip
+            "step": step,
+            "question": rollout.question,
+            "sample": rollout.sample,
+            "prompt": self.tokenizer.decode(rollout.prompt),
+            "completion": rollout.text,
+            "reward": rollout.reward,
+            "rewards": rollout.rewards,
+            "advantage": rollout.advantage,
+            "tokens": len(rollout.completion.ids),
+            "finish_reason": rollout.completion.finish_reason,
+            "logprobs": {"mean": sum(drawn) / len(drawn), "min": min(drawn), "sum": sum(drawn)}
+            if drawn
+            else None,
+        }
 
 
 def forget_after(file: Path, step: int) -> None:
     """Keep the lines up to `step`; one that a killed writer left half is none."""
     kept = []
-    for line in file.read_text(encoding="utf-8").split("\n")[:-1]:  # not splitlines: a model may write U+2028
+    for line in file.read_text(encoding="utf-8").split("\n")[
+        :-1
+    ]:  # not splitlines: a model may write U+2028
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
@@ -85,10 +109,13 @@ def chosen(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         of_question.setdefault(row["question"], []).append(row)
     pairs = [
-        (max(group, key=lambda r: r["reward"]), min(group, key=lambda r: r["reward"])) for group in of_question.values()
+        (max(group, key=lambda r: r["reward"]), min(group, key=lambda r: r["reward"]))
+        for group in of_question.values()
     ]
     pairs.sort(key=lambda pair: pair[0]["reward"] == pair[1]["reward"])
-    return [row for pair in pairs for row in (pair if pair[0] is not pair[1] else pair[:1])][:TABLE_ROWS]
+    return [row for pair in pairs for row in (pair if pair[0] is not pair[1] else pair[:1])][
+        :TABLE_ROWS
+    ]
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
@@ -99,4 +126,9 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         return LINE_BREAK.sub("⏎", text).replace("|", "\\|").replace("<", "&lt;")
 
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    return "\n".join([*lines, *("| " + " | ".join(cell(row[key]) for key in COLUMNS) + " |" for row in rows)]) + "\n"
+    return (
+        "\n".join(
+            [*lines, *("| " + " | ".join(cell(row[key]) for key in COLUMNS) + " |" for row in rows)]
+        )
+        + "\n"
+    )

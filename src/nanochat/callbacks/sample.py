@@ -14,16 +14,29 @@ log = logging.getLogger(__name__)
 class Sample(StepCallback):
     """`complete(gpt, prompts)` gives one text per prompt; a failure is logged and training goes on."""
 
-    def __init__(self, complete: Callable[..., list[str]], prompts: list[str], every: int | None) -> None:
+    def __init__(
+        self, complete: Callable[..., list[str]], prompts: list[str], every: int | None
+    ) -> None:
         check_every("sample_every", every)
         self.complete, self.prompts, self.every = complete, prompts, every
 
     def at_step(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:
-        if not self.prompts or not is_due(step, self.every, module.total_steps) or not trainer.is_global_zero:
+        if (
+            not self.prompts
+            or not is_due(step, self.every, module.total_steps)
+            or not trainer.is_global_zero
+        ):
             return
         with evaluating(trainer, module):
             try:
-                for prompt, text in zip(self.prompts, self.complete(module.gpt, self.prompts), strict=True):
+                for prompt, text in zip(
+                    self.prompts, self.complete(module.gpt, self.prompts), strict=True
+                ):
                     log.info("sample at step %d: %s", step, repr(prompt + text))
             except Exception as error:
-                log.warning("sampling failed at step %d and was left out: %s: %s", step, type(error).__name__, error)
+                log.warning(
+                    "sampling failed at step %d and was left out: %s: %s",
+                    step,
+                    type(error).__name__,
+                    error,
+                )

@@ -21,11 +21,19 @@ class Save(StepCallback):
     step on every rank."""
 
     def __init__(
-        self, checkpoints: RunCheckpoints, every: int | None, before: Callable[[L.Trainer, PhaseModule], None]
+        self,
+        checkpoints: RunCheckpoints,
+        every: int | None,
+        before: Callable[[L.Trainer, PhaseModule], None],
     ) -> None:
         """`before` is called ahead of every save: it checks the losses and writes what is known of the steps up to here."""
         check_every("save_every", every)
-        self.checkpoints, self.every, self.before, self.told_to_stop = checkpoints, every, before, False
+        self.checkpoints, self.every, self.before, self.told_to_stop = (
+            checkpoints,
+            every,
+            before,
+            False,
+        )
         self.saved = -1  # the last step that was saved
         self._old_handlers: dict[int, Any] = {}
         self._ctrl_c = CtrlC()
@@ -43,12 +51,16 @@ class Save(StepCallback):
         self.listen(trainer)
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        if not self.told_to_stop:  # else the process is about to end, and the same signal may be about to come again
+        if (
+            not self.told_to_stop
+        ):  # else the process is about to end, and the same signal may be about to come again
             for number, handler in self._old_handlers.items():
                 signal.signal(number, handler)
         self._old_handlers = {}
 
-    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException
+    ) -> None:
         self.teardown(trainer, module, "fit")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

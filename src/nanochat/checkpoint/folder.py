@@ -121,7 +121,10 @@ def save(
             with (folder / STATE).open("wb") as file:
                 torch.save(trainer_state, file)
         files = {
-            str(p.relative_to(folder)): {"bytes": p.stat().st_size, hashes.HASH: hashes.file_hash(p)}
+            str(p.relative_to(folder)): {
+                "bytes": p.stat().st_size,
+                hashes.HASH: hashes.file_hash(p),
+            }
             for p in sorted(folder.rglob("*"))
             if p.is_file()
         }
@@ -150,13 +153,19 @@ def problem(path: Path, *, state: bool = False) -> str | None:
         files.pop(STATE, None)
     for name, facts in files.items():
         file = path / name
-        size, expected = (facts.get("bytes"), facts.get(hashes.HASH)) if isinstance(facts, dict) else (facts, None)
+        size, expected = (
+            (facts.get("bytes"), facts.get(hashes.HASH))
+            if isinstance(facts, dict)
+            else (facts, None)
+        )
         if not file.is_file():
             return f"{path} has no {STATE}" if name == STATE else f"{file} is missing"
         if file.stat().st_size != size:
             return f"{file} has {file.stat().st_size:,} bytes instead of {size:,}: it is truncated or was changed"
         if expected and hashes.wanted() and hashes.file_hash(file) != expected:
-            return f"{file} is damaged or was changed: its {hashes.HASH} is not the one in files.json"
+            return (
+                f"{file} is damaged or was changed: its {hashes.HASH} is not the one in files.json"
+            )
     return None
 
 
@@ -241,7 +250,9 @@ def load_tokenizer(path: Path) -> Any:
     return tokenizer
 
 
-def load_gpt(path: Path, *, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32) -> GPT:
+def load_gpt(
+    path: Path, *, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32
+) -> GPT:
     """The model of a checkpoint folder with its weights. ValueError if a tensor is missing or left
     over."""
     gpt = GPT.build(read_config(path), seed=None, device=device, compute_dtype=compute_dtype)

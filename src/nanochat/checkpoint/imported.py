@@ -62,7 +62,10 @@ def convert(found: Original, out: Path, arch: dict[str, Any] | None = None) -> N
         )
     lineage: dict[str, Any] = {
         "step": found.step,
-        "config": {"run_name": f"nanochat-{found.folder.name}", **original.settings_of(meta, phase, config.arch.name)},
+        "config": {
+            "run_name": f"nanochat-{found.folder.name}",
+            **original.settings_of(meta, phase, config.arch.name),
+        },
         "imported": {"from": str(found.model_file.absolute()), "meta": meta},
     }
     extra = {} if own_bytes is None else {ORIGINAL_BYTES: own_bytes.numpy()}
@@ -85,12 +88,19 @@ def optimizer_state(path: Path, device: str = "cpu") -> dict[str, Any]:
     if source is None:
         raise ValueError(f"{path} has no state of an optimizer")
     file = Path(source)
-    return moments.read(file.parent, int(file.stem.rpartition("_")[2]), folder.read_config(path), device)
+    return moments.read(
+        file.parent, int(file.stem.rpartition("_")[2]), folder.read_config(path), device
+    )
 
 
 def _files(found: Original) -> list[Path]:
     lengths = found.tokenizer_file.with_name("token_bytes.pt")
-    return [found.model_file, found.meta_file, found.tokenizer_file, *([lengths] if lengths.is_file() else [])]
+    return [
+        found.model_file,
+        found.meta_file,
+        found.tokenizer_file,
+        *([lengths] if lengths.is_file() else []),
+    ]
 
 
 def original_token_bytes(path: Path) -> np.ndarray | None:

@@ -19,15 +19,24 @@ class FolderCheckpointIO(CheckpointIO):
     def __init__(self, config: GPTConfig, tokenizer: Any, lineage: dict[str, Any]) -> None:
         self.config, self.tokenizer, self.lineage = config, tokenizer, lineage
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         state = dict(checkpoint)
         weights = {k.removeprefix(PREFIX): v for k, v in state.pop("state_dict").items()}
         facts = {"step": int(checkpoint["global_step"]), **state.pop("facts", {})}
-        folder.save(Path(path), weights, self.config, self.tokenizer, {**self.lineage, **facts}, state)
+        folder.save(
+            Path(path), weights, self.config, self.tokenizer, {**self.lineage, **facts}, state
+        )
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         path = Path(path)
-        return {**folder.read_state(path), "state_dict": {PREFIX + k: v for k, v in folder.read_weights(path).items()}}
+        return {
+            **folder.read_state(path),
+            "state_dict": {PREFIX + k: v for k, v in folder.read_weights(path).items()},
+        }
 
     def remove_checkpoint(self, path: Any) -> None:
         import shutil

@@ -31,11 +31,17 @@ def code_state() -> dict[str, Any]:
         return {"commit": None, "dirty": None, "diff": ""}
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20).stdout
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20
+        ).stdout
 
     try:
         new = git("ls-files", "--others", "--exclude-standard").splitlines()
-        small = [name for name in new if (root / name).is_file() and (root / name).stat().st_size <= MAX_NEW_FILE_BYTES]
+        small = [
+            name
+            for name in new
+            if (root / name).is_file() and (root / name).stat().st_size <= MAX_NEW_FILE_BYTES
+        ]
         diff = git("diff", "HEAD") + "".join(
             git("diff", "--no-index", "--", "/dev/null", name) for name in small[:MAX_NEW_FILES]
         )

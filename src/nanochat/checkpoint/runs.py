@@ -24,9 +24,13 @@ class RunCheckpoints:
     """`checkpoints/step_000500/` … of one run, with a pointer to the best and pruning of the
     others."""
 
-    def __init__(self, root: Path, keep_last: int | None = 2, best_metric: str | None = "val/bpb") -> None:
+    def __init__(
+        self, root: Path, keep_last: int | None = 2, best_metric: str | None = "val/bpb"
+    ) -> None:
         if keep_last is not None and keep_last < 1:
-            raise ValueError(f"checkpoints.keep_last={keep_last} must be at least 1, or null to keep all")
+            raise ValueError(
+                f"checkpoints.keep_last={keep_last} must be at least 1, or null to keep all"
+            )
         self.root, self.keep_last, self.best_metric = root, keep_last, best_metric
 
     def path(self, step: int) -> Path:
@@ -34,7 +38,11 @@ class RunCheckpoints:
 
     def steps(self) -> list[int]:
         """Steps with a folder, ascending."""
-        found = [re.fullmatch(r"step_(\d+)", p.name) for p in self.root.glob("step_*")] if self.root.is_dir() else []
+        found = (
+            [re.fullmatch(r"step_(\d+)", p.name) for p in self.root.glob("step_*")]
+            if self.root.is_dir()
+            else []
+        )
         return sorted(int(m.group(1)) for m in found if m)
 
     def latest_sound(self) -> tuple[Path | None, list[str]]:
@@ -72,14 +80,20 @@ class RunCheckpoints:
         folder.write_json(self.path(step) / "metrics.json", {**self.metrics(step), **metrics})
         value = metrics.get(self.best_metric) if self.best_metric else None
         best = self.best()
-        if value is not None and (best is None or value < best[1] or not self.path(best[0]).is_dir()):
-            folder.write_json(self.root / BEST, {"step": step, "metric": self.best_metric, "value": value})
+        if value is not None and (
+            best is None or value < best[1] or not self.path(best[0]).is_dir()
+        ):
+            folder.write_json(
+                self.root / BEST, {"step": step, "metric": self.best_metric, "value": value}
+            )
 
     def prune(self) -> None:
         """Delete checkpoints that are not among the newest `keep_last`, not the best, and not the
         start of another run; and what a killed writer left behind."""
         for leftover in self.root.glob(f"{folder.TEMPORARY}*"):
-            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(
+                missing_ok=True
+            )
         if self.keep_last is None:
             return
         best = self.best()
@@ -105,7 +119,9 @@ def started(run: Path) -> float:
     Older versions wrote local time, in record and name.
     """
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return datetime.fromisoformat(json.loads((run / "record.json").read_text())["started"]).timestamp()
+        return datetime.fromisoformat(
+            json.loads((run / "record.json").read_text())["started"]
+        ).timestamp()
     with contextlib.suppress(ValueError):
         # followed by Z for UTC, and a number if several runs began in one second
         stamp = run.name[:19]
@@ -131,7 +147,11 @@ def resolve(text: str | Path, runs: Path) -> Path:
     """
     words = str(text)
     path = Path(words).expanduser()
-    if "@" not in words and not (path / "config.json").is_file() and (found := imported.find(words)):
+    if (
+        "@" not in words
+        and not (path / "config.json").is_file()
+        and (found := imported.find(words))
+    ):
         return imported.cached(found)
     if path.is_dir():
         if (path / "checkpoints").is_dir():
@@ -143,8 +163,12 @@ def resolve(text: str | Path, runs: Path) -> Path:
         )
     name, at, which = words.rpartition("@")
     if not at:
-        raise ValueError(f"{words} is neither a folder nor RUN@latest, RUN@best or RUN@STEP{_meant(words, runs)}")
-    candidates = [runs / name] if (runs / name / "record.json").is_file() else run_folders(runs, name)
+        raise ValueError(
+            f"{words} is neither a folder nor RUN@latest, RUN@best or RUN@STEP{_meant(words, runs)}"
+        )
+    candidates = (
+        [runs / name] if (runs / name / "record.json").is_file() else run_folders(runs, name)
+    )
     candidates = [c for c in candidates if RunCheckpoints(c / "checkpoints").steps()]
     if not candidates:
         raise ValueError(f"no run called {name} with a checkpoint in {runs}{_meant(name, runs)}")
@@ -181,13 +205,19 @@ def _meant(name: str, runs: Path) -> str:
     """A suggestion for a mistyped `name`, for the end of an error: the most similar run, or the
     newest ones."""
     folders = (
-        sorted((p for p in runs.iterdir() if p.is_dir()), key=lambda p: -p.stat().st_mtime) if runs.is_dir() else []
+        sorted((p for p in runs.iterdir() if p.is_dir()), key=lambda p: -p.stat().st_mtime)
+        if runs.is_dir()
+        else []
     )
     names = [f"{p.name}@latest" for p in folders]
     if near := difflib.get_close_matches(f"{name}@latest", names, n=1, cutoff=0.8):
         return f"; did you mean {near[0]}?"
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"; runs here: {', '.join(names[:NAMED])}{more}" if names else "; there are no runs here yet"
+    return (
+        f"; runs here: {', '.join(names[:NAMED])}{more}"
+        if names
+        else "; there are no runs here yet"
+    )
 
 
 def _pick(checkpoints: RunCheckpoints, which: str, words: str) -> Path:
@@ -199,8 +229,12 @@ def _pick(checkpoints: RunCheckpoints, which: str, words: str) -> Path:
     if which == "best":
         best = checkpoints.best()
         if best is None:
-            raise ValueError(f"{words}: no checkpoint of this run was evaluated, so there is no best one; use @latest")
+            raise ValueError(
+                f"{words}: no checkpoint of this run was evaluated, so there is no best one; use @latest"
+            )
         return folder.require(checkpoints.path(best[0]))
     if which.isdecimal() and int(which) in steps:
         return folder.require(checkpoints.path(int(which)))
-    raise ValueError(f"{words}: {which} is not latest, best or one of the steps {', '.join(map(str, steps))}")
+    raise ValueError(
+        f"{words}: {which} is not latest, best or one of the steps {', '.join(map(str, steps))}"
+    )

@@ -45,7 +45,9 @@ class MicroBatches(IterableDataset):
     can learn them by heart.
     """
 
-    def __init__(self, start_step: int, accumulate: int = 1, repeat_steps: int | None = None) -> None:
+    def __init__(
+        self, start_step: int, accumulate: int = 1, repeat_steps: int | None = None
+    ) -> None:
         self.start_step, self.accumulate, self.repeat_steps = start_step, accumulate, repeat_steps
 
     def micro_batch(self, step: int, part: int) -> dict[str, Any]:
@@ -65,9 +67,15 @@ class RowBatches(MicroBatches):
     rank takes its share in order."""
 
     def __init__(
-        self, rows: Any, batch_rows: int, micro_rows: int, world_size: int, rank: int, start_step: int,
+        self,
+        rows: Any,
+        batch_rows: int,
+        micro_rows: int,
+        world_size: int,
+        rank: int,
+        start_step: int,
         repeat_steps: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(start_step, batch_rows // world_size // micro_rows, repeat_steps)
         self.rows, self.batch_rows, self.micro_rows = rows, batch_rows, micro_rows
         self.first_row = rank * (batch_rows // world_size)  # of this rank, in each batch
@@ -95,7 +103,9 @@ class ByStep(LightningDataModule):
         """Set rows of the global batch, rows of a micro-batch, and micro-batches per step.
         ValueError if the batch cannot be divided."""
         self.world_size, self.rank = world_size, rank
-        self.batch_rows, self.micro_rows = share_out(batch_tokens, self.sequence_len, world_size, self.rows_per_device)
+        self.batch_rows, self.micro_rows = share_out(
+            batch_tokens, self.sequence_len, world_size, self.rows_per_device
+        )
         self.accumulate = self.batch_rows // world_size // self.micro_rows
 
     def micro_batches(self) -> MicroBatches:
@@ -156,7 +166,9 @@ def begin_worker(number: int) -> None:
     leave_signals()
 
 
-def share_out(batch_tokens: int, sequence_len: int, world_size: int, rows_per_device: int | None) -> tuple[int, int]:
+def share_out(
+    batch_tokens: int, sequence_len: int, world_size: int, rows_per_device: int | None
+) -> tuple[int, int]:
     """Rows of the global batch, and rows of a micro-batch (default: the largest divisor of a rank's
     rows up to 32).
 
@@ -173,7 +185,11 @@ def share_out(batch_tokens: int, sequence_len: int, world_size: int, rows_per_de
         )
     rows = batch_tokens // sequence_len
     rank_rows = rows // world_size
-    fits = max(d for d in range(1, min(rank_rows, rows_per_device or DEFAULT_ROWS) + 1) if rank_rows % d == 0)
+    fits = max(
+        d
+        for d in range(1, min(rank_rows, rows_per_device or DEFAULT_ROWS) + 1)
+        if rank_rows % d == 0
+    )
     if rows_per_device is not None and rows_per_device != fits:
         raise ValueError(
             f"batch_tokens={batch_tokens:,} is not a multiple of {rows_per_device * unit:,} ({rows_per_device} rows x "

@@ -69,7 +69,13 @@ class Mixture:
     """
 
     def __init__(
-        self, tasks: dict[str, Rendered], repeats: dict[str, int], *, limit: int | None, supervise: str, over_long: str
+        self,
+        tasks: dict[str, Rendered],
+        repeats: dict[str, int],
+        *,
+        limit: int | None,
+        supervise: str,
+        over_long: str,
     ):
         self.tasks = list(tasks.values())
         self.supervise = supervise
@@ -77,7 +83,9 @@ class Mixture:
         for number, (name, task) in enumerate(tasks.items()):
             full = task.lengths
             kept = full if limit is None else np.minimum(full, limit)
-            trained = task.supervised(limit) if supervise == "assistant" else np.maximum(kept - 1, 0)
+            trained = (
+                task.supervised(limit) if supervise == "assistant" else np.maximum(kept - 1, 0)
+            )
             if over_long == "drop":
                 trained = np.where(full > kept, 0, trained)
             for _ in range(repeats[name]):
@@ -104,7 +112,9 @@ class Mixture:
         task = self.tasks[self.owner[item]]
         begin = int(task.offsets[self.index[item]]) + start
         ids = task.ids[begin : begin + length]
-        return ids, task.mask[begin : begin + length] if self.supervise == "assistant" else np.ones(length, np.uint8)
+        return ids, task.mask[begin : begin + length] if self.supervise == "assistant" else np.ones(
+            length, np.uint8
+        )
 
     def label(self, item: int) -> str:
         task = self.tasks[self.owner[item]]
@@ -115,7 +125,9 @@ class ChatRows:
     """The endless stream of rows of a mixture: epoch after epoch, each in its own
     shuffled order."""
 
-    def __init__(self, mixture: Mixture, *, packing: str, sequence_len: int, seed: int, bos_id: int):
+    def __init__(
+        self, mixture: Mixture, *, packing: str, sequence_len: int, seed: int, bos_id: int
+    ):
         self.mixture, self.packing, self.sequence_len = mixture, packing, sequence_len
         self.seed, self.bos_id = seed, bos_id
         self.last_row: int | None = None  # rows from here on are padding
@@ -172,7 +184,9 @@ class ChatRows:
         for r, row in enumerate(rows):
             at = 0
             for item, start, length in self.pieces(row):
-                ids[r, at : at + length], mask[r, at : at + length] = self.mixture.tokens(item, start, length)
+                ids[r, at : at + length], mask[r, at : at + length] = self.mixture.tokens(
+                    item, start, length
+                )
                 at += length
         return ids[:, :-1], np.where(mask[:, 1:], ids[:, 1:], -1)
 
@@ -185,14 +199,25 @@ class ChatRows:
         # has mask 0
         extra = 1 if self.mixture.supervise == "all" else 0
         found = [self.pieces(row) for row in rows]
-        return sum(int(self.mixture.targets[item]) + extra for row in found for item, _, _ in row) - extra * sum(
-            map(bool, found)
-        )
+        return sum(
+            int(self.mixture.targets[item]) + extra for row in found for item, _, _ in row
+        ) - extra * sum(map(bool, found))
 
     def tally(self, rows: int) -> dict[str, int]:
         """Counts of tokens and conversations in the first `rows` rows."""
-        keys = "conversations", "tokens_read", "tokens_trained", "tokens_masked", "tokens_trimmed", "tokens_dropped"
-        sums = dict.fromkeys(keys, 0) | {"conversations_trimmed": 0, "conversations_dropped": 0, "tokens_padding": 0}
+        keys = (
+            "conversations",
+            "tokens_read",
+            "tokens_trained",
+            "tokens_masked",
+            "tokens_trimmed",
+            "tokens_dropped",
+        )
+        sums = dict.fromkeys(keys, 0) | {
+            "conversations_trimmed": 0,
+            "conversations_dropped": 0,
+            "tokens_padding": 0,
+        }
         real = rows if self.last_row is None else min(rows, self.last_row)
         epoch = 0
         while self.begin(epoch) < real:
@@ -259,30 +284,53 @@ class ChatDataModule(ByStep):
         rendered_dir: str | Path | None = None,
     ):
         super().__init__()
-        for name, value, choices in (("packing", packing, LAYOUTS), ("supervise", supervise, SUPERVISE),
-                                     ("over_long", over_long, OVER_LONG), ("on_bad", on_bad, ON_BAD)):  # fmt: skip
+        for name, value, choices in (
+            ("packing", packing, LAYOUTS),
+            ("supervise", supervise, SUPERVISE),
+            ("over_long", over_long, OVER_LONG),
+            ("on_bad", on_bad, ON_BAD),
+        ):
             if value not in choices:
-                raise ValueError(f"data.{name}={value} is not known; choose from {', '.join(choices)}")
+                raise ValueError(
+                    f"data.{name}={value} is not known; choose from {', '.join(choices)}"
+                )
         if not isinstance(num_epochs, int):
             raise ValueError(
                 f"data.num_epochs={num_epochs} must be a whole number; for a part of an epoch give max_steps"
             )
-        for name, number, low in (("model.sequence_len", sequence_len, 2), ("data.rows_per_device", rows_per_device, 1),
-                                  ("data.num_workers", num_workers, 0), ("data.num_epochs", num_epochs, 1)):  # fmt: skip
+        for name, number, low in (
+            ("model.sequence_len", sequence_len, 2),
+            ("data.rows_per_device", rows_per_device, 1),
+            ("data.num_workers", num_workers, 0),
+            ("data.num_epochs", num_epochs, 1),
+        ):
             if number is not None and number < low:
                 raise ValueError(f"{name}={number} is below {low}; give {low} or more")
         if packing == "stream" and over_long == "drop":
-            raise ValueError("data.over_long=drop cannot take effect: data.packing=stream cuts nothing")
+            raise ValueError(
+                "data.over_long=drop cannot take effect: data.packing=stream cuts nothing"
+            )
         self.train_tasks = {k: v for k, v in train_tasks.items() if v is not None}
         self.val_tasks = {k: v for k, v in val_tasks.items() if v is not None}
         for name, tasks in (("train_tasks", self.train_tasks), ("val_tasks", self.val_tasks)):
             if not tasks:
-                raise ValueError(f"data.{name} is empty; name a task, for example +task@data.{name}.gsm8k=gsm8k")
+                raise ValueError(
+                    f"data.{name} is empty; name a task, for example +task@data.{name}.gsm8k=gsm8k"
+                )
         self.sequence_len, self.rows_per_device = sequence_len, rows_per_device
         self.packing, self.supervise = packing, supervise
-        self.over_long, self.on_bad, self.num_epochs, self.seed = over_long, on_bad, num_epochs, seed
+        self.over_long, self.on_bad, self.num_epochs, self.seed = (
+            over_long,
+            on_bad,
+            num_epochs,
+            seed,
+        )
         self.num_workers, self.prepare_workers = num_workers, prepare_workers
-        self.rendered_dir = Path(rendered_dir).expanduser().absolute() if rendered_dir else base_dir() / "conversations"
+        self.rendered_dir = (
+            Path(rendered_dir).expanduser().absolute()
+            if rendered_dir
+            else base_dir() / "conversations"
+        )
         # a run longer or shorter than the planned epochs continues into the next epoch, or stops
         # earlier
         self.endless = False
@@ -296,7 +344,9 @@ class ChatDataModule(ByStep):
         self.tokenizer = tokenizer
         self._rows, self._rendered = {}, {}
 
-    def attach(self, tokenizer: Tokenizer, *, batch_tokens: int, world_size: int = 1, rank: int = 0) -> None:
+    def attach(
+        self, tokenizer: Tokenizer, *, batch_tokens: int, world_size: int = 1, rank: int = 0
+    ) -> None:
         """Set tokenizer, tokens per optimizer step over all ranks (padding included), and the rank.
         ValueError if the batch cannot be divided."""
         if getattr(self, "tokenizer", None) is not tokenizer:
@@ -315,7 +365,11 @@ class ChatDataModule(ByStep):
         if split not in self._rendered:
             self._rendered[split] = {
                 name: render_task(
-                    task, self.tokenizer, self.rendered_dir, on_bad=self.on_bad, processes=self.prepare_workers
+                    task,
+                    self.tokenizer,
+                    self.rendered_dir,
+                    on_bad=self.on_bad,
+                    processes=self.prepare_workers,
                 )
                 for name, task in self._tasks(split).items()
             }
@@ -331,7 +385,9 @@ class ChatDataModule(ByStep):
                     f"{count:,} conversations of {name} have messages of weight 0, and data.supervise=all trains every token; "
                     "choose data.supervise=assistant"
                 )
-        found = Mixture(tasks, repeats, limit=limit, supervise=self.supervise, over_long=self.over_long)
+        found = Mixture(
+            tasks, repeats, limit=limit, supervise=self.supervise, over_long=self.over_long
+        )
         for name, task in tasks.items():
             if len(found) == 0 and task.bad:
                 raise ValueError(
@@ -349,9 +405,12 @@ class ChatDataModule(ByStep):
         order)."""
         if split not in self._rows:
             self._rows[split] = ChatRows(
-                self.mixture(split), packing=self.packing, sequence_len=self.sequence_len,
-                seed=self.seed if split == "train" else VAL_SEED, bos_id=self.tokenizer.bos_id,
-            )  # fmt: skip
+                self.mixture(split),
+                packing=self.packing,
+                sequence_len=self.sequence_len,
+                seed=self.seed if split == "train" else VAL_SEED,
+                bos_id=self.tokenizer.bos_id,
+            )
             if split == "train" and not self.endless:
                 self._rows[split].last_row = self._rows[split].begin(self.num_epochs)
         return self._rows[split]
@@ -387,9 +446,20 @@ class ChatDataModule(ByStep):
         for number, (name, task) in enumerate(self._tasks(split).items()):
             mine, known = mixture.owner == number, self.rendered(split)[name]
             trained = int(mixture.targets[mine].sum())
-            whole = int(known.supervised().sum()) if self.supervise == "assistant" else len(known.ids) - len(known)
+            whole = (
+                int(known.supervised().sum())
+                if self.supervise == "assistant"
+                else len(known.ids) - len(known)
+            )
             found.append(
-                Share(name, int(mine.sum()), trained, whole * task.repeat - trained, known.bad_count, task.repeat)
+                Share(
+                    name,
+                    int(mine.sum()),
+                    trained,
+                    whole * task.repeat - trained,
+                    known.bad_count,
+                    task.repeat,
+                )
             )
         return found
 
@@ -402,10 +472,18 @@ class ChatDataModule(ByStep):
                 lines |= dict.fromkeys(task.notes())
                 of = f"of {name} ({split})"
                 if count := found.counts.get(EMPTY, 0):
-                    lines[f"{count:,} conversations {of} have an empty message, which is trained as it is"] = None
+                    lines[
+                        f"{count:,} conversations {of} have an empty message, which is trained as it is"
+                    ] = None
                 if count := found.counts.get(UNTRAINED, 0):
-                    lines[f"{count:,} conversations {of} have messages of weight 0, which are not trained"] = None
-                reasons = [f"{n:,}: {why.removeprefix(BAD)}" for why, n in found.counts.items() if why.startswith(BAD)]
+                    lines[
+                        f"{count:,} conversations {of} have messages of weight 0, which are not trained"
+                    ] = None
+                reasons = [
+                    f"{n:,}: {why.removeprefix(BAD)}"
+                    for why, n in found.counts.items()
+                    if why.startswith(BAD)
+                ]
                 if reasons:
                     lines[f"left out {of}: {'; '.join(reasons)}"] = None
         return list(lines)
@@ -458,8 +536,13 @@ class ChatDataModule(ByStep):
         rows, numbers = self.rows("train"), range(k * self.batch_rows, (k + 1) * self.batch_rows)
         idx, targets = rows.gather(numbers)
         label = rows.mixture.label
-        documents = [[(label(item), start, length) for item, start, length in rows.pieces(row)] for row in numbers]
-        return Batch(k, rows.epoch(numbers[0]), torch.from_numpy(idx), torch.from_numpy(targets), documents)
+        documents = [
+            [(label(item), start, length) for item, start, length in rows.pieces(row)]
+            for row in numbers
+        ]
+        return Batch(
+            k, rows.epoch(numbers[0]), torch.from_numpy(idx), torch.from_numpy(targets), documents
+        )
 
     def ledger(self, k: int) -> dict[str, int]:
         """What k steps used of the conversations. In tokens: read = trained + masked + trimmed +
@@ -477,7 +560,10 @@ class ChatBatches(RowBatches):
 
     def num_targets(self, step: int) -> int:
         if step != self.known[0]:
-            self.known = step, self.rows.num_targets(range(step * self.batch_rows, (step + 1) * self.batch_rows))
+            self.known = (
+                step,
+                self.rows.num_targets(range(step * self.batch_rows, (step + 1) * self.batch_rows)),
+            )
         return self.known[1]
 
     def micro_batch(self, step: int, part: int) -> dict[str, Any]:
@@ -521,10 +607,17 @@ def jsonl(
     """Target of conf/data/jsonl.yaml: conversations in a file of yours, mixed with any
     other tasks."""
     if "own" in {**(train_tasks or {}), **(val_tasks or {})}:
-        raise ValueError("own is the task of the file data.path in the mixture; give the other task another name")
+        raise ValueError(
+            "own is the task of the file data.path in the mixture; give the other task another name"
+        )
     if val_path is None:
         train = JSONL(path=path, split="train", held_out=val_fraction, repeat=repeat, ignore=ignore)
         val = JSONL(path=path, split="test", held_out=val_fraction, ignore=ignore)
     else:
-        train, val = JSONL(path=path, repeat=repeat, ignore=ignore), JSONL(path=val_path, ignore=ignore)
-    return ChatDataModule({"own": train, **(train_tasks or {})}, {"own": val, **(val_tasks or {})}, **options)
+        train, val = (
+            JSONL(path=path, repeat=repeat, ignore=ignore),
+            JSONL(path=val_path, ignore=ignore),
+        )
+    return ChatDataModule(
+        {"own": train, **(train_tasks or {})}, {"own": val, **(val_tasks or {})}, **options
+    )

@@ -61,7 +61,9 @@ class HubDataset:
                 f"{dataset} is not in the mirror {mirror}; choose other data, or unset NANOCHAT_HUB_DIR"
             )
         if mirror_only and not self.mirror:
-            raise ValueError(f"{dataset} is only in a local mirror; set NANOCHAT_HUB_DIR to the folder with {dataset}/")
+            raise ValueError(
+                f"{dataset} is only in a local mirror; set NANOCHAT_HUB_DIR to the folder with {dataset}/"
+            )
 
     def files(self, names: Sequence[str] | None = None) -> list[SourceFile]:
         """The named files, or all, with size and checksum. FileNotFoundError for an
@@ -69,14 +71,20 @@ class HubDataset:
         if self.mirror:
             if names is None:
                 paths = [p for p in sorted(self.mirror.rglob("*")) if p.is_file()]
-                names = [p.relative_to(self.mirror).as_posix() for p in paths if not p.name.startswith(".")]
+                names = [
+                    p.relative_to(self.mirror).as_posix()
+                    for p in paths
+                    if not p.name.startswith(".")
+                ]
             return [self._mirrored(name) for name in names]
         return self._listed(names)
 
     def _mirrored(self, name: str) -> SourceFile:
         path = self.folder / name
         if not path.is_file():
-            raise FileNotFoundError(f"{name} of {self.dataset} is not in the mirror at {self.folder}")
+            raise FileNotFoundError(
+                f"{name} of {self.dataset} is not in the mirror at {self.folder}"
+            )
         return SourceFile(name, path.stat().st_size, file_sha256(path))
 
     def _listed(self, names: Sequence[str] | None) -> list[SourceFile]:
@@ -108,7 +116,8 @@ class HubDataset:
 
         def ask() -> dict[str, Any]:
             commit = (
-                listing.get("commit") or api.repo_info(self.dataset, revision=self.revision, repo_type="dataset").sha
+                listing.get("commit")
+                or api.repo_info(self.dataset, revision=self.revision, repo_type="dataset").sha
             )
             where: dict[str, Any] = {"repo_type": "dataset", "revision": commit}
             found: list[Any] = []
@@ -116,8 +125,14 @@ class HubDataset:
                 found += api.list_repo_tree(self.dataset, recursive=True, **where)
             else:
                 for i in range(0, len(names), LISTING_CHUNK):
-                    found += api.get_paths_info(self.dataset, list(names[i : i + LISTING_CHUNK]), **where)
-            files = {f.path: [f.size, f.lfs.sha256 if f.lfs else f.blob_id] for f in found if isinstance(f, RepoFile)}
+                    found += api.get_paths_info(
+                        self.dataset, list(names[i : i + LISTING_CHUNK]), **where
+                    )
+            files = {
+                f.path: [f.size, f.lfs.sha256 if f.lfs else f.blob_id]
+                for f in found
+                if isinstance(f, RepoFile)
+            }
             whole = names is None or listing.get("whole", False)
             known = {**listing.get("files", {}), **files}
             return {"commit": commit, "asked": self.revision, "whole": whole, "files": known}
@@ -150,7 +165,9 @@ class HubDataset:
         if found := self.present(file):
             return found
         if self.mirror:
-            raise FileNotFoundError(f"{file.name} of {self.dataset} is not whole in the mirror at {self.folder}")
+            raise FileNotFoundError(
+                f"{file.name} of {self.dataset} is not whole in the mirror at {self.folder}"
+            )
         from huggingface_hub import hf_hub_download
 
         commit, path = self.commit, self.folder / file.name
@@ -176,7 +193,9 @@ class HubDataset:
 
         return self._insist(download, file.name)
 
-    def fetch_all(self, files: Sequence[SourceFile], say: Callable[[str], None]) -> Generator[SourceFile, None, None]:
+    def fetch_all(
+        self, files: Sequence[SourceFile], say: Callable[[str], None]
+    ) -> Generator[SourceFile, None, None]:
         """Fetch all files, PARALLEL at a time, reporting progress with `say`; each is yielded in
         order when complete.
 
@@ -193,12 +212,16 @@ class HubDataset:
             jobs = [pool.submit(self.fetch, file) for file in files[:PARALLEL]]
             for i, file in enumerate(files):
                 jobs[i].result()
-                jobs += [pool.submit(self.fetch, later) for later in files[len(jobs) : len(jobs) + 1]]
+                jobs += [
+                    pool.submit(self.fetch, later) for later in files[len(jobs) : len(jobs) + 1]
+                ]
                 done += file.size
                 rate = done / max(time.monotonic() - begin, 1e-9)
                 left = (total - done) / rate
                 size = f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
-                say(f"{i + 1} of {len(files)} files, {size}, {rate / 1e6:.1f} MB/s, {left:.0f} s left")
+                say(
+                    f"{i + 1} of {len(files)} files, {size}, {rate / 1e6:.1f} MB/s, {left:.0f} s left"
+                )
                 yield file
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -215,7 +238,9 @@ class HubDataset:
             try:
                 return act()
             except GatedRepoError as error:
-                raise ValueError(f"{self.dataset} needs an account with access; log in with `hf auth login`") from error
+                raise ValueError(
+                    f"{self.dataset} needs an account with access; log in with `hf auth login`"
+                ) from error
             except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
                 if not _offline(error):
                     reason = type(error).__name__
@@ -232,7 +257,13 @@ class HubDataset:
                     f"cannot get {what} of {self.dataset} from the hub ({reason}); go online, set NANOCHAT_HUB_DIR to "
                     f"a mirror with {self.dataset}/, or choose data=pydocs or data=local"
                 ) from failure
-            log.warning("%s of %s: attempt %d failed (%s); trying again", what, self.dataset, attempt, failure)
+            log.warning(
+                "%s of %s: attempt %d failed (%s); trying again",
+                what,
+                self.dataset,
+                attempt,
+                failure,
+            )
             time.sleep(2**attempt)
         raise AssertionError("unreachable")
 
@@ -343,7 +374,9 @@ def shards_needed(tokens: int, packing: str, there: int) -> int:
     172
     """
     if packing not in CROPPED:
-        raise ValueError(f"packing={packing} is not known; choose data.packing={' or data.packing='.join(CROPPED)}")
+        raise ValueError(
+            f"packing={packing} is not known; choose data.packing={' or data.packing='.join(CROPPED)}"
+        )
     characters = tokens * CHARACTERS_PER_TOKEN / (1 - CROPPED[packing])
     return min(max(math.ceil(characters / CHARACTERS_PER_SHARD), LEAST_SHARDS), there)
 
@@ -360,13 +393,17 @@ def split_files(dataset: HubDataset, config: str | None, split: str) -> list[str
     ValueError names the configs or splits that exist.
     """
     names = [file.name for file in dataset.files()]
-    data = [name for name in names if suffix(name) and PurePosixPath(name).name.lower() != "readme.md"]
+    data = [
+        name for name in names if suffix(name) and PurePosixPath(name).name.lower() != "readme.md"
+    ]
     data = [name for name in data if not name.endswith(".md")]
     declared = _declared(dataset) if "README.md" in names else {}
     if declared:
         if config is None:
             if len(declared) > 1 and "default" not in declared:
-                raise ValueError(f"{dataset.dataset} has configs {', '.join(declared)}; set data.config=…")
+                raise ValueError(
+                    f"{dataset.dataset} has configs {', '.join(declared)}; set data.config=…"
+                )
             config = "default" if "default" in declared else next(iter(declared))
         if config not in declared:
             raise ValueError(
@@ -375,10 +412,14 @@ def split_files(dataset: HubDataset, config: str | None, split: str) -> list[str
         splits = declared[config]
         if split not in splits:
             there = ", ".join(splits)
-            raise ValueError(f"split={split} is not one of {dataset.dataset} {config}: {there}; set data.split=…")
+            raise ValueError(
+                f"split={split} is not one of {dataset.dataset} {config}: {there}; set data.split=…"
+            )
         found = [name for name in data if any(matches(name, pattern) for pattern in splits[split])]
     else:
-        inside = [name for name in data if config is None or config in PurePosixPath(name).parts[:-1]]
+        inside = [
+            name for name in data if config is None or config in PurePosixPath(name).parts[:-1]
+        ]
         if config is not None and not inside:
             folders = sorted({str(PurePosixPath(name).parent) for name in data})
             raise ValueError(
@@ -386,7 +427,11 @@ def split_files(dataset: HubDataset, config: str | None, split: str) -> list[str
             )
         words = next((w for w in SPLIT_NAMES.values() if split in w), (split,))
         found = [name for name in inside if _words(name) & set(words)]
-        if not found and split == "train" and not any(_words(n) & set(SPLIT_NAMES["val"]) for n in inside):
+        if (
+            not found
+            and split == "train"
+            and not any(_words(n) & set(SPLIT_NAMES["val"]) for n in inside)
+        ):
             found = inside
     if not found:
         raise ValueError(
@@ -404,11 +449,15 @@ def matches(name: str, pattern: str) -> bool:
     >>> matches("b.json", "a.json")
     False
     """
-    return fnmatch.fnmatchcase(name, pattern.removeprefix("./").replace("**/", "*").replace("**", "*"))
+    return fnmatch.fnmatchcase(
+        name, pattern.removeprefix("./").replace("**/", "*").replace("**", "*")
+    )
 
 
 def _words(name: str) -> set[str]:
-    return set(name.lower().replace("/", " ").replace("-", " ").replace("_", " ").replace(".", " ").split())
+    return set(
+        name.lower().replace("/", " ").replace("-", " ").replace("_", " ").replace(".", " ").split()
+    )
 
 
 def _declared(dataset: HubDataset) -> dict[str, dict[str, list[str]]]:
@@ -432,7 +481,9 @@ def _declared(dataset: HubDataset) -> dict[str, dict[str, list[str]]]:
             where = entry if isinstance(entry, dict) else {"split": "train", "path": entry}
             paths = where["path"] if isinstance(where["path"], list) else [where["path"]]
             folder = config.get("data_dir")
-            splits.setdefault(where["split"], []).extend(f"{folder}/{p}" if folder else p for p in paths)
+            splits.setdefault(where["split"], []).extend(
+                f"{folder}/{p}" if folder else p for p in paths
+            )
         if splits:
             declared[config["config_name"]] = splits
     return declared

@@ -43,7 +43,9 @@ def best_fit_layout(lengths: np.ndarray, capacity: int, buffer: int = BUFFER) ->
     low = (1 << 32) - 1
     # keys are ordered by length, then by falling position: the last key <= (room, low) is the
     # longest that fits, and the first of equals
-    keys = ((lengths.astype(np.int64) << 32) | (low - np.arange(len(lengths), dtype=np.int64))).tolist()
+    keys = (
+        (lengths.astype(np.int64) << 32) | (low - np.arange(len(lengths), dtype=np.int64))
+    ).tolist()
     order: list[int] = []  # keys in the order they were placed
     ends = [0]  # number of pieces up to the end of each row
     pool, read, room = sorted(keys[:buffer]), min(buffer, len(keys)), capacity
@@ -62,7 +64,9 @@ def best_fit_layout(lengths: np.ndarray, capacity: int, buffer: int = BUFFER) ->
     if len(order) > ends[-1]:
         ends.append(len(order))
     placed = np.array(order, dtype=np.int64)
-    return Layout(low - (placed & low), np.zeros_like(placed), placed >> 32, np.array(ends, dtype=np.int64))
+    return Layout(
+        low - (placed & low), np.zeros_like(placed), placed >> 32, np.array(ends, dtype=np.int64)
+    )
 
 
 def single_layout(lengths: np.ndarray, capacity: int) -> Layout:

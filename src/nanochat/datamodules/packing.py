@@ -71,7 +71,9 @@ class Packing(Protocol):
         ...
 
 
-def pack(how: str, lengths: np.ndarray, sequence_len: int, *, epoch: int = 0, key: int | None = None) -> Packing:
+def pack(
+    how: str, lengths: np.ndarray, sequence_len: int, *, epoch: int = 0, key: int | None = None
+) -> Packing:
     """Pack documents of `lengths` tokens, in this order, into rows of sequence_len + 1 tokens.
 
     `key` is the seed of what a packing may shuffle (None: no shuffling). ValueError for an unknown
@@ -81,7 +83,9 @@ def pack(how: str, lengths: np.ndarray, sequence_len: int, *, epoch: int = 0, ke
         return BestFit(lengths, sequence_len)
     if how == "stream":
         return Stream(lengths, sequence_len, epoch=epoch, key=key)
-    raise ValueError(f"packing={how} is not known; choose data.packing=best_fit or data.packing=stream")
+    raise ValueError(
+        f"packing={how} is not known; choose data.packing=best_fit or data.packing=stream"
+    )
 
 
 class BestFit:
@@ -99,14 +103,20 @@ class BestFit:
     """
 
     def __init__(
-        self, lengths: np.ndarray, sequence_len: int, buffer: int = BUFFER_DOCUMENTS, refill: int = REFILL_DOCUMENTS
+        self,
+        lengths: np.ndarray,
+        sequence_len: int,
+        buffer: int = BUFFER_DOCUMENTS,
+        refill: int = REFILL_DOCUMENTS,
     ):
         capacity = sequence_len + 1
         documents = len(lengths)
         low = (1 << 40) - 1  # the low 40 bits of a key; a segment has fewer documents than that
         # ordered by length, then by *falling* position: the last key <= (room, low) is the largest
         # that fits, and of equals the one read first
-        keys = ((lengths.astype(np.int64) << 40) | (low - np.arange(documents, dtype=np.int64))).tolist()
+        keys = (
+            (lengths.astype(np.int64) << 40) | (low - np.arange(documents, dtype=np.int64))
+        ).tolist()
         pool: list[int] = []
         order: list[int] = []  # keys in the order they were placed
         ends: list[int] = []  # number of pieces up to the end of row r
@@ -160,7 +170,9 @@ class BestFit:
         if rows < self.rows:
             return part
         left, tokens = len(self._whole) - end, int(self._read_tokens[-1]) - read
-        return part + Tally(documents_read=left, tokens_read=tokens, documents_dropped=left, tokens_dropped=tokens)
+        return part + Tally(
+            documents_read=left, tokens_read=tokens, documents_dropped=left, tokens_dropped=tokens
+        )
 
 
 class Stream:
@@ -173,12 +185,16 @@ class Stream:
     first row and after the last, fewer than 2T, are dropped.
     """
 
-    def __init__(self, lengths: np.ndarray, sequence_len: int, *, epoch: int = 0, key: int | None = None):
+    def __init__(
+        self, lengths: np.ndarray, sequence_len: int, *, epoch: int = 0, key: int | None = None
+    ):
         self._length = sequence_len
         self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])  # (documents + 1,)
         total = int(self._starts[-1])
         spare = max(total - 1 - sequence_len, 0)  # the offset must not cost the only row
-        self._phase = 0 if key is None or epoch == 0 else mix(key, 1) % (min(sequence_len - 1, spare) + 1)
+        self._phase = (
+            0 if key is None or epoch == 0 else mix(key, 1) % (min(sequence_len - 1, spare) + 1)
+        )
         self.rows = max((total - 1 - self._phase) // sequence_len, 0)
         self._order = np.arange(self.rows) if key is None else permutation(self.rows, mix(key, 2))
         self._total = total
@@ -199,7 +215,9 @@ class Stream:
                     start.append(begin - int(self._starts[d]))
                     length.append(stop - begin)
                 begin, d = stop, d + 1
-        return Pieces(np.array(document, np.int64), np.array(start, np.int64), np.array(length, np.int64))
+        return Pieces(
+            np.array(document, np.int64), np.array(start, np.int64), np.array(length, np.int64)
+        )
 
     def tally(self, rows: int) -> Tally:
         documents = len(self._starts) - 1
@@ -207,12 +225,24 @@ class Stream:
             context = min(rows, 1)
             trained = rows * self._length
             if rows:
-                a, b = np.searchsorted(self._starts, [self._phase, self._phase + trained], side="right") - 1
+                a, b = (
+                    np.searchsorted(
+                        self._starts, [self._phase, self._phase + trained], side="right"
+                    )
+                    - 1
+                )
                 unused = documents - int(b - a + 1)
             else:
                 unused = documents
             dropped = self._total - trained - context
-            return Tally(documents, self._total, trained, context, documents_dropped=unused, tokens_dropped=dropped)
+            return Tally(
+                documents,
+                self._total,
+                trained,
+                context,
+                documents_dropped=unused,
+                tokens_dropped=dropped,
+            )
         # first and last target of each row
         begins = self._phase + self._order[:rows] * self._length + 1
         first = np.searchsorted(self._starts, begins, side="right") - 1

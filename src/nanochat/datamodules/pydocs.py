@@ -28,10 +28,37 @@ from nanochat.runtime.settings import Count, Portion
 
 # C code: docstrings that are in no source file
 C_MODULES = (
-    "builtins", "array", "atexit", "binascii", "cmath", "errno", "faulthandler", "gc", "itertools", "marshal", "math",
-    "sys", "time", "unicodedata", "zlib", "_bisect", "_collections", "_csv", "_datetime", "_functools", "_heapq", "_io",
-    "_json", "_operator", "_random", "_socket", "_sre", "_struct", "_thread", "_weakref",
-)  # fmt: skip
+    "builtins",
+    "array",
+    "atexit",
+    "binascii",
+    "cmath",
+    "errno",
+    "faulthandler",
+    "gc",
+    "itertools",
+    "marshal",
+    "math",
+    "sys",
+    "time",
+    "unicodedata",
+    "zlib",
+    "_bisect",
+    "_collections",
+    "_csv",
+    "_datetime",
+    "_functools",
+    "_heapq",
+    "_io",
+    "_json",
+    "_operator",
+    "_random",
+    "_socket",
+    "_sre",
+    "_struct",
+    "_thread",
+    "_weakref",
+)
 # not prose, not hand-written code, or different between builds
 LEFT_OUT_FOLDERS = {
     "test",
@@ -43,7 +70,9 @@ LEFT_OUT_FOLDERS = {
     "lib2to3",
     "pydoc_data",
 }
-LEFT_OUT_FILES = re.compile(r"_sysconfigdata.*|sitecustomize|usercustomize|cp\d+|mac_.*|iso.*|koi8.*|_vendored|this")
+LEFT_OUT_FILES = re.compile(
+    r"_sysconfigdata.*|sitecustomize|usercustomize|cp\d+|mac_.*|iso.*|koi8.*|_vendored|this"
+)
 # guess: a quarter of a second of tokenizing, so that two processes share the work evenly
 PART_BYTES = 2**20
 SCIENTIFIC = ("numpy", "scipy", "pandas", "sklearn", "matplotlib", "torch", "sympy")
@@ -65,7 +94,9 @@ class PyDocs(TextSource):
         val_fraction: Portion = 0.05,
     ):
         if not 0 < val_fraction < 1:
-            raise ValueError(f"val_fraction={val_fraction} is not between 0 and 1; try data.val_fraction=0.05")
+            raise ValueError(
+                f"val_fraction={val_fraction} is not between 0 and 1; try data.val_fraction=0.05"
+            )
         self.name = "pydocs"
         self.document_chars = document_chars
         self.val_fraction = val_fraction
@@ -85,12 +116,14 @@ class PyDocs(TextSource):
         self._parts: list[SourcePart] | None = None
 
     def settings(self) -> dict[str, Any]:
-        return {"packages": self.packages, "document_chars": self.document_chars, "val_fraction": self.val_fraction}
+        return {
+            "packages": self.packages,
+            "document_chars": self.document_chars,
+            "val_fraction": self.val_fraction,
+        }
 
     def validation(self) -> str:
-        return (
-            f"all documents of the files whose hash (blake2b of the text) is in the lowest {self.val_fraction:g} of all"
-        )
+        return f"all documents of the files whose hash (blake2b of the text) is in the lowest {self.val_fraction:g} of all"
 
     def origin(self) -> dict[str, Any]:
         return {"python": platform.python_version(), "path": str(self._roots[""])}
@@ -107,20 +140,34 @@ class PyDocs(TextSource):
             group: list[tuple[str, int, str]] = []
             for path in sorted(root.rglob("*.py")):
                 inside = path.relative_to(root)
-                if not (set(inside.parts[:-1]) & LEFT_OUT_FOLDERS) and not LEFT_OUT_FILES.fullmatch(path.stem):
+                if not (set(inside.parts[:-1]) & LEFT_OUT_FOLDERS) and not LEFT_OUT_FILES.fullmatch(
+                    path.stem
+                ):
                     raw = path.read_bytes()
-                    group.append((f"{package}/{inside.as_posix()}", len(raw), hashlib.sha256(raw).hexdigest()))
+                    group.append(
+                        (
+                            f"{package}/{inside.as_posix()}",
+                            len(raw),
+                            hashlib.sha256(raw).hexdigest(),
+                        )
+                    )
             for i, files in enumerate(_chunks(group, PART_BYTES)):
                 name = f"{package or 'library'}-{i:02d}"
                 content = digest([[file, code] for file, _, code in files], 64)
-                parts.append(SourcePart(name, tuple(f for f, _, _ in files), sum(s for _, s, _ in files), content))
+                parts.append(
+                    SourcePart(
+                        name, tuple(f for f, _, _ in files), sum(s for _, s, _ in files), content
+                    )
+                )
         return parts
 
     def text_bytes(self, part: SourcePart) -> int:
         # measured: docstrings repeat parts of the source, 1.2 times its size together
         return part.size * 5 // 4
 
-    def read(self, part: SourcePart, split: str, notes: Counter[str] | None = None) -> Iterator[str]:
+    def read(
+        self, part: SourcePart, split: str, notes: Counter[str] | None = None
+    ) -> Iterator[str]:
         if not part.paths:
             yield from self._language(split)
         for text in self._texts(part, split):
@@ -167,7 +214,9 @@ class PyDocs(TextSource):
                 module = importlib.import_module(name)
             except ImportError:
                 continue
-            for key in sorted(k for k in vars(module) if not k.startswith("_") and not k.endswith("hook")):
+            for key in sorted(
+                k for k in vars(module) if not k.startswith("_") and not k.endswith("hook")
+            ):
                 # hooks are replaced by programs, so their value depends on the running program
                 value = vars(module)[key]
                 here = getattr(value, "__module__", "") in (name, name.strip("_"))

@@ -29,12 +29,16 @@ class QuestionsDataModule(ByStep):
     ) -> None:
         super().__init__()
         self.num_epochs = whole("data.num_epochs", num_epochs, 1)
-        self.micro_tokens = None if micro_tokens is None else whole("data.micro_tokens", micro_tokens, 1)
+        self.micro_tokens = (
+            None if micro_tokens is None else whole("data.micro_tokens", micro_tokens, 1)
+        )
         self.task: Task = instantiate(task)
         self.num_workers, self.rows_per_device = 0, None
         self.accumulate = self.micro_rows = 1
 
-    def attach(self, tokenizer: Any, *, batch_tokens: int, world_size: int = 1, rank: int = 0) -> None:
+    def attach(
+        self, tokenizer: Any, *, batch_tokens: int, world_size: int = 1, rank: int = 0
+    ) -> None:
         self.tokenizer, self.world_size, self.rank = tokenizer, world_size, rank
 
     def manifest(self) -> dict[str, Any]:

@@ -39,7 +39,9 @@ def check_suffix(path: str | Path) -> str:
     raise ValueError(f"{path} has no known suffix; text files are {' '.join(SUFFIXES)}")
 
 
-def read_rows(path: Path, text_field: str, span: tuple[int, int] | None, notes: Counter[str]) -> Iterator[str]:
+def read_rows(
+    path: Path, text_field: str, span: tuple[int, int] | None, notes: Counter[str]
+) -> Iterator[str]:
     """The documents of a parquet or JSON file, or of its row groups or bytes span[0]..span[1]-1
     (see `spans`)."""
     kind = check_suffix(path)
@@ -82,7 +84,9 @@ def split_text(text: str, documents: str) -> Iterator[str]:
     elif documents == "line":
         yield from text_lines(text)
     else:
-        raise ValueError(f"documents={documents} is not known; choose data.documents=file, paragraph or line")
+        raise ValueError(
+            f"documents={documents} is not known; choose data.documents=file, paragraph or line"
+        )
 
 
 def cut(text: str, limit: int | None) -> Iterator[str]:
@@ -174,7 +178,9 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist") from None
         reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(f"{path} is not a readable parquet file ({reason}); download or write it again") from None
+        raise ValueError(
+            f"{path} is not a readable parquet file ({reason}); download or write it again"
+        ) from None
 
 
 def _check_column(path: Path, schema: pa.Schema, text_field: str) -> None:
@@ -184,8 +190,16 @@ def _check_column(path: Path, schema: pa.Schema, text_field: str) -> None:
     if text_field in columns and _is_text(columns[text_field]):
         return
     textual = [name for name, kind in columns.items() if _is_text(kind)]
-    there = f"its text columns are: {', '.join(textual)}" if textual else f"its columns are: {', '.join(schema.names)}"
-    what = f"is of type {columns[text_field]}, not text, in" if text_field in columns else "is not a column of"
+    there = (
+        f"its text columns are: {', '.join(textual)}"
+        if textual
+        else f"its columns are: {', '.join(schema.names)}"
+    )
+    what = (
+        f"is of type {columns[text_field]}, not text, in"
+        if text_field in columns
+        else "is not a column of"
+    )
     raise ValueError(f"text_field={text_field} {what} {path}; {there}; set data.text_field=…")
 
 
@@ -204,10 +218,14 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(
         is_kind(kind)
         for is_kind in (
-            pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
-            pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view,
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_string_view,
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+            pa.types.is_binary_view,
         )
-    )  # fmt: skip
+    )
 
 
 def _parquet(path: Path, text_field: str, span: tuple[int, int] | None) -> Iterator[str | None]:
@@ -240,15 +258,23 @@ def _decoded(raw: bytes, path: Path, number: int) -> str:
 def _json_lines(path: Path, text_field: str, span: tuple[int, int] | None) -> Iterator[str | None]:
     for number, line in enumerate(_lines(path, span), 1):
         if line.strip():
-            where = f"{path} line {number}" + (f" after byte {span[0]:,}" if span and span[0] else "")
+            where = f"{path} line {number}" + (
+                f" after byte {span[0]:,}" if span and span[0] else ""
+            )
             try:
                 value = json.loads(line)
             except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
                 if number == 1 and line.lstrip().startswith(b"["):
-                    raise ValueError(f"{path} is one JSON list, not one JSON value per line; name it .json") from None
-                raise ValueError(f"{where} is not JSON ({error}); JSON lines hold one object per line") from None
+                    raise ValueError(
+                        f"{path} is one JSON list, not one JSON value per line; name it .json"
+                    ) from None
+                raise ValueError(
+                    f"{where} is not JSON ({error}); JSON lines hold one object per line"
+                ) from None
             if isinstance(value, list):
-                raise ValueError(f"{where} is a list, not an object; if it holds the documents, name the file .json")
+                raise ValueError(
+                    f"{where} is a list, not an object; if it holds the documents, name the file .json"
+                )
             yield _field(value, text_field, where)
 
 
@@ -278,7 +304,9 @@ def _json(path: Path, text_field: str) -> Iterator[str | None]:
         try:  # many "json" files are JSON lines
             values = [json.loads(line) for line in raw.splitlines() if line.strip()]
         except ValueError:
-            raise ValueError(f"{path} is not JSON ({error}); it should be a list of objects or of strings") from None
+            raise ValueError(
+                f"{path} is not JSON ({error}); it should be a list of objects or of strings"
+            ) from None
     if isinstance(values, dict) and text_field not in values:
         lists = [key for key, value in values.items() if isinstance(value, list)]
         if len(lists) == 1:
@@ -293,13 +321,23 @@ def _field(value: Any, text_field: str, where: str) -> str | None:
     if isinstance(value, str):
         return value
     if not isinstance(value, dict):
-        raise ValueError(f"{where} is a {type(value).__name__}; it should be an object with a text field, or a string")
-    if text_field not in value and "." in text_field and isinstance(value.get(text_field.partition(".")[0]), dict):
+        raise ValueError(
+            f"{where} is a {type(value).__name__}; it should be an object with a text field, or a string"
+        )
+    if (
+        text_field not in value
+        and "." in text_field
+        and isinstance(value.get(text_field.partition(".")[0]), dict)
+    ):
         first, _, rest = text_field.partition(".")
         return _field(value[first], rest, where)
     if text_field not in value:
-        raise ValueError(f"{where} has no field {text_field}; it has: {', '.join(value)}; set data.text_field=…")
+        raise ValueError(
+            f"{where} has no field {text_field}; it has: {', '.join(value)}; set data.text_field=…"
+        )
     text = value[text_field]
     if text is not None and not isinstance(text, str):
-        raise ValueError(f"{where}: field {text_field} is a {type(text).__name__}, not text; set data.text_field=…")
+        raise ValueError(
+            f"{where}: field {text_field} is a {type(text).__name__}, not text; set data.text_field=…"
+        )
     return text

@@ -80,18 +80,29 @@ class Rendered:
     def supervised(self, limit: int | None = None) -> np.ndarray:
         """Number of tokens the assistant writes among the first `limit` of each conversation, (n,)
         int64."""
-        stops = self.offsets[1:] if limit is None else np.minimum(self.offsets[1:], self.offsets[:-1] + limit)
+        stops = (
+            self.offsets[1:]
+            if limit is None
+            else np.minimum(self.offsets[1:], self.offsets[:-1] + limit)
+        )
         counts = np.empty(len(self), np.int64)
         for first in range(0, len(self), BLOCK):  # block by block: the sum turns bytes into int64
             last = min(first + BLOCK, len(self))
             base, end = int(self.offsets[first]), int(self.offsets[last])
             running = np.concatenate([[0], np.cumsum(self.mask[base:end], dtype=np.int32)])
-            counts[first:last] = running[stops[first:last] - base] - running[self.offsets[first:last] - base]
+            counts[first:last] = (
+                running[stops[first:last] - base] - running[self.offsets[first:last] - base]
+            )
         return counts
 
 
 def render_task(
-    task: Task, tokenizer: Tokenizer, folder: Path, *, on_bad: str = "error", processes: int | None = None
+    task: Task,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    on_bad: str = "error",
+    processes: int | None = None,
 ) -> Rendered:
     """The rendered conversations of `task`, from the folder if it exists.
 
@@ -115,7 +126,10 @@ def _whole(place: Path) -> bool:
         return False
     try:
         sha256 = json.loads((place / "meta.json").read_text()).get("sha256", {})
-        if all(not hashes.wanted() or file_sha256(place / name) == expected for name, expected in sha256.items()):
+        if all(
+            not hashes.wanted() or file_sha256(place / name) == expected
+            for name, expected in sha256.items()
+        ):
             return True
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
         pass
@@ -126,10 +140,16 @@ def _whole(place: Path) -> bool:
 def _open(place: Path, name: str) -> Rendered:
     meta = json.loads((place / "meta.json").read_text())
     return Rendered(
-        place, name, _map(place / "ids.bin", np.dtype(meta["dtype"])), _map(place / "mask.bin", np.dtype(np.uint8)),
-        np.load(place / "offsets.npy"), np.load(place / "numbers.npy"),
-        [(number, reason) for number, reason in meta["bad"]], meta["bad_count"], meta["counts"],
-    )  # fmt: skip
+        place,
+        name,
+        _map(place / "ids.bin", np.dtype(meta["dtype"])),
+        _map(place / "mask.bin", np.dtype(np.uint8)),
+        np.load(place / "offsets.npy"),
+        np.load(place / "numbers.npy"),
+        [(number, reason) for number, reason in meta["bad"]],
+        meta["bad_count"],
+        meta["counts"],
+    )
 
 
 def _complaint(task: Task, number: int, reason: str) -> ValueError:
@@ -142,7 +162,9 @@ def _map(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
-def _write(task: Task, tokenizer: Tokenizer, place: Path, on_bad: str, processes: int | None) -> None:
+def _write(
+    task: Task, tokenizer: Tokenizer, place: Path, on_bad: str, processes: int | None
+) -> None:
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
 
     def write(folder: Path) -> None:
@@ -151,7 +173,10 @@ def _write(task: Task, tokenizer: Tokenizer, place: Path, on_bad: str, processes
         bad: list[Bad] = []
         bad_count = 0
         counts: Counter[str] = Counter()
-        with (folder / "ids.bin").open("wb") as ids_file, (folder / "mask.bin").open("wb") as mask_file:
+        with (
+            (folder / "ids.bin").open("wb") as ids_file,
+            (folder / "mask.bin").open("wb") as mask_file,
+        ):
             for chunk in _chunks(task, tokenizer, dtype, processes):
                 if chunk.bad and on_bad == "error":
                     raise _complaint(task, *chunk.bad[0])
@@ -162,7 +187,10 @@ def _write(task: Task, tokenizer: Tokenizer, place: Path, on_bad: str, processes
                 mask_file.write(chunk.mask)
                 lengths += chunk.lengths
                 numbers += chunk.numbers
-        np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(np.array(lengths, np.int64))]).astype(np.int64))
+        np.save(
+            folder / "offsets.npy",
+            np.concatenate([[0], np.cumsum(np.array(lengths, np.int64))]).astype(np.int64),
+        )
         np.save(folder / "numbers.npy", np.array(numbers, np.int64))
         meta = {
             "task": task.settings(),
@@ -190,7 +218,9 @@ class Chunk(NamedTuple):
     counts: Counter[str]
 
 
-def _chunks(task: Task, tokenizer: Tokenizer, dtype: np.dtype[Any], processes: int | None) -> Iterator[Chunk]:
+def _chunks(
+    task: Task, tokenizer: Tokenizer, dtype: np.dtype[Any], processes: int | None
+) -> Iterator[Chunk]:
     total = len(task)
     spans = [range(begin, min(begin + CHUNK, total)) for begin in range(0, total, CHUNK)]
     count = (0 if total < FEW else min(cores(), MOST_PROCESSES)) if processes is None else processes
@@ -200,7 +230,9 @@ def _chunks(task: Task, tokenizer: Tokenizer, dtype: np.dtype[Any], processes: i
         return
     log.info("rendering %s conversations of %s, %d processes", f"{total:,}", task.name, count)
     held = (task, tokenizer, dtype)
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_hold, initargs=held) as pool:
+    with ProcessPoolExecutor(
+        count, mp_context=get_context("spawn"), initializer=_hold, initargs=held
+    ) as pool:
         yield from pool.map(_render_held, spans)
 
 

@@ -55,8 +55,13 @@ class Segment:
         """(document, start, length) of each piece of a row. A document is named PART#NUMBER, its
         number within part and split."""
         pieces = self.packing.pieces(row, row + 1)
-        found = zip(pieces.document.tolist(), pieces.start.tolist(), pieces.length.tolist(), strict=True)
-        return [(f"{self.shards[self.shard[d]].name}#{self.index[d]}", start, length) for d, start, length in found]
+        found = zip(
+            pieces.document.tolist(), pieces.start.tolist(), pieces.length.tolist(), strict=True
+        )
+        return [
+            (f"{self.shards[self.shard[d]].name}#{self.index[d]}", start, length)
+            for d, start, length in found
+        ]
 
 
 class Rows:
@@ -64,7 +69,14 @@ class Rows:
     order of the source."""
 
     def __init__(
-        self, folder: ShardFolder, split: str, *, sequence_len: int, packing: str, seed: int = 0, shuffle: bool = True
+        self,
+        folder: ShardFolder,
+        split: str,
+        *,
+        sequence_len: int,
+        packing: str,
+        seed: int = 0,
+        shuffle: bool = True,
     ):
         self.folder = folder
         self.specs = folder.specs[split]
@@ -145,7 +157,9 @@ class Rows:
             m = len(self._tallies)
             epoch, i, specs = self._describe(m)
             place = [self.seed, epoch, i] if self.shuffle else None
-            key = digest([PLAN, self.packing, self.sequence_len, place, [spec.stem for spec in specs]])
+            key = digest(
+                [PLAN, self.packing, self.sequence_len, place, [spec.stem for spec in specs]]
+            )
             known = self._journal.get(key)
             if known is None:
                 packing = self.segment(m).packing

@@ -114,7 +114,10 @@ class ShardFolder:
         self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
         settings = {"settings": source.settings(), "source": source.name, "format": FORMAT}
         self._said: set[str] = set()  # damaged files already reported
-        self.specs = {split: [self._spec(part, split, settings) for part in source.parts(split)] for split in SPLITS}
+        self.specs = {
+            split: [self._spec(part, split, settings) for part in source.parts(split)]
+            for split in SPLITS
+        }
 
     def _spec(self, part: SourcePart, split: str, settings: dict[str, Any]) -> ShardSpec:
         key = digest({**settings, "part": part.sha256, "split": split}, 12)
@@ -157,7 +160,10 @@ class ShardFolder:
             path = self._path(spec, ending)
             if file_sha256(path) != meta[key]:
                 if path.name not in self._said:
-                    log.warning("%s is damaged or was changed (sha256); building it again from its text", path)
+                    log.warning(
+                        "%s is damaged or was changed (sha256); building it again from its text",
+                        path,
+                    )
                     self._said.add(path.name)
                 return False
         return True
@@ -247,7 +253,9 @@ class ShardFolder:
                     sha.update(raw)
                     file.write(raw)
                 _sync(file)
-            offsets = np.concatenate([[0], np.cumsum(np.array(lengths, dtype=np.int64))]).astype(np.int64)
+            offsets = np.concatenate([[0], np.cumsum(np.array(lengths, dtype=np.int64))]).astype(
+                np.int64
+            )
             table = self._path(spec, f".offsets.npy{mark}")
             with table.open("wb") as file:
                 np.save(file, offsets)
@@ -280,7 +288,8 @@ class ShardFolder:
             if error.errno is None or error.filename is not None:
                 raise
             raise OSError(
-                error.errno, f"cannot write {binary}: {error.strerror}; free space or set NANOCHAT_BASE_DIR"
+                error.errno,
+                f"cannot write {binary}: {error.strerror}; free space or set NANOCHAT_BASE_DIR",
             ) from None
         finally:
             for left in self.folder.glob(f"{glob_escape(spec.stem)}.*{mark}"):

@@ -82,7 +82,9 @@ class TextSource(ABC):
         """The parts that hold documents of `split` ("train" or "val"), in a fixed order."""
 
     @abstractmethod
-    def read(self, part: SourcePart, split: str, notes: Counter[str] | None = None) -> Iterator[str]:
+    def read(
+        self, part: SourcePart, split: str, notes: Counter[str] | None = None
+    ) -> Iterator[str]:
         """The documents of `part` that belong to `split`, in order; `notes` counts what was skipped
         or replaced.
 
@@ -142,7 +144,10 @@ class TextSource(ABC):
     def manifest(self) -> dict[str, Any]:
         """Settings and parts with their sha256, as JSON: together with a tokenizer they determine
         the tokens."""
-        parts = {split: [[p.name, p.sha256, p.size, p.span] for p in self.parts(split)] for split in SPLITS}
+        parts = {
+            split: [[p.name, p.sha256, p.size, p.span] for p in self.parts(split)]
+            for split in SPLITS
+        }
         return {"source": self.name, "settings": self.settings(), "parts": parts}
 
     @cached_property
@@ -185,13 +190,25 @@ class FileSource(TextSource):
     ):
         next(split_text("", documents), None)
         if val_by not in ("hash", "tail", "files"):
-            raise ValueError(f"val_by={val_by} is not known; choose data.val_by=hash or data.val_by=tail")
-        if val_by != "files" and not (isinstance(val_fraction, int | float) and 0 < val_fraction < 1):
-            raise ValueError(f"val_fraction={val_fraction} is not between 0 and 1; try data.val_fraction=0.01")
+            raise ValueError(
+                f"val_by={val_by} is not known; choose data.val_by=hash or data.val_by=tail"
+            )
+        if val_by != "files" and not (
+            isinstance(val_fraction, int | float) and 0 < val_fraction < 1
+        ):
+            raise ValueError(
+                f"val_fraction={val_fraction} is not between 0 and 1; try data.val_fraction=0.01"
+            )
         if bad_utf8 not in ("error", "replace"):
-            raise ValueError(f"bad_utf8={bad_utf8} is not known; choose data.bad_utf8=error or data.bad_utf8=replace")
-        if document_chars is not None and not (isinstance(document_chars, int) and document_chars >= 1):
-            raise ValueError(f"document_chars={document_chars} is below 1; try data.document_chars=4000 or null")
+            raise ValueError(
+                f"bad_utf8={bad_utf8} is not known; choose data.bad_utf8=error or data.bad_utf8=replace"
+            )
+        if document_chars is not None and not (
+            isinstance(document_chars, int) and document_chars >= 1
+        ):
+            raise ValueError(
+                f"document_chars={document_chars} is below 1; try data.document_chars=4000 or null"
+            )
         self.name = name
         self.text_field = text_field
         self.rule = documents
@@ -249,8 +266,14 @@ class FileSource(TextSource):
         def close() -> None:
             if group:
                 name = group[0].name + (f"+{len(group) - 1}" if len(group) > 1 else "")
-                content = group[0].sha256 if len(group) == 1 else digest([f.sha256 for f in group], 64)
-                parts.append(SourcePart(name, tuple(f.name for f in group), sum(f.size for f in group), content))
+                content = (
+                    group[0].sha256 if len(group) == 1 else digest([f.sha256 for f in group], 64)
+                )
+                parts.append(
+                    SourcePart(
+                        name, tuple(f.name for f in group), sum(f.size for f in group), content
+                    )
+                )
                 group.clear()
 
         for file in files:
@@ -260,7 +283,13 @@ class FileSource(TextSource):
                 for i, span in enumerate(pieces):
                     size = file.size // len(pieces)
                     parts.append(
-                        SourcePart(f"{file.name}~{i}", (file.name,), size, digest([file.sha256, span], 64), span)
+                        SourcePart(
+                            f"{file.name}~{i}",
+                            (file.name,),
+                            size,
+                            digest([file.sha256, span], 64),
+                            span,
+                        )
                     )
                 continue
             group.append(file)
@@ -299,7 +328,9 @@ class FileSource(TextSource):
             return part.size * 10 // 3  # measured: 3.3, open-prose shards (zstd)
         return part.size
 
-    def read(self, part: SourcePart, split: str, notes: Counter[str] | None = None) -> Iterator[str]:
+    def read(
+        self, part: SourcePart, split: str, notes: Counter[str] | None = None
+    ) -> Iterator[str]:
         notes = Counter() if notes is None else notes
         for name in part.paths:
             path = self.locate(name)
@@ -314,7 +345,9 @@ class FileSource(TextSource):
             for text in texts:
                 if not text.strip():
                     notes["empty_documents"] += 1
-                elif self.val_by != "hash" or is_held_out(text, self.val_fraction) == (split == "val"):
+                elif self.val_by != "hash" or is_held_out(text, self.val_fraction) == (
+                    split == "val"
+                ):
                     yield from cut(text, self.document_chars)
 
 
@@ -345,7 +378,12 @@ class LocalFiles(FileSource):
         self.val_found = find_files(val_path)[0] if val_path else []
         self.found = [p for p in self.found if p not in set(self.val_found)]
         self.decided: list[str] = []
-        self.given = {"documents": documents, "val_by": val_by, "val_fraction": val_fraction, **options}
+        self.given = {
+            "documents": documents,
+            "val_by": val_by,
+            "val_fraction": val_fraction,
+            **options,
+        }
         self.cut_by_auto = False
         plain = all(suffix(p) in TEXT_SUFFIXES for p in self.found)
         whole = plain and documents == "file"
@@ -402,7 +440,9 @@ class LocalFiles(FileSource):
         ways = ["data.val_by=tail"] if plain else []
         ways += ["data.documents=paragraph"] if plain and self.rule == "file" else []
         ways += ["data.val_path=FILE"]
-        return f"a document is in one split as a whole, and there are too few: set {' or '.join(ways)}"
+        return (
+            f"a document is in one split as a whole, and there are too few: set {' or '.join(ways)}"
+        )
 
     def head(self, max_chars: int | None) -> "TextSource":
         """The source for training a tokenizer. It must not depend on the length of a row, so where
@@ -435,7 +475,9 @@ def find_files(path: str | Path) -> tuple[list[Path], Counter[str]]:
     given, hidden = Path(path).expanduser().absolute(), []
     if given.is_dir():
         names = [p for p in sorted(given.rglob("*")) if p.is_file()]
-        hidden = [p for p in names if any(part.startswith(".") for part in p.relative_to(given).parts)]
+        hidden = [
+            p for p in names if any(part.startswith(".") for part in p.relative_to(given).parts)
+        ]
         names = [p for p in names if p not in set(hidden)]
         if base_dir().is_relative_to(given):  # this project's own files are not the user's text
             names = [p for p in names if not p.is_relative_to(base_dir())]
@@ -443,7 +485,9 @@ def find_files(path: str | Path) -> tuple[list[Path], Counter[str]]:
         check_suffix(given)
         names = [given]
     else:
-        names = [Path(p) for p in sorted(glob.glob(str(given), recursive=True)) if Path(p).is_file()]
+        names = [
+            Path(p) for p in sorted(glob.glob(str(given), recursive=True)) if Path(p).is_file()
+        ]
         if not names:
             raise FileNotFoundError(
                 f"path={path} matches no file; set data.path to a folder, a file or a glob in quotes"

@@ -75,14 +75,18 @@ class TextDataModule(ByStep):
         self.seed = seed
         self.num_workers = num_workers
         self.prepare_workers = prepare_workers
-        self.shards_dir = Path(shards_dir).expanduser().absolute() if shards_dir else base_dir() / "token_shards"
+        self.shards_dir = (
+            Path(shards_dir).expanduser().absolute() if shards_dir else base_dir() / "token_shards"
+        )
         self._folder: ShardFolder | None = None
         self._rows: dict[str, Rows] = {}
         self._builders: Builders | None = None
 
     # ---- what a run adds
 
-    def attach(self, tokenizer: Encoder, *, batch_tokens: int, world_size: int = 1, rank: int = 0) -> None:
+    def attach(
+        self, tokenizer: Encoder, *, batch_tokens: int, world_size: int = 1, rank: int = 0
+    ) -> None:
         """Set tokenizer, tokens per optimizer step over all ranks, and the rank. ValueError if the
         batch cannot be divided."""
         self.tokenizer = tokenizer
@@ -119,7 +123,10 @@ class TextDataModule(ByStep):
         where its documents are in those of `train`. `validation.documents` is None until they are
         counted.
         """
-        files = {split: [(f.name, f.size, f.sha256) for f in self.source.files(split)] for split in SPLITS}
+        files = {
+            split: [(f.name, f.size, f.sha256) for f in self.source.files(split)]
+            for split in SPLITS
+        }
         if sorted(files["val"]) == sorted(files["train"]):
             files["val"] = []
         counts = [self.folder.meta(spec) for spec in self.folder.specs["val"]]
@@ -138,7 +145,9 @@ class TextDataModule(ByStep):
             },
             "validation": {
                 "chosen": self.source.validation(),
-                "documents": sum(meta["documents"] for meta in counts if meta) if all(counts) else None,
+                "documents": sum(meta["documents"] for meta in counts if meta)
+                if all(counts)
+                else None,
             },
             "tokenizer": self.tokenizer.hash,
             "seed": self.seed,
@@ -166,7 +175,9 @@ class TextDataModule(ByStep):
             if characters >= CROP_CHARS:
                 break
         if tokenizer is None:
-            lengths = np.array([len(text) / CHARACTERS_PER_TOKEN + 1 for text in texts]).astype(np.int64)
+            lengths = np.array([len(text) / CHARACTERS_PER_TOKEN + 1 for text in texts]).astype(
+                np.int64
+            )
         else:
             lengths = np.array([len(tokenizer.encode_array(text)) + 1 for text in texts], np.int64)
         packed = pack(self.packing, lengths, self.sequence_len)
@@ -183,7 +194,9 @@ class TextDataModule(ByStep):
             self.source.check()
             self._builders = self.folder.start_builders(self.prepare_workers)
         if self._builders is not None:
-            self._builders.wait([*self.rows("train").first_shards(), *self.rows("val").first_shards()])
+            self._builders.wait(
+                [*self.rows("train").first_shards(), *self.rows("val").first_shards()]
+            )
 
     def prepare_all(self) -> None:
         """As `prepare_data`, but wait for every shard."""
@@ -216,7 +229,8 @@ class TextDataModule(ByStep):
         mine = range(self.rank, share * self.world_size, self.world_size)
         for begin in range(0, share, self.micro_rows):
             idx, targets = shifted(
-                rows, [row if row < total else None for row in mine[begin : begin + self.micro_rows]]
+                rows,
+                [row if row < total else None for row in mine[begin : begin + self.micro_rows]],
             )
             yield {"idx": idx, "targets": targets}
 
@@ -227,7 +241,9 @@ class TextDataModule(ByStep):
         rows = self.rows("train")
         numbers = range(k * self.batch_rows, (k + 1) * self.batch_rows)
         idx, targets = shifted(rows, numbers)
-        return Batch(k, rows.epoch(numbers[0]), idx, targets, [rows.documents(row) for row in numbers])
+        return Batch(
+            k, rows.epoch(numbers[0]), idx, targets, [rows.documents(row) for row in numbers]
+        )
 
     def ledger(self, k: int) -> dict[str, int]:
         """What k steps used of the text. In tokens: read = trained + context + cropped + dropped
@@ -278,7 +294,9 @@ def shifted(rows: Rows, numbers: Sequence[int | None]) -> tuple[torch.Tensor, to
     if isinstance(numbers, range):
         found = rows.gather(numbers.start, numbers.stop)  # (B, T + 1)
     else:
-        found = np.concatenate([rows.gather(n, n + 1) for n in real] or [np.empty((0, T + 1), np.int64)])
+        found = np.concatenate(
+            [rows.gather(n, n + 1) for n in real] or [np.empty((0, T + 1), np.int64)]
+        )
     tokens = torch.from_numpy(found.astype(np.int64))  # (B, T + 1)
     idx, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()  # (B, T), (B, T)
     if blank:
@@ -320,7 +338,9 @@ def shards(
     elif num_shards is None:
         num_shards = val_shard
     if not isinstance(num_shards, int):
-        raise ValueError(f"num_shards={num_shards} is not a whole number; give one, auto, or null for all")
+        raise ValueError(
+            f"num_shards={num_shards} is not a whole number; give one, auto, or null for all"
+        )
     if not 1 <= num_shards <= val_shard:
         raise ValueError(
             f"num_shards={num_shards} is not from 1 to the {val_shard:,} of {dataset}; "
@@ -329,7 +349,9 @@ def shards(
     names = shard_names(val_shard + 1)
     source, module = _divide(options)
     hub_dataset = HubDataset(dataset, revision, mirror_only)
-    files = Shards(dataset.split("/")[-1], hub_dataset, names[:num_shards], names[val_shard:], **source)
+    files = Shards(
+        dataset.split("/")[-1], hub_dataset, names[:num_shards], names[val_shard:], **source
+    )
     return TextDataModule(files, **module)
 
 
@@ -349,7 +371,9 @@ def hub(
     where = HubDataset(dataset, revision)
     configs = [config] if config is None or isinstance(config, str) else list(config)
     names = [name for c in configs for name in split_files(where, c, split)]
-    if num_shards is not None and not (isinstance(num_shards, int) and 1 <= num_shards <= len(names)):
+    if num_shards is not None and not (
+        isinstance(num_shards, int) and 1 <= num_shards <= len(names)
+    ):
         raise ValueError(
             f"num_shards={num_shards} is not a number from 1 to the {len(names):,} files of {dataset}; set data.num_shards"
         )

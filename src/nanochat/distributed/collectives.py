@@ -56,7 +56,9 @@ def agreed(call: Callable[[], T], device: torch.device) -> T:
     if failure is not None:
         raise failure
     if failed:
-        raise RuntimeError(f"it failed on {int(failed)} of {dist.get_world_size()} processes, not on this one")
+        raise RuntimeError(
+            f"it failed on {int(failed)} of {dist.get_world_size()} processes, not on this one"
+        )
     return result
 
 

@@ -23,7 +23,11 @@ class BitsPerByte(Evaluation):
         self.tokens = tokens
 
     def __call__(self, context: Context) -> Result:
-        return {**bits_per_byte(context.gpt, context.data.val_batches(self.tokens), context.tokenizer.token_bytes)}
+        return {
+            **bits_per_byte(
+                context.gpt, context.data.val_batches(self.tokens), context.tokenizer.token_bytes
+            )
+        }
 
 
 @torch.no_grad()
@@ -33,20 +37,28 @@ def local_sums(gpt: GPT, batches: Iterable[dict[str, Any]], token_bytes: np.ndar
     Sums stay on the device, so that no batch waits for the one before. Metal has no float64: there a batch is summed in fp32.
     """
     device = gpt.device
-    home, wide = (torch.device("cpu"), torch.float32) if device.type == "mps" else (device, torch.float64)
+    home, wide = (
+        (torch.device("cpu"), torch.float32) if device.type == "mps" else (device, torch.float64)
+    )
     lengths = torch.as_tensor(token_bytes, device=device).long()
     sums = torch.zeros(3, dtype=torch.float64, device=home)
     for batch in batches:
         targets = batch["targets"].to(device)
-        counted = torch.where(targets >= 0, lengths[targets.clamp_min(0)], 0)  # (B, T) bytes of each target
+        counted = torch.where(
+            targets >= 0, lengths[targets.clamp_min(0)], 0
+        )  # (B, T) bytes of each target
         losses = gpt.losses(batch["idx"].to(device), targets)
         keep = counted > 0
-        part = torch.stack([(losses * keep).to(wide).sum(), counted.sum().to(wide), keep.sum().to(wide)])
+        part = torch.stack(
+            [(losses * keep).to(wide).sum(), counted.sum().to(wide), keep.sum().to(wide)]
+        )
         sums += part.to(home).double()
     return sums
 
 
-def bits_per_byte(gpt: GPT, batches: Iterable[dict[str, Any]], token_bytes: np.ndarray) -> dict[str, float]:
+def bits_per_byte(
+    gpt: GPT, batches: Iterable[dict[str, Any]], token_bytes: np.ndarray
+) -> dict[str, float]:
     """`bpb` and mean `loss` in nats over batches of idx and targets (B, T), summed over processes before dividing.
 
     A target counts if it is not -1 and its token has bytes (special tokens have none). Raises ValueError if none counts. What

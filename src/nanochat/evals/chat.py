@@ -31,7 +31,11 @@ class Answers(Evaluation):
         rows_per_device: Count = 16,
     ) -> None:
         self.of = {name: task_of(settings, split) for name, settings in of.items() if settings}
-        self.settings: dict[str, Any] = {"limit": limit, "max_tokens": max_tokens, "batch_rows": rows_per_device}
+        self.settings: dict[str, Any] = {
+            "limit": limit,
+            "max_tokens": max_tokens,
+            "batch_rows": rows_per_device,
+        }
 
     def check(self) -> None:
         for task in self.of.values():
@@ -49,9 +53,16 @@ class Answers(Evaluation):
 
 
 def accuracy(
-    gpt: GPT, tokenizer: Tokenizer, task: Task, *, limit: int | None = None, max_tokens: int = 128, batch_rows: int = 16, rank: int = 0,
+    gpt: GPT,
+    tokenizer: Tokenizer,
+    task: Task,
+    *,
+    limit: int | None = None,
+    max_tokens: int = 128,
+    batch_rows: int = 16,
+    rank: int = 0,
     world_size: int = 1,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """`accuracy`, `correct`, `total` and `skipped` over the first `limit` conversations of `task`, summed over processes.
 
     Process `rank` takes every `world_size`-th of them, `batch_rows` at a time. A prompt too long for the model's context is wrong, and counted
@@ -60,7 +71,11 @@ def accuracy(
     device = gpt.device
 
     def mine() -> tuple[float, int, int]:
-        for name, value in (("limit", limit), ("max_tokens", max_tokens), ("batch_rows", batch_rows)):
+        for name, value in (
+            ("limit", limit),
+            ("max_tokens", max_tokens),
+            ("batch_rows", batch_rows),
+        ):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         if task.kind not in ("choice", "answer"):
@@ -72,7 +87,9 @@ def accuracy(
         correct, skipped = _score(gpt, tokenizer, task, conversations, max_tokens, batch_rows)
         return correct, len(conversations), skipped
 
-    sums = torch.tensor(agreed(mine, device), dtype=torch.float32, device=device)  # counts below 2**24 are exact
+    sums = torch.tensor(
+        agreed(mine, device), dtype=torch.float32, device=device
+    )  # counts below 2**24 are exact
     if world_size > 1:
         summed(sums)
     correct, total, skipped = sums.tolist()
@@ -80,29 +97,50 @@ def accuracy(
 
 
 def _score(
-    gpt: GPT, tokenizer: Tokenizer, task: Task, conversations: list[dict[str, Any]], max_tokens: int, batch_rows: int
+    gpt: GPT,
+    tokenizer: Tokenizer,
+    task: Task,
+    conversations: list[dict[str, Any]],
+    max_tokens: int,
+    batch_rows: int,
 ) -> tuple[float, int]:
     """Points of these conversations, and how many did not fit."""
-    asked = [(render_prompt(tokenizer, conversation), conversation) for conversation in conversations]
-    fit = [(prompt, conversation) for prompt, conversation in asked if len(prompt) < gpt.config.sequence_len]
+    asked = [
+        (render_prompt(tokenizer, conversation), conversation) for conversation in conversations
+    ]
+    fit = [
+        (prompt, conversation)
+        for prompt, conversation in asked
+        if len(prompt) < gpt.config.sequence_len
+    ]
     prompts = [prompt for prompt, _ in fit]
     if task.kind == "choice":
-        answers = choose_letters(gpt, tokenizer, prompts, [c["letters"] for _, c in fit], batch_rows)
+        answers = choose_letters(
+            gpt, tokenizer, prompts, [c["letters"] for _, c in fit], batch_rows
+        )
     else:
         engine = Engine(gpt, tokenizer, max_rows=batch_rows)
-        answers = [completion.text for completion in engine.generate(prompts, max_tokens=max_tokens)]
+        answers = [
+            completion.text for completion in engine.generate(prompts, max_tokens=max_tokens)
+        ]
     points = sum(task.scores([conversation for _, conversation in fit], answers))
     return points, len(asked) - len(fit)
 
 
 @torch.no_grad()
 def choose_letters(
-    gpt: GPT, tokenizer: Tokenizer, prompts: list[list[int]], letters: list[list[str]], batch_rows: int
+    gpt: GPT,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    letters: list[list[str]],
+    batch_rows: int,
 ) -> list[str]:
     """For each prompt the one of its letters whose token is the likeliest to come next."""
     ids = [[_letter_id(tokenizer, letter) for letter in row] for row in letters]
     answers = [""] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # side by side, little is padded
+    order = sorted(
+        range(len(prompts)), key=lambda i: len(prompts[i])
+    )  # side by side, little is padded
     for first in range(0, len(order), batch_rows):
         batch = order[first : first + batch_rows]
         logits = gpt.logits(last_hidden(gpt, [prompts[i] for i in batch])).cpu()  # (B, V)

@@ -45,7 +45,9 @@ Result = dict[
 class Evaluation:
     """Base of the evaluations. A subclass takes its settings as arguments of `__init__`, annotated with their types."""
 
-    lower_is_better: tuple[str, ...] = ()  # those of its numbers that may choose the best checkpoint
+    lower_is_better: tuple[
+        str, ...
+    ] = ()  # those of its numbers that may choose the best checkpoint
 
     def check(self) -> None:
         """Raise ValueError or OSError for what cannot work, before anything heavy is built: are the data there?"""
@@ -56,13 +58,21 @@ class Evaluation:
 
 def build_evaluations(settings: dict[str, Any] | None) -> dict[str, Evaluation]:
     """The evaluations of a composed `evals`, by name; null is left out. `every` is for who runs them."""
-    kept = {name: {k: v for k, v in one.items() if k != "every"} for name, one in (settings or {}).items() if one}
+    kept = {
+        name: {k: v for k, v in one.items() if k != "every"}
+        for name, one in (settings or {}).items()
+        if one
+    }
     return {name: instantiate(one) for name, one in kept.items()}
 
 
 def task_of(settings: dict[str, Any], split: str | None) -> Task:
     """A task from its settings, of `split` where it has several and one is named. ValueError if nothing in it is right or wrong."""
-    task: Task = instantiate({**settings, "split": split} if split and "split" in settings else settings)
+    task: Task = instantiate(
+        {**settings, "split": split} if split and "split" in settings else settings
+    )
     if task.kind == "chat":
-        raise ValueError(f"{task.name} cannot be scored: nothing in it is right or wrong; leave it out")
+        raise ValueError(
+            f"{task.name} cannot be scored: nothing in it is right or wrong; leave it out"
+        )
     return task

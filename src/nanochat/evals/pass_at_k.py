@@ -51,11 +51,18 @@ class PassAtK(Evaluation):
         max_rows: Count = 64,
     ) -> None:
         if task is None:
-            raise ValueError("evals.pass_at_k.task must be given: add +task@evals.pass_at_k.task=NAME")
+            raise ValueError(
+                "evals.pass_at_k.task must be given: add +task@evals.pass_at_k.task=NAME"
+            )
         self.task = task_of(task, split)
         self.settings: dict[str, Any] = {"limit": limit, "samples": samples, "max_rows": max_rows}
         self.sampling = Sampling(
-            temperature=temperature, top_k=top_k, seed=seed, tools=tools, python=python, max_tokens=max_tokens
+            temperature=temperature,
+            top_k=top_k,
+            seed=seed,
+            tools=tools,
+            python=python,
+            max_tokens=max_tokens,
         )
 
     def check(self) -> None:
@@ -64,14 +71,29 @@ class PassAtK(Evaluation):
     def __call__(self, context: Context) -> Result:
         ranks = {"rank": context.rank, "world_size": context.world_size}
         return {
-            **pass_at_k(context.gpt, context.tokenizer, self.task, sampling=self.sampling, **self.settings, **ranks)
+            **pass_at_k(
+                context.gpt,
+                context.tokenizer,
+                self.task,
+                sampling=self.sampling,
+                **self.settings,
+                **ranks,
+            )
         }
 
 
 def pass_at_k(
-    gpt: GPT, tokenizer: Tokenizer, task: Task, *, limit: int | None, samples: int, sampling: Sampling, max_rows: int = 64, rank: int = 0,
+    gpt: GPT,
+    tokenizer: Tokenizer,
+    task: Task,
+    *,
+    limit: int | None,
+    samples: int,
+    sampling: Sampling,
+    max_rows: int = 64,
+    rank: int = 0,
     world_size: int = 1,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """`pass@k` for k = 1, 2, 4, … and `samples`, and `greedy_accuracy`, over the first `limit` questions of `task`, all processes together.
 
     A question that leaves no room for an answer counts as wrong. What is drawn for a question follows from the seed and its number. ValueError
@@ -86,7 +108,11 @@ def pass_at_k(
         total = len(task) if limit is None else min(limit, len(task))
         numbers = list(range(rank, total, world_size))
         rights, greedy = _right(gpt, tokenizer, task, numbers, samples, sampling, max_rows)
-        return [float(len(numbers)), float(sum(greedy)), *(sum(unbiased(samples, r, k) for r in rights) for k in ks)]
+        return [
+            float(len(numbers)),
+            float(sum(greedy)),
+            *(sum(unbiased(samples, r, k) for r in rights) for k in ks),
+        ]
 
     sums = torch.tensor(agreed(mine, device), dtype=torch.float32, device=device)
     if world_size > 1:
@@ -97,23 +123,39 @@ def pass_at_k(
 
 
 def _right(
-    gpt: GPT, tokenizer: Tokenizer, task: Task, numbers: Sequence[int], samples: int, sampling: Sampling, max_rows: int
+    gpt: GPT,
+    tokenizer: Tokenizer,
+    task: Task,
+    numbers: Sequence[int],
+    samples: int,
+    sampling: Sampling,
+    max_rows: int,
 ) -> tuple[list[int], list[bool]]:
     """How many of `samples` answers to each question are right, and whether the greedy one is."""
-    asked: list[tuple[dict[str, Any], list[int]]] = [(task[n], render_prompt(tokenizer, task[n])) for n in numbers]
+    asked: list[tuple[dict[str, Any], list[int]]] = [
+        (task[n], render_prompt(tokenizer, task[n])) for n in numbers
+    ]
     fits = [len(prompt) < gpt.config.sequence_len for _, prompt in asked]
     prompts = [prompt for (_, prompt), ok in zip(asked, fits, strict=True) if ok]
     conversations = [c for (c, _), ok in zip(asked, fits, strict=True) if ok]
     seeds = [f"{sampling.seed}/{n}" for n, ok in zip(numbers, fits, strict=True) if ok]
     engine = Engine(
-        gpt, tokenizer, max_rows=max_rows, prefill_tokens=None, pool_bytes=0, run_python=python_tool if sampling.python else None
-    )  # fmt: skip
+        gpt,
+        tokenizer,
+        max_rows=max_rows,
+        prefill_tokens=None,
+        pool_bytes=0,
+        run_python=python_tool if sampling.python else None,
+    )
     with engine.frozen():
         sampled = engine.sample(prompts, sampling, samples, seeds)
         greedy = engine.sample(prompts, replace(sampling, temperature=0), 1, seeds)
     texts = [completion.text for group in sampled for completion in group]
     of_each = task.scores([c for c in conversations for _ in range(samples)], texts)
-    rights = [sum(score > RIGHT for score in of_each[i : i + samples]) for i in range(0, len(of_each), samples)]
+    rights = [
+        sum(score > RIGHT for score in of_each[i : i + samples])
+        for i in range(0, len(of_each), samples)
+    ]
     first = task.scores(conversations, [group[0].text for group in greedy])
     missing = len(numbers) - len(prompts)
     return rights + [0] * missing, [score > RIGHT for score in first] + [False] * missing

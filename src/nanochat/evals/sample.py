@@ -29,6 +29,14 @@ class Samples(Evaluation):
         }
 
     def __call__(self, context: Context) -> Result:
-        texts = complete(context.gpt, context.tokenizer, self.prompts, num_samples=self.num_samples, **self.settings)
+        texts = complete(
+            context.gpt,
+            context.tokenizer,
+            self.prompts,
+            num_samples=self.num_samples,
+            **self.settings,
+        )
         beginnings = [prompt for prompt in self.prompts for _ in range(self.num_samples)]
-        return {"sample": [repr(prompt + text) for prompt, text in zip(beginnings, texts, strict=True)]}
+        return {
+            "sample": [repr(prompt + text) for prompt, text in zip(beginnings, texts, strict=True)]
+        }

@@ -58,14 +58,18 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         elif T == 1:
             y = F.scaled_dot_product_attention(q, k, v, enable_gqa=gqa)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=sees(T, S, None, q.device), enable_gqa=gqa)
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=sees(T, S, None, q.device), enable_gqa=gqa
+            )
         return y.transpose(1, 2)
     if T == 1:
         return sdpa(q, k[:, -window - 1 :], v[:, -window - 1 :], None)
     block = window
     if T != S or block < 1 or T % block or 2 * block > T:
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=sees(T, S, window, q.device), enable_gqa=gqa)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=sees(T, S, window, q.device), enable_gqa=gqa
+        )
         return y.transpose(1, 2)
     # the first block has nothing before it and is plainly causal; block n >= 1 sees the window before it and itself
     first = sdpa(q[:, :block], k[:, :block], v[:, :block], None)
@@ -77,14 +81,18 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     )  # (B, N, G, D, span) -> rows of blocks
     vb = v.unfold(1, span, block).permute(0, 1, 4, 2, 3).reshape(B * N, span, G, D)
     qb, kb, vb = qb.transpose(1, 2), kb.transpose(1, 2), vb.transpose(1, 2)
-    rest = F.scaled_dot_product_attention(qb, kb, vb, attn_mask=sees(block, span, window, q.device), enable_gqa=gqa)
+    rest = F.scaled_dot_product_attention(
+        qb, kb, vb, attn_mask=sees(block, span, window, q.device), enable_gqa=gqa
+    )
     rest = rest.transpose(1, 2).reshape(B, T - block, H, D)
     return torch.cat((first, rest), 1)
 
 
 # --- FlexAttention: compiled block-sparse kernels on CUDA -----------------------------------------
 
-_FLEX_MASKS: dict[tuple, object] = {}  # (T, S, window, device) -> BlockMask; made before compiled code looks it up
+_FLEX_MASKS: dict[
+    tuple, object
+] = {}  # (T, S, window, device) -> BlockMask; made before compiled code looks it up
 
 
 def _flex_mask(T: int, S: int, window: int | None, device: torch.device):
@@ -168,13 +176,19 @@ def prove(
     """One small forward and backward pass of every window on this device against `reference`; the reason it fails, or None."""
     length = min(T, 256)
     generator = torch.Generator(device="cpu").manual_seed(0)
-    tolerance = 1e-4 if dtype == torch.float32 else 0.03  # bf16 keeps 8 bits: 2**-8 times a few accumulated terms
+    tolerance = (
+        1e-4 if dtype == torch.float32 else 0.03
+    )  # bf16 keeps 8 bits: 2**-8 times a few accumulated terms
     precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")  # TF32 keeps 11 bits, less than the tolerance asks for
+    torch.set_float32_matmul_precision(
+        "highest"
+    )  # TF32 keeps 11 bits, less than the tolerance asks for
     try:
         with torch.inference_mode(False), torch.enable_grad():
             return _prove(name, device, dtype, H, G, D, length, windows, generator, tolerance)
-    except Exception as error:  # whatever a kernel raises: a back-end that fails its proof is not chosen
+    except (
+        Exception
+    ) as error:  # whatever a kernel raises: a back-end that fails its proof is not chosen
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     finally:
         torch.set_float32_matmul_precision(precision)
@@ -183,7 +197,10 @@ def prove(
 def _prove(name, device, dtype, H, G, D, length, windows, generator, tolerance) -> str | None:
     for window in sorted(windows, key=lambda w: -1 if w is None else w):
         w = None if window is None else min(window, length // 2)
-        q, k, v = (torch.randn(1, length, heads, D, generator=generator).to(device, dtype) for heads in (H, G, G))
+        q, k, v = (
+            torch.randn(1, length, heads, D, generator=generator).to(device, dtype)
+            for heads in (H, G, G)
+        )
         results = []
         for attend in (BACKENDS[name], reference):
             leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
@@ -198,20 +215,39 @@ def _prove(name, device, dtype, H, G, D, length, windows, generator, tolerance) 
     return None
 
 
-def choose(wanted: str, device: torch.device, dtype: torch.dtype, *, H: int, G: int, D: int, T: int,
-           windows: set[int | None]) -> tuple[str, str]:  # fmt: skip
+def choose(
+    wanted: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    H: int,
+    G: int,
+    D: int,
+    T: int,
+    windows: set[int | None],
+) -> tuple[str, str]:
     """The back-end to use and a sentence why. `wanted` is a name, or `auto`. Raises ValueError if a wanted one cannot run."""
     if wanted != "auto":
-        problem = runnable(wanted, device, dtype) or prove(wanted, device, dtype, H=H, G=G, D=D, T=T, windows=windows)
+        problem = runnable(wanted, device, dtype) or prove(
+            wanted, device, dtype, H=H, G=G, D=D, T=T, windows=windows
+        )
         if problem:
-            raise ValueError(f"attention={wanted} cannot run on {device}: {problem}; try attention=auto")
+            raise ValueError(
+                f"attention={wanted} cannot run on {device}: {problem}; try attention=auto"
+            )
         return wanted, "as asked, proven with a forward and backward pass"
     limited = any(w is not None and w < T - 1 for w in windows)
     order = ["flex", "sdpa"] if limited else ["sdpa", "flex"]
     refused: list[tuple[str, str]] = []
     for name in order:
-        problem = runnable(name, device, dtype) or prove(name, device, dtype, H=H, G=G, D=D, T=T, windows=windows)
+        problem = runnable(name, device, dtype) or prove(
+            name, device, dtype, H=H, G=G, D=D, T=T, windows=windows
+        )
         if problem is None:
-            return name, "proven with a forward and backward pass" + "".join(f"; not {n}: {p}" for n, p in refused)
+            return name, "proven with a forward and backward pass" + "".join(
+                f"; not {n}: {p}" for n, p in refused
+            )
         refused.append((name, problem))
-    raise ValueError(f"no attention back-end runs on {device}: " + "; ".join(f"{n}: {p}" for n, p in refused))
+    raise ValueError(
+        f"no attention back-end runs on {device}: " + "; ".join(f"{n}: {p}" for n, p in refused)
+    )

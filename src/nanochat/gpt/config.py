@@ -11,14 +11,21 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 FORMAT_VERSION = 1
-VOCAB_MULTIPLE = 64  # from: facts sheet 1.1, rows of wte and lm_head are padded to a multiple of this
+VOCAB_MULTIPLE = (
+    64  # from: facts sheet 1.1, rows of wte and lm_head are padded to a multiple of this
+)
 MAX_SOFTCAP = 40.0  # exp(-2 * 40) is still a normal fp32 number, on which gpt/loss.py relies
 # Ranges of what a user can set, checked with the other settings (runtime/settings.py). Guess: a factor of 100 and more beyond every era.
 Count = Annotated[int, Field(ge=1, le=2**20)]
 Std = Annotated[float, Field(ge=0, le=100)]
 Scale = Annotated[float, Field(ge=-100, le=100)]
 Windows = Annotated[
-    str, Field(pattern=r"^[SLsl]+$", description="letters S and L, one for each layer in turn", examples=["SSSL"])
+    str,
+    Field(
+        pattern=r"^[SLsl]+$",
+        description="letters S and L, one for each layer in turn",
+        examples=["SSSL"],
+    ),
 ]
 
 
@@ -27,15 +34,25 @@ class Arch:
     """What a block contains and with which numbers. Defaults are era E6; `conf/arch/*.yaml` spells each era out."""
 
     name: str = "modern"  # of the era
-    width_rule: Literal["round_up", "plain"] = "round_up"  # width to whole heads; plain: heads = ceil(width / head_dim)
+    width_rule: Literal["round_up", "plain"] = (
+        "round_up"  # width to whole heads; plain: heads = ceil(width / head_dim)
+    )
     rope_base: Annotated[float, Field(ge=1, le=1e12)] = 100_000.0  # of the frequencies
-    rope_dtype: Literal["compute", "bfloat16", "float32"] = "compute"  # precision of the cos/sin table
+    rope_dtype: Literal["compute", "bfloat16", "float32"] = (
+        "compute"  # precision of the cos/sin table
+    )
     qk_scale: Annotated[float, Field(gt=0, le=100)] = 1.2  # multiplies the normalised q and k
-    softcap: Annotated[float, Field(gt=0, le=MAX_SOFTCAP)] = 15.0  # logits = softcap * tanh(z / softcap)
+    softcap: Annotated[float, Field(gt=0, le=MAX_SOFTCAP)] = (
+        15.0  # logits = softcap * tanh(z / softcap)
+    )
     window_pattern: Windows = "SSSL"  # tiled over the layers; the last layer is always L
-    short_window_divisor: Count = 4  # S = sequence_len / divisor, rounded up to short_window_multiple
+    short_window_divisor: Count = (
+        4  # S = sequence_len / divisor, rounded up to short_window_multiple
+    )
     short_window_multiple: Count = 128  # tokens
-    long_window_limited: bool = True  # L is a window of sequence_len (E1 and later) instead of no limit at all (E0)
+    long_window_limited: bool = (
+        True  # L is a window of sequence_len (E1 and later) instead of no limit at all (E0)
+    )
     lambdas: bool = True  # x = resid[i] * x + x0[i] * x0 before every block
     value_embeds: bool = True  # a value embedding in every other layer
     value_gate_channels: Count = 12  # channels of the input that its gate reads
@@ -46,7 +63,9 @@ class Arch:
     bigram: bool = False  # era E3 only: hashed bigram embedding
     embed_std: Std = 0.8  # of the embedding at the start
     head_std: Std = 0.001  # of the head at the start
-    matrix_init: Literal["uniform", "fan"] = "uniform"  # U(-a, a), a = sqrt(3 / width); fan: N(0, s^2) by fan in, out
+    matrix_init: Literal["uniform", "fan"] = (
+        "uniform"  # U(-a, a), a = sqrt(3 / width); fan: N(0, s^2) by fan in, out
+    )
     fc_init_scale: Std = 0.4  # of the MLP's first matrix
     resid_init: tuple[Scale, Scale] = (1.15, 1.05)  # first and last layer, linear between
     x0_init: tuple[Scale, Scale] = (0.20, 0.05)  # likewise
@@ -59,15 +78,22 @@ class Arch:
         object.__setattr__(self, "x0_init", tuple(self.x0_init))
         object.__setattr__(self, "window_pattern", self.window_pattern.upper())
         if not self.window_pattern or set(self.window_pattern) - {"S", "L"}:
-            raise ValueError(f"window_pattern={self.window_pattern!r} may hold only the letters S and L; try SSSL or L")
+            raise ValueError(
+                f"window_pattern={self.window_pattern!r} may hold only the letters S and L; try SSSL or L"
+            )
         if not 0 < self.softcap <= MAX_SOFTCAP:
             raise ValueError(
                 f"arch.softcap={self.softcap} must be above 0 and at most {MAX_SOFTCAP:g}; nanochat's are 15 and 20"
             )
-        for name, choices in (("width_rule", ("round_up", "plain")), ("matrix_init", ("uniform", "fan")),
-                              ("rope_dtype", ("compute", "bfloat16", "float32"))):  # fmt: skip
+        for name, choices in (
+            ("width_rule", ("round_up", "plain")),
+            ("matrix_init", ("uniform", "fan")),
+            ("rope_dtype", ("compute", "bfloat16", "float32")),
+        ):
             if getattr(self, name) not in choices:
-                raise ValueError(f"arch.{name}={getattr(self, name)!r} is not known; choose from {', '.join(choices)}")
+                raise ValueError(
+                    f"arch.{name}={getattr(self, name)!r} is not known; choose from {', '.join(choices)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -98,7 +124,9 @@ class GPTConfig:
                 f"try model.n_embd={self.n_head * (self.head_dim + 1)}"
             )
         if self.n_head % self.n_kv_head:
-            raise ValueError(f"model.n_head={self.n_head} is not a multiple of n_kv_head={self.n_kv_head}")
+            raise ValueError(
+                f"model.n_head={self.n_head} is not a multiple of n_kv_head={self.n_kv_head}"
+            )
         if self.arch.value_embeds and self.n_embd < self.arch.value_gate_channels:
             raise ValueError(
                 f"model.n_embd={self.n_embd} is less than the {self.arch.value_gate_channels} channels of a value gate"
@@ -119,7 +147,11 @@ class GPTConfig:
     @property
     def value_layers(self) -> tuple[int, ...]:
         """Layers with a value embedding: every other one, counted back from the last (facts sheet 1.2)."""
-        return tuple(i for i in range(self.n_layer) if self.arch.value_embeds and i % 2 == (self.n_layer - 1) % 2)
+        return tuple(
+            i
+            for i in range(self.n_layer)
+            if self.arch.value_embeds and i % 2 == (self.n_layer - 1) % 2
+        )
 
     @property
     def windows(self) -> tuple[int | None, ...]:
@@ -152,7 +184,9 @@ def build_arch(values: dict[str, Any]) -> Arch:
     """An `Arch` from plain values; a switch that does not exist is an error, a missing one keeps its default."""
     known = {f.name for f in fields(Arch)}
     if unknown := sorted(set(values) - known):
-        raise ValueError(f"arch.{unknown[0]} is not a switch of the GPT; there are: {', '.join(sorted(known))}")
+        raise ValueError(
+            f"arch.{unknown[0]} is not a switch of the GPT; there are: {', '.join(sorted(known))}"
+        )
     return Arch(**values)
 
 

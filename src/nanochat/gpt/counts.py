@@ -32,7 +32,11 @@ def parameters(config: GPTConfig) -> dict[str, int]:
 def matmul_parameters(config: GPTConfig) -> int:
     """Weights that every token is multiplied with: all linear layers, no embeddings and no scalars."""
     counts = parameters(config)
-    return counts["matrices"] + counts["head"] + (config.arch.smear_channels if config.arch.smear else 0)
+    return (
+        counts["matrices"]
+        + counts["head"]
+        + (config.arch.smear_channels if config.arch.smear else 0)
+    )
 
 
 def _window(window: int | None, length: int) -> int:
@@ -47,7 +51,9 @@ def flops_per_token(config: GPTConfig) -> int:
 
 def decode_flops(config: GPTConfig, context: int) -> int:
     """FLOPs to decode one token after `context` tokens."""
-    return 2 * matmul_parameters(config) + sum(4 * config.n_embd * _window(w, context) for w in config.windows)
+    return 2 * matmul_parameters(config) + sum(
+        4 * config.n_embd * _window(w, context) for w in config.windows
+    )
 
 
 def prefill_flops(config: GPTConfig, tokens: int) -> int:
@@ -66,4 +72,7 @@ def kv_bytes_per_token(config: GPTConfig, bytes_per_value: int = 2) -> int:
 
 def kv_bytes_read(config: GPTConfig, context: int, bytes_per_value: int = 2) -> int:
     """Bytes of cached keys and values that one decode step reads after `context` tokens."""
-    return sum(2 * config.n_kv_head * config.head_dim * bytes_per_value * _window(w, context) for w in config.windows)
+    return sum(
+        2 * config.n_kv_head * config.head_dim * bytes_per_value * _window(w, context)
+        for w in config.windows
+    )

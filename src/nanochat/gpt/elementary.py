@@ -43,7 +43,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1).to(x.dtype)
 
 
-def rope_table(length: int, D: int, base: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def rope_table(
+    length: int, D: int, base: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """cos and sin of every position and channel pair, (1, length, 1, D/2); computed in fp32."""
     # a quotient: base ** (-c) differs in the last bit for 20 of 64 c, which far positions multiply
     c = torch.arange(0, D, 2, dtype=torch.float32, device=device) / D  # (D/2,)

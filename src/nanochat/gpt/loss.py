@@ -13,7 +13,9 @@ from torch import Tensor
 
 # measured: experiments/cpu_speed/README.md; logits of one chunk stay near the last-level cache on a CPU (2**22 fp32 = 16 MiB)
 CHUNK_VALUES_CPU = 2**22
-CHUNK_VALUES_GPU = 2**27  # guess: 512 MiB of fp32 at most, large enough that the matrix products fill the card
+CHUNK_VALUES_GPU = (
+    2**27
+)  # guess: 512 MiB of fp32 at most, large enough that the matrix products fill the card
 
 
 def chunk_rows(vocab: int, device: torch.device) -> int:
@@ -76,7 +78,13 @@ class ChunkedHeadLoss(torch.autograd.Function):
 
 
 def head_loss(
-    x: Tensor, weight: Tensor, targets: Tensor, *, softcap: float, vocab: int, step=capped_loss_and_grad
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    softcap: float,
+    vocab: int,
+    step=capped_loss_and_grad,
 ) -> Tensor:
     """Summed next-token loss in nats. x (B, T, C) after the last norm, weight (Vp, C), targets (B, T) with -1 ignored.
 
@@ -90,7 +98,9 @@ def head_loss(
     return head_losses(x, lambda part: part @ w.T, targets, softcap=softcap, vocab=vocab).sum()
 
 
-def head_losses(x: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, *, softcap: float, vocab: int) -> Tensor:
+def head_losses(
+    x: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, *, softcap: float, vocab: int
+) -> Tensor:
     """Loss in nats of every token, (B, T) fp32, 0 where the target is -1; without gradients, a chunk at a time.
 
     x (B, T, C) after the last norm; `head` makes raw logits (N, at least `vocab`) of (N, C).

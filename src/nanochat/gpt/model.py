@@ -79,7 +79,9 @@ class Attention(nn.Module):
         if layer in config.value_layers:
             self.ve_gate = Linear(self.gate_channels, self.G)
 
-    def forward(self, h: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    def forward(
+        self, h: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, attend: Attend
+    ) -> Tensor:
         """h (B, T, C) normalised, ve (B, T, G * D) or None, cos and sin (1, T, 1, D/2) -> (B, T, C).
 
         `attend` is a back-end of attention.py, or whatever looks keys and values up elsewhere.
@@ -87,7 +89,9 @@ class Attention(nn.Module):
         q, k, v = self.qkv(h, ve, cos, sin)
         return self.c_proj(attend(q, k, v, self.window).flatten(2))
 
-    def qkv(self, h: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(
+        self, h: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """As `forward` -> q (B, T, H, D), k and v (B, T, G, D), turned, normalised and scaled."""
         B, T, _ = h.shape
         # one product for the three: larger matrices run nearer to the peak, backward reads h once
@@ -129,7 +133,9 @@ class Block(nn.Module):
         super().__init__()
         self.attn, self.mlp = Attention(config, layer), MLP(config)
 
-    def forward(self, x: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    def forward(
+        self, x: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, attend: Attend
+    ) -> Tensor:
         """x (B, T, C), the rest as `Attention.forward` -> (B, T, C)."""
         # The norm comes before each part, not after the sum: the stream x itself is a plain sum, so
         # gradients reach every layer unchanged (Xiong et al. 2020, arXiv:2002.04745).
@@ -170,7 +176,9 @@ class GPT(nn.Module):
             self.backout_lambda = nn.Parameter(torch.empty(1))
         if arch.bigram:
             self.bigram_lambdas = nn.Parameter(torch.empty(n))
-            self.bigram_embed = nn.ModuleDict({"embed": Embedding(BIGRAM_ROWS * config.vocab_size, C)})
+            self.bigram_embed = nn.ModuleDict(
+                {"embed": Embedding(BIGRAM_ROWS * config.vocab_size, C)}
+            )
         self.transformer = Transformer(config)
         # Not tied to wte: an embedding is normalised and may be large, a head has to start small,
         # and the two want different learning rates (facts sheet 2.2).

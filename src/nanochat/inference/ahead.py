@@ -30,7 +30,9 @@ class Ahead:
         return self.logits[to_device(self.rows, self.logits.device, torch.long)]
 
 
-def to_device(values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def to_device(
+    values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
     """As torch.tensor, without waiting for what a GPU has still to do: from pinned memory."""
     pinned = device.type == "cuda"
     return torch.tensor(values, dtype=dtype, pin_memory=pinned).to(device, non_blocking=pinned)

@@ -72,7 +72,9 @@ def _visible(cache: KVCache, slots: int, at: Tensor, S: int) -> Tensor | None:
     return mask.masked_fill_(unwritten, -math.inf)[:, None, None]
 
 
-def attend_texts(cache: KVCache, sizes: list[int], at: Tensor, which: list[int], sharing: list[bool]) -> list[Attend]:
+def attend_texts(
+    cache: KVCache, sizes: list[int], at: Tensor, which: list[int], sharing: list[bool]
+) -> list[Attend]:
     """For the tokens of texts of these sizes, one text after the other: q (P, 1, H, D) -> the same.
 
     at (P) are their positions. Keys and values of text which[i] are kept in the i-th new row, or in

@@ -66,7 +66,9 @@ class KVCache:
         self.lengths: list[int] = []
         context = config.sequence_len
         self.slots = [context if w is None else w + 1 for w in config.windows]  # at most
-        self.empty = torch.empty(0, config.n_kv_head, 0, config.head_dim, dtype=kept_dtype(gpt), device=gpt.device)
+        self.empty = torch.empty(
+            0, config.n_kv_head, 0, config.head_dim, dtype=kept_dtype(gpt), device=gpt.device
+        )
         # (room, G, min(capacity, slots), D) per layer; zeros where nothing is yet, since a masked NaN
         # is still NaN
         self.keys, self.values = [self.empty] * config.n_layer, [self.empty] * config.n_layer
@@ -114,7 +116,9 @@ class KVCache:
                 capacity *= FIXED_GROWTH if fixed else 2
             self.capacity = max(tokens, min(capacity, self.gpt.config.sequence_len))
         if rows > room:
-            room = min(fixed_rows(rows), self.rows) if fixed else max(rows, min(2 * room, self.rows))
+            room = (
+                min(fixed_rows(rows), self.rows) if fixed else max(rows, min(2 * room, self.rows))
+            )
         B = len(self.lengths)
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
@@ -131,13 +135,17 @@ class KVCache:
     def read(self, tokens: list[int], before: int | None = None) -> Tensor:
         """Go on with the only row by `tokens`, `before` being the last one in it; the hidden state
         after the last, (1, C)."""
-        assert self.rows == 1 and not self.shared, "a prompt is read in chunks into a cache of its own"
+        assert self.rows == 1 and not self.shared, (
+            "a prompt is read in chunks into a cache of its own"
+        )
         n = self.lengths[0] if self.lengths else 0
         S, known = n + len(tokens), 1 if n else 0
         self.reserve(S, 1)
         assert not known or before is not None
         device = self.empty.device
-        idx = torch.tensor([[before, *tokens] if known else tokens], device=device)  # (1, known + T)
+        idx = torch.tensor(
+            [[before, *tokens] if known else tokens], device=device
+        )  # (1, known + T)
         positions = torch.arange(n, S, device=device)[None]
         hidden = self._hidden(idx, positions, attend_chunk(self, n, S), known)
         if not self.lengths:
@@ -162,7 +170,9 @@ class KVCache:
             self.shared.join([prefix] * copies)
         else:
             self.reserve(n, first + copies)
-            for mine, theirs in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
+            for mine, theirs in zip(
+                (*self.keys, *self.values), (*other.keys, *other.values), strict=True
+            ):
                 slots = min(n, theirs.size(2))
                 mine[first : first + copies, :, :slots] = theirs[:, :, :slots]
             self.shared.join([None] * copies)
@@ -184,7 +194,9 @@ class KVCache:
             # below 0: in the prompt that it shares, counted from its end
             at = torch.arange(max(0, tokens - slots), tokens, device=device) - base
             both = []
-            for kept, shared in zip((self.keys, self.values), self.shared.layer(layer), strict=True):
+            for kept, shared in zip(
+                (self.keys, self.values), self.shared.layer(layer), strict=True
+            ):
                 part = kept[layer][row, :, at[at >= 0] % slots]
                 if base:
                     part = torch.cat((shared[self.shared.of[row], :, at[at < 0]], part), 1)
@@ -257,7 +269,9 @@ class KVCache:
         """
         B, device = len(self.lengths), self.empty.device
         assert len(before) == B == len(tokens), "a token for every row"
-        full = B and (max(self.own()) == self.capacity or max(self.lengths) == self.gpt.config.sequence_len)
+        full = B and (
+            max(self.own()) == self.capacity or max(self.lengths) == self.gpt.config.sequence_len
+        )
         if not B or full:
             return None
         known = to_device([before, self.lengths], device)  # (2, B)
@@ -297,7 +311,9 @@ class KVCache:
         read = [(text[p - 1] if p else 0, text[p], p) for text in texts for p in range(len(text))]
         numbers = torch.tensor(tokens + read, device=device)  # (M, 3)
         idx, at = numbers[:, :2], numbers[:, 2:]  # (M, 2), (M, 1)
-        starts = list(itertools.accumulate(sizes, initial=B))  # of each text, and the end of the last
+        starts = list(
+            itertools.accumulate(sizes, initial=B)
+        )  # of each text, and the end of the last
         old = attend_rows(self, at[:B]) if tokens else []
         new = attend_texts(self, sizes, at[B:, 0], which, sharing) if texts else []
 
@@ -356,4 +372,6 @@ class KVCache:
 
 def fixed_rows(rows: int) -> int:
     """Room for `rows` rows, in few sizes."""
-    return next((size for size in FIXED_ROWS if rows <= size), -(-rows // FIXED_ROWS[-1]) * FIXED_ROWS[-1])
+    return next(
+        (size for size in FIXED_ROWS if rows <= size), -(-rows // FIXED_ROWS[-1]) * FIXED_ROWS[-1]
+    )

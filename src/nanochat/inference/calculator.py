@@ -13,9 +13,15 @@ from collections.abc import Callable
 
 MAX_LENGTH = 400  # guess: the longest call in the answers of GSM8K has 30 characters; parsing 400 takes 3 ms at worst
 OPERATORS: dict[type, Callable] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.USub: operator.neg, ast.UAdd: operator.pos,
-}  # fmt: skip
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
 STRING = r"'[^'\\\n]*'|\"[^\"\\\n]*\""
 ALLOWED = re.compile(rf"(?:[0-9+\-*/%.() ]|\.count\(|{STRING})*")
 
@@ -35,7 +41,13 @@ def calculate(expression: str) -> str | None:
         return None
     try:
         value = _value(ast.parse(source, mode="eval").body)
-    except (SyntaxError, ValueError, ArithmeticError, MemoryError, RecursionError):  # the last two: nested too deeply
+    except (
+        SyntaxError,
+        ValueError,
+        ArithmeticError,
+        MemoryError,
+        RecursionError,
+    ):  # the last two: nested too deeply
         return None
     if isinstance(value, float) and not math.isfinite(value):
         return None

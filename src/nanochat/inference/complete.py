@@ -24,7 +24,9 @@ def complete(
     It may outgrow the model's context: from there on only the last half of a context is seen.
     ValueError for settings that make no sense.
     """
-    sampling = Sampling(temperature=temperature, top_k=top_k, max_tokens=max_tokens, seed=seed, tools=False)
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, max_tokens=max_tokens, seed=seed, tools=False
+    )
     engine = Engine(gpt, tokenizer, ends=("<|bos|>",), pool_bytes=0)
     context = gpt.config.sequence_len
 

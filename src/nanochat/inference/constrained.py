@@ -18,8 +18,13 @@ import numpy as np
 
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-INTEGERS = {"minimum": -(2**53) + 1, "maximum": 2**53 - 1}  # from: RFC 7493, 2.2; a small model never ends a number
-MAX_CLOSING = 512  # guess: tokens of a way to the end; a schema that needs more is not closed in time
+INTEGERS = {
+    "minimum": -(2**53) + 1,
+    "maximum": 2**53 - 1,
+}  # from: RFC 7493, 2.2; a small model never ends a number
+MAX_CLOSING = (
+    512  # guess: tokens of a way to the end; a schema that needs more is not closed in time
+)
 # which sign to take outside strings: one that closes something, or else the beginning of the shortest value
 CLOSING = b'}]"0nft1'
 
@@ -40,7 +45,9 @@ class _Wrapped:
         self.tokens = [*tokenizer.tokens, *(b"\xff" + name.encode() for name in tokenizer.specials)]
 
     def __call__(self, text: str | bytes) -> list[int]:
-        return self.encode(text if isinstance(text, str) else text.decode("utf-8", errors="replace"))
+        return self.encode(
+            text if isinstance(text, str) else text.decode("utf-8", errors="replace")
+        )
 
 
 @functools.lru_cache(maxsize=8)
@@ -57,7 +64,9 @@ def compiled(tokenizer: Tokenizer, grammar: str) -> llguidance.LLMatcher:
     """The grammar at its beginning, to be copied. ValueError with llguidance's reason for one that cannot be kept to."""
     matcher = llguidance.LLMatcher(_tokenizer(tokenizer), grammar, log_level=0)
     if matcher.is_error():
-        reason = re.split(r"\n\s*\d+ \|", matcher.get_error())[0]  # what follows is the grammar, which no user wrote
+        reason = re.split(r"\n\s*\d+ \|", matcher.get_error())[
+            0
+        ]  # what follows is the grammar, which no user wrote
         reason = re.sub(r"^at \S+ failed to compile JSON schema: ", "", " ".join(reason.split()))
         raise ValueError(reason or "it cannot be compiled")
     return matcher
@@ -111,7 +120,9 @@ class Constraint:
     def __init__(self, tokenizer: Tokenizer, matcher: llguidance.LLMatcher) -> None:
         self.matcher = matcher
         self.end = tokenizer.specials["<|assistant_end|>"]
-        self.closing: list[int] | None = None  # tokens that end it from here, the end token among them; None: not known
+        self.closing: list[int] | None = (
+            None  # tokens that end it from here, the end token among them; None: not known
+        )
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, grammar: str) -> "Constraint":
@@ -146,7 +157,11 @@ class Constraint:
             self.closing = before[1:]
         elif not before or after.validate_tokens(before) < len(before):
             self.closing = _closing(after, self.end)
-        if before and len(before) - 1 <= room and (self.closing is None or len(self.closing) > room):
+        if (
+            before
+            and len(before) - 1 <= room
+            and (self.closing is None or len(self.closing) > room)
+        ):
             return before[:-1]
         return []
 
@@ -157,7 +172,9 @@ class Constraint:
 
 
 def _bits(matcher: llguidance.LLMatcher) -> np.ndarray:
-    return np.unpackbits(np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8), bitorder="little").astype(bool)
+    return np.unpackbits(
+        np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8), bitorder="little"
+    ).astype(bool)
 
 
 def _closing(matcher: llguidance.LLMatcher, end: int) -> list[int] | None:
@@ -171,9 +188,9 @@ def _closing(matcher: llguidance.LLMatcher, end: int) -> list[int] | None:
         if not forced:
             bits = _bits(ahead)[:256]  # the bytes
             inside_string = bits[ord("a")] and bits[ord("}")]
-            wanted = [byte for byte in (b'"' if inside_string else CLOSING) if bits[byte]] or np.flatnonzero(
-                bits
-            ).tolist()
+            wanted = [
+                byte for byte in (b'"' if inside_string else CLOSING) if bits[byte]
+            ] or np.flatnonzero(bits).tolist()
             if not wanted:
                 return None
             forced = wanted[:1]

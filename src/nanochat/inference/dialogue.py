@@ -18,7 +18,11 @@ def fit(
     of the `context` tokens are free for the answer. Without, all of it has to fit, with one token free. TooLong if it does not,
     BadConversation if it breaks the rules.
     """
-    system = messages[:1] if messages and isinstance(messages[0], dict) and messages[0].get("role") == "system" else []
+    system = (
+        messages[:1]
+        if messages and isinstance(messages[0], dict) and messages[0].get("role") == "system"
+        else []
+    )
     turns = messages[len(system) :]
 
     @cache
@@ -32,7 +36,11 @@ def fit(
     forgotten = bisect_left(range(most), True, key=lambda oldest: len(without(oldest)) <= wanted)
     if len(without(forgotten)) < context:  # the last question stays, with whatever room it leaves
         return without(forgotten), forgotten
-    what, instead = ("the last question", "") if forget else ("the conversation", ", or leave out the oldest turns")
+    what, instead = (
+        ("the last question", "")
+        if forget
+        else ("the conversation", ", or leave out the oldest turns")
+    )
     raise TooLong(
         f"{what} has {len(without(forgotten)):,} tokens and leaves no room for an answer in the model's context of "
         f"{context:,}; say it in fewer words{instead}"

@@ -41,15 +41,15 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-MAX_ROWS = 32  # guess: texts at once; more of them cost memory, 2 * layers * key width * tokens each
+MAX_ROWS = (
+    32  # guess: texts at once; more of them cost memory, 2 * layers * key width * tokens each
+)
 PREFILL_TOKENS = 512  # guess: tokens of prompts read between two tokens of the live texts
 PROGRAMS = 4  # guess: Python programs at once; more wait
 PARK_SECONDS = 0.02  # guess: between two looks at new requests, while all texts wait for programs
 POOL_BYTES = 2**30  # guess: 10,000 tokens of a d20 in bf16
 # what a command says that starts an engine with compile=true
-COMPILES = (
-    "compile=true: the first answer takes about half a minute longer, and so does the first that outgrows its room"
-)
+COMPILES = "compile=true: the first answer takes about half a minute longer, and so does the first that outgrows its room"
 
 
 @dataclass
@@ -100,16 +100,22 @@ class Engine:
         if max_rows < 1:
             raise ValueError(f"max_rows={max_rows} must be at least 1")
         if prefill_tokens is not None and prefill_tokens < 1:
-            raise ValueError(f"prefill_tokens={prefill_tokens} must be at least 1, or null to read prompts at once")
+            raise ValueError(
+                f"prefill_tokens={prefill_tokens} must be at least 1, or null to read prompts at once"
+            )
         if pool_bytes < 0:
-            raise ValueError(f"pool_bytes={pool_bytes} must not be negative; 0 keeps nothing of finished texts")
+            raise ValueError(
+                f"pool_bytes={pool_bytes} must not be negative; 0 keeps nothing of finished texts"
+            )
         self.gpt: GPT = FrozenGPT.of(gpt) if compile else gpt
         self.tokenizer, self.max_rows, self.ends, self.compile = tokenizer, max_rows, ends, compile
         self.prefill_tokens = prefill_tokens or gpt.config.sequence_len
         self._cache: KVCache | None = None
         # live[r] is row r of the cache: a request and the number of its text
         self.live: list[tuple[Request, int]] = []
-        self.waiting: deque[Request] = deque()  # the first may have some of its texts among the live
+        self.waiting: deque[Request] = (
+            deque()
+        )  # the first may have some of its texts among the live
         self.joining: list[Request] = []  # taken from `waiting` in this step
         self.pool = PrefixPool(pool_bytes)
         self.looks_ahead = gpt.device.type == "cuda"  # a CPU does one thing after the other
@@ -196,8 +202,12 @@ class Engine:
         it, unless it has none. What is sampled is decided by the seed, the number of the prompt and
         that of the sample. ValueError for settings or prompts that make no sense.
         """
-        sampling = Sampling(temperature=temperature, top_k=top_k, max_tokens=max_tokens, seed=seed, tools=tools)
-        found = self.sample(prompts, sampling, num_samples, [f"{seed}/{i}" for i in range(len(prompts))])
+        sampling = Sampling(
+            temperature=temperature, top_k=top_k, max_tokens=max_tokens, seed=seed, tools=tools
+        )
+        found = self.sample(
+            prompts, sampling, num_samples, [f"{seed}/{i}" for i in range(len(prompts))]
+        )
         return [completion for completions in found for completion in completions]
 
     def sample(
@@ -237,10 +247,16 @@ class Engine:
             self.pool.clear()
             self._rest()
 
-    def _request(self, name: str, prompt: list[int], sampling: Sampling, seeds: list[str]) -> Request:
+    def _request(
+        self, name: str, prompt: list[int], sampling: Sampling, seeds: list[str]
+    ) -> Request:
         if sampling.python and self.run_python is None:
-            raise ValueError("python=true, but no Python is run here; start the program itself with python=true")
-        return checked_request(name, prompt, sampling, seeds, self.gpt.config, self.tokenizer, self.ends)
+            raise ValueError(
+                "python=true, but no Python is run here; start the program itself with python=true"
+            )
+        return checked_request(
+            name, prompt, sampling, seeds, self.gpt.config, self.tokenizer, self.ends
+        )
 
     # --- a step ----------------------------------------------------------------------------------
 

@@ -52,7 +52,9 @@ def fixed_step(gpt: FrozenGPT, numbers: Tensor, keys: list[Tensor], values: list
             k, v, seen = keys[layer], values[layer], visible[slots]  # (R, G, slots, D), (R, slots)
             if q.is_cpu:
                 return one_query_in_loops(q[:, 0], k, v, seen)[:, None].to(dtype)
-            y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=seen[:, None, None], enable_gqa=gqa)
+            y = F.scaled_dot_product_attention(
+                q.transpose(1, 2), k, v, attn_mask=seen[:, None, None], enable_gqa=gqa
+            )
             return y.transpose(1, 2).to(dtype)
 
         return attend
@@ -73,11 +75,17 @@ def compiled(gpt: FrozenGPT) -> Callable[..., Tensor]:
     or it could run with the numbers of another.
     """
     if gpt not in COMPILED:
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILATIONS)
+        torch._dynamo.config.recompile_limit = max(
+            torch._dynamo.config.recompile_limit, RECOMPILATIONS
+        )
         code = fixed_step.__code__.replace(co_name=f"fixed_step_{next(NUMBERS)}")
-        unchanging: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+        unchanging: dict[str, Any] = {
+            "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe
+        }
         step = types.FunctionType(code, fixed_step.__globals__)
-        COMPILED[gpt.unpack()] = torch.compile(step, dynamic=False, fullgraph=True, options=unchanging)
+        COMPILED[gpt.unpack()] = torch.compile(
+            step, dynamic=False, fullgraph=True, options=unchanging
+        )
     return COMPILED[gpt]
 
 
@@ -106,19 +114,27 @@ class CompiledStep:
     def _run(self, numbers: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
         try:
             return self._step(self.gpt, numbers, keys, values)
-        except Exception as error:  # whatever a compiler raises; an error of the step itself comes again below
+        except (
+            Exception
+        ) as error:  # whatever a compiler raises; an error of the step itself comes again below
             if self._step is fixed_step:
                 raise
             what = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            log.warning("steps run uncompiled, compiling failed: %s: %s", type(error).__name__, what)
+            log.warning(
+                "steps run uncompiled, compiling failed: %s: %s", type(error).__name__, what
+            )
             self._step = COMPILED[self.gpt] = fixed_step
-            return fixed_step(self.gpt, numbers, keys, values)  # writes the same into the same place
+            return fixed_step(
+                self.gpt, numbers, keys, values
+            )  # writes the same into the same place
 
     def _record(self, numbers: Tensor, keys: list[Tensor], values: list[Tensor]) -> None:
         with torch.cuda.device(numbers.device):  # not that of the thread, which may be another
             self._graph = self._recorded(numbers, keys, values)
 
-    def _recorded(self, numbers: Tensor, keys: list[Tensor], values: list[Tensor]) -> torch.cuda.CUDAGraph:
+    def _recorded(
+        self, numbers: Tensor, keys: list[Tensor], values: list[Tensor]
+    ) -> torch.cuda.CUDAGraph:
         # with this step's numbers: doing a step again writes the same into the same place
         self._numbers, stream = numbers.clone(), torch.cuda.Stream(numbers.device)
         stream.wait_stream(torch.cuda.current_stream(numbers.device))

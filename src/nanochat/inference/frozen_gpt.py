@@ -46,13 +46,17 @@ class FrozenAttention(Attention):
             self.shapes[f"{name}.weight"] = tuple(getattr(self, name).weight.shape)
             delattr(self, name)
 
-    def qkv(self, h: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(
+        self, h: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """As `Attention.qkv`, h (B, T, C); q and k are turned and normalised together in fp32."""
         B, T, _ = h.shape
         H, G, D = self.H, self.G, self.D
         qkv = self.frozen.times(h).view(B, T, H + 2 * G, D)
         q, k, v = qkv.split((H, G, G), dim=2)
-        fused = h.dtype == torch.float32  # in bf16 every kernel rounds, so these would be other numbers
+        fused = (
+            h.dtype == torch.float32
+        )  # in bf16 every kernel rounds, so these would be other numbers
         if ve is not None:
             gate = torch.sigmoid(self.ve_gate(h[..., : self.gate_channels])).unsqueeze(-1)
             ve = ve.view(B, T, G, D)
@@ -112,7 +116,9 @@ class FrozenGPT(GPT):
         return frozen
 
     @classmethod
-    def read(cls, config: GPTConfig, read: Callable[[str], Tensor], *, compute_dtype: torch.dtype) -> "FrozenGPT":
+    def read(
+        cls, config: GPTConfig, read: Callable[[str], Tensor], *, compute_dtype: torch.dtype
+    ) -> "FrozenGPT":
         """With weights from `read(name)`, on the device they come on, in no more memory than they take
         in the compute dtype. What was read is copied: it may be mapped from a file."""
         with torch.device("meta"):
@@ -167,7 +173,9 @@ class FrozenGPT(GPT):
         for prefix, layer in self._layers():
             names = [f"{prefix}.{part}" for part in layer.shapes]
             if name in names:
-                return layer.frozen.parts([rows for rows, _ in layer.shapes.values()])[names.index(name)]
+                return layer.frozen.parts([rows for rows, _ in layer.shapes.values()])[
+                    names.index(name)
+                ]
         return self.get_parameter(name)
 
     def _layers(self) -> list[tuple[str, FrozenLinear | FrozenAttention]]:
@@ -176,7 +184,9 @@ class FrozenGPT(GPT):
         return [(name, m) for name, m in self.named_modules() if isinstance(m, kinds)]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        raise RuntimeError("this network only runs: it cannot be saved; read its checkpoint instead")
+        raise RuntimeError(
+            "this network only runs: it cannot be saved; read its checkpoint instead"
+        )
 
     # --- running ---------------------------------------------------------------------------------
 

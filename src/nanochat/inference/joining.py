@@ -23,7 +23,9 @@ class Joining(NamedTuple):
     complete: list[Request]  # requests all of whose texts have joined with these: they wait no more
 
 
-def who_joins(waiting: deque[Request], pool: PrefixPool, *, room: int, prefill_tokens: int, live: bool) -> Joining:
+def who_joins(
+    waiting: deque[Request], pool: PrefixPool, *, room: int, prefill_tokens: int, live: bool
+) -> Joining:
     """For `room` free rows; those in `complete` are the first of `waiting`.
 
     Short prompts are read together. One that is long, or begun already, or has more samples than

@@ -40,9 +40,16 @@ def any_tokenizer(vocab_size: int) -> Tokenizer:
 
 
 def measure(
-    gpt: GPT, tokenizer: Tokenizer, *, prompt_tokens: int, decode_tokens: int, batches: list[int], temperature: float, repeats: int,
+    gpt: GPT,
+    tokenizer: Tokenizer,
+    *,
+    prompt_tokens: int,
+    decode_tokens: int,
+    batches: list[int],
+    temperature: float,
+    repeats: int,
     compile: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Rates of reading one prompt and of decoding `batches` different prompts; the best of `repeats` for
     the prompt, all for the steps.
 
@@ -61,14 +68,17 @@ def measure(
         return None if peak is None else 100 * rate / peak
 
     def run(batch: int) -> tuple[float, list[float]]:
-        engine = Engine(gpt, tokenizer, max_rows=batch, prefill_tokens=None, ends=(), compile=compile)
+        engine = Engine(
+            gpt, tokenizer, max_rows=batch, prefill_tokens=None, ends=(), compile=compile
+        )
         ids = range(config.vocab_size - len(tokenizer.specials))
         prompts = [drawn.choices(ids, k=prompt_tokens) for _ in range(batch)]
         return _decode(engine, prompts, temperature, decode_tokens)
 
     run(batches[0])  # kernels are chosen, memory is taken
     prefill = min(
-        _prefill(gpt, [drawn.randrange(config.vocab_size) for _ in range(prompt_tokens)]) for _ in range(repeats)
+        _prefill(gpt, [drawn.randrange(config.vocab_size) for _ in range(prompt_tokens)])
+        for _ in range(repeats)
     )
     sweep = []
     for batch in batches:
@@ -80,28 +90,46 @@ def measure(
         step = statistics.median(seconds for _, steps in runs for seconds in steps)
         sweep.append(
             Decoding(
-                batch, min(first for first, _ in runs), step, batch / step,
-                percent((weight_bytes + batch * kv_read) / step, bandwidth), percent(batch * flops / step, machine.peak_flops),
+                batch,
+                min(first for first, _ in runs),
+                step,
+                batch / step,
+                percent((weight_bytes + batch * kv_read) / step, bandwidth),
+                percent(batch * flops / step, machine.peak_flops),
                 torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
             )
-        )  # fmt: skip
+        )
     return {
-        "device": machine.name, "dtype": str(gpt.compute_dtype).removeprefix("torch."),
-        "peak_bandwidth_bytes_per_sec": bandwidth, "peak_flops_per_sec": machine.peak_flops,
-        "num_params": counts.parameters(config)["total"], "weight_bytes": weight_bytes,
-        "kv_bytes_per_token": counts.kv_bytes_per_token(config, value_bytes), "kv_read_bytes_per_step": kv_read,
-        "decode_flops_per_token": flops, "prompt_tokens": prompt_tokens, "decode_tokens": decode_tokens, "temperature": temperature,
+        "device": machine.name,
+        "dtype": str(gpt.compute_dtype).removeprefix("torch."),
+        "peak_bandwidth_bytes_per_sec": bandwidth,
+        "peak_flops_per_sec": machine.peak_flops,
+        "num_params": counts.parameters(config)["total"],
+        "weight_bytes": weight_bytes,
+        "kv_bytes_per_token": counts.kv_bytes_per_token(config, value_bytes),
+        "kv_read_bytes_per_step": kv_read,
+        "decode_flops_per_token": flops,
+        "prompt_tokens": prompt_tokens,
+        "decode_tokens": decode_tokens,
+        "temperature": temperature,
         "compile": compile,
-        "ceiling_bs1_tok_per_sec": None if bandwidth is None else bandwidth / (weight_bytes + kv_read),
+        "ceiling_bs1_tok_per_sec": None
+        if bandwidth is None
+        else bandwidth / (weight_bytes + kv_read),
         "prefill": {
-            "tok_per_sec": prompt_tokens / prefill, "time_sec": prefill,
-            "mfu_percent": percent(counts.prefill_flops(config, prompt_tokens) / prefill, machine.peak_flops),
+            "tok_per_sec": prompt_tokens / prefill,
+            "time_sec": prefill,
+            "mfu_percent": percent(
+                counts.prefill_flops(config, prompt_tokens) / prefill, machine.peak_flops
+            ),
         },
         "sweep": [asdict(row) for row in sweep],
-    }  # fmt: skip
+    }
 
 
-def _check(config: GPTConfig, prompt_tokens: int, decode_tokens: int, batches: list[int], repeats: int) -> None:
+def _check(
+    config: GPTConfig, prompt_tokens: int, decode_tokens: int, batches: list[int], repeats: int
+) -> None:
     for name, value, least in (
         ("prompt_tokens", prompt_tokens, 1),
         ("decode_tokens", decode_tokens, 2),
@@ -110,7 +138,9 @@ def _check(config: GPTConfig, prompt_tokens: int, decode_tokens: int, batches: l
         if value < least:
             raise ValueError(f"{name}={value} must be at least {least}")
     if not batches or not all(isinstance(batch, int) and batch >= 1 for batch in batches):
-        raise ValueError(f"batches={batches} must be a list of numbers from 1 up, as batches=[1,8,64]")
+        raise ValueError(
+            f"batches={batches} must be a list of numbers from 1 up, as batches=[1,8,64]"
+        )
     if prompt_tokens + decode_tokens > config.sequence_len:
         raise ValueError(
             f"prompt_tokens={prompt_tokens} and decode_tokens={decode_tokens} are more than the model's "
@@ -118,10 +148,14 @@ def _check(config: GPTConfig, prompt_tokens: int, decode_tokens: int, batches: l
         )
 
 
-def _decode(engine: Engine, prompts: list[list[int]], temperature: float, tokens: int) -> tuple[float, list[float]]:
+def _decode(
+    engine: Engine, prompts: list[list[int]], temperature: float, tokens: int
+) -> tuple[float, list[float]]:
     """Seconds to the first token of all, and of each step after it."""
     for n, prompt in enumerate(prompts):
-        engine.submit(prompt, Sampling(temperature=temperature, max_tokens=tokens, seed=n, tools=False))
+        engine.submit(
+            prompt, Sampling(temperature=temperature, max_tokens=tokens, seed=n, tools=False)
+        )
     steps = []
     while engine.busy:
         start = time.perf_counter()

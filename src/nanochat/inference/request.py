@@ -65,7 +65,10 @@ def checked_request(
         )
     prompt = list(prompt)  # the caller's may grow into the next turn
     most = min(sampling.max_tokens or room, room)
-    texts = [Text(prompt, sampling, tokenizer, seed=seed, max_tokens=most, vocab=vocab, ends=ends) for seed in seeds]
+    texts = [
+        Text(prompt, sampling, tokenizer, seed=seed, max_tokens=most, vocab=vocab, ends=ends)
+        for seed in seeds
+    ]
     return Request(prompt, sampling, texts)
 
 

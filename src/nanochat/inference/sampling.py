@@ -33,14 +33,14 @@ class Sampling:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
-    repetition_penalty: float | None = None  # of tokens in prompt and answer (Keskar et al. 2019, arXiv:1909.05858)
+    repetition_penalty: float | None = (
+        None  # of tokens in prompt and answer (Keskar et al. 2019, arXiv:1909.05858)
+    )
     stop: tuple[str, ...] = ()  # the text ends before the first of these
     max_tokens: int | None = None  # None: until the context is full
     seed: int = 0
     tools: bool = True
-    python: bool = (
-        False  # run what the model calls as Python where the calculator has no result; see sandbox/execution.py
-    )
+    python: bool = False  # run what the model calls as Python where the calculator has no result; see sandbox/execution.py
     top_logprobs: int = 0  # how many of the likeliest tokens to return with each one
     # as OpenAI's: each time that a token is in the answer already makes its logit smaller by the first, once at all by the second
     frequency_penalty: float = 0.0
@@ -57,7 +57,8 @@ class Sampling:
         listed = isinstance(self.stop, Sequence) and not isinstance(self.stop, str)
         rules = {
             "temperature": (
-                _number(t) and (t == 0 or 1e-6 <= t < math.inf),  # logits divided by less would overflow
+                _number(t)
+                and (t == 0 or 1e-6 <= t < math.inf),  # logits divided by less would overflow
                 "must be 0, which always takes the likeliest token, or at least 1e-6",
             ),
             "top_k": (_count(self.top_k, 1), "must be at least 1, or null to keep every token"),
@@ -105,7 +106,9 @@ class Sampling:
             if not keeps:
                 raise ValueError(f"{name}={getattr(self, name)!r} {rule}")
         if any(token < 0 or not -100 <= value <= 100 for token, value in self.logit_bias):
-            raise ValueError(f"logit_bias={dict(self.logit_bias)} must have ids and numbers between -100 and 100")
+            raise ValueError(
+                f"logit_bias={dict(self.logit_bias)} must have ids and numbers between -100 and 100"
+            )
         object.__setattr__(self, "stop", tuple(self.stop))
 
     @cached_property
@@ -119,7 +122,9 @@ class Sampling:
             return "greedy", None
         if self.top_k is not None:
             return "sorted", self.top_k
-        return ("sorted", None) if self.top_p is not None and self.top_p < 1 else ("vocabulary", None)
+        return (
+            ("sorted", None) if self.top_p is not None and self.top_p < 1 else ("vocabulary", None)
+        )
 
 
 def _number(value: object) -> bool:
@@ -131,7 +136,9 @@ def _added(value: object) -> bool:
 
 
 def _count(value: object, least: int) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least)
+    return value is None or (
+        isinstance(value, int) and not isinstance(value, bool) and value >= least
+    )
 
 
 class Drawn(NamedTuple):
@@ -160,7 +167,9 @@ class Drawing:
             self._there.synchronize()
         drawn = [token for part in self._parts for token in part.read()]
         rows = [row for part in self._parts for row in part.rows]
-        return [token for _, token in sorted(zip(rows, drawn, strict=True), key=lambda pair: pair[0])]
+        return [
+            token for _, token in sorted(zip(rows, drawn, strict=True), key=lambda pair: pair[0])
+        ]
 
 
 class Part(NamedTuple):
@@ -175,11 +184,18 @@ class Part(NamedTuple):
     def read(self) -> list[Drawn]:
         tops: list[list[tuple[int, float]]] = [[] for _ in self.rows]
         if self.names is not None and self.best is not None:
-            for row, (ids, values) in enumerate(zip(self.names.tolist(), self.best.tolist(), strict=True)):
+            for row, (ids, values) in enumerate(
+                zip(self.names.tolist(), self.best.tolist(), strict=True)
+            ):
                 n = self.samplings[row].top_logprobs
-                tops[row] = [pair for pair in zip(ids[:n], values[:n], strict=True) if pair[1] > -math.inf]
+                tops[row] = [
+                    pair for pair in zip(ids[:n], values[:n], strict=True) if pair[1] > -math.inf
+                ]
         pairs = self.pairs.tolist()
-        return [Drawn(int(token), logprob, top) for (token, logprob), top in zip(pairs, tops, strict=True)]
+        return [
+            Drawn(int(token), logprob, top)
+            for (token, logprob), top in zip(pairs, tops, strict=True)
+        ]
 
 
 def draw(
@@ -216,13 +232,17 @@ def begin_draw(
     ids, parts = torch.empty(len(samplings), dtype=torch.long, device=logits.device), []
     for rows in groups.values():
         at = to_device(rows, logits.device)
-        found, part = _draw(logits[at], rows, [samplings[row] for row in rows], [uniform[row] for row in rows])
+        found, part = _draw(
+            logits[at], rows, [samplings[row] for row in rows], [uniform[row] for row in rows]
+        )
         ids[at] = found
         parts.append(part)
     return Drawing(ids, parts)
 
 
-def _draw(x: Tensor, rows: list[int], samplings: Sequence[Sampling], uniform: Sequence[float]) -> tuple[Tensor, Part]:
+def _draw(
+    x: Tensor, rows: list[int], samplings: Sequence[Sampling], uniform: Sequence[float]
+) -> tuple[Tensor, Part]:
     """`begin_draw` for rows (N, V) of one order, penalised already: the tokens (N,) too."""
     index = logp = None
     most = max(sampling.top_logprobs for sampling in samplings)
@@ -245,7 +265,9 @@ def _draw(x: Tensor, rows: list[int], samplings: Sequence[Sampling], uniform: Se
         best, where = logp.topk(min(most, logp.size(-1)), dim=-1)  # (N, n)
         names = where if index is None else index.gather(-1, where)
     pairs = torch.cat((ids.to(found.dtype), found), 1)
-    there = [None if x is None else x.to("cpu", non_blocking=x.is_cuda) for x in (pairs, names, best)]
+    there = [
+        None if x is None else x.to("cpu", non_blocking=x.is_cuda) for x in (pairs, names, best)
+    ]
     assert there[0] is not None
     return ids[:, 0], Part(rows, samplings, there[0], there[1], there[2])
 
@@ -271,7 +293,9 @@ def _kept(x: Tensor, samplings: Sequence[Sampling]) -> tuple[Tensor, Tensor | No
     return x.softmax(-1), index
 
 
-def _penalised(logits: Tensor, samplings: Sequence[Sampling], seen: Sequence[np.ndarray | None]) -> Tensor:
+def _penalised(
+    logits: Tensor, samplings: Sequence[Sampling], seen: Sequence[np.ndarray | None]
+) -> Tensor:
     """Logits of tokens seen before made smaller: divided by the penalty where positive, multiplied where negative."""
     rows = [row for row, sampling in enumerate(samplings) if sampling.penalises]
     if not rows:
@@ -283,14 +307,18 @@ def _penalised(logits: Tensor, samplings: Sequence[Sampling], seen: Sequence[np.
     )
     marks = [mark for mark in (seen[row] for row in rows) if mark is not None]
     was = torch.from_numpy(np.stack(marks)).to(logits.device)  # (N, V); waits for a GPU
-    return logits.index_copy(0, at, torch.where(was, torch.where(x > 0, x / penalty, x * penalty), x))
+    return logits.index_copy(
+        0, at, torch.where(was, torch.where(x > 0, x / penalty, x * penalty), x)
+    )
 
 
 def _added_to(logits: Tensor, added: Sequence[np.ndarray | None]) -> Tensor:
     rows = [row for row, values in enumerate(added) if values is not None]
     if not rows:
         return logits
-    values = torch.from_numpy(np.stack([values for values in added if values is not None])).to(logits.device)  # (N, V)
+    values = torch.from_numpy(np.stack([values for values in added if values is not None])).to(
+        logits.device
+    )  # (N, V)
     at = to_device(rows, logits.device)
     return logits.index_copy(0, at, logits[at] + values.to(logits.dtype))
 

@@ -11,14 +11,18 @@ CHUNK = 128  # guess: positions whose V logits exist at a time
 
 
 @torch.inference_mode()
-def token_logprobs(gpt: GPT, ids: list[int], top: int = 0) -> list[tuple[float, list[tuple[int, float]]]]:
+def token_logprobs(
+    gpt: GPT, ids: list[int], top: int = 0
+) -> list[tuple[float, list[tuple[int, float]]]]:
     """Log-probability of each token of `ids` (T) but the first, at temperature 1, and the `top` likeliest (id, logprob) in its place.
 
     TooLong for more tokens than the model's `sequence_len`, ValueError for ids it does not have.
     """
     context, vocab = gpt.config.sequence_len, gpt.config.vocab_size
     if len(ids) > context:
-        raise TooLong(f"the prompt has {len(ids):,} tokens, more than the model's sequence_len={context:,}")
+        raise TooLong(
+            f"the prompt has {len(ids):,} tokens, more than the model's sequence_len={context:,}"
+        )
     if ids and not 0 <= min(ids) <= max(ids) < vocab:
         wrong = next(token for token in ids if not 0 <= token < vocab)
         raise ValueError(f"the prompt has the id {wrong}; ids go from 0 to {vocab - 1}")
@@ -32,7 +36,10 @@ def token_logprobs(gpt: GPT, ids: list[int], top: int = 0) -> list[tuple[float, 
         best: list[list[tuple[int, float]]] = [[] for _ in own]
         if top:
             values, where = logp.topk(min(top, vocab), dim=-1)
-            best = [list(zip(i, v, strict=True)) for i, v in zip(where.tolist(), values.tolist(), strict=True)]
+            best = [
+                list(zip(i, v, strict=True))
+                for i, v in zip(where.tolist(), values.tolist(), strict=True)
+            ]
         found += zip(own, best, strict=True)
     return found
 
@@ -41,7 +48,9 @@ def last_hidden(gpt: GPT, texts: list[list[int]]) -> Tensor:
     """Hidden state after the last token of each text, (N, C): texts of any lengths in one forward
     pass, padded on the right."""
     device, longest = gpt.device, max(map(len, texts))
-    idx = torch.tensor([text + [0] * (longest - len(text)) for text in texts], device=device)  # (N, T)
+    idx = torch.tensor(
+        [text + [0] * (longest - len(text)) for text in texts], device=device
+    )  # (N, T)
     gpt.grow_rope(longest)
     x, bigram = gpt.embed(idx)
     cos, sin = gpt.cos[:, :longest], gpt.sin[:, :longest]

@@ -16,15 +16,21 @@ import torch
 from torch import Tensor
 
 LEAST_COPIES = 4  # guess; 2 is measured to be too few: they save less than the other rows then pay
-LEAST_BYTES = 2**20  # measured: what a layer must save per step, best for 16 samples of 16 prompts (experiments/rl)
-MOST_PADDED = 2  # guess: times as many rows in one product than there are; beyond, a product for each prompt
+LEAST_BYTES = (
+    2**20
+)  # measured: what a layer must save per step, best for 16 samples of 16 prompts (experiments/rl)
+MOST_PADDED = (
+    2  # guess: times as many rows in one product than there are; beyond, a product for each prompt
+)
 
 
 class Groups(NamedTuple):
     """Which rows go together; made anew when one comes or goes."""
 
     members: list[Tensor]  # rows of each prompt
-    padded: tuple[Tensor, Tensor] | None  # the same (N, M), filled up with any, and where in it each row is, (B,)
+    padded: (
+        tuple[Tensor, Tensor] | None
+    )  # the same (N, M), filled up with any, and where in it each row is, (B,)
     without: Tensor | None  # rows without a prompt
 
     @classmethod
@@ -60,7 +66,9 @@ class Groups(NamedTuple):
             return y
         members, place = self.padded
         N, M = members.shape
-        together = x[members.flatten()].view(N, M, G, R, X).transpose(1, 2).flatten(2, 3)  # (N, G, M * R, X)
+        together = (
+            x[members.flatten()].view(N, M, G, R, X).transpose(1, 2).flatten(2, 3)
+        )  # (N, G, M * R, X)
         y = (together @ matrices).view(N, G, M, R, -1).transpose(1, 2).flatten(0, 1)[place]
         if self.without is not None:
             y[self.without] = 0
@@ -105,7 +113,11 @@ class SharedPrefixes:
         """The prompt of so many tokens that was added from `source`."""
         known = zip(self._sources, self.lengths, strict=True)
         return next(
-            (i for i, (ref, n) in enumerate(known) if ref is not None and ref() is source and n == tokens),
+            (
+                i
+                for i, (ref, n) in enumerate(known)
+                if ref is not None and ref() is source and n == tokens
+            ),
             None,
         )
 
@@ -172,15 +184,21 @@ class SharedPrefixes:
     def visible(self, layer: int, own: Tensor, window: int | None) -> Tensor:
         """What to add to the scores of a layer's columns, (B, 1, P): a row sees those of its prompt, in the window of its `own[r]`-th token."""
         P = self._keys[layer].size(2)
-        sizes = torch.tensor([0 if prefix is None else self.lengths[prefix] for prefix in self.of], device=own.device)
-        distance = torch.arange(P, 0, -1, device=own.device)  # of each column from the row's first own token
+        sizes = torch.tensor(
+            [0 if prefix is None else self.lengths[prefix] for prefix in self.of], device=own.device
+        )
+        distance = torch.arange(
+            P, 0, -1, device=own.device
+        )  # of each column from the row's first own token
         hidden = distance > sizes[:, None]  # (B, P)
         if window is not None:
             hidden |= distance + own[:, None] > window
         mask = torch.zeros(hidden.shape, dtype=self._empty.dtype, device=own.device)
         return mask.masked_fill_(hidden, -math.inf)[:, None]
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, own_mask: Tensor | None) -> Tensor:
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, own_mask: Tensor | None
+    ) -> Tensor:
         """Attention of a query per row, q (B, H, D), over its prompt and its own k and v (B, G, S, D); (B, H, D).
 
         `mask` is that of `visible`, `own_mask` (B, 1, S) is added to the scores of the own ones.

@@ -30,7 +30,9 @@ class TextStream:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""  # may be the beginning of a stop string
         self._given = 0  # characters
-        self._ends: list[int] = []  # characters after each token, where there is a stop string to cut at
+        self._ends: list[
+            int
+        ] = []  # characters after each token, where there is a stop string to cut at
 
     def feed(self, piece: bytes) -> str:
         """Text that has become certain with the token of these bytes; after `stopped`, the text ends with it."""
@@ -159,7 +161,10 @@ class PartStream:
                 self._waiting[0] = (Fragment("text", fragment.text[len(certain) :]), tokens)
                 break
             if fragment.kind == "text":
-                certain, fragment = certain[len(fragment.text) :], Fragment("text", certain[: len(fragment.text)])
+                certain, fragment = (
+                    certain[len(fragment.text) :],
+                    Fragment("text", certain[: len(fragment.text)]),
+                )
             else:
                 self._given_tokens = tokens
             found.append(fragment)
@@ -184,4 +189,6 @@ def merge_parts(fragments: Iterable[Fragment]) -> list[dict[str, str]]:
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that `stop` begins with, without being all of it."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+    return next(
+        (n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0
+    )

@@ -27,7 +27,9 @@ def preset(name: str) -> dict[str, Any]:
 
 def candidates(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     """The eras with tensors of these names and shapes: one, or two that cannot be distinguished."""
-    gate = next((shape for name, shape in shapes.items() if name.endswith("attn.ve_gate.weight")), None)
+    gate = next(
+        (shape for name, shape in shapes.items() if name.endswith("attn.ve_gate.weight")), None
+    )
     if "smear_gate.weight" in shapes:
         return ("modern",)
     if gate is not None and gate[-1] != E2_GATE_CHANNELS:
@@ -40,7 +42,9 @@ def candidates(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
 
 
 def arch_of(
-    shapes: Mapping[str, tuple[int, ...]], window_pattern: str | None, chosen: Mapping[str, Any] | None = None
+    shapes: Mapping[str, tuple[int, ...]],
+    window_pattern: str | None,
+    chosen: Mapping[str, Any] | None = None,
 ) -> Arch:
     """The architecture of a checkpoint with these tensors.
 

@@ -11,8 +11,14 @@ import yaml
 TABLE = Path(__file__).with_name("commands.yaml")
 OFF = ("-1", "-1.0", "", "dummy")  # values by which nanochat switches a flag off
 PRECISION = {"bfloat16": "bf16", "float32": "fp32"}
-TASKS = {"ARC-Easy": "arc_easy", "ARC-Challenge": "arc_challenge", "MMLU": "mmlu", "GSM8K": "gsm8k", "HumanEval": "humaneval",
-         "SpellingBee": "spelling_bee"}  # fmt: skip
+TASKS = {
+    "ARC-Easy": "arc_easy",
+    "ARC-Challenge": "arc_challenge",
+    "MMLU": "mmlu",
+    "GSM8K": "gsm8k",
+    "HumanEval": "humaneval",
+    "SpellingBee": "spelling_bee",
+}
 
 
 @functools.cache
@@ -86,10 +92,20 @@ def script_for(command: str, words: list[str]) -> str | None:
     """The script of nanochat whose flags these are, typed after `python -m nanochat.COMMAND`; None
     if they are not all of one."""
     names = {name for name, _ in flags([word for word in words if word.startswith("--")])}
-    fitting = [script for script, entry in table().items() if entry["ours"].split(" ")[0] == f"nanochat.{command}"]
-    phase = next((word.partition("=")[2] for word in words if word.lstrip("+").startswith("phase=")), None)
-    fitting.sort(key=lambda script: phase is not None and f"+phase={phase}" not in table()[script]["ours"])
-    return next((script for script in fitting if names and names <= set(table()[script]["flags"])), None)
+    fitting = [
+        script
+        for script, entry in table().items()
+        if entry["ours"].split(" ")[0] == f"nanochat.{command}"
+    ]
+    phase = next(
+        (word.partition("=")[2] for word in words if word.lstrip("+").startswith("phase=")), None
+    )
+    fitting.sort(
+        key=lambda script: phase is not None and f"+phase={phase}" not in table()[script]["ours"]
+    )
+    return next(
+        (script for script in fitting if names and names <= set(table()[script]["flags"])), None
+    )
 
 
 def one_line(script: str, words: list[str]) -> str:

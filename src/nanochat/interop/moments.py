@@ -13,8 +13,18 @@ from torch import Tensor
 from nanochat.gpt import GPT, GPTConfig
 
 # what AdamW updates, in the order of the original's groups
-ADAMW = ("lm_head.", "transformer.wte.", "value_embeds.", "bigram_embed.", "resid_lambdas", "x0_lambdas", "bigram_lambdas", "smear_gate.",
-         "smear_lambda", "backout_lambda")  # fmt: skip
+ADAMW = (
+    "lm_head.",
+    "transformer.wte.",
+    "value_embeds.",
+    "bigram_embed.",
+    "resid_lambdas",
+    "x0_lambdas",
+    "bigram_lambdas",
+    "smear_gate.",
+    "smear_lambda",
+    "backout_lambda",
+)
 MATRICES = "transformer.h."
 States = list[dict[str, Any]]  # of the parameters of a group; empty where a process holds none
 
@@ -24,7 +34,9 @@ def read(folder: Path, step: int, config: GPTConfig, device: str = "cpu") -> dic
 
     ValueError says why the moments cannot be used.
     """
-    files = sorted(folder.glob(f"optim_{step:06d}*.pt"), key=lambda path: (len(path.name), path.name))
+    files = sorted(
+        folder.glob(f"optim_{step:06d}*.pt"), key=lambda path: (len(path.name), path.name)
+    )
     if not files:
         raise ValueError(f"{folder} has no optim_{step:06d}_rank0.pt, the state of its optimizer")
     shards = [_groups(file, device) for file in files]
@@ -39,11 +51,15 @@ def read(folder: Path, step: int, config: GPTConfig, device: str = "cpu") -> dic
         for parts in muon:
             found = _muon(parts, shapes)
             matrices.update(found)
-            classic = classic and not any("second_momentum_buffer" in state for state in found.values())
+            classic = classic and not any(
+                "second_momentum_buffer" in state for state in found.values()
+            )
         if missing := [name for name in shapes if name not in named and name not in matrices]:
             raise ValueError(f"they hold nothing for {missing[0]}")
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{where} are no optimizer of nanochat: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"{where} are no optimizer of nanochat: {type(error).__name__}: {error}"
+        ) from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     kinds = (("adamw", None, named), ("muon", "classic" if classic else "modern", matrices))
@@ -52,7 +68,9 @@ def read(folder: Path, step: int, config: GPTConfig, device: str = "cpu") -> dic
     for rule, variant, states in kinds:
         indices = range(len(state), len(state) + len(states))
         state.update(zip(indices, states.values(), strict=True))
-        groups.append({"rule": rule, "variant": variant, "names": list(states), "params": list(indices)})
+        groups.append(
+            {"rule": rule, "variant": variant, "names": list(states), "params": list(indices)}
+        )
     return {"state": state, "param_groups": groups}
 
 
@@ -62,7 +80,11 @@ def _groups(file: Path, device: str) -> tuple[list[States], list[States]]:
         found = torch.load(file, map_location=device, weights_only=True, mmap=True)
         adamw: list[States] = []
         muon: list[States] = []
-        for state, kind in ((found, None),) if isinstance(found, dict) else zip(found, ("adamw", "muon"), strict=True):
+        for state, kind in (
+            ((found, None),)
+            if isinstance(found, dict)
+            else zip(found, ("adamw", "muon"), strict=True)
+        ):
             for group in state["param_groups"]:
                 states = [state["state"].get(index, {}) for index in group["params"]]
                 (adamw if (kind or group["kind"]) == "adamw" else muon).append(states)
@@ -77,17 +99,24 @@ def _join(parts: tuple[States, ...]) -> list[list[dict[str, Any]]]:
     return [list(states) for states in zip(*parts, strict=True)]
 
 
-def _adamw(groups: list[list[list[dict[str, Any]]]], shapes: dict[str, tuple[int, ...]]) -> dict[str, dict[str, Any]]:
+def _adamw(
+    groups: list[list[list[dict[str, Any]]]], shapes: dict[str, tuple[int, ...]]
+) -> dict[str, dict[str, Any]]:
     names = [name for start in ADAMW for name in shapes if name.startswith(start)]
     states = [parts for group in groups for parts in group]
     if len(names) != len(states):
-        raise ValueError(f"AdamW's moments are those of {len(states)} tensors, and the model has {len(names)}")
+        raise ValueError(
+            f"AdamW's moments are those of {len(states)} tensors, and the model has {len(names)}"
+        )
     result = {}
     for name, parts in zip(names, states, strict=True):
         step = parts[0]["step"]
         result[name] = {
             "step": 0 if isinstance(step, Tensor) and step.is_meta else int(step),
-            **{key: _whole(name, [part[key] for part in parts], shapes[name]) for key in ("exp_avg", "exp_avg_sq")},
+            **{
+                key: _whole(name, [part[key] for part in parts], shapes[name])
+                for key in ("exp_avg", "exp_avg_sq")
+            },
         }
     return result
 
@@ -96,39 +125,61 @@ def _whole(name: str, parts: list[Tensor], shape: tuple[int, ...]) -> Tensor:
     """Small tensors are the same in every process, of large ones each has a slice of the rows."""
     whole = parts[0] if tuple(parts[0].shape) == shape else torch.cat(parts)
     if tuple(whole.shape) != shape:
-        rows, missing = parts[0].size(0), tuple(parts[0].shape[1:]) == shape[1:] and shape[0] % parts[0].size(0) == 0
+        rows, missing = (
+            parts[0].size(0),
+            tuple(parts[0].shape[1:]) == shape[1:] and shape[0] % parts[0].size(0) == 0,
+        )
         why = f"; they are {len(parts)} of {shape[0] // rows} shards: copy all" if missing else ""
-        raise ValueError(f"{name} has moments of shape {tuple(whole.shape)}, the model wants {shape}{why}")
+        raise ValueError(
+            f"{name} has moments of shape {tuple(whole.shape)}, the model wants {shape}{why}"
+        )
     return whole.float()
 
 
-def _muon(parts: tuple[States, ...], shapes: dict[str, tuple[int, ...]]) -> dict[str, dict[str, Any]]:
+def _muon(
+    parts: tuple[States, ...], shapes: dict[str, tuple[int, ...]]
+) -> dict[str, dict[str, Any]]:
     """A group of matrices. Stacked, a share of them in every process, or, in the classic generation, one by one at their owner's."""
     count = len(parts[0])
     owned = next(state for states in parts for state in states if state)["momentum_buffer"]
     stacked = owned.ndim == 3
     shape = tuple(owned.shape[-2:])
     names = [name for name in shapes if name.startswith(MATRICES) and shapes[name] == shape]
-    if not stacked and len(names) != count:  # the classic optimizer of one process groups by the number of elements
-        names = [name for name, s in shapes.items() if name.startswith(MATRICES) and s[0] * s[1] == shape[0] * shape[1]]
+    if (
+        not stacked and len(names) != count
+    ):  # the classic optimizer of one process groups by the number of elements
+        names = [
+            name
+            for name, s in shapes.items()
+            if name.startswith(MATRICES) and s[0] * s[1] == shape[0] * shape[1]
+        ]
     if len(names) != count:
         raise ValueError(
             f"Muon's moments are those of {count} matrices of shape {shape}, and the model has {len(names)}"
         )
     if stacked:
-        whole = {key: torch.cat([states[0][key] for states in parts if states[0]]) for key in parts[0][0]}
+        whole = {
+            key: torch.cat([states[0][key] for states in parts if states[0]]) for key in parts[0][0]
+        }
         if short := [key for key, tensor in whole.items() if tensor.size(0) < count]:
             raise ValueError(
                 f"{short[0]} of {names[0]} is that of {whole[short[0]].size(0)} of {count} matrices: copy all shards"
             )
-        result = {name: {key: tensor[k].float() for key, tensor in whole.items()} for k, name in enumerate(names)}
+        result = {
+            name: {key: tensor[k].float() for key, tensor in whole.items()}
+            for k, name in enumerate(names)
+        }
     else:
-        owners = [next((state for state in states if state), None) for states in zip(*parts, strict=True)]
+        owners = [
+            next((state for state in states if state), None) for states in zip(*parts, strict=True)
+        ]
         if None in owners:
             raise ValueError(f"nothing for {names[owners.index(None)]}: copy all shards")
         result = {
-            name: {key: tensor.float() for key, tensor in state.items()} for name, state in zip(names, owners, strict=True) if state
-        }  # fmt: skip
+            name: {key: tensor.float() for key, tensor in state.items()}
+            for name, state in zip(names, owners, strict=True)
+            if state
+        }
     for name, state in result.items():
         if tuple(state["momentum_buffer"].shape) != shapes[name]:
             raise ValueError(

@@ -75,7 +75,9 @@ def find(text: str, *roots: Path, tokenizer: Path | None = None) -> Original | N
                 return _complete(path.parent, int(match[1]), tokenizer)
             if words and path.is_dir() and (leaves := _leaves(path)):
                 folder = _only(leaves, text, f":{step}" if step else "")
-                return _complete(folder, _step(folder, None if step is None else int(step)), tokenizer)
+                return _complete(
+                    folder, _step(folder, None if step is None else int(step)), tokenizer
+                )
     return None
 
 
@@ -85,7 +87,11 @@ def _leaves(path: Path) -> list[Path]:
         return [path]
     groups = [path] if path.name in PHASES else [path / name for name in PHASES]
     return [
-        tag for group in groups if group.is_dir() for tag in sorted(group.iterdir()) if tag.is_dir() and _steps(tag)
+        tag
+        for group in groups
+        if group.is_dir()
+        for tag in sorted(group.iterdir())
+        if tag.is_dir() and _steps(tag)
     ]
 
 
@@ -113,7 +119,9 @@ def _step(folder: Path, wanted: int | None) -> int:
 
 
 def _complete(folder: Path, step: int, tokenizer: Path | None) -> Original:
-    found = Original(folder, step, PHASES.get(folder.parent.name), _tokenizer_file(folder, tokenizer))
+    found = Original(
+        folder, step, PHASES.get(folder.parent.name), _tokenizer_file(folder, tokenizer)
+    )
     if not found.meta_file.is_file():
         raise ValueError(
             f"{found.model_file} needs {found.meta_file.name} in the same folder, which holds the sizes; copy both"
@@ -123,7 +131,11 @@ def _complete(folder: Path, step: int, tokenizer: Path | None) -> Original:
 
 def _tokenizer_file(folder: Path, given: Path | None) -> Path:
     above = [folder.parent.parent] if folder.parent.name in PHASES else []
-    places = [given] if given else [folder, folder / "tokenizer", *(root / "tokenizer" for root in above)]
+    places = (
+        [given]
+        if given
+        else [folder, folder / "tokenizer", *(root / "tokenizer" for root in above)]
+    )
     found = [place / TOKENIZER for place in places if (place / TOKENIZER).is_file()]
     if not found:
         raise ValueError(
@@ -169,7 +181,9 @@ def read_meta(original: Original) -> dict[str, Any]:
             raise KeyError("model_config")
         return meta
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{original.meta_file} cannot be read: {error or 'it has no model_config'}") from error
+        raise ValueError(
+            f"{original.meta_file} cannot be read: {error or 'it has no model_config'}"
+        ) from error
 
 
 def phase_of(original: Original, meta: dict[str, Any]) -> str | None:
@@ -199,13 +213,18 @@ def read_weights(original: Original) -> dict[str, Tensor]:
 
 
 def config_of(
-    original: Original, meta: dict[str, Any], weights: dict[str, Tensor], arch: dict[str, Any] | None
+    original: Original,
+    meta: dict[str, Any],
+    weights: dict[str, Tensor],
+    arch: dict[str, Any] | None,
 ) -> GPTConfig:
     """Sizes from the meta file; architecture from the tensors, or from the switches `arch`
     (`eras.arch_of`)."""
     sizes = meta["model_config"]
     if missing := [name for name in SIZES if type(sizes.get(name)) is not int]:
-        raise ValueError(f"{original.meta_file} does not give {missing[0]} as a number in model_config")
+        raise ValueError(
+            f"{original.meta_file} does not give {missing[0]} as a number in model_config"
+        )
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     try:
         switches = arch_of(shapes, sizes.get("window_pattern"), arch)
@@ -233,7 +252,9 @@ def fitted(original: Original, weights: dict[str, Tensor], config: GPTConfig) ->
     for name, shape in wanted.items():
         tensor = weights[name]
         if not tensor.is_floating_point():
-            raise ValueError(f"{original.model_file}: {name} holds {tensor.dtype}, which is not a floating-point type")
+            raise ValueError(
+                f"{original.model_file}: {name} holds {tensor.dtype}, which is not a floating-point type"
+            )
         if tuple(tensor.shape) == (config.vocab_size, *shape[1:]) != shape:
             tensor = torch.cat((tensor, tensor.new_zeros(shape[0] - config.vocab_size, *shape[1:])))
         if tuple(tensor.shape) != shape:

@@ -44,7 +44,9 @@ def read_tokenizer(path: Path) -> BPETokenizer:
     try:
         found = _OnlyEncoding(io.BytesIO(path.read_bytes())).load()
     except Exception as error:  # a damaged pickle raises many exception types
-        raise ValueError(f"{path} is not a nanochat tokenizer: {error or type(error).__name__}") from error
+        raise ValueError(
+            f"{path} is not a nanochat tokenizer: {error or type(error).__name__}"
+        ) from error
     try:
         return _checked(found)
     except ValueError as error:
@@ -56,7 +58,9 @@ def _checked(found: Any) -> BPETokenizer:
     if not isinstance(state, dict):
         raise ValueError("it holds no encoding")
     ranks, specials = state.get("mergeable_ranks"), state.get("special_tokens")
-    if not isinstance(ranks, dict) or not all(type(k) is bytes and type(v) is int for k, v in ranks.items()):
+    if not isinstance(ranks, dict) or not all(
+        type(k) is bytes and type(v) is int for k, v in ranks.items()
+    ):
         raise ValueError("mergeable_ranks is not a dictionary of byte strings and numbers")
     if state.get("pat_str") != SPLIT_PATTERN:
         raise ValueError("it has another split pattern")

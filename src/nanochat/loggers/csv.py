@@ -21,7 +21,9 @@ class CsvLogger(Logger):
                 rows = [
                     row
                     for row in reader
-                    if row.get("step", "").isdecimal() and int(row["step"]) <= resume_step and None not in row.values()
+                    if row.get("step", "").isdecimal()
+                    and int(row["step"]) <= resume_step
+                    and None not in row.values()
                 ]
                 self.columns = list(reader.fieldnames or ["step"])
             self._rewrite(rows)

@@ -23,7 +23,9 @@ class Trackio(Logger):
     @staticmethod
     def check(project: str = "nanochat") -> None:
         if importlib.util.find_spec("trackio") is None:
-            raise ValueError("logger=trackio needs the package trackio: pip install trackio, or choose logger=csv")
+            raise ValueError(
+                "logger=trackio needs the package trackio: pip install trackio, or choose logger=csv"
+            )
 
     @property
     def name(self) -> str:

@@ -21,7 +21,9 @@ def wandb(folder: Path, resume_step: int, project: str, offline: bool) -> Logger
 
     name = f"{folder.parent.name}/{folder.name}"
     run_id = hashlib.sha256(name.encode()).hexdigest()[:12]
-    logger = WandbLogger(name=name, id=run_id, project=project, offline=offline, save_dir=str(folder), resume="allow")
+    logger = WandbLogger(
+        name=name, id=run_id, project=project, offline=offline, save_dir=str(folder), resume="allow"
+    )
     try:
         _ = logger.experiment  # begins the run, here rather than in the middle of the first step
     except Error as error:
@@ -30,18 +32,25 @@ def wandb(folder: Path, resume_step: int, project: str, offline: bool) -> Logger
         has = logger.experiment.summary.get("trainer/global_step", 0)
         for row in CsvLogger(folder, resume_step).rows():
             if has < (step := int(row.pop("step"))) <= resume_step:
-                logger.log_metrics({name: float(value) for name, value in row.items() if value}, step)
+                logger.log_metrics(
+                    {name: float(value) for name, value in row.items() if value}, step
+                )
     return logger
 
 
 def check(project: str, offline: bool) -> None:
     if importlib.util.find_spec("wandb") is None:
-        raise ValueError("logger=wandb needs the package wandb: pip install wandb, or choose logger=csv")
+        raise ValueError(
+            "logger=wandb needs the package wandb: pip install wandb, or choose logger=csv"
+        )
     import wandb
 
     try:
         settings = wandb.Settings(project=project)
-    except (ValueError, wandb.Error) as error:  # pydantic says it in several lines; variables WANDB_… are read here too
+    except (
+        ValueError,
+        wandb.Error,
+    ) as error:  # pydantic says it in several lines; variables WANDB_… are read here too
         raise ValueError(f"logger=wandb: {str(error).splitlines()[-1].strip()}") from error
     if offline or settings.mode != "online":  # WANDB_MODE
         return
@@ -52,7 +61,9 @@ def check(project: str, offline: bool) -> None:
             f"logger=wandb: W&B did not confirm the login ({error}); look at the network, type `wandb login --relogin` for another key, {INSTEAD}"
         ) from error
     if not there:
-        raise ValueError(f"logger=wandb has no login on this machine: type `wandb login` first, {INSTEAD}")
+        raise ValueError(
+            f"logger=wandb has no login on this machine: type `wandb login` first, {INSTEAD}"
+        )
 
 
 wandb.check = check  # type: ignore[attr-defined]

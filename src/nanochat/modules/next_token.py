@@ -27,7 +27,9 @@ class NextTokenModule(PhaseModule):
     def on_validation_epoch_end(self, name: str = "val") -> None:
         assert self.sums is not None
         sums, self.sums = self.sums, None
-        self.log_dict({f"{name}/{key}": value for key, value in numbers_of(sums).items()}, rank_zero_only=True)
+        self.log_dict(
+            {f"{name}/{key}": value for key, value in numbers_of(sums).items()}, rank_zero_only=True
+        )
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)

@@ -43,12 +43,18 @@ class PhaseModule(L.LightningModule):
     """
 
     def __init__(
-        self, gpt: GPT, optim: Callable[[GPT], GroupedOptimizer], schedule: Schedule, total_steps: int
+        self,
+        gpt: GPT,
+        optim: Callable[[GPT], GroupedOptimizer],
+        schedule: Schedule,
+        total_steps: int,
     ) -> None:
         super().__init__()
         self.gpt, self.optim, self.schedule, self.total_steps = gpt, optim, schedule, total_steps
         self.clock = Clock()
-        self.loss_of_step: Tensor | None = None  # mean loss of the last finished step on this process's share, 0-d
+        self.loss_of_step: Tensor | None = (
+            None  # mean loss of the last finished step on this process's share, 0-d
+        )
         self.batch_step = 0
         self.numbers: dict[str, float] = {}  # other metrics of the last finished step, to be logged
         self._running: Tensor | None = None

@@ -17,7 +17,15 @@ from nanochat.inference.sampling import Sampling
 from nanochat.modules.phase import PhaseModule
 from nanochat.optim import GroupedOptimizer, Schedule
 from nanochat.rl.algorithms import objective
-from nanochat.rl.collect import Collector, Experience, Row, drawn_logprobs, group_by_length, padded, per_token
+from nanochat.rl.collect import (
+    Collector,
+    Experience,
+    Row,
+    drawn_logprobs,
+    group_by_length,
+    padded,
+    per_token,
+)
 from nanochat.rl.policy import logprobs, policy_loss
 from nanochat.runtime import hardware
 
@@ -27,9 +35,17 @@ class RLModule(PhaseModule):
     is the start model, which does not learn."""
 
     def __init__(
-        self, gpt: GPT, optim: Callable[[GPT], GroupedOptimizer], schedule: Schedule, total_steps: int, *, collector: Collector,
-        micro_tokens: int, clip_norm: float | None = None, start: GPT | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        gpt: GPT,
+        optim: Callable[[GPT], GroupedOptimizer],
+        schedule: Schedule,
+        total_steps: int,
+        *,
+        collector: Collector,
+        micro_tokens: int,
+        clip_norm: float | None = None,
+        start: GPT | None = None,
+    ) -> None:
         super().__init__(gpt, optim, schedule, total_steps)
         self.automatic_optimization = False
         self.collector, self.micro_tokens, self.clip_norm = collector, micro_tokens, clip_norm
@@ -61,7 +77,9 @@ class RLModule(PhaseModule):
         with hardware.measured(self.numbers, "rescore", self.device):
             for rows in group_by_length(self.experience.rows, self.micro_tokens):
                 if algorithm.updates > 1:
-                    _keep(rows, "old", logprobs(self.gpt, *padded(rows, self.device), self.sampling))
+                    _keep(
+                        rows, "old", logprobs(self.gpt, *padded(rows, self.device), self.sampling)
+                    )
                 if start is not None and algorithm.kl:
                     _keep(rows, "start", logprobs(start, *padded(rows, self.device), self.sampling))
 
@@ -79,11 +97,22 @@ class RLModule(PhaseModule):
             seen = torch.zeros(2, device=self.device)
 
             def loss_of(
-                logp: Tensor, at: slice, old=old, start=start, advantage=advantage, weight=weight, seen=seen
+                logp: Tensor,
+                at: slice,
+                old=old,
+                start=start,
+                advantage=advantage,
+                weight=weight,
+                seen=seen,
             ) -> Tensor:
                 loss, clipped, k3 = objective(
-                    algorithm, logp, None if old is None else old[at], None if start is None else start[at], advantage[at], weight[at]
-                )  # fmt: skip
+                    algorithm,
+                    logp,
+                    None if old is None else old[at],
+                    None if start is None else start[at],
+                    advantage[at],
+                    weight[at],
+                )
                 seen += torch.stack((clipped.sum(), k3.sum()))
                 return loss
 
@@ -93,13 +122,22 @@ class RLModule(PhaseModule):
             if algorithm.distribution == "sampled" and old is None:
                 gap = (logp - drawn_logprobs(part, self.device)).abs()
             sums += torch.stack(
-                (loss.detach(), loss.new_tensor(logp.numel()), seen[0], entropy.sum(), seen[1], gap.sum())
+                (
+                    loss.detach(),
+                    loss.new_tensor(logp.numel()),
+                    seen[0],
+                    entropy.sum(),
+                    seen[1],
+                    gap.sum(),
+                )
             )
             widest = torch.maximum(widest, gap.max())
         self._running = sums[0].clone()
         norm = self._add_up()
         if self.clip_norm is not None:
-            self.clip_gradients(optimizer, gradient_clip_val=self.clip_norm, gradient_clip_algorithm="norm")  # type: ignore[arg-type]
+            self.clip_gradients(
+                optimizer, gradient_clip_val=self.clip_norm, gradient_clip_algorithm="norm"
+            )  # type: ignore[arg-type]
         summed(sums)
         maximum(widest)
         # a step without a signal is counted; where dead groups are left out it moves nothing, as if it had not been
@@ -132,9 +170,12 @@ class RLModule(PhaseModule):
             }
             return
         self.numbers = {
-            **self.numbers, "rl/trained_tokens": sums[1], "rl/entropy": entropy / tokens, "rl/clipped": clipped / tokens,
+            **self.numbers,
+            "rl/trained_tokens": sums[1],
+            "rl/entropy": entropy / tokens,
+            "rl/clipped": clipped / tokens,
             "rl/gradient_norm": norm,
-        }  # fmt: skip
+        }
         algorithm = self.collector.algorithm
         if algorithm.kl:
             self.numbers["rl/kl"] = k3 / tokens
@@ -161,20 +202,28 @@ class RLModule(PhaseModule):
         if self.experience is not None and self.global_step % self.collector.algorithm.updates:
             rows = gathered(self.experience.rows)
         checkpoint["rl"] = {
-            "asked": self.asked, "rows": [[asdict(row) for row in of_rank] for of_rank in rows],
-            "numbers": self.numbers, "collected_at": self.collected_at,
-        }  # fmt: skip
+            "asked": self.asked,
+            "rows": [[asdict(row) for row in of_rank] for of_rank in rows],
+            "numbers": self.numbers,
+            "collected_at": self.collected_at,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         saved, collector = checkpoint["rl"], self.collector
-        self.asked, self.numbers, self.collected_at = saved["asked"], saved["numbers"], saved["collected_at"]
+        self.asked, self.numbers, self.collected_at = (
+            saved["asked"],
+            saved["numbers"],
+            saved["collected_at"],
+        )
         if saved["rows"]:
             of_ranks = [[Row(**row) for row in of_rank] for of_rank in saved["rows"]]
             if len(of_ranks) == collector.world_size:
                 rows = of_ranks[collector.rank]
             else:  # on another number of processes
-                rows = [row for of_rank in of_ranks for row in of_rank][collector.rank :: collector.world_size]
+                rows = [row for of_rank in of_ranks for row in of_rank][
+                    collector.rank :: collector.world_size
+                ]
             self.experience = Experience([], rows, self.asked)
 
 

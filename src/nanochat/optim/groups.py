@@ -52,7 +52,9 @@ class GroupedOptimizer(torch.optim.Optimizer):
     machine that resumes may compute in another one.
     """
 
-    def __init__(self, param_groups: list[dict[str, Any]], compute_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, param_groups: list[dict[str, Any]], compute_dtype: torch.dtype = torch.float32
+    ) -> None:
         self._rules = [find(group["rule"]) for group in param_groups]
         complete = []
         for group, rule in zip(param_groups, self._rules, strict=True):
@@ -121,13 +123,18 @@ def build(
         scale_width = options.pop("scale_width", False)
         scale_batch = options.pop("scale_batch", True)
         factors.append(
-            ((width / REFERENCE_WIDTH) ** -0.5 if scale_width else 1.0) * (lr_factor if scale_batch else 1.0)
+            ((width / REFERENCE_WIDTH) ** -0.5 if scale_width else 1.0)
+            * (lr_factor if scale_batch else 1.0)
         )
         if options.get("weight_decay") == "auto":
             options["weight_decay"] = weight_decay or 0.0
-        result.append({"params": [params[n] for n in names], "names": names, "role": role, **options})
+        result.append(
+            {"params": [params[n] for n in names], "names": names, "role": role, **options}
+        )
     optimizer = GroupedOptimizer(result, gpt.compute_dtype)
-    for group, factor in zip(optimizer.param_groups, factors, strict=True):  # the range is that of the typed rate
+    for group, factor in zip(
+        optimizer.param_groups, factors, strict=True
+    ):  # the range is that of the typed rate
         group["lr"] = group["initial_lr"] = group["lr"] * factor
     return optimizer
 
@@ -146,9 +153,14 @@ def load_moments(optimizer: GroupedOptimizer, saved: dict[str, Any]) -> int:
     for group, rule in zip(optimizer.param_groups, optimizer._rules, strict=True):
         for name, p in zip(group["names"], group["params"], strict=True):
             old_rule, state = old.get(name, (None, None))
-            if state and old_rule == rule.name and _shapes(state) == _shapes(rule.new_state(p, group)):
+            if (
+                state
+                and old_rule == rule.name
+                and _shapes(state) == _shapes(rule.new_state(p, group))
+            ):
                 optimizer.state[p] = {
-                    k: v.detach().clone().to(p.device) if torch.is_tensor(v) else v for k, v in state.items()
+                    k: v.detach().clone().to(p.device) if torch.is_tensor(v) else v
+                    for k, v in state.items()
                 }
                 taken += 1
     return taken

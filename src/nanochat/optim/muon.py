@@ -49,9 +49,13 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.variant == "modern" and self.ns_steps > len(POLAR_EXPRESS):
-            raise ValueError(f"ns_steps={self.ns_steps} must be 1 to {len(POLAR_EXPRESS)} for muon's modern variant")
+            raise ValueError(
+                f"ns_steps={self.ns_steps} must be 1 to {len(POLAR_EXPRESS)} for muon's modern variant"
+            )
         if self.variant == "classic" and self.weight_decay:
-            raise ValueError(f"weight_decay={self.weight_decay} has no effect in muon's classic variant; set it to 0")
+            raise ValueError(
+                f"weight_decay={self.weight_decay} has no effect in muon's classic variant; set it to 0"
+            )
 
 
 SCHEDULED = ("lr", "momentum", "weight_decay")
@@ -92,10 +96,14 @@ def normalize(x: Tensor, second: Tensor, beta2: float) -> tuple[Tensor, Tensor]:
     mean = x.square().mean(dim=-1 if m >= n else -2, keepdim=True)  # (K, m, 1) or (K, 1, n)
     second = torch.lerp(second, mean, 1 - beta2)
     y = x * second.clamp_min(1e-10).rsqrt()
-    return y * (x.norm(dim=(-2, -1), keepdim=True) / y.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-10)), second
+    return y * (
+        x.norm(dim=(-2, -1), keepdim=True) / y.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-10)
+    ), second
 
 
-def modern_update(g: Tensor, second: Tensor, beta2: float, steps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def modern_update(
+    g: Tensor, second: Tensor, beta2: float, steps: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     return normalize(orthogonalize_modern(g.to(dtype), steps).float(), second, beta2)
 
 
@@ -103,7 +111,9 @@ def classic_update(g: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     return orthogonalize_classic(g.to(dtype), steps).float()
 
 
-_compiled: dict[Callable, Callable] = {}  # update -> its compiled form, or itself where compiling failed
+_compiled: dict[
+    Callable, Callable
+] = {}  # update -> its compiled form, or itself where compiling failed
 
 
 def run(update: Callable, compile: bool, *args: Any) -> Any:
@@ -114,7 +124,9 @@ def run(update: Callable, compile: bool, *args: Any) -> Any:
         _compiled[update] = torch.compile(update, dynamic=False)
     try:
         return _compiled[update](*args)
-    except Exception as error:  # whatever a compiler raises; an error of the update itself comes again below
+    except (
+        Exception
+    ) as error:  # whatever a compiler raises; an error of the update itself comes again below
         if _compiled[update] is not update:
             what = " ".join(str(error).split())[:200]
             log.warning(
@@ -182,5 +194,7 @@ def step(
         eta = lr * max(1.0, m / n) ** 0.5
         for p, y in zip(mine, update.unbind(), strict=True):
             if modern and group["weight_decay"]:
-                p.sub_(p * (y * p >= 0), alpha=eta * group["weight_decay"])  # cautious: only where the update agrees
+                p.sub_(
+                    p * (y * p >= 0), alpha=eta * group["weight_decay"]
+                )  # cautious: only where the update agrees
             p.sub_(y, alpha=eta)

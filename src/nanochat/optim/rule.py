@@ -55,7 +55,9 @@ def find(name: Any, path: str = "rule") -> Rule:
     try:
         found = vars(importlib.import_module(module))
     except Exception as error:  # whatever the module raises
-        if not (isinstance(error, ModuleNotFoundError) and error.name == module) or "." in str(name):
+        if not (isinstance(error, ModuleNotFoundError) and error.name == module) or "." in str(
+            name
+        ):
             why = f"{type(error).__name__}: {error}"
             raise ValueError(f"{path}={shown(name)} cannot be imported ({why})") from error
         found = {}

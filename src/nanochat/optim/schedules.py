@@ -100,7 +100,9 @@ class Schedule:
 
     def decay(self, step: int, total: int) -> float:
         """Multiplier of Muon's weight decay; AdamW's follows the learning rate alone."""
-        return 0.5 * (1 + math.cos(math.pi * step / total)) if self.weight_decay == "cosine" else 1.0
+        return (
+            0.5 * (1 + math.cos(math.pi * step / total)) if self.weight_decay == "cosine" else 1.0
+        )
 
 
 def build_schedule(settings: dict[str, Any]) -> Schedule:

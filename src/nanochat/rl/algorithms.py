@@ -60,7 +60,9 @@ class Algorithm:
     def __post_init__(self) -> None:
         check_fields(self, "algo")
         if self.refill and not self.skip_dead:
-            raise ValueError("algo.refill replaces groups that are left out; set algo.skip_dead=true, or refill=0")
+            raise ValueError(
+                "algo.refill replaces groups that are left out; set algo.skip_dead=true, or refill=0"
+            )
 
     @property
     def updates(self) -> int:
@@ -124,7 +126,12 @@ def build_algorithm(settings: dict[str, Any]) -> Algorithm:
 
 
 def objective(
-    algorithm: Algorithm, logp: Tensor, old: Tensor | None, start: Tensor | None, advantage: Tensor, weight: Tensor
+    algorithm: Algorithm,
+    logp: Tensor,
+    old: Tensor | None,
+    start: Tensor | None,
+    advantage: Tensor,
+    weight: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss to be minimised, summed over tokens (0-d); which tokens are clipped (N,); k3 against the
     start model (N,).

@@ -74,9 +74,20 @@ class Collector:
     its share of them."""
 
     def __init__(
-        self, tokenizer: Tokenizer, task: Task, rewards: Rewards, algorithm: Algorithm, sampling: Sampling, *, questions: int, samples: int,
-        seed: int, max_rows: int, rank: int = 0, world_size: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        tokenizer: Tokenizer,
+        task: Task,
+        rewards: Rewards,
+        algorithm: Algorithm,
+        sampling: Sampling,
+        *,
+        questions: int,
+        samples: int,
+        seed: int,
+        max_rows: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self.tokenizer, self.task, self.rewards, self.algorithm, self.sampling = (
             tokenizer,
             task,
@@ -101,7 +112,9 @@ class Collector:
             device = gpt.device
             new = agreed(partial(self._ask, engine, positions, spent), device)
             mine.update(new)
-            for of_process in gathered([self._facts(position, group) for position, group in new.items()]):
+            for of_process in gathered(
+                [self._facts(position, group) for position, group in new.items()]
+            ):
                 facts += of_process
             live = sum(has_signal(group.rewards) for group in facts)
             wanted = self.questions - live
@@ -122,7 +135,9 @@ class Collector:
             {**step_numbers(facts), "rl/no_room": float(asked - first - len(facts)), **spent},
         )
 
-    def _ask(self, engine: Engine, positions: range, spent: dict[str, float]) -> dict[int, list[Rollout]]:
+    def _ask(
+        self, engine: Engine, positions: range, spent: dict[str, float]
+    ) -> dict[int, list[Rollout]]:
         """This process's share of the questions at `positions`, answered and rewarded; questions
         without room for an answer are left out."""
         own = [
@@ -134,15 +149,22 @@ class Collector:
         device = engine.gpt.device
         with hardware.measured(spent, "rollout", device):
             rollouts = sample_rollouts(
-                engine, self.tokenizer, self.task, [position % len(self.task) for position in own], samples=self.samples,
-                sampling=self.sampling, seeds=[f"{self.seed}/{position}" for position in own],
-            )  # fmt: skip
+                engine,
+                self.tokenizer,
+                self.task,
+                [position % len(self.task) for position in own],
+                samples=self.samples,
+                sampling=self.sampling,
+                seeds=[f"{self.seed}/{position}" for position in own],
+            )
         with hardware.measured(spent, "reward", device):
             if rollouts:
                 self.rewards.give(rollouts, self.task)
         found = dict(zip(own, by_question(rollouts, self.samples), strict=True))
         for group in found.values():
-            for rollout, advantage in zip(group, self.algorithm.advantages([r.reward for r in group]), strict=True):
+            for rollout, advantage in zip(
+                group, self.algorithm.advantages([r.reward for r in group]), strict=True
+            ):
                 rollout.advantage = advantage
         return found
 
@@ -166,7 +188,9 @@ class Collector:
         rows = []
         for minibatch in range(algorithm.minibatches):
             part = kept[minibatch :: algorithm.minibatches]
-            weights = algorithm.token_weights([group.sampled for group in part], self.sampling.max_tokens or 1)
+            weights = algorithm.token_weights(
+                [group.sampled for group in part], self.sampling.max_tokens or 1
+            )
             for group, of_group in zip(part, weights, strict=True):
                 for rollout, weight in zip(mine.get(group.position, []), of_group, strict=False):
                     if rollout.advantage == 0 and not algorithm.kl:
@@ -188,10 +212,12 @@ def step_numbers(facts: Sequence[GroupFacts]) -> dict[str, float]:
         "rl/length": sum(sum(group.lengths) for group in facts) / answers,
         "rl/questions": float(len(facts)),
         "rl/pass@1": sum(right > 0.5 for group in facts for right in group.answer) / answers,
-        f"rl/pass@{n}": sum(any(right > 0.5 for right in group.answer) for group in facts) / len(facts),
+        f"rl/pass@{n}": sum(any(right > 0.5 for right in group.answer) for group in facts)
+        / len(facts),
     }
     return numbers | {
-        f"rl/reward_{name}": sum(group.parts[name] for group in facts) / len(facts) for name in facts[0].parts
+        f"rl/reward_{name}": sum(group.parts[name] for group in facts) / len(facts)
+        for name in facts[0].parts
     }
 
 

@@ -35,7 +35,9 @@ def numbers(text: str) -> list[Fraction]:
         value = None if len(match[0]) > LONGEST else _value(match)
         if value is None:
             continue
-        negative = bool(match["sign2"]) or (match["sign"] not in ("", "+") and not _joins(text, match.start()))
+        negative = bool(match["sign2"]) or (
+            match["sign"] not in ("", "+") and not _joins(text, match.start())
+        )
         found.append(-value if negative else value)
     return found
 
@@ -44,7 +46,9 @@ def _value(match: re.Match[str]) -> Fraction | None:
     """The value of a match; None if it has none or divides by zero."""
     part = match.groupdict()
     if part["vulgar"]:
-        return int(part["before"] or 0) + Fraction(unicodedata.numeric(part["vulgar"])).limit_denominator(10)
+        return int(part["before"] or 0) + Fraction(
+            unicodedata.numeric(part["vulgar"])
+        ).limit_denominator(10)
     if part["units"]:
         under = int(part["under"])
         return int(part["units"]) + Fraction(int(part["over"]), under) if under else None
@@ -89,7 +93,9 @@ def same_number(reference: str, completion: str) -> bool:
     one number."""
     wanted = numbers(reference)
     if len(wanted) != 1:
-        raise ValueError(f"the reference answer {reference!r} is not one number; use grader=strict for this task")
+        raise ValueError(
+            f"the reference answer {reference!r} is not one number; use grader=strict for this task"
+        )
     return final_number(completion) == wanted[0]
 
 

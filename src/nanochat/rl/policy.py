@@ -24,7 +24,9 @@ Objective = Callable[[Tensor, slice], Tensor]
 def check_sampling(sampling: Sampling) -> None:
     """ValueError for sampling settings whose distribution the loss cannot reproduce."""
     if sampling.temperature == 0:
-        raise ValueError("rollout.temperature=0 gives the same answer each time, so no group has a signal; try 1.0")
+        raise ValueError(
+            "rollout.temperature=0 gives the same answer each time, so no group has a signal; try 1.0"
+        )
     if sampling.penalises:
         raise ValueError(
             "rollout.repetition_penalty is not supported in training: its distribution depends on the text before"
@@ -71,10 +73,15 @@ class ChunkedObjective(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, settings: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
         sampling, softcap, vocab, objective = settings
         w = weight.to(x.dtype)[:vocab]
-        grad_x, grad_w = torch.empty_like(x), torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        grad_x, grad_w = (
+            torch.empty_like(x),
+            torch.zeros(weight.shape, dtype=torch.float32, device=weight.device),
+        )
         loss = torch.zeros((), dtype=torch.float32, device=x.device)
         found, entropies = [], []
         rows = chunk_rows(vocab, x.device)
@@ -136,7 +143,9 @@ def logprobs(gpt: GPT, idx: Tensor, mask: Tensor, sampling: Sampling) -> Tensor:
     rows = chunk_rows(vocab, x.device)
     found = [
         sampled_logprobs(
-            capped(head(x[i : i + rows])[:, :vocab], gpt.config.arch.softcap), targets[i : i + rows], sampling
+            capped(head(x[i : i + rows])[:, :vocab], gpt.config.arch.softcap),
+            targets[i : i + rows],
+            sampling,
         )
         for i in range(0, x.size(0), rows)
     ]

@@ -77,14 +77,22 @@ class Preflight:
         known = _spread(c.task, KNOWN)
         checks = [check_template(gpt, c.tokenizer, c.task, known), self.check_rewards(known)]
         engine = engine_for(gpt, c.tokenizer, c.sampling, c.max_rows)
-        numbers = [n for n in _spread(c.task, self.questions) if has_room(gpt, c.tokenizer, c.task[n])]
+        numbers = [
+            n for n in _spread(c.task, self.questions) if has_room(gpt, c.tokenizer, c.task[n])
+        ]
         if not numbers:
             raise ValueError(
                 f"no question of {c.task.name} leaves room for an answer in the model's context of {gpt.config.sequence_len:,}"
             )
         rollouts = sample_rollouts(
-            engine, c.tokenizer, c.task, numbers, samples=c.samples, sampling=c.sampling, seeds=[f"{c.seed}/preflight/{n}" for n in numbers]
-        )  # fmt: skip
+            engine,
+            c.tokenizer,
+            c.task,
+            numbers,
+            samples=c.samples,
+            sampling=c.sampling,
+            seeds=[f"{c.seed}/preflight/{n}" for n in numbers],
+        )
         # the time-out of a reward is for one step
         of_a_step = max(1, c.questions // c.world_size) * c.samples
         for first in range(0, len(rollouts), of_a_step):
@@ -104,17 +112,23 @@ class Preflight:
                 wrongs.append(known_answer(c.tokenizer, c.task, number, other))
         if not rights:
             return CheckResult(
-                "rewards", CARE, "all sampled questions have one answer: nothing known to be wrong to try them on"
+                "rewards",
+                CARE,
+                "all sampled questions have one answer: nothing known to be wrong to try them on",
             )
         c.rewards.give(rights + wrongs, c.task)
-        better = sum(right.reward > wrong.reward for right, wrong in zip(rights, wrongs, strict=True))
+        better = sum(
+            right.reward > wrong.reward for right, wrong in zip(rights, wrongs, strict=True)
+        )
         found = (
             f"right answers earn {_mean([r.reward for r in rights]):.2f}, wrong ones {_mean([w.reward for w in wrongs]):.2f}; "
             f"separated in {better} of {len(rights)}"
         )
         if better >= TOLD_APART * len(rights):
             return CheckResult("rewards", GO, found)
-        same = all(right.reward == wrong.reward for right, wrong in zip(rights, wrongs, strict=True))
+        same = all(
+            right.reward == wrong.reward for right, wrong in zip(rights, wrongs, strict=True)
+        )
         why = (
             "the reward is the same for right and wrong answers"
             if same
@@ -127,7 +141,9 @@ class Preflight:
             f"{why}: look at rewards.{', rewards.'.join(c.rewards.of)} before anything is trained",
         )
 
-    def check_rollouts(self, asked: Sequence[Sequence[Rollout]]) -> tuple[list[CheckResult], dict[str, float]]:
+    def check_rollouts(
+        self, asked: Sequence[Sequence[Rollout]]
+    ) -> tuple[list[CheckResult], dict[str, float]]:
         """The start policy's share of right answers, of groups with a signal, and of truncated
         answers."""
         c, n = self.collector, self.collector.samples
@@ -136,9 +152,17 @@ class Preflight:
         cut = _mean([float(r.truncated) for group in asked for r in group])
         length = _mean([float(len(r.completion.ids)) for group in asked for r in group])
         first, any_of = _mean([r / n for r in rights]), _mean([unbiased(n, r, n) for r in rights])
-        numbers = {"pass@1": first, f"pass@{n}": any_of, "live_groups": live, "truncated": cut, "length": length}
+        numbers = {
+            "pass@1": first,
+            f"pass@{n}": any_of,
+            "live_groups": live,
+            "truncated": cut,
+            "length": length,
+        }
         error = 1.96 * math.sqrt(max(live * (1 - live), 0.25 / len(asked)) / len(asked))
-        others = ", ".join(f"{live_share(rights, n, size):.0%} of {size}" for size in SIZES if size != n)
+        others = ", ".join(
+            f"{live_share(rights, n, size):.0%} of {size}" for size in SIZES if size != n
+        )
         if live == 0 and first > RIGHT:
             signal = CheckResult(
                 "signal",
@@ -148,9 +172,11 @@ class Preflight:
             )
         elif live == 0:
             signal = CheckResult(
-                "signal", STOP, f"pass@{n} {any_of:.1%}, no group of {len(asked)} has two rewards",
+                "signal",
+                STOP,
+                f"pass@{n} {any_of:.1%}, no group of {len(asked)} has two rewards",
                 f"nothing can be learned: train on the task first (+phase=sft), choose an easier one, or more than rollout.samples={n}",
-            )  # fmt: skip
+            )
         else:
             found = f"pass@1 {first:.1%}, pass@{n} {any_of:.1%}; {live:.0%} ± {error:.0%} of groups have a signal (would be: {others})"
             few = live < FEW_LIVE
@@ -164,7 +190,10 @@ class Preflight:
         found = f"{cut:.0%} of answers cut off at rollout.max_tokens={most}, {length:.0f} tokens on average"
         advice = f"answers do not end: raise rollout.max_tokens (now {most}), or train the model to end its turn (+phase=sft)"
         verdict = STOP if cut >= CUT_STOP else CARE if cut >= CUT_CARE else GO
-        return [signal, CheckResult("truncation", verdict, found, "" if verdict == GO else advice)], numbers
+        return [
+            signal,
+            CheckResult("truncation", verdict, found, "" if verdict == GO else advice),
+        ], numbers
 
     def check_agreement(self, gpt: GPT, rollouts: Sequence[Rollout]) -> tuple[CheckResult, float]:
         """The trainer must compute the log-probabilities that the engine sampled with."""
@@ -186,7 +215,9 @@ class Preflight:
         mean, widest = float(gap.mean()), float(gap.max())
         found = f"log-probabilities of engine and trainer differ by {mean:.1e} on average, {widest:.1e} at most"
         advice = "the gradient would not be that of the policy that answered; report this with the settings"
-        return CheckResult("agreement", GO if mean <= allowed else STOP, found, "" if mean <= allowed else advice), mean
+        return CheckResult(
+            "agreement", GO if mean <= allowed else STOP, found, "" if mean <= allowed else advice
+        ), mean
 
 
 def check_template(gpt: GPT, tokenizer: Tokenizer, task: Task, known: Sequence[int]) -> CheckResult:
@@ -213,7 +244,9 @@ def check_template(gpt: GPT, tokenizer: Tokenizer, task: Task, known: Sequence[i
     }
     for a, b in combinations(range(len(ids)), 2):
         swapped = {ids[a]: ids[b], ids[b]: ids[a]}
-        losses[f"with {TEMPLATE[a]} and {TEMPLATE[b]} exchanged"] = _loss(gpt, tokenizer, conversations, swapped)
+        losses[f"with {TEMPLATE[a]} and {TEMPLATE[b]} exchanged"] = _loss(
+            gpt, tokenizer, conversations, swapped
+        )
     own, bare = losses.pop("as it is"), losses.pop("without its marks")
     best = min(losses, key=lambda name: losses[name])
     found = f"known answers cost {own:.2f} nats per token with the chat template, {bare:.2f} without its marks"
@@ -225,14 +258,20 @@ def check_template(gpt: GPT, tokenizer: Tokenizer, task: Task, known: Sequence[i
         return CheckResult("template", STOP, found, advice)
     if own > bare - MARKS_HELP_LITTLE:
         return CheckResult(
-            "template", CARE, found, "the chat template makes little difference: more of +phase=sft would help"
+            "template",
+            CARE,
+            found,
+            "the chat template makes little difference: more of +phase=sft would help",
         )
     return CheckResult("template", GO, found)
 
 
 @torch.no_grad()
 def _loss(
-    gpt: GPT, tokenizer: Tokenizer, conversations: Sequence[dict[str, Any]], marks: dict[int, int] | None
+    gpt: GPT,
+    tokenizer: Tokenizer,
+    conversations: Sequence[dict[str, Any]],
+    marks: dict[int, int] | None,
 ) -> float:
     """Mean loss of the text of the answers, with marks exchanged by `marks`, or left
     out for None."""
@@ -254,7 +293,8 @@ def _loss(
         device = gpt.device
         idx = torch.tensor([ids[:-1]], device=device)
         targets = torch.tensor(
-            [[token if c else -1 for token, c in zip(ids[1:], counted[1:], strict=True)]], device=device
+            [[token if c else -1 for token, c in zip(ids[1:], counted[1:], strict=True)]],
+            device=device,
         )
         total += float(gpt.losses(idx, targets).sum())
         count += sum(counted[1:])

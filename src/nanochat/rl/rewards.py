@@ -40,9 +40,19 @@ class Answer:
 
     def __call__(self, rollouts: Sequence[Rollout], task: Task) -> list[float]:
         lenient = self.grader == "lenient"
-        references = [task.reference(rollout.conversation) if lenient else None for rollout in rollouts]
-        strict = [rollout for rollout, reference in zip(rollouts, references, strict=True) if reference is None]
-        scores = iter(task.scores([rollout.conversation for rollout in strict], [rollout.text for rollout in strict]))
+        references = [
+            task.reference(rollout.conversation) if lenient else None for rollout in rollouts
+        ]
+        strict = [
+            rollout
+            for rollout, reference in zip(rollouts, references, strict=True)
+            if reference is None
+        ]
+        scores = iter(
+            task.scores(
+                [rollout.conversation for rollout in strict], [rollout.text for rollout in strict]
+            )
+        )
         return [
             next(scores) if reference is None else float(_same(reference, rollout.text))
             for reference, rollout in zip(references, rollouts, strict=True)
@@ -105,9 +115,14 @@ class Rewards:
             own = dict(given)
             weight, timeout = own.pop("weight", 1.0), own.pop("timeout", TIMEOUT)
             for key, value, low in (("weight", weight, -math.inf), ("timeout", timeout, 0.0)):
-                if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < math.inf:
+                if (
+                    isinstance(value, bool)
+                    or not isinstance(value, int | float)
+                    or not low < value < math.inf
+                ):
                     raise ValueError(
-                        f"rewards.{name}.{key}={value} must be a number" + (" above 0" if low == 0 else "")
+                        f"rewards.{name}.{key}={value} must be a number"
+                        + (" above 0" if low == 0 else "")
                     )
             function = instantiate(own)
             if not callable(function):
@@ -116,18 +131,26 @@ class Rewards:
                 )
             self.of[name] = Weighted(function, float(weight), float(timeout))
         if not any(reward.weight for reward in self.of.values()):
-            raise ValueError("no reward has a weight; add one, for example +reward@rewards.answer=answer")
+            raise ValueError(
+                "no reward has a weight; add one, for example +reward@rewards.answer=answer"
+            )
 
     def give(self, rollouts: Sequence[Rollout], task: Task) -> None:
         """Set `rewards` and `reward` of each rollout. ValueError, naming function and item, for a
         value that is not a number or came too late."""
         for name, reward in self.of.items():
-            for rollout, value in zip(rollouts, self._values(name, reward, rollouts, task), strict=True):
+            for rollout, value in zip(
+                rollouts, self._values(name, reward, rollouts, task), strict=True
+            ):
                 rollout.rewards[name] = value
         for rollout in rollouts:
-            rollout.reward = sum(self.of[name].weight * value for name, value in rollout.rewards.items())
+            rollout.reward = sum(
+                self.of[name].weight * value for name, value in rollout.rewards.items()
+            )
 
-    def _values(self, name: str, reward: Weighted, rollouts: Sequence[Rollout], task: Task) -> list[float]:
+    def _values(
+        self, name: str, reward: Weighted, rollouts: Sequence[Rollout], task: Task
+    ) -> list[float]:
         def call() -> Sequence[float]:
             try:
                 return reward.function(rollouts, task)
@@ -148,7 +171,9 @@ class Rewards:
             values = _within(reward.timeout, call, name, where)
         except TooSlow:
             if failed:
-                raise ValueError(f"rewards.{name} failed on {where}: {_said(failed[0])}") from failed[0]
+                raise ValueError(
+                    f"rewards.{name} failed on {where}: {_said(failed[0])}"
+                ) from failed[0]
             raise
         try:
             given = list(values)
@@ -157,7 +182,9 @@ class Rewards:
                 f"rewards.{name} gave {values!r}, not a number for each of {len(rollouts)} rollouts"
             ) from None
         if len(given) != len(rollouts):
-            raise ValueError(f"rewards.{name} gave {len(given)} numbers for {len(rollouts)} rollouts")
+            raise ValueError(
+                f"rewards.{name} gave {len(given)} numbers for {len(rollouts)} rollouts"
+            )
         for value, rollout in zip(given, rollouts, strict=True):
             try:
                 ok = value is not None and math.isfinite(value)
@@ -175,7 +202,11 @@ def _named(rollout: Rollout, task: Task) -> str:
 
 
 def _said(error: BaseException) -> str:
-    return f"there is no field {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+    return (
+        f"there is no field {error}"
+        if isinstance(error, KeyError)
+        else f"{type(error).__name__}: {error}"
+    )
 
 
 class TooSlow(ValueError):

@@ -55,7 +55,9 @@ class Rollout:
 def engine_for(gpt: GPT, tokenizer: Tokenizer, sampling: Sampling, max_rows: int) -> Engine:
     """An engine that reads all prompts at once and keeps no cache of finished texts."""
     run_python = python_tool if sampling.python else None
-    return Engine(gpt, tokenizer, max_rows=max_rows, prefill_tokens=None, pool_bytes=0, run_python=run_python)
+    return Engine(
+        gpt, tokenizer, max_rows=max_rows, prefill_tokens=None, pool_bytes=0, run_python=run_python
+    )
 
 
 def has_room(gpt: GPT, tokenizer: Tokenizer, conversation: dict[str, Any]) -> bool:
@@ -64,8 +66,15 @@ def has_room(gpt: GPT, tokenizer: Tokenizer, conversation: dict[str, Any]) -> bo
 
 
 def sample_rollouts(
-    engine: Engine, tokenizer: Tokenizer, task: Task, questions: Sequence[int], *, samples: int, sampling: Sampling, seeds: Sequence[str]
-) -> list[Rollout]:  # fmt: skip
+    engine: Engine,
+    tokenizer: Tokenizer,
+    task: Task,
+    questions: Sequence[int],
+    *,
+    samples: int,
+    sampling: Sampling,
+    seeds: Sequence[str],
+) -> list[Rollout]:
     """`samples` answers to each of `questions`, those of one question next to each other.
 
     The answers to a question depend on its own entry in `seeds`, not on the other questions.

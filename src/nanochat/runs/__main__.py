@@ -36,7 +36,9 @@ def run(cfg: DictConfig) -> None:
         print(json.dumps([listing.as_row(info) for info in kept], indent=2))
         return
     if not kept:
-        print(f"no runs in {home} yet; `python -m nanochat.train +phase=base model=d4 trainer=cpu` makes one")
+        print(
+            f"no runs in {home} yet; `python -m nanochat.train +phase=base model=d4 trainer=cpu` makes one"
+        )
         return
     show(kept)
 
@@ -47,17 +49,30 @@ def show(found: list) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("run", "phase", "state", "step", "best", "size", "age", "began from"):
-        table.add_column(heading, justify="right" if heading in ("step", "size", "age") else "left", no_wrap=True)
+        table.add_column(
+            heading, justify="right" if heading in ("step", "size", "age") else "left", no_wrap=True
+        )
     for info in found:
         steps = f"{info.step:,}/{info.steps:,}" if info.steps else f"{info.step:,}"
         best = "" if info.best is None else f"{info.best:.4f} {info.metric}"
         table.add_row(
-            info.name, info.phase, info.state, steps, best, size(info.size), age(info.age), short(info.parent)
+            info.name,
+            info.phase,
+            info.state,
+            steps,
+            best,
+            size(info.size),
+            age(info.age),
+            short(info.parent),
         )
-    console = Console(highlight=False, markup=False, width=max(100, Console().width))  # a pipe has no width
+    console = Console(
+        highlight=False, markup=False, width=max(100, Console().width)
+    )  # a pipe has no width
     console.print(table)
     total = sum(info.size for info in found)
-    console.print(f"{len(found)} runs, {size(total)}; name=NAME shows one name, delete=NAME/TIME deletes")
+    console.print(
+        f"{len(found)} runs, {size(total)}; name=NAME shows one name, delete=NAME/TIME deletes"
+    )
 
 
 def short(parent: str | None) -> str:

@@ -25,7 +25,11 @@ CONVERSATIONS_PER_STEP = 32  # from: facts sheet 5.7, of the classic recipe
 
 class ChatSettings(Train):
     data: Annotated[
-        dict, Built(makes=ChatDataModule, instead="trains on conversations; choose data=jsonl, data=sft_mix …")
+        dict,
+        Built(
+            makes=ChatDataModule,
+            instead="trains on conversations; choose data=jsonl, data=sft_mix …",
+        ),
     ]
 
 
@@ -54,9 +58,13 @@ class ChatRecipe(Recipe):
         self.data.use(self.tokenizer)
         config = self.config
         return make_epochs_plan(
-            self.gpt_config, rows=self.data.epochs_rows(), epochs=self.data.num_epochs, batch_tokens=self.batch_tokens,
-            max_steps=config["max_steps"], scale=config["plan"]["scale"],
-        )  # fmt: skip
+            self.gpt_config,
+            rows=self.data.epochs_rows(),
+            epochs=self.data.num_epochs,
+            batch_tokens=self.batch_tokens,
+            max_steps=config["max_steps"],
+            scale=config["plan"]["scale"],
+        )
 
     @property
     def batch_tokens(self) -> int:
@@ -72,17 +80,31 @@ class ChatRecipe(Recipe):
 
     def _check_parent(self) -> None:
         if self.parent is None:
-            phase, start = self.config["phase"], f"init_from=base-d{self.config['model']['depth']}@latest"
-            raise ValueError(f"phase {phase} starts from a checkpoint; add init_from=RUN@latest, for example {start}")
+            phase, start = (
+                self.config["phase"],
+                f"init_from=base-d{self.config['model']['depth']}@latest",
+            )
+            raise ValueError(
+                f"phase {phase} starts from a checkpoint; add init_from=RUN@latest, for example {start}"
+            )
 
     def check_data(self) -> None:
         config = self.config
         self._check_parent()
         sizes = self.gpt_config
-        share_out(self.batch_tokens, sizes.sequence_len, self.world_size, config["data"].get("rows_per_device"))
+        share_out(
+            self.batch_tokens,
+            sizes.sequence_len,
+            self.world_size,
+            config["data"].get("rows_per_device"),
+        )
         with torch.device("meta"):
             factor = make_epochs_plan(
-                sizes, rows=1, epochs=1, batch_tokens=self.batch_tokens, scale=config["plan"]["scale"]
+                sizes,
+                rows=1,
+                epochs=1,
+                batch_tokens=self.batch_tokens,
+                scale=config["plan"]["scale"],
             )
             self.build_optimizer(factor)(GPT(sizes))
         for task in (*self.data.train_tasks.values(), *self.data.val_tasks.values()):
@@ -109,10 +131,14 @@ class ChatRecipe(Recipe):
         if inherited:
             show.inherited(inherited)
         self.data.use(self.tokenizer)
-        show.mixture(self.data.shares(), self.data.utilisation(), self.data.rows("train").mixture.dropped)
+        show.mixture(
+            self.data.shares(), self.data.utilisation(), self.data.rows("train").mixture.dropped
+        )
         for note in self.data.notes():
             print(f"note: {note}")
-        if (rows := self.data.epochs_rows()) < (wanted := self.batch_tokens // self.gpt_config.sequence_len):
+        if (rows := self.data.epochs_rows()) < (
+            wanted := self.batch_tokens // self.gpt_config.sequence_len
+        ):
             print(
                 f"note: all epochs together are {rows:,} rows and a step is {wanted:,}: most of it is padding; lower batch_tokens"
             )
@@ -127,5 +153,7 @@ class ChatRecipe(Recipe):
     def sampled(self, gpt: GPT, prompts: list[str], settings: dict[str, Any]) -> list[str]:
         """The answer to each prompt as the first thing said, with the calculator at hand."""
         asked = [{"messages": [{"role": "user", "content": text}]} for text in prompts]
-        answers = Engine(gpt, self.tokenizer).generate([render_prompt(self.tokenizer, c) for c in asked], **settings)
+        answers = Engine(gpt, self.tokenizer).generate(
+            [render_prompt(self.tokenizer, c) for c in asked], **settings
+        )
         return [f" -> {answer.text}" for answer in answers]

@@ -35,7 +35,11 @@ def fit(job: Recipe, folder: RunFolder) -> bool:
         for line in problems:
             print(f"skipped: {line}")
         if folder.resumed:
-            since = f"after step {resume_step:,}" if start else "from the start: it has no checkpoint yet"
+            since = (
+                f"after step {resume_step:,}"
+                if start
+                else "from the start: it has no checkpoint yet"
+            )
             print(f"resuming {folder.path} {since}")
     gpt = job.build_gpt(filled=start is None)
     shape = (job.data.micro_rows, job.gpt_config.sequence_len)
@@ -46,7 +50,9 @@ def fit(job: Recipe, folder: RunFolder) -> bool:
     )
     moments = job.moments() if start is None else None
     module = job.build_module(gpt, moments)
-    module.total_steps = min(module.total_steps, fast_steps(job.config["trainer"]) or module.total_steps)
+    module.total_steps = min(
+        module.total_steps, fast_steps(job.config["trainer"]) or module.total_steps
+    )
     if rank == 0:
         print(
             f"device: {job.hardware.name}; fp32 weights, {chosen['compute dtype']} compute ({job.dtype[1]}); "
@@ -64,15 +70,23 @@ def fit(job: Recipe, folder: RunFolder) -> bool:
         steps=module.total_steps,
         accumulate=job.data.accumulate,
         callbacks=list(callbacks.values()),
-        logger=build_loggers(job.config["logger"] or {}, folder.path, resume_step) if rank == 0 else [DummyLogger()],
+        logger=build_loggers(job.config["logger"] or {}, folder.path, resume_step)
+        if rank == 0
+        else [DummyLogger()],
         default_root_dir=folder.path,
-        plugins=[FolderCheckpointIO(job.gpt_config, job.tokenizer, {"config": job.config, **read_record(folder)})],
+        plugins=[
+            FolderCheckpointIO(
+                job.gpt_config, job.tokenizer, {"config": job.config, **read_record(folder)}
+            )
+        ],
     )
     job.data.repeat_steps = repeated = repeated_steps(settings)
     if start is not None:
         job.data.start_step = resume_step
     save, evaluate = callbacks["save"], callbacks.get("evaluate")
-    trainer.callbacks.append(SaveWhenStopped(save))  # Lightning adds callbacks of its own to those it was given
+    trainer.callbacks.append(
+        SaveWhenStopped(save)
+    )  # Lightning adds callbacks of its own to those it was given
     save.listen(trainer)
     kill_workers_at_exit()
     try:
@@ -81,32 +95,56 @@ def fit(job: Recipe, folder: RunFolder) -> bool:
         raise ValueError(f"Lightning refuses this run: {error}") from error
     step, place = trainer.global_step, checkpoints.path(trainer.global_step)
     # it was stopped between a step and the evaluation of it: the last one, or by a callback
-    if evaluate is not None and not save.told_to_stop and (step < module.total_steps or resume_step >= step):
+    if (
+        evaluate is not None
+        and not save.told_to_stop
+        and (step < module.total_steps or resume_step >= step)
+    ):
         evaluate.catch_up(trainer, module)
     if rank == 0:
         for callback in trainer.callbacks:
             if why := getattr(callback, "stopping_reason_message", None):  # EarlyStopping
                 print(why)
         if trainer.fast_dev_run:
-            print(f"trainer.fast_dev_run: {step} steps and what comes at the end of a run; nothing was kept")
+            print(
+                f"trainer.fast_dev_run: {step} steps and what comes at the end of a run; nothing was kept"
+            )
         elif step < job.plan.steps:
             show.stopped(step, job.plan.steps, place)
         else:
-            metrics, ledger = checkpoints.metrics(step), job.data.ledger(min(step, repeated or step))
+            metrics, ledger = (
+                checkpoints.metrics(step),
+                job.data.ledger(min(step, repeated or step)),
+            )
             if repeated:
                 print(f"the tokens of the first {repeated} steps were trained again and again:")
-            show.finished(step, module.clock.seconds, ledger, metrics, checkpoints.best(), place, chats=job.chats)
+            show.finished(
+                step,
+                module.clock.seconds,
+                ledger,
+                metrics,
+                checkpoints.best(),
+                place,
+                chats=job.chats,
+            )
             job.print_result(checkpoints.metrics(0), metrics)
     return save.told_to_stop
 
 
-def build_callbacks(job: Recipe, folder: RunFolder, module: PhaseModule, rank: int) -> dict[str, Any]:
+def build_callbacks(
+    job: Recipe, folder: RunFolder, module: PhaseModule, rank: int
+) -> dict[str, Any]:
     """By name, in the order in which they run: what others change (averages of weights) is saved, evaluated and sampled."""
     config, checkpoints = job.config, job.checkpoints(folder)
-    sample, chosen = dict(config["sample"]), {name: c for name, c in config["callbacks"].items() if c}
+    sample, chosen = (
+        dict(config["sample"]),
+        {name: c for name, c in config["callbacks"].items() if c},
+    )
     prompts = list(sample.pop("prompts") or [])
     # a progress bar of Lightning's takes the place of ours
-    bar = config["progress"] == "auto" and any(issubclass(locate(c["_target_"]), ProgressBar) for c in chosen.values())
+    bar = config["progress"] == "auto" and any(
+        issubclass(locate(c["_target_"]), ProgressBar) for c in chosen.values()
+    )
 
     def write(gpt: GPT, texts: list[str]) -> list[str]:
         return job.sampled(gpt, texts, sample)
@@ -121,10 +159,20 @@ def build_callbacks(job: Recipe, folder: RunFolder, module: PhaseModule, rank: i
             "show": "none" if rank or bar else config["progress"],
         },
         "save": {"checkpoints": checkpoints, "every": config["save_every"]},
-        "evaluate": {"evals": job.evals(rank), "checkpoints": checkpoints, "at_start": config["eval_at_start"]},
+        "evaluate": {
+            "evals": job.evals(rank),
+            "checkpoints": checkpoints,
+            "at_start": config["eval_at_start"],
+        },
         "sample": {"complete": write, "prompts": prompts, "every": config["sample_every"]},
     }
-    order = ["report", *(name for name in chosen if name not in given), "save", "evaluate", "sample"]
+    order = [
+        "report",
+        *(name for name in chosen if name not in given),
+        "save",
+        "evaluate",
+        "sample",
+    ]
     made: dict[str, Any] = {type(c).__name__: c for c in job.first_callbacks(folder)}
     for name in order:
         if name in chosen:
@@ -152,7 +200,10 @@ def quiet_lightning() -> None:
         "lightning.fabric.utilities.rank_zero",
     ):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for name in ("lightning.pytorch.profilers.profiler", "lightning.pytorch.callbacks.model_summary"):
+    for name in (
+        "lightning.pytorch.profilers.profiler",
+        "lightning.pytorch.callbacks.model_summary",
+    ):
         logging.getLogger(name).setLevel(logging.INFO)  # what a user has asked for
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -57,20 +57,32 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> bool
     port, launch = free_port(), folder.path / ".launch.json"
     lock = folder.lock.fileno()
     launch.write_text(
-        json.dumps({"folder": str(folder.path), "resumed": folder.resumed, "config": config, "lock": lock})
+        json.dumps(
+            {"folder": str(folder.path), "resumed": folder.resumed, "config": config, "lock": lock}
+        )
     )
     ranks: list[subprocess.Popen[bytes]] = []
     for number in range(processes):
         environment = {
-            **os.environ, RANK_OF: str(launch), "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(processes),
-            "LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            **os.environ,
+            RANK_OF: str(launch),
+            "RANK": str(number),
+            "LOCAL_RANK": str(number),
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "GROUP_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
             # tells Lightning that the processes exist already
             "TORCHELASTIC_RUN_ID": folder.path.name,
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes)),
-        }  # fmt: skip
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")
+            or str(max(1, (os.cpu_count() or 1) // processes)),
+        }
         command = [sys.executable, "-m", "nanochat.train"]
         # stdin stays open while this process lives
-        ranks.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, pass_fds=[lock]))
+        ranks.append(
+            subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, pass_fds=[lock])
+        )
 
     sent: list[int] = []
     failed: tuple[int, int] | None = None
@@ -140,14 +152,22 @@ def failure(codes: Sequence[int | None]) -> tuple[int, int] | None:
     >>> failure([None, 0]), failure([1, 0]), failure([1, -9])
     (None, (0, 1), (1, -9))
     """
-    return min(((rank, code) for rank, code in enumerate(codes) if code), key=lambda found: found[1], default=None)
+    return min(
+        ((rank, code) for rank, code in enumerate(codes) if code),
+        key=lambda found: found[1],
+        default=None,
+    )
 
 
 def became(code: int) -> str:
     """How a process ended, in words."""
     if code == -signal.SIGKILL:
         return "was killed by SIGKILL, which is also what a machine out of memory sends"
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+    return (
+        f"was ended by {signal.Signals(-code).name}"
+        if code < 0
+        else f"failed with exit code {code}"
+    )
 
 
 def trace_file(folder: Path, rank: int) -> Path:

@@ -40,7 +40,9 @@ def list_runs(runs: Path, name: str | None = None) -> list[RunInfo]:
     """Every run below `runs` (its name, or that of its sweep, is `name`), the one that began last first."""
     found = {p.parent for pattern in ("*/*", "*/*/*") for p in runs.glob(f"{pattern}/config.yaml")}
     kept = [p for p in found if name is None or p.relative_to(runs).parts[0] == name]
-    return [describe(p, runs) for p in sorted(kept, key=lambda p: (started(p), str(p)), reverse=True)]
+    return [
+        describe(p, runs) for p in sorted(kept, key=lambda p: (started(p), str(p)), reverse=True)
+    ]
 
 
 def describe(path: Path, runs: Path) -> RunInfo:
@@ -101,7 +103,11 @@ def size_of(path: Path) -> int:
 
 def children(path: Path, runs: Path) -> list[str]:
     """Runs that began from a checkpoint of this one and are still there."""
-    lines = {line for file in path.glob(f"checkpoints/*/{BEGAN_HERE}") for line in file.read_text().splitlines()}
+    lines = {
+        line
+        for file in path.glob(f"checkpoints/*/{BEGAN_HERE}")
+        for line in file.read_text().splitlines()
+    }
     there = [Path(line) for line in sorted(lines) if (Path(line) / "config.yaml").is_file()]
     return [str(p.relative_to(runs)) if p.is_relative_to(runs) else str(p) for p in there]
 
@@ -110,14 +116,18 @@ def choose(words: list[str], found: list[RunInfo], *, force: bool) -> list[RunIn
     """The runs that `words` name. ValueError for one that is not there, is training, or is needed by a run that stays."""
     chosen: list[RunInfo] = []
     for word in words:
-        named = [r for r in found if r.name == word.strip("/") or r.name.split("/")[0] == word.strip("/")]
+        named = [
+            r for r in found if r.name == word.strip("/") or r.name.split("/")[0] == word.strip("/")
+        ]
         if not named:
             names = sorted({r.name.split("/")[0] for r in found})
             raise ValueError(f"no run called {word}; there are: {', '.join(names) or 'none'}")
         chosen += [run for run in named if run not in chosen]
     for run in chosen:
         if run.state == "training":
-            raise ValueError(f"{run.name} is being trained; stop it first (Ctrl-C, or SIGTERM to its process)")
+            raise ValueError(
+                f"{run.name} is being trained; stop it first (Ctrl-C, or SIGTERM to its process)"
+            )
         left = [name for name in run.children if name not in {r.name for r in chosen}]
         if left and not force:
             raise ValueError(
@@ -147,7 +157,9 @@ def archive(run: RunInfo, place: Path) -> Path:
         raise ValueError(f"{out} is there already; move it, or choose another archive_dir=…")
     free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.is_dir())).free
     if free < run.size * 1.05:
-        raise ValueError(f"{place} has {free / 1e9:.1f} GB left and {run.name} takes {run.size / 1e9:.1f}")
+        raise ValueError(
+            f"{place} has {free / 1e9:.1f} GB left and {run.name} takes {run.size / 1e9:.1f}"
+        )
     place.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.part")
     with temporary.open("wb") as file:
@@ -159,7 +171,9 @@ def archive(run: RunInfo, place: Path) -> Path:
         packed = sum(member.isfile() or member.islnk() for member in tar)
     there = sum(p.is_file() for p in run.path.rglob("*"))
     if packed != there:
-        raise ValueError(f"{temporary} holds {packed} of {there} files of {run.name}; nothing was deleted")
+        raise ValueError(
+            f"{temporary} holds {packed} of {there} files of {run.name}; nothing was deleted"
+        )
     with temporary.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     out.with_name(f"{out.name}.sha256").write_text(f"{digest}  {out.name}\n")

@@ -31,7 +31,9 @@ def take_sizes(cfg: DictConfig, checkpoint: Path, overridden: Callable[[str], li
             f"{words[0]} cannot take effect: init_from={cfg.init_from} brings its own architecture and tokenizer; drop one of the two"
         )
     words = overridden("model")
-    sizes = {k: getattr(parent, k) for k in ("n_layer", "n_head", "n_kv_head", "n_embd", "sequence_len")}
+    sizes = {
+        k: getattr(parent, k) for k in ("n_layer", "n_head", "n_kv_head", "n_embd", "sequence_len")
+    }
     if words:
         model = {k: v for k, v in cfg.model.items() if k != "depth"}
         typed = from_depth(cfg.model.depth, vocab_size=parent.vocab_size, arch=parent.arch, **model)
@@ -45,7 +47,9 @@ def take_sizes(cfg: DictConfig, checkpoint: Path, overridden: Callable[[str], li
     cfg.arch = asdict(parent.arch)
 
 
-def inherit(cfg: DictConfig, checkpoint: Path, typed: Callable[[str], list[str]], plain: DictConfig) -> Inherited:
+def inherit(
+    cfg: DictConfig, checkpoint: Path, typed: Callable[[str], list[str]], plain: DictConfig
+) -> Inherited:
     """Set what `cfg.inherit` names to what the parent's run had, and say from where.
 
     What was chosen for this run stays: typed, or in `cfg` another value than in `plain`, the command's configuration with nothing chosen.
@@ -60,9 +64,17 @@ def inherit(cfg: DictConfig, checkpoint: Path, typed: Callable[[str], list[str]]
             value, where = FALLBACKS[key], "nanochat's default: the checkpoint does not say"
         if value is None:
             continue
-        whole_group = [word for word in typed(key.partition(".")[0]) if word.partition("=")[0] == key.partition(".")[0]]
+        whole_group = [
+            word
+            for word in typed(key.partition(".")[0])
+            if word.partition("=")[0] == key.partition(".")[0]
+        ]
         # a group of settings (the rule and rates of a role) is taken as one, but for what was chosen in it
-        parts = {f"{key}.{role}": group for role, group in value.items()} if isinstance(value, dict) else {key: value}
+        parts = (
+            {f"{key}.{role}": group for role, group in value.items()}
+            if isinstance(value, dict)
+            else {key: value}
+        )
         for name, given in parts.items():
             mine, default = OmegaConf.select(cfg, name), OmegaConf.select(plain, name)
             if not isinstance(given, dict):
@@ -71,13 +83,19 @@ def inherit(cfg: DictConfig, checkpoint: Path, typed: Callable[[str], list[str]]
                     OmegaConf.update(cfg, name, given)
                 found.append((name, _text(mine if chosen else given), CHOSEN if chosen else where))
                 continue
-            own = {k: v for k, v in (mine or {}).items() if typed(f"{name}.{k}") or v != (default or {}).get(k)}
+            own = {
+                k: v
+                for k, v in (mine or {}).items()
+                if typed(f"{name}.{k}") or v != (default or {}).get(k)
+            }
             if whole_group or "rule" in own:
                 found.append((f"{name}.lr", f"{mine.lr:g} ({mine.rule})", CHOSEN))
                 continue
             OmegaConf.update(cfg, name, {**given, **own}, merge=False, force_add=True)
             lr = own.get("lr", given["lr"])
-            found.append((f"{name}.lr", f"{lr:g} ({given['rule']})", CHOSEN if "lr" in own else where))
+            found.append(
+                (f"{name}.lr", f"{lr:g} ({given['rule']})", CHOSEN if "lr" in own else where)
+            )
     return found
 
 

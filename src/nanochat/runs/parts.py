@@ -19,13 +19,21 @@ NEEDED = {
 # What the run gives to the callbacks of these names, and the setting it comes from where there is one.
 GIVEN: dict[str, dict[str, str | None]] = {
     "report": {
-        "log_every": "log_every=N", "show": "progress=lines", "batch_tokens": "batch_tokens=N", "flops_per_token": None,
-        "peak_flops": None, "run_folder": "run_name=NAME",
+        "log_every": "log_every=N",
+        "show": "progress=lines",
+        "batch_tokens": "batch_tokens=N",
+        "flops_per_token": None,
+        "peak_flops": None,
+        "run_folder": "run_name=NAME",
     },
     "save": {"every": "save_every=N", "checkpoints": "checkpoints.keep_last=N", "before": None},
-    "evaluate": {"evals": "eval_every=N", "at_start": "eval_at_start=true", "checkpoints": "checkpoints.keep_last=N"},
+    "evaluate": {
+        "evals": "eval_every=N",
+        "at_start": "eval_at_start=true",
+        "checkpoints": "checkpoints.keep_last=N",
+    },
     "sample": {"every": "sample_every=N", "prompts": "sample.prompts=[…]", "complete": None},
-}  # fmt: skip
+}
 PLANNED = "the plan of a run sets it, and the checkpoints of a run are of one plan"
 # Callbacks of Lightning that cannot work in a run, and why.
 CANNOT: dict[type, str] = {
@@ -51,7 +59,9 @@ def callback_settings(values: Mapping[str, Any], path: str) -> Mapping[str, Sett
     given = GIVEN.get(path.rpartition(".")[2], {})
     for key in values:
         if key in given:
-            raise ValueError(f"{path}.{key} comes from the run" + (f"; set {given[key]}" if given[key] else ""))
+            raise ValueError(
+                f"{path}.{key} comes from the run" + (f"; set {given[key]}" if given[key] else "")
+            )
     return {key: value for key, value in parameters(target).items() if key not in given}
 
 
@@ -59,7 +69,11 @@ def logger_settings(values: Mapping[str, Any], path: str) -> Mapping[str, Settin
     """The settings of one of `logger`: the arguments of its class that the run does not give."""
     known = parameters(_target(values, path, "lightning.pytorch.loggers.CSVLogger"))
     optional = {"save_dir": known["save_dir"]._replace(default=None)} if "save_dir" in known else {}
-    return {key: value for key, value in {**known, **optional}.items() if key not in ("folder", "resume_step")}
+    return {
+        key: value
+        for key, value in {**known, **optional}.items()
+        if key not in ("folder", "resume_step")
+    }
 
 
 def _target(values: Mapping[str, Any], path: str, example: str) -> Any:
@@ -68,7 +82,9 @@ def _target(values: Mapping[str, Any], path: str, example: str) -> Any:
     try:
         return locate(name)
     except ValueError as error:
-        raise ValueError(f"{path}._target_={name}: {error}; see the files in conf/{path.partition('.')[0]}/") from error
+        raise ValueError(
+            f"{path}._target_={name}: {error}; see the files in conf/{path.partition('.')[0]}/"
+        ) from error
 
 
 def check_callbacks(callbacks: Mapping[str, Any]) -> None:
@@ -102,12 +118,18 @@ def check_loggers(loggers: Mapping[str, Any]) -> None:
             check(**{key: value for key, value in settings.items() if key != "_target_"})
             continue
         if not (isinstance(target, type) and issubclass(target, Logger)):
-            raise ValueError(f"logger.{name}._target_={settings['_target_']} is no logger of Lightning")
+            raise ValueError(
+                f"logger.{name}._target_={settings['_target_']} is no logger of Lightning"
+            )
         try:
-            with TemporaryDirectory() as folder:  # none of Lightning's begins a run before it is given something to log
+            with (
+                TemporaryDirectory() as folder
+            ):  # none of Lightning's begins a run before it is given something to log
                 build(settings, of_folder(Path(folder)))
         except ImportError as error:
             line = str(error).splitlines()[0]
-            raise ValueError(f"logger.{name}: {target.__name__} needs a package that is not here: {line}") from error
+            raise ValueError(
+                f"logger.{name}: {target.__name__} needs a package that is not here: {line}"
+            ) from error
         except Exception as error:  # of a library that only its logger knows
             raise ValueError(f"logger.{name}: {str(error).splitlines()[0]}") from error

@@ -10,13 +10,17 @@ from dataclasses import dataclass, field
 from nanochat.gpt import GPTConfig, counts
 
 REF_BATCH = 2**19  # from: facts sheet 2.4, tokens per step of the d12 reference
-REF_RATIO = 12.0  # from: facts sheet 5.2, tokens per scaling parameter, where the run names no ratio
+REF_RATIO = (
+    12.0  # from: facts sheet 5.2, tokens per scaling parameter, where the run names no ratio
+)
 REF_DEPTH = 12
 BATCH_EXPONENT = 0.383  # from: Bergsma et al. 2025, arXiv:2505.13738
 MIN_STEPS = 500  # guess: the batch law was fitted at 1,000 steps and more; nanochat's shortest planned run (d4) has 528
 # measured: experiments/open_prose_10min/README.md; sqrt(B / REF_BATCH) makes the rates of batches of a few thousand tokens far too low
 MIN_LR_FACTOR = 0.5
-MAX_WEIGHT_DECAY = 2.0  # guess: nanochat's d4 has 1.89; beyond the law's range decay would outrun the updates
+MAX_WEIGHT_DECAY = (
+    2.0  # guess: nanochat's d4 has 1.89; beyond the law's range decay would outrun the updates
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,9 @@ class Plan:
     lr_factor: float
     weight_decay: float
     horizon_source: str
-    notes: tuple[str, ...] = field(default=(), compare=False)  # where it is not what the law or the original gives
+    notes: tuple[str, ...] = field(
+        default=(), compare=False
+    )  # where it is not what the law or the original gives
 
     @property
     def tokens(self) -> int:
@@ -96,7 +102,11 @@ def make_plan(
     """
     given = {
         name: value
-        for name, value in (("max_steps", max_steps), ("plan.flops", flops), ("plan.tokens", tokens))
+        for name, value in (
+            ("max_steps", max_steps),
+            ("plan.flops", flops),
+            ("plan.tokens", tokens),
+        )
         if value is not None
     }
     if len(given) > 1:
@@ -114,11 +124,15 @@ def make_plan(
     )
     row = config.sequence_len * world_size
     if given:
-        source = ", ".join(f"{k}={v:,.4g}" if isinstance(v, float) else f"{k}={v:,}" for k, v in given.items())
+        source = ", ".join(
+            f"{k}={v:,.4g}" if isinstance(v, float) else f"{k}={v:,}" for k, v in given.items()
+        )
     elif ratio is not None:
         source = f"plan.ratio={ratio:g}"
     else:
-        raise ValueError("nothing sets the length of the run; give plan.ratio, plan.tokens, plan.flops or max_steps")
+        raise ValueError(
+            "nothing sets the length of the run; give plan.ratio, plan.tokens, plan.flops or max_steps"
+        )
 
     typed = batch_tokens
 
@@ -134,7 +148,9 @@ def make_plan(
             law = (REF_BATCH * (max_steps / ref) ** BATCH_EXPONENT) ** (1 / (1 - BATCH_EXPONENT))
             full = batch_for((ratio or REF_RATIO) * sizes["scaling"])
             batch_tokens = (
-                full if scale == "classic" else min(full, max(1, round(2 ** round(math.log2(law)) / row)) * row)
+                full
+                if scale == "classic"
+                else min(full, max(1, round(2 ** round(math.log2(law)) / row)) * row)
             )
         horizon, steps = max_steps * batch_tokens, max_steps
     elif flops is not None:
@@ -153,7 +169,9 @@ def make_plan(
     if steps < 1:
         fits = 2 ** max(0, horizon.bit_length() - 4) // row * row
         instead = (
-            f"try batch_tokens={fits}" if fits else f"a step is at least one row of {row:,} tokens; make the run longer"
+            f"try batch_tokens={fits}"
+            if fits
+            else f"a step is at least one row of {row:,} tokens; make the run longer"
         )
         raise ValueError(
             f"{source} is {horizon:,} tokens, less than one step of batch_tokens={batch_tokens:,}: zero steps; {instead}"
@@ -168,23 +186,42 @@ def make_plan(
         fits = max(1, round(law / row)) * row
         why = "fitted to the shorter run" if given else f"so that {MIN_STEPS} steps are left"
         notes.insert(
-            0, f"{source} makes a step {batch_tokens:,} tokens, {why}; for the original's {law:,} (that of plan.ratio={ratio or REF_RATIO:g}) "
-            f"type batch_tokens={fits}"
-        )  # fmt: skip
+            0,
+            f"{source} makes a step {batch_tokens:,} tokens, {why}; for the original's {law:,} (that of plan.ratio={ratio or REF_RATIO:g}) "
+            f"type batch_tokens={fits}",
+        )
     # nanochat's D_ref / D is that of the parameters: it takes D for ratio * P also when steps or FLOPs make the run another length
     decay = (
-        weight_decay * math.sqrt(batch_tokens / REF_BATCH) * counts.parameters(reference)["scaling"] / sizes["scaling"]
+        weight_decay
+        * math.sqrt(batch_tokens / REF_BATCH)
+        * counts.parameters(reference)["scaling"]
+        / sizes["scaling"]
     )
     if decay > MAX_WEIGHT_DECAY:
         notes.append(
             f"Muon weight decay {MAX_WEIGHT_DECAY:g}, and not the {decay:.4g} of the law, with which it would outrun the updates; "
             "optim.groups.matrix.weight_decay sets it"
         )
-    return Plan(config, horizon, batch_tokens, steps, lr_factor, min(MAX_WEIGHT_DECAY, decay), source, tuple(notes))
+    return Plan(
+        config,
+        horizon,
+        batch_tokens,
+        steps,
+        lr_factor,
+        min(MAX_WEIGHT_DECAY, decay),
+        source,
+        tuple(notes),
+    )
 
 
 def make_epochs_plan(
-    config: GPTConfig, *, rows: int, epochs: int, batch_tokens: int, max_steps: int | None = None, scale: str = "modern"
+    config: GPTConfig,
+    *,
+    rows: int,
+    epochs: int,
+    batch_tokens: int,
+    max_steps: int | None = None,
+    scale: str = "modern",
 ) -> Plan:
     """The plan of a run over `rows` rows of conversations, `epochs` times all of them; `max_steps` makes it another length.
 
@@ -200,9 +237,13 @@ def make_epochs_plan(
         if max_steps
         else f"{epochs} epoch{'s' if epochs > 1 else ''} of {rows // epochs:,} rows"
     )
-    return Plan(config, steps * batch_tokens, batch_tokens, steps, factor, 0.0, source, tuple(notes))
+    return Plan(
+        config, steps * batch_tokens, batch_tokens, steps, factor, 0.0, source, tuple(notes)
+    )
 
 
-def estimate_seconds(plan: Plan, peak_flops: float | None, devices: int, mfu: float) -> float | None:
+def estimate_seconds(
+    plan: Plan, peak_flops: float | None, devices: int, mfu: float
+) -> float | None:
     """Expected training time at a model FLOPs utilisation of `mfu`; None if the peak is unknown."""
     return None if not peak_flops else plan.flops / (peak_flops * devices * mfu)

@@ -31,9 +31,7 @@ from nanochat.runtime.paths import base_dir
 from nanochat.runtime.schema import Train
 from nanochat.tokenizer import Tokenizer
 
-COMPILE_PAYS_SECONDS = (
-    600  # measured: experiments/cpu_speed/README.md; on a CPU compiling costs about a minute and saves a quarter
-)
+COMPILE_PAYS_SECONDS = 600  # measured: experiments/cpu_speed/README.md; on a CPU compiling costs about a minute and saves a quarter
 
 
 class Recipe:
@@ -49,7 +47,9 @@ class Recipe:
         self.config, self.tokenizer_folder = config, tokenizer_folder
         settings = config["trainer"]
         self.world_size = settings["devices"] * settings["num_nodes"]
-        self.parent = resolve(config["init_from"], base_dir() / "runs") if config["init_from"] else None
+        self.parent = (
+            resolve(config["init_from"], base_dir() / "runs") if config["init_from"] else None
+        )
 
     # --- what the run is: a kind of data fills in -------------------------------------------------------------------
 
@@ -78,7 +78,9 @@ class Recipe:
         """Settings that this kind of run has no use for, and why."""
         found = {}
         if self.config["optim"]["schedule"].get("warmup_steps", "auto") != "auto":
-            found["optim.schedule.warmup_auto_steps"] = "optim.schedule.warmup_steps is a number, which holds; drop one"
+            found["optim.schedule.warmup_auto_steps"] = (
+                "optim.schedule.warmup_steps is a number, which holds; drop one"
+            )
         return found
 
     def check_length(self) -> None:
@@ -109,14 +111,18 @@ class Recipe:
         config = self.config
         self.check_data()
         if (given := config["data"]["sequence_len"]) != self.config["model"]["sequence_len"]:
-            raise ValueError(f"data.sequence_len={given} is not the model's context; set model.sequence_len instead")
+            raise ValueError(
+                f"data.sequence_len={given} is not the model's context; set model.sequence_len instead"
+            )
         optim.build_schedule(config["optim"]["schedule"])
         for evaluation in self.evaluations.values():
             evaluation.check()
         self.check_init_optimizer()
         parts.check_callbacks(config["callbacks"])
         parts.check_loggers(config["logger"] or {})
-        metrics = [f"val/{name}" for found in self.evaluations.values() for name in found.lower_is_better]
+        metrics = [
+            f"val/{name}" for found in self.evaluations.values() for name in found.lower_is_better
+        ]
         if self.result is not None and self.result not in metrics:
             raise ValueError(
                 f"checkpoints.best_metric={self.result} is not known; choose from {', '.join([*metrics, 'null'])}, "
@@ -143,7 +149,9 @@ class Recipe:
 
     @cached_property
     def device(self) -> torch.device:
-        return hardware.accelerator_device(self.config["trainer"]["accelerator"], int(os.environ.get("LOCAL_RANK", 0)))
+        return hardware.accelerator_device(
+            self.config["trainer"]["accelerator"], int(os.environ.get("LOCAL_RANK", 0))
+        )
 
     @cached_property
     def dtype(self) -> tuple[torch.dtype, str]:
@@ -156,7 +164,10 @@ class Recipe:
     @cached_property
     def expected_seconds(self) -> float | None:
         return estimate_seconds(
-            self.plan, self.hardware.peak_flops, self.world_size, self.config["compute"]["expected_mfu"]
+            self.plan,
+            self.hardware.peak_flops,
+            self.world_size,
+            self.config["compute"]["expected_mfu"],
         )
 
     def print_plan(self, inherited: Sequence[tuple[str, str, str]] = ()) -> None:
@@ -164,13 +175,22 @@ class Recipe:
         machine = None if self.config["dry_run"] else (self.hardware.name, self.expected_seconds)
         schedule = optim.build_schedule(self.config["optim"]["schedule"]).describe(self.plan.steps)
         show.plan(
-            self.config["run_name"], self.plan, batch=self.data_shape(), text=self.describe(), machine=machine,
-            groups=self.config["optim"]["groups"], schedule=schedule, notes=self.notes(),
-        )  # fmt: skip
+            self.config["run_name"],
+            self.plan,
+            batch=self.data_shape(),
+            text=self.describe(),
+            machine=machine,
+            groups=self.config["optim"]["groups"],
+            schedule=schedule,
+            notes=self.notes(),
+        )
 
     def share_out(self, plan: Plan, sizes: GPTConfig) -> tuple[int, int]:
         return share_out(
-            plan.batch_tokens, sizes.sequence_len, self.world_size, self.config["data"].get("rows_per_device")
+            plan.batch_tokens,
+            sizes.sequence_len,
+            self.world_size,
+            self.config["data"].get("rows_per_device"),
         )
 
     def data_shape(self) -> str:
@@ -198,7 +218,11 @@ class Recipe:
         old, new = read_record(folder).get("plan") if folder.resumed else None, self._plan_facts()
         if not old or old == new:
             return
-        if wrong := [k for k in old if k not in ("horizon_tokens", "horizon_source", "steps") and old[k] != new[k]]:
+        if wrong := [
+            k
+            for k in old
+            if k not in ("horizon_tokens", "horizon_source", "steps") and old[k] != new[k]
+        ]:
             instead = (
                 f"add batch_tokens={old['batch_tokens']}"
                 if new["steps"] != old["steps"] and wrong[0] == "batch_tokens"
@@ -214,7 +238,11 @@ class Recipe:
             else self.length_shows(read_config(folder.path), done, old["steps"], new["steps"])
         )
         if why:
-            start = lasting_name(self.checkpoints(folder).path(done), base_dir() / "runs") if done else None
+            start = (
+                lasting_name(self.checkpoints(folder).path(done), base_dir() / "runs")
+                if done
+                else None
+            )
             raise ValueError(
                 f"{folder.path} was planned with {old['steps']:,} steps and cannot have another length: {why}; drop max_steps, or begin a "
                 + (
@@ -242,16 +270,29 @@ class Recipe:
             )
         self.newest(folder)
         facts = {
-            "started": now().isoformat(timespec="milliseconds"), "command": lineage.command_line(), "code": code, "versions": lineage.versions(),
-            "hardware": {"device": self.hardware.name, "peak_flops": self.hardware.peak_flops, "memory_bytes": self.hardware.memory_bytes,
-                         "processes": self.world_size},
+            "started": now().isoformat(timespec="milliseconds"),
+            "command": lineage.command_line(),
+            "code": code,
+            "versions": lineage.versions(),
+            "hardware": {
+                "device": self.hardware.name,
+                "peak_flops": self.hardware.peak_flops,
+                "memory_bytes": self.hardware.memory_bytes,
+                "processes": self.world_size,
+            },
             "seed": self.config["seed"],
             "plan": self._plan_facts(),
             "data": manifest,
-            "parent": None if self.parent is None else {"path": str(self.parent), "sha256": lineage.parent_hash(self.parent)},
-        }  # fmt: skip
+            "parent": None
+            if self.parent is None
+            else {"path": str(self.parent), "sha256": lineage.parent_hash(self.parent)},
+        }
         write_record(folder, self.config, facts)
-        if self.parent is not None and not folder.resumed and not self.config["trainer"].get("fast_dev_run"):
+        if (
+            self.parent is not None
+            and not folder.resumed
+            and not self.config["trainer"].get("fast_dev_run")
+        ):
             keep_for(self.parent, folder.path)
         (folder.path / "tokenizer").mkdir(exist_ok=True)
         self.tokenizer.save(folder.path / "tokenizer")
@@ -267,12 +308,18 @@ class Recipe:
         start, problems = checkpoints.latest_sound() if folder.resumed else (None, [])
         if problems and start is None:
             sound = (
-                p for p in map(checkpoints.path, reversed(checkpoints.steps())) if not checkpoint_folder.problem(p)
+                p
+                for p in map(checkpoints.path, reversed(checkpoints.steps()))
+                if not checkpoint_folder.problem(p)
             )
             weights = next((lasting_name(p, base_dir() / "runs") for p in sound), None)
             raise ValueError(
                 f"{problems[0]}; no checkpoint of this run can be resumed. Start anew: drop resume="
-                + (f"; or begin a new run from its weights: init_from={weights}, without resume=" if weights else "")
+                + (
+                    f"; or begin a new run from its weights: init_from={weights}, without resume="
+                    if weights
+                    else ""
+                )
             )
         return start, problems
 
@@ -306,7 +353,9 @@ class Recipe:
     def build_gpt(self, *, filled: bool) -> GPT:
         """The network; not `filled` if a checkpoint of this run is about to bring every weight."""
         fresh = filled and self.parent is None
-        gpt = GPT.build(self.gpt_config, seed=self.config["seed"] if fresh else None, device=self.device)
+        gpt = GPT.build(
+            self.gpt_config, seed=self.config["seed"] if fresh else None, device=self.device
+        )
         if filled and self.parent is not None:
             gpt.load_state_dict(checkpoint_folder.read_weights(self.parent), strict=True)
         return gpt
@@ -332,9 +381,14 @@ class Recipe:
 
         def build(gpt: GPT) -> optim.GroupedOptimizer:
             nonlocal moments
-            optimizer = optim.build(gpt, groups=groups, lr_factor=plan.lr_factor, weight_decay=plan.weight_decay)
+            optimizer = optim.build(
+                gpt, groups=groups, lr_factor=plan.lr_factor, weight_decay=plan.weight_decay
+            )
             if moments is not None:
-                taken, moments = optim.load_moments(optimizer, moments), None  # not kept in memory for the whole run
+                taken, moments = (
+                    optim.load_moments(optimizer, moments),
+                    None,
+                )  # not kept in memory for the whole run
                 if int(os.environ.get("RANK", 0)) == 0:
                     show.warm_start(taken, len(gpt.parameter_roles()))
             return optimizer
@@ -347,7 +401,11 @@ class Recipe:
             raise ValueError(
                 "init_optimizer=true takes the optimizer of a checkpoint; add init_from=RUN@latest, or drop it"
             )
-        if wanted is True and self.parent is not None and not (self.parent / checkpoint_folder.STATE).is_file():
+        if (
+            wanted is True
+            and self.parent is not None
+            and not (self.parent / checkpoint_folder.STATE).is_file()
+        ):
             try:
                 imported.optimizer_state(self.parent, "meta")
             except ValueError as error:
@@ -372,7 +430,10 @@ class Recipe:
     def build_module(self, gpt: GPT, moments: dict[str, Any] | None = None) -> PhaseModule:
         """The phase that `module` names, with the arguments given there and those of the run."""
         schedule = optim.build_schedule(self.config["optim"]["schedule"])
-        make, optimizer = instantiate(self.config["module"], _partial_=True), self.build_optimizer(self.plan, moments)
+        make, optimizer = (
+            instantiate(self.config["module"], _partial_=True),
+            self.build_optimizer(self.plan, moments),
+        )
         return make(gpt, optimizer, schedule, self.plan.steps, **self.module_arguments())
 
     def module_arguments(self) -> dict[str, Any]:
@@ -396,7 +457,10 @@ class Recipe:
             )
 
         settings = self.eval_settings()
-        return {name: (settings[name]["every"], of_module(found)) for name, found in self.evaluations.items()}
+        return {
+            name: (settings[name]["every"], of_module(found))
+            for name, found in self.evaluations.items()
+        }
 
     def first_callbacks(self, folder: RunFolder) -> list[L.Callback]:
         """What happens before anything else that happens every N steps."""

@@ -65,7 +65,10 @@ class RLSettings(Train):
 
     data: Annotated[
         dict,
-        Built(makes=QuestionsDataModule, instead="asks the questions of a task; drop data=…, and choose task=NAME"),
+        Built(
+            makes=QuestionsDataModule,
+            instead="asks the questions of a task; drop data=…, and choose task=NAME",
+        ),
     ]
     task: Annotated[dict, Built()]
     algo: Annotated[dict, Built("nanochat.rl.algorithms.Algorithm")]
@@ -169,12 +172,14 @@ class RLRecipe(ChatRecipe):
         length = "data.num_epochs or max_steps set the length of a run on questions"
         batch = "rollout.questions and rollout.samples are the batch of a run on questions"
         return {
-            "plan": length, "batch_tokens": batch, "eval_tokens": "answers are evaluated here, not text; see evals.pass_at_k",
+            "plan": length,
+            "batch_tokens": batch,
+            "eval_tokens": "answers are evaluated here, not text; see evals.pass_at_k",
             "trainer.limit_train_batches": "a step asks new questions; data.num_epochs and task.stop say which",
             "trainer.overfit_batches": "a step asks new questions; data.num_epochs and task.stop say which",
             "trainer.gradient_clip_algorithm": "phase rl clips by the norm",
             "compute.compile": "shapes change with every answer, so nothing is compiled in phase rl",
-        }  # fmt: skip
+        }
 
     def print_plan(self, inherited: Sequence[tuple[str, str, str]] = ()) -> None:
         if inherited:
@@ -202,16 +207,26 @@ class RLRecipe(ChatRecipe):
     def collector(self) -> Collector:
         rollout = self.config["rollout"]
         return Collector(
-            self.tokenizer, self.data.task, self.rewards, self.algorithm, self.sampling, questions=rollout["questions"],
-            samples=rollout["samples"], seed=self.config["seed"], max_rows=rollout["max_rows"], rank=int(os.environ.get("RANK", 0)),
+            self.tokenizer,
+            self.data.task,
+            self.rewards,
+            self.algorithm,
+            self.sampling,
+            questions=rollout["questions"],
+            samples=rollout["samples"],
+            seed=self.config["seed"],
+            max_rows=rollout["max_rows"],
+            rank=int(os.environ.get("RANK", 0)),
             world_size=self.world_size,
-        )  # fmt: skip
+        )
 
     def module_arguments(self) -> dict[str, Any]:
         start = None
         if self.algorithm.kl:
             assert self.parent is not None
-            start = checkpoint_folder.load_to_run(self.parent, device=self.device, compute_dtype=self.dtype[0])
+            start = checkpoint_folder.load_to_run(
+                self.parent, device=self.device, compute_dtype=self.dtype[0]
+            )
         clip_norm = self.config["trainer"]["gradient_clip_val"]
         return {
             "collector": self.collector(),
@@ -227,9 +242,13 @@ class RLRecipe(ChatRecipe):
     def first_callbacks(self, folder: RunFolder) -> list[L.Callback]:
         settings = self.config["preflight"]
         preflight = GoNoGo(
-            Preflight(self.collector(), questions=settings["questions"], micro_tokens=self.micro_tokens),
-            folder.path, tell=show.preflight, force=self.config["force"],
-        )  # fmt: skip
+            Preflight(
+                self.collector(), questions=settings["questions"], micro_tokens=self.micro_tokens
+            ),
+            folder.path,
+            tell=show.preflight,
+            force=self.config["force"],
+        )
         table_every = self.config["rollout"]["table_every"]
         rollouts = Rollouts(folder.path, self.tokenizer, self.data.task, table_every=table_every)
         return [*([preflight] if settings["run"] else []), rollouts]

@@ -18,12 +18,35 @@ from nanochat.runs.earlier import in_todays_words
 CONFIG, RECORD = "config.yaml", "record.json"
 # Settings that may differ between a run and its resumption: where it runs and what it shows, but
 # not what it computes.
-FREE_KEYS = frozenset({
-    "resume", "debug", "dry_run", "logger", "progress", "log_every", "save_every", "eval_every", "sample_every", "checkpoints",
-    "eval_tokens", "eval_at_start", "tasks", "sample", "paths", "size", "recipe", "force", "evals", "pass_at_k", "val_task",
-})  # fmt: skip
+FREE_KEYS = frozenset(
+    {
+        "resume",
+        "debug",
+        "dry_run",
+        "logger",
+        "progress",
+        "log_every",
+        "save_every",
+        "eval_every",
+        "sample_every",
+        "checkpoints",
+        "eval_tokens",
+        "eval_at_start",
+        "tasks",
+        "sample",
+        "paths",
+        "size",
+        "recipe",
+        "force",
+        "evals",
+        "pass_at_k",
+        "val_task",
+    }
+)
 FREE_INSIDE = {
-    "data": frozenset({"rows_per_device", "num_workers", "prepare_workers", "shards_dir", "rendered_dir"}),
+    "data": frozenset(
+        {"rows_per_device", "num_workers", "prepare_workers", "shards_dir", "rendered_dir"}
+    ),
     "trainer": frozenset(
         {
             "_target_",
@@ -81,7 +104,11 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`key: old -> new` for each setting that differs and determines the numbers."""
     # through YAML, in which a tuple becomes a list
     a, b = identity(old), identity(yaml.safe_load(yaml.safe_dump(new)))
-    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(set(a) | set(b)) if a.get(key) != b.get(key)]
+    return [
+        f"{key}: {a.get(key)} -> {b.get(key)}"
+        for key in sorted(set(a) | set(b))
+        if a.get(key) != b.get(key)
+    ]
 
 
 def open_run(config: dict[str, Any], runs: Path, *, folder: Path | None = None) -> RunFolder:
@@ -109,7 +136,11 @@ def open_run(config: dict[str, Any], runs: Path, *, folder: Path | None = None) 
         places = (
             [folder]
             if folder is not None
-            else sorted((p for p in home.iterdir() if p.is_dir()), key=lambda p: (started(p), p.name), reverse=True)
+            else sorted(
+                (p for p in home.iterdir() if p.is_dir()),
+                key=lambda p: (started(p), p.name),
+                reverse=True,
+            )
             if home.is_dir()
             else []
         )

@@ -49,17 +49,27 @@ def plan(
         f"{config.n_layer} layers, width {config.n_embd}, {config.n_head} heads of {config.head_dim}, arch {config.arch.name}, "
         f"context {config.sequence_len:,}, vocabulary {config.vocab_size:,}",
     )
-    table.add_row("parameters", f"{sizes['total']:,} = " + " + ".join(f"{sizes[k]:,} {k}" for k in GROUPS))
-    table.add_row("FLOPs", f"{counts.flops_per_token(config):.4g} per token, {plan.flops:.3g} in all")
-    table.add_row("horizon", f"{plan.tokens:,} tokens in {plan.steps:,} steps, from {plan.horizon_source}")
-    table.add_row("", f"{plan.tokens / sizes['scaling']:.2f} tokens per scaling parameter (matrices + head)")
+    table.add_row(
+        "parameters", f"{sizes['total']:,} = " + " + ".join(f"{sizes[k]:,} {k}" for k in GROUPS)
+    )
+    table.add_row(
+        "FLOPs", f"{counts.flops_per_token(config):.4g} per token, {plan.flops:.3g} in all"
+    )
+    table.add_row(
+        "horizon", f"{plan.tokens:,} tokens in {plan.steps:,} steps, from {plan.horizon_source}"
+    )
+    table.add_row(
+        "", f"{plan.tokens / sizes['scaling']:.2f} tokens per scaling parameter (matrices + head)"
+    )
     table.add_row("batch", f"{plan.batch_tokens:,} tokens = {batch}")
     scaled = (
         [f"x {plan.lr_factor:.4f} for the batch size"]
         if any(g.get("scale_batch", True) for g in groups.values())
         else []
     )
-    rules = sorted({group["rule"] for group in groups.values() if group.get("weight_decay") == "auto"})
+    rules = sorted(
+        {group["rule"] for group in groups.values() if group.get("weight_decay") == "auto"}
+    )
     decays = [f"{rule.capitalize()} weight decay {plan.weight_decay:.4g}" for rule in rules]
     table.add_row("rates", "; ".join(scaled + decays) or "as the optimizer's groups have them")
     table.add_row("schedule", schedule)
@@ -67,7 +77,10 @@ def plan(
     if machine is not None:
         device, seconds = machine
         table.add_row(
-            "time", f"about {short_time(seconds)} of training on {device}" if seconds else f"not known for {device}"
+            "time",
+            f"about {short_time(seconds)} of training on {device}"
+            if seconds
+            else f"not known for {device}",
         )
     console().print(table)
     for note in notes:
@@ -76,24 +89,48 @@ def plan(
 
 def rl_plan(recipe: Any) -> None:
     """Print the plan of a run of reinforcement learning, from its `RLRecipe`."""
-    config, plan, algorithm, rollout = recipe.gpt_config, recipe.plan, recipe.algorithm, recipe.config["rollout"]
+    config, plan, algorithm, rollout = (
+        recipe.gpt_config,
+        recipe.plan,
+        recipe.algorithm,
+        recipe.config["rollout"],
+    )
     sizes = counts.parameters(config)
-    table = Table(title=f"{recipe.config['run_name']}: plan", title_justify="left", show_header=False)
-    table.add_row("model", f"{config.n_layer} layers, width {config.n_embd}, arch {config.arch.name}, context {config.sequence_len:,}, "
-                           f"{sizes['total']:,} parameters; from {recipe.config['init_from']}")  # fmt: skip
+    table = Table(
+        title=f"{recipe.config['run_name']}: plan", title_justify="left", show_header=False
+    )
+    table.add_row(
+        "model",
+        f"{config.n_layer} layers, width {config.n_embd}, arch {config.arch.name}, context {config.sequence_len:,}, "
+        f"{sizes['total']:,} parameters; from {recipe.config['init_from']}",
+    )
     table.add_row(
         "task",
         f"{len(recipe.data.task):,} questions of {recipe.data.task.name}; held out: "
         + (f"{recipe.val_task.name}, {len(recipe.val_task):,}" if recipe.val_task else "none"),
     )
     table.add_row(
-        "steps", f"{plan.steps:,} optimizer steps, {algorithm.updates} per rollout, from {plan.horizon_source}"
+        "steps",
+        f"{plan.steps:,} optimizer steps, {algorithm.updates} per rollout, from {plan.horizon_source}",
     )
-    table.add_row("rollout", f"{rollout['questions']} questions x {rollout['samples']} answers of up to {rollout['max_tokens']} tokens; "
-                             + sampled(recipe.sampling))  # fmt: skip
-    table.add_row("algorithm", f"{algorithm.name}: " + ", ".join(
-        f"{field.name} {getattr(algorithm, field.name)}" for field in fields(algorithm) if field.name != "name"))  # fmt: skip
-    table.add_row("rewards", " + ".join(f"{reward.weight:g} x {name}" for name, reward in recipe.rewards.of.items()))
+    table.add_row(
+        "rollout",
+        f"{rollout['questions']} questions x {rollout['samples']} answers of up to {rollout['max_tokens']} tokens; "
+        + sampled(recipe.sampling),
+    )
+    table.add_row(
+        "algorithm",
+        f"{algorithm.name}: "
+        + ", ".join(
+            f"{field.name} {getattr(algorithm, field.name)}"
+            for field in fields(algorithm)
+            if field.name != "name"
+        ),
+    )
+    table.add_row(
+        "rewards",
+        " + ".join(f"{reward.weight:g} x {name}" for name, reward in recipe.rewards.of.items()),
+    )
     console().print(table)
 
 
@@ -119,7 +156,10 @@ def preflight(finding: Finding) -> None:
         table.add_column(column)
     for check in finding.checks:
         table.add_row(
-            check.what, check.verdict.upper() if check.verdict == "stop" else check.verdict, check.found, check.advice
+            check.what,
+            check.verdict.upper() if check.verdict == "stop" else check.verdict,
+            check.found,
+            check.advice,
         )
     console().print(table)
     stops = ", ".join(check.what for check in finding.stops)
@@ -140,18 +180,45 @@ def mixture(shares: Sequence[Share], utilisation: float, dropped: int) -> None:
     """Print the parts of a mixture of tasks, in conversations and trained tokens, and
     what is lost."""
     table = Table(title="mixture", title_justify="left")
-    for column in ("task", "conversations", "share", "trained tokens", "share", "lost", "repeats", "bad, left out"):
+    for column in (
+        "task",
+        "conversations",
+        "share",
+        "trained tokens",
+        "share",
+        "lost",
+        "repeats",
+        "bad, left out",
+    ):
         table.add_column(column, justify="left" if column == "task" else "right")
-    conversations, targets = sum(share.conversations for share in shares), sum(share.trained for share in shares)
+    conversations, targets = (
+        sum(share.conversations for share in shares),
+        sum(share.trained for share in shares),
+    )
     for share in shares:
         part, tokens = share.conversations / max(conversations, 1), share.trained / max(targets, 1)
-        counts = f"{share.conversations:,}", f"{part:.1%}", f"{share.trained:,}", f"{tokens:.1%}", f"{share.lost:,}"
+        counts = (
+            f"{share.conversations:,}",
+            f"{part:.1%}",
+            f"{share.trained:,}",
+            f"{tokens:.1%}",
+            f"{share.lost:,}",
+        )
         table.add_row(share.task, *counts, str(share.repeat), f"{share.bad:,}")
     table.add_row(
-        "together", f"{conversations:,}", "", f"{targets:,}", "", f"{sum(share.lost for share in shares):,}", "", ""
+        "together",
+        f"{conversations:,}",
+        "",
+        f"{targets:,}",
+        "",
+        f"{sum(share.lost for share in shares):,}",
+        "",
+        "",
     )
     console().print(table)
-    left_out = f"; {dropped:,} conversations without a target within a row left out" if dropped else ""
+    left_out = (
+        f"; {dropped:,} conversations without a target within a row left out" if dropped else ""
+    )
     print(f"rows are {utilisation:.1%} full{left_out}")
 
 
@@ -164,7 +231,11 @@ def skipped_mid(phase: str | None) -> None:
 
 
 def warm_start(taken: int, parameters: int) -> None:
-    rest = "" if taken == parameters else f"; the others start at zero: {parameters - taken} have another rule"
+    rest = (
+        ""
+        if taken == parameters
+        else f"; the others start at zero: {parameters - taken} have another rule"
+    )
     print(f"optimizer: the parent's moments for {taken} of {parameters} parameters{rest}")
 
 
@@ -179,7 +250,9 @@ def optimizer(optimizer: GroupedOptimizer) -> None:
 
 
 def stopped(step: int, steps: int, place: Path) -> None:
-    print(f"stopped after step {step:,} of {steps:,}, saved in {place}; the same command with resume=auto continues")
+    print(
+        f"stopped after step {step:,} of {steps:,}, saved in {place}; the same command with resume=auto continues"
+    )
 
 
 def gain(before: dict[str, float], after: dict[str, float], title: str) -> None:
@@ -191,9 +264,13 @@ def gain(before: dict[str, float], after: dict[str, float], title: str) -> None:
         name = key.removeprefix("val/")
         if name.startswith("pass@") or name == "greedy_accuracy":
             what = (
-                "the likeliest answer" if name == "greedy_accuracy" else f"one of {name.removeprefix('pass@')} sampled"
+                "the likeliest answer"
+                if name == "greedy_accuracy"
+                else f"one of {name.removeprefix('pass@')} sampled"
             )
-            table.add_row(what, f"{before[key]:.1%}" if key in before else "not asked", f"{value:.1%}")
+            table.add_row(
+                what, f"{before[key]:.1%}" if key in before else "not asked", f"{value:.1%}"
+            )
     console().print(table)
 
 

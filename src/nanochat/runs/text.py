@@ -21,7 +21,10 @@ from nanochat.tokenizer.training import resolve_settings
 
 
 class TextSettings(Train):
-    data: Annotated[dict, Built(makes=TextDataModule, instead="trains on text; choose data=pydocs, data=local …")]
+    data: Annotated[
+        dict,
+        Built(makes=TextDataModule, instead="trains on text; choose data=pydocs, data=local …"),
+    ]
 
 
 class TextRecipe(Recipe):
@@ -31,7 +34,11 @@ class TextRecipe(Recipe):
     def data(self) -> Any:
         """The datamodule. Its source may have to ask the hub which files there are."""
         config = self.config["data"]
-        if config.get("num_shards") == "auto" and "val_shard" in config and self._vocab_asked_for() is not None:
+        if (
+            config.get("num_shards") == "auto"
+            and "val_shard" in config
+            and self._vocab_asked_for() is not None
+        ):
             needed = shards_needed(self.plan.tokens, config["packing"], config["val_shard"])
             config = {**config, "num_shards": needed}
         return instantiate(config)
@@ -69,7 +76,9 @@ class TextRecipe(Recipe):
                 self.build_optimizer(plan)(GPT(sizes))
 
         if "dataset" not in self.config["data"]:
-            _ = self.data  # files of one's own are looked for; those of the hub when they are needed
+            _ = (
+                self.data
+            )  # files of one's own are looked for; those of the hub when they are needed
 
     def no_effect(self) -> dict[str, str]:
         if self.config["plan"]["scale"] == "classic":
@@ -78,12 +87,17 @@ class TextRecipe(Recipe):
         if optim.uses_planned_decay(self.config["optim"]["groups"]):
             return super().no_effect()
         instead = "set optim.groups.matrix.weight_decay=…"
-        return {**super().no_effect(), "plan.weight_decay": f"no group of optim has weight_decay: auto; {instead}"}
+        return {
+            **super().no_effect(),
+            "plan.weight_decay": f"no group of optim has weight_decay: auto; {instead}",
+        }
 
     def _about_text(self) -> list[str]:
         """What was decided about the text without being asked for."""
         data, dry = self.config["data"], self.config["dry_run"]
-        if dry and "path" not in data and "dataset" not in data:  # text of this Python, which takes seconds to gather
+        if (
+            dry and "path" not in data and "dataset" not in data
+        ):  # text of this Python, which takes seconds to gather
             return []
         if dry and "dataset" in data:  # a dry run asks no hub
             share = CROPPED[data["packing"]] if data.get("document_chars") is None else 0.0
@@ -98,12 +112,13 @@ class TextRecipe(Recipe):
     def notes(self) -> tuple[str, ...]:
         mixed = mixed_generations(self.config, self.gpt_config.vocab_size)
         size = self.config["size"]
-        small = (
-            f"size={size} set context, vocabulary, length and data that were not typed; size=full sets those for a GPU"
-        )
+        small = f"size={size} set context, vocabulary, length and data that were not typed; size=full sets those for a GPU"
         return (
-            *([small] if size != "full" else []), *([mixed] if mixed else []), *self.plan.notes, *self._about_text(),
-        )  # fmt: skip
+            *([small] if size != "full" else []),
+            *([mixed] if mixed else []),
+            *self.plan.notes,
+            *self._about_text(),
+        )
 
     def describe(self) -> str:
         """Which text, and how many of its shards the plan needs and takes."""
@@ -111,7 +126,10 @@ class TextRecipe(Recipe):
         name = str(data.get("dataset") or data.get("path") or data["_target_"].rpartition(".")[2])
         if "val_shard" not in data:
             return f"{name}; about {self.plan.tokens * CHARACTERS_PER_TOKEN / 1e6:,.1f} M characters trained"
-        needed, taken = shards_needed(self.plan.tokens, data["packing"], data["val_shard"]), data["num_shards"]
+        needed, taken = (
+            shards_needed(self.plan.tokens, data["packing"], data["val_shard"]),
+            data["num_shards"],
+        )
         text = f"{name}; {needed:,} shards for one epoch"
         if taken != "auto" and taken < needed:
             text += f", data.num_shards={taken} repeats them about {needed / taken:.1f} times; auto takes enough"
@@ -127,19 +145,27 @@ class TextRecipe(Recipe):
         return (resolve_settings(**words)[0] or 0) if known else None
 
     def _vocab_size(self) -> int:
-        asked = self._vocab_asked_for() if self.config["dry_run"] else None  # a dry run trains no tokenizer
+        asked = (
+            self._vocab_asked_for() if self.config["dry_run"] else None
+        )  # a dry run trains no tokenizer
         return self.tokenizer.vocab_size if asked is None else asked
 
     def _sizes(self, vocab_size: int, depth: int, **more: Any) -> GPTConfig:
         model = {k: v for k, v in self.config["model"].items() if k != "depth"}
-        return from_depth(depth, vocab_size=vocab_size, arch=build_arch(self.config["arch"]), **{**model, **more})
+        return from_depth(
+            depth, vocab_size=vocab_size, arch=build_arch(self.config["arch"]), **{**model, **more}
+        )
 
     def _plan(self, config: GPTConfig) -> Plan:
         by_depth = dict.fromkeys(("n_layer", "n_head", "n_kv_head", "n_embd"))
         return make_plan(
-            config, self._sizes(config.vocab_size, 12, **by_depth), max_steps=self.config["max_steps"],
-            batch_tokens=self.config["batch_tokens"], world_size=self.world_size, **self.config["plan"],
-        )  # fmt: skip
+            config,
+            self._sizes(config.vocab_size, 12, **by_depth),
+            max_steps=self.config["max_steps"],
+            batch_tokens=self.config["batch_tokens"],
+            world_size=self.world_size,
+            **self.config["plan"],
+        )
 
 
 def mixed_generations(config: dict[str, Any], vocab_size: int) -> str | None:
@@ -153,12 +179,19 @@ def mixed_generations(config: dict[str, Any], vocab_size: int) -> str | None:
         "arch": config["arch"]["name"],
         "optim": optim.configured(matrix, "variant") if matrix else None,
         "plan.scale": config["plan"]["scale"],
-        "plan.ratio": {20: "classic", 12: "modern"}.get(config["plan"]["ratio"]) if by_length else None,
+        "plan.ratio": {20: "classic", 12: "modern"}.get(config["plan"]["ratio"])
+        if by_length
+        else None,
         "tokenizer.vocab_size": {65536: "classic", 32768: "modern"}.get(vocab_size),
-        "trainer.gradient_clip_val": {1: "classic", None: "modern"}.get(config["trainer"]["gradient_clip_val"]),
+        "trainer.gradient_clip_val": {1: "classic", None: "modern"}.get(
+            config["trainer"]["gradient_clip_val"]
+        ),
     }
     first = [which[name] for name in ("arch", "optim", "plan.scale")]
     if "classic" not in first or "modern" not in which.values():
         return None
-    parts = [f"{kind}: {', '.join(n for n, w in which.items() if w == kind)}" for kind in ("classic", "modern")]
+    parts = [
+        f"{kind}: {', '.join(n for n, w in which.items() if w == kind)}"
+        for kind in ("classic", "modern")
+    ]
     return f"mixed generations: {'; '.join(parts)}; experiment=classic sets all"

@@ -55,14 +55,22 @@ class TrainerFlags(Settings):
 
     accelerator: Literal["cpu", "gpu", "cuda", "mps"]
     devices: Ranks
-    num_nodes: Annotated[int, Field(ge=1, le=1, description="1: runs over several machines are not supported yet")]
-    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"]
+    num_nodes: Annotated[
+        int, Field(ge=1, le=1, description="1: runs over several machines are not supported yet")
+    ]
+    strategy: Literal[
+        "auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"
+    ]
     gradient_clip_val: Positive | None
     gradient_clip_algorithm: Literal["norm", "value"] | None = None
     max_time: (
         Annotated[
             str,
-            Field(pattern=r"^\d+:\d\d:\d\d:\d\d$", description="DAYS:HOURS:MINUTES:SECONDS", examples=["00:08:00:00"]),
+            Field(
+                pattern=r"^\d+:\d\d:\d\d:\d\d$",
+                description="DAYS:HOURS:MINUTES:SECONDS",
+                examples=["00:08:00:00"],
+            ),
         ]
         | None
     ) = None
@@ -76,7 +84,11 @@ class TrainerFlags(Settings):
     enable_model_summary: bool | None = None
 
 
-OURS = ("limit_train_batches", "overfit_batches", "fast_dev_run")  # batches are a run's, not Lightning's
+OURS = (
+    "limit_train_batches",
+    "overfit_batches",
+    "fast_dev_run",
+)  # batches are a run's, not Lightning's
 
 
 def flags(values: dict[str, Any], path: str) -> dict[str, Setting]:
@@ -86,9 +98,13 @@ def flags(values: dict[str, Any], path: str) -> dict[str, Setting]:
         if key in INSTEAD and key not in known:
             raise ValueError(f"{path}.{key} cannot be set: {INSTEAD[key]}")
     if values.get("gradient_clip_algorithm") and not values.get("gradient_clip_val"):
-        raise ValueError(f"{path}.gradient_clip_algorithm cannot take effect: add {path}.gradient_clip_val=1.0")
+        raise ValueError(
+            f"{path}.gradient_clip_algorithm cannot take effect: add {path}.gradient_clip_val=1.0"
+        )
     if values.get("limit_train_batches") and values.get("overfit_batches"):
-        raise ValueError(f"{path}.limit_train_batches and {path}.overfit_batches say the same; keep one of them")
+        raise ValueError(
+            f"{path}.limit_train_batches and {path}.overfit_batches say the same; keep one of them"
+        )
     return known
 
 
@@ -102,7 +118,9 @@ def repeated_steps(settings: dict[str, Any]) -> int | None:
     return settings.get("limit_train_batches") or settings.get("overfit_batches")
 
 
-def build_trainer(settings: dict[str, Any], *, steps: int, accumulate: int, **given: Any) -> L.Trainer:
+def build_trainer(
+    settings: dict[str, Any], *, steps: int, accumulate: int, **given: Any
+) -> L.Trainer:
     """Lightning's Trainer with the flags of `settings` and what the run gives: `callbacks`, `logger`, `plugins` …"""
     own = {key: value for key, value in settings.items() if value is not None and key not in OURS}
     if own["devices"] * own["num_nodes"] == 1:

@@ -65,7 +65,10 @@ USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, Impo
 
 
 def command(
-    config_name: str, run: Callable[[DictConfig], Any], *, words: Callable[[list[str]], list[str]] = list
+    config_name: str,
+    run: Callable[[DictConfig], Any],
+    *,
+    words: Callable[[list[str]], list[str]] = list,
 ) -> Callable[[], Any]:
     """A command-line entry point that composes `conf/{config_name}.yaml` and calls `run(cfg)` with it.
 
@@ -80,7 +83,11 @@ def command(
         given = sys.argv[1:]
         typed = options_first([word for word in given if word not in ("-m", "--multirun")])
         is_sweep, debug = len(typed) < len(given), "debug=true" in given
-        sys.argv[1:] = sweep_words(typed) if is_sweep else listed(map(as_typed, typed), REPEATED.get(config_name, ()))
+        sys.argv[1:] = (
+            sweep_words(typed)
+            if is_sweep
+            else listed(map(as_typed, typed), REPEATED.get(config_name, ()))
+        )
         try:
             register()
             for word in typed:
@@ -94,7 +101,9 @@ def command(
 
                 return show_help(config_name, list(filter(is_setting, sys.argv[1:])))
             job = checked_job(config_name, run, debug)
-            result = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+            result = hydra.main(
+                version_base="1.3", config_path=str(conf_dir()), config_name=config_name
+            )(job)()
             end_undisturbed()
             return result
         except USER_ERRORS as error:
@@ -110,7 +119,9 @@ def command(
     return main
 
 
-def checked_job(config_name: str, run: Callable[[DictConfig], Any], debug: bool) -> Callable[[DictConfig], Any]:
+def checked_job(
+    config_name: str, run: Callable[[DictConfig], Any], debug: bool
+) -> Callable[[DictConfig], Any]:
     """The function that Hydra calls with each composed config: it checks every setting, then calls
     `run`."""
 
@@ -119,11 +130,19 @@ def checked_job(config_name: str, run: Callable[[DictConfig], Any], debug: bool)
         try:
             if "optim" in cfg:
                 chosen = HydraConfig.get().runtime.choices["optim"]
-                change_rules(cfg, overridden, lambda name: compose_choice("optim", name), chosen, choices("optim"))
+                change_rules(
+                    cfg,
+                    overridden,
+                    lambda name: compose_choice("optim", name),
+                    chosen,
+                    choices("optim"),
+                )
             take_checked(cfg, config_name)
             hub = cfg.paths.hub_dir
             if hub and overridden(r"paths\.hub_dir") and not Path(hub).expanduser().is_dir():
-                raise ValueError(f"paths.hub_dir={hub} is not a folder; name a mirror of the hub, or null")
+                raise ValueError(
+                    f"paths.hub_dir={hub} is not a folder; name a mirror of the hub, or null"
+                )
             if hub:
                 os.environ["NANOCHAT_HUB_DIR"] = hub
             return run(cfg)
@@ -133,7 +152,10 @@ def checked_job(config_name: str, run: Callable[[DictConfig], Any], debug: bool)
             if HydraConfig.get().mode != RunMode.MULTIRUN:
                 stop(one_line(error, config_name))
             # report the failure to the sweeper, which continues with the other trials
-            print(f"trial {HydraConfig.get().job.num} failed: {one_line(error, config_name)}", file=sys.stderr)
+            print(
+                f"trial {HydraConfig.get().job.num} failed: {one_line(error, config_name)}",
+                file=sys.stderr,
+            )
             raise
 
     return job
@@ -188,7 +210,9 @@ def check_flags(config_name: str, words: list[str]) -> None:
     `--help`) pass."""
     from nanochat.interop import habits
 
-    if any(word.startswith("--") for word in words) and (script := habits.script_for(config_name, words)):
+    if any(word.startswith("--") for word in words) and (
+        script := habits.script_for(config_name, words)
+    ):
         raise ValueError(habits.one_line(script, words))
 
 
@@ -211,7 +235,12 @@ def check_choice(word: str) -> None:
         and not re.fullmatch(r"[A-Za-z_][\w.-]*|\d+[A-Za-z][\w.-]*", value)
     ):
         raise ValueError(not_a_choice(group, value))
-    if equals and value == "null" and group in group_names() and group not in (*CAN_BE_NONE, "experiment"):
+    if (
+        equals
+        and value == "null"
+        and group in group_names()
+        and group not in (*CAN_BE_NONE, "experiment")
+    ):
         raise ValueError(not_a_choice(group, value))
 
 
@@ -242,7 +271,9 @@ def as_typed(word: str) -> str:
     if name in TEXT_KEYS and value not in ("true", "false"):
         # Hydra's grammar: in a quoted value a quote needs a backslash, and backslashes before it
         # (or at the end) are doubled
-        escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value).replace("${", "\\${")
+        escaped = re.sub(
+            r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value
+        ).replace("${", "\\${")
         return f"{key}='{escaped}'"
     return word
 
@@ -310,7 +341,9 @@ def one_line(error: BaseException, config_name: str = "train") -> str:
             why = os.strerror(error.errno).lower()
             return f"{base_dir()} cannot be written to ({why}: {place}); set NANOCHAT_BASE_DIR to another folder, or correct its permissions"
     text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
-    if (match := re.match(r"Error merging override \+*(\S+)", text)) and error.__cause__ is not None:
+    if (
+        match := re.match(r"Error merging override \+*(\S+)", text)
+    ) and error.__cause__ is not None:
         cause = str(error.__cause__).splitlines()[0]
         typed = text.removeprefix("Error merging override ")
         if match := re.search(r"could not be converted to (\w+)", cause):
@@ -344,11 +377,15 @@ def unknown_key(key: str, config_name: str) -> str:
         return of_phase(key, phase)
     if key in known or (top in known and not any(k.startswith(f"{top}.") for k in known)):
         return missing_key(key) if key in group_names() else f"{key} is not a setting of this run"
-    same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]  # lr=0.1: that of some group
+    same = [
+        k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]
+    ]  # lr=0.1: that of some group
     near = same or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if not near:
         return f"{key} is not a setting; see `python -m nanochat.{config_name} --help`"
-    more = f" ({len(same)} settings are called {same[0].rpartition('.')[2]})" if len(same) > 1 else ""
+    more = (
+        f" ({len(same)} settings are called {same[0].rpartition('.')[2]})" if len(same) > 1 else ""
+    )
     return f"{key} is not a setting; did you mean {near[0]}=…?{more}"
 
 
@@ -358,7 +395,9 @@ def of_phase(key: str, phase: str) -> str:
 
 def phase_of(key: str) -> str | None:
     """The phase that brings the setting `key`, None if none does."""
-    found = (name for name in choices("phase") if key in compose_command("train", [f"+phase={name}"]))
+    found = (
+        name for name in choices("phase") if key in compose_command("train", [f"+phase={name}"])
+    )
     return next(found, None)
 
 

@@ -61,7 +61,11 @@ def compose_command(name: str, words: Sequence[str] = ()) -> DictConfig:
 
 def known_keys(name: str) -> list[str]:
     """Every dotted key of the command's default composition, with the choices of this command line."""
-    chosen = [word for word in sys.argv[1:] if word.lstrip("+").partition("=")[0] in group_names() and "," not in word]
+    chosen = [
+        word
+        for word in sys.argv[1:]
+        if word.lstrip("+").partition("=")[0] in group_names() and "," not in word
+    ]
     try:
         cfg = compose_command(name, chosen)
     except Exception:  # a choice that is not there is reported elsewhere

@@ -72,7 +72,9 @@ def _split(file: pa.NativeFile) -> Iterator[bytes]:
 
 
 def _damaged(path: Path, error: Exception, where: str = "") -> Exception:
-    if not path.name.lower().endswith(PACKED) or (isinstance(error, OSError) and error.errno and error.filename):
+    if not path.name.lower().endswith(PACKED) or (
+        isinstance(error, OSError) and error.errno and error.filename
+    ):
         return error
     reason = str(error).split("\n")[0].rstrip(".")
     return ValueError(f"{path} is damaged{where} ({reason}); download or write it again")

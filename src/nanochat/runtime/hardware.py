@@ -16,14 +16,35 @@ import torch
 # from: facts sheet 5.3, dense bf16 FLOPs per second by part of the device's name, more specific
 # names first
 PEAK_FLOPS = {
-    "GB200": 2.5e15, "B200": 2.25e15, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12,
-    "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165.2e12, "5090": 209.5e12, "3090": 71e12, "MI300X": 1.3074e15,
-}  # fmt: skip
+    "GB200": 2.5e15,
+    "B200": 2.25e15,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "4090": 165.2e12,
+    "5090": 209.5e12,
+    "3090": 71e12,
+    "MI300X": 1.3074e15,
+}
 # from: facts sheet 7.6, bytes per second
 PEAK_BANDWIDTH = {
-    "GB200": 8e12, "B200": 8e12, "H100 NVL": 3.9e12, "H100 PCIe": 2.0e12, "H100": 3.35e12, "H200": 4.8e12, "A100": 2.0e12, "L40S": 864e9,
-    "L4": 300e9, "4090": 1.01e12, "5090": 1.79e12, "3090": 936e9,
-}  # fmt: skip
+    "GB200": 8e12,
+    "B200": 8e12,
+    "H100 NVL": 3.9e12,
+    "H100 PCIe": 2.0e12,
+    "H100": 3.35e12,
+    "H200": 4.8e12,
+    "A100": 2.0e12,
+    "L40S": 864e9,
+    "L4": 300e9,
+    "4090": 1.01e12,
+    "5090": 1.79e12,
+    "3090": 936e9,
+}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -45,7 +66,9 @@ def compute_dtype(precision: str, device: torch.device) -> tuple[torch.dtype, st
     if precision in DTYPES:
         return DTYPES[precision], "as asked"
     if precision != "auto":
-        raise ValueError(f"precision={precision!r} is not known; choose from auto, {', '.join(DTYPES)}")
+        raise ValueError(
+            f"precision={precision!r} is not known; choose from auto, {', '.join(DTYPES)}"
+        )
     yes, why = multiplies_bf16(device)
     return (torch.bfloat16 if yes else torch.float32), why
 
@@ -55,7 +78,9 @@ def multiplies_bf16(device: torch.device) -> tuple[bool, str]:
     measured."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        return major >= 8, f"compute capability {major}.{minor}" + ("" if major >= 8 else " is below 8.0")
+        return major >= 8, f"compute capability {major}.{minor}" + (
+            "" if major >= 8 else " is below 8.0"
+        )
     if device.type == "cpu":
         flag = next((f for f in ("amx_bf16", "avx512_bf16") if f in cpu_flags()), None)
         return flag is not None, f"this CPU has {flag or 'no bf16 arithmetic'}"
@@ -127,7 +152,10 @@ def detect(device: torch.device, dtype: torch.dtype) -> Hardware:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         peaks = PEAK_FLOPS if dtype == torch.bfloat16 else {}
-        peak = next((flops for part, flops in peaks.items() if part.lower() in properties.name.lower()), None)
+        peak = next(
+            (flops for part, flops in peaks.items() if part.lower() in properties.name.lower()),
+            None,
+        )
         return Hardware(device, properties.name, peak, properties.total_memory)
     memory = _system_memory()
     if device.type == "cpu":
@@ -193,7 +221,11 @@ def pick_device(name: str) -> torch.device:
     """`auto` is the GPU if there is one, else Metal, else the CPU; other names are torch's."""
     if name == "auto":
         return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
         )
     try:
         device = torch.device(name)
@@ -215,11 +247,15 @@ def accelerator_device(accelerator: str, local_rank: int = 0) -> torch.device:
     device."""
     if accelerator in ("gpu", "cuda"):
         if not torch.cuda.is_available():
-            raise ValueError("trainer.accelerator=gpu but torch sees no CUDA device here; try trainer=cpu")
+            raise ValueError(
+                "trainer.accelerator=gpu but torch sees no CUDA device here; try trainer=cpu"
+            )
         return torch.device("cuda", local_rank)
     if accelerator == "mps":
         if not torch.backends.mps.is_available():
-            raise ValueError("trainer.accelerator=mps but this is not a Mac with Metal; try trainer=cpu")
+            raise ValueError(
+                "trainer.accelerator=mps but this is not a Mac with Metal; try trainer=cpu"
+            )
         return torch.device("mps")
     if accelerator == "cpu":
         return torch.device("cpu")

@@ -22,4 +22,6 @@ def conf_dir() -> Path:
     for candidate in (package / "conf", package.parents[1] / "conf"):
         if (candidate / "train.yaml").is_file():
             return candidate
-    raise FileNotFoundError(f"no conf/train.yaml in {package} or {package.parents[1]}; reinstall nanochat")
+    raise FileNotFoundError(
+        f"no conf/train.yaml in {package} or {package.parents[1]}; reinstall nanochat"
+    )

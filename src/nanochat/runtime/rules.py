@@ -30,7 +30,12 @@ def change_rules(
             or preset(chosen)["groups"].get(role, {}).get("rule") == group.rule
         ):
             continue
-        presets = (preset(name)["groups"].get(role, {}) for name in sorted(names, key=lambda name: name != group.rule))
-        options = next((found for found in presets if found.get("rule") == group.rule), {"rule": group.rule})
+        presets = (
+            preset(name)["groups"].get(role, {})
+            for name in sorted(names, key=lambda name: name != group.rule)
+        )
+        options = next(
+            (found for found in presets if found.get("rule") == group.rule), {"rule": group.rule}
+        )
         typed = {str(name): value for name, value in group.items() if overridden(f"{key}.{name!s}")}
         OmegaConf.update(cfg, key, {**options, **typed}, merge=False, force_add=True)

@@ -10,7 +10,9 @@ from pydantic import Field
 
 from nanochat.runtime.settings import Built, Count, Decay, Positive, Seed, Settings, Whole, locate
 
-MAX_DEPTH = 512  # guess: four times the deepest of published models; a mistyped one would build for minutes
+MAX_DEPTH = (
+    512  # guess: four times the deepest of published models; a mistyped one would build for minutes
+)
 MAX_WIDTH = 2**17  # guess, likewise
 MAX_CONTEXT = 2**24  # guess, likewise
 MAX_VOCAB = 2**24  # guess, likewise
@@ -28,7 +30,9 @@ Precision = Literal["auto", "bf16", "fp32"]
 Device = Annotated[
     str,
     Field(
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:NUMBER or mps", examples=["auto"]
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto, cpu, cuda, cuda:NUMBER or mps",
+        examples=["auto"],
     ),
 ]
 Length = Annotated[int, Field(ge=1, le=MAX_CONTEXT)]
@@ -85,7 +89,9 @@ class OfEval(Settings):
     every: Count | None = None
 
 
-Evals = Annotated[dict, Built(more=OfEval, each=True, null=True)]  # name: an evaluation, as in conf/eval
+Evals = Annotated[
+    dict, Built(more=OfEval, each=True, null=True)
+]  # name: an evaluation, as in conf/eval
 
 
 class Checkpoints(Settings):
@@ -95,7 +101,9 @@ class Checkpoints(Settings):
 
 class TokenizerSettings(Settings):
     kind: Literal["bpe", "char"]
-    vocab_size: Annotated[int, Field(le=MAX_VOCAB)] | Literal["auto"] | None  # tokenizer/training.py knows the least
+    vocab_size: (
+        Annotated[int, Field(le=MAX_VOCAB)] | Literal["auto"] | None
+    )  # tokenizer/training.py knows the least
     max_chars: Count | Literal["auto"] | None
     doc_cap: Count | Literal["auto"] | None
 
@@ -112,7 +120,16 @@ class Optim(Settings):
 
 Arch = Annotated[dict, Built("nanochat.gpt.config.Arch")]
 Data = Annotated[dict, Built()]
-GIVEN_MODULE = ("gpt", "optim", "schedule", "total_steps", "collector", "micro_tokens", "clip_norm", "start")
+GIVEN_MODULE = (
+    "gpt",
+    "optim",
+    "schedule",
+    "total_steps",
+    "collector",
+    "micro_tokens",
+    "clip_norm",
+    "start",
+)
 
 
 class Bare(Settings):
@@ -157,10 +174,12 @@ class Train(Command):
     data: Data
     tokenizer: TokenizerChoice
     optim: Optim
-    logger: Annotated[dict | None, Built("nanochat.runs.parts.logger_settings", each=True, chosen=True)] = (
-        None  # logger=null: none
-    )
-    callbacks: Annotated[dict, Built("nanochat.runs.parts.callback_settings", each=True, chosen=True)]
+    logger: Annotated[
+        dict | None, Built("nanochat.runs.parts.logger_settings", each=True, chosen=True)
+    ] = None  # logger=null: none
+    callbacks: Annotated[
+        dict, Built("nanochat.runs.parts.callback_settings", each=True, chosen=True)
+    ]
 
 
 class OnlyLength(Settings):
@@ -288,10 +307,17 @@ class Runs(Bare):
 
 
 COMMANDS: dict[str, type[Settings]] = {
-    "train": Train, "sample": SampleCommand, "cli": Cli, "chat": Chat, "bench": Bench, "evaluate": Evaluate, "data": DataCommand,
-    "tokenizer": Tokenizer, "import": Import,
+    "train": Train,
+    "sample": SampleCommand,
+    "cli": Cli,
+    "chat": Chat,
+    "bench": Bench,
+    "evaluate": Evaluate,
+    "data": DataCommand,
+    "tokenizer": Tokenizer,
+    "import": Import,
     "runs": Runs,
-}  # fmt: skip
+}
 
 
 def settings_of(command: str, values: Mapping[str, Any]) -> type[Settings]:
@@ -306,7 +332,11 @@ def settings_of(command: str, values: Mapping[str, Any]) -> type[Settings]:
 
 # settings by their earlier names, for the line that says the new one
 RENAMED = {
-    "train": {"tasks": "evals.tasks", "pass_at_k": "evals.pass_at_k", "val_task": "evals.pass_at_k.task"},
+    "train": {
+        "tasks": "evals.tasks",
+        "pass_at_k": "evals.pass_at_k",
+        "val_task": "evals.pass_at_k.task",
+    },
     "evaluate": {
         **{name: f"evals.tasks.{name}" for name in ("split", "limit", "max_tokens")},
         "sample": "evals.sample",

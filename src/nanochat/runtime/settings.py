@@ -20,7 +20,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -128,9 +138,12 @@ def parameters(target: Any) -> Mapping[str, Setting]:
         hints = get_type_hints(target, include_extras=True)
         if is_dataclass(target):
             return {
-                f.name: Setting(hints[f.name], REQUIRED if f.default is MISSING else f.default) for f in fields(target)
+                f.name: Setting(hints[f.name], REQUIRED if f.default is MISSING else f.default)
+                for f in fields(target)
             }
-        return {name: Setting(hint, getattr(target, name, REQUIRED)) for name, hint in hints.items()}
+        return {
+            name: Setting(hint, getattr(target, name, REQUIRED)) for name, hint in hints.items()
+        }
     if isinstance(target, type):
         for number, kind in enumerate(k for k in target.__mro__ if "__init__" in vars(k)):
             if kind is object or not add(kind.__init__, number > 0):  # type: ignore[misc]
@@ -138,7 +151,11 @@ def parameters(target: Any) -> Mapping[str, Setting]:
     elif add(target, False):
         for other in getattr(target, "passes_on", ()):
             for name, setting in parameters(other).items():
-                by_keyword = setting.passed_on or setting.default is not REQUIRED or _keyword_only(other, name)
+                by_keyword = (
+                    setting.passed_on
+                    or setting.default is not REQUIRED
+                    or _keyword_only(other, name)
+                )
                 if by_keyword:
                     found.setdefault(name, setting)
     return found
@@ -150,7 +167,9 @@ def _hints(function: Any) -> dict[str, Any]:
     try:
         return get_type_hints(function, include_extras=True)
     except NameError:
-        return {name: hint for name, hint in function.__annotations__.items() if isinstance(hint, type)}
+        return {
+            name: hint for name, hint in function.__annotations__.items() if isinstance(hint, type)
+        }
 
 
 def _keyword_only(target: Any, name: str) -> bool:
@@ -158,7 +177,9 @@ def _keyword_only(target: Any, name: str) -> bool:
     return p is not None and p.kind is p.KEYWORD_ONLY
 
 
-def check(values: Mapping[str, Any], target: Any, prefix: str = "", referring: Sequence[str] = ()) -> dict[str, Any]:
+def check(
+    values: Mapping[str, Any], target: Any, prefix: str = "", referring: Sequence[str] = ()
+) -> dict[str, Any]:
     """The values converted to their types (1e9 is an integer, `no` is false). Wrong names the first
     one that does not fit.
 
@@ -178,14 +199,20 @@ def check_fields(instance: Any, prefix: str) -> None:
     wrong: list[str] = []
     for name, setting in parameters(type(instance)).items():
         object.__setattr__(
-            instance, name, _leaf(getattr(instance, name), setting.annotation, f"{prefix}.{name}", wrong)
+            instance,
+            name,
+            _leaf(getattr(instance, name), setting.annotation, f"{prefix}.{name}", wrong),
         )
     if wrong:
         raise Wrong(wrong)
 
 
 def _group(
-    values: Mapping[str, Any], known: Mapping[str, Setting], prefix: str, wrong: list[str], name: str = ""
+    values: Mapping[str, Any],
+    known: Mapping[str, Setting],
+    prefix: str,
+    wrong: list[str],
+    name: str = "",
 ) -> dict[str, Any]:
     checked: dict[str, Any] = {}
     for key, value in values.items():
@@ -219,7 +246,9 @@ def _value(value: Any, annotation: Any, path: str, wrong: list[str]) -> Any:
             return _value(value, Annotated[dict, Built(each=each, null=True)], path, wrong)
         return _leaf(value, annotation, path, wrong)
     if not isinstance(value, Mapping):
-        what = f"a group of settings; set one of it, as {path}.NAME=…" + (", or null" if type(None) in options else "")
+        what = f"a group of settings; set one of it, as {path}.NAME=…" + (
+            ", or null" if type(None) in options else ""
+        )
         wrong.append(f"{path}={shown(value)} must be {what}")
         return value
     if group is not None:
@@ -239,10 +268,16 @@ def _built(value: Mapping[str, Any], built: Built, path: str, wrong: list[str]) 
             assert target is not None
             target = target(value, path)
     except ValueError as error:
-        wrong.append(str(error) if built.of else f"{path}._target_={name}: {error}; see the files in {_examples(path)}")
+        wrong.append(
+            str(error)
+            if built.of
+            else f"{path}._target_={name}: {error}; see the files in {_examples(path)}"
+        )
         return value
     if target is None:
-        wrong.append(f"{path} has no _target_: name what it is made by, as the files in {_examples(path)} do")
+        wrong.append(
+            f"{path} has no _target_: name what it is made by, as the files in {_examples(path)} do"
+        )
         return value
     if not callable(target) and not built.chosen:
         wrong.append(f"{path}._target_={name} cannot be called")
@@ -255,7 +290,9 @@ def _built(value: Mapping[str, Any], built: Built, path: str, wrong: list[str]) 
     known = {k: s for k, s in parameters(target).items() if k not in built.given}
     if built.more is not None:
         known = {**known, **parameters(built.more)}
-    return _group(value, known, f"{path}.", wrong, str(value.get("_target_") or name).rpartition(".")[2])
+    return _group(
+        value, known, f"{path}.", wrong, str(value.get("_target_") or name).rpartition(".")[2]
+    )
 
 
 def _examples(path: str) -> str:
@@ -274,7 +311,9 @@ def locate(name: str) -> Any:
                 continue
             raise ValueError(f"{name} cannot be imported ({error})") from error
         except Exception as error:
-            raise ValueError(f"{name} cannot be imported ({type(error).__name__}: {error})") from error
+            raise ValueError(
+                f"{name} cannot be imported ({type(error).__name__}: {error})"
+            ) from error
         for part in parts[length:]:
             found = getattr(found, part, None)
         if found is not None:
@@ -286,7 +325,9 @@ def locate(name: str) -> Any:
 def _holds_target(value: Any) -> bool:
     if not isinstance(value, Mapping):
         return False
-    return "_target_" in value or any(isinstance(v, Mapping) and "_target_" in v for v in value.values())
+    return "_target_" in value or any(
+        isinstance(v, Mapping) and "_target_" in v for v in value.values()
+    )
 
 
 def _leaf(value: Any, annotation: Any, path: str, wrong: list[str]) -> Any:
@@ -302,7 +343,9 @@ def _leaf(value: Any, annotation: Any, path: str, wrong: list[str]) -> Any:
 
 @cache
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    config = ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True, arbitrary_types_allowed=True)
+    config = ConfigDict(
+        allow_inf_nan=False, coerce_numbers_to_str=True, arbitrary_types_allowed=True
+    )
     try:
         return TypeAdapter(annotation, config=config)
     except PydanticUserError:  # a type of a library that pydantic cannot check
@@ -328,7 +371,9 @@ def refused(path: str, value: Any, annotation: Any) -> str:
     """The error line for a value that does not fit its setting."""
     given, rule = f"{path}={shown(value)}", described(annotation)
     if words := _words(annotation):
-        return f"{given} must be {words.description}" + (f"; try {path}={words.examples[0]}" if words.examples else "")
+        return f"{given} must be {words.description}" + (
+            f"; try {path}={words.examples[0]}" if words.examples else ""
+        )
     options = [o for o in _options(annotation) if o is not type(None)]
     if all(get_origin(o) is Literal or o is bool for o in options):
         return f"{given} is not known; choose from {', '.join(_choices(annotation))}"
@@ -428,7 +473,11 @@ def described(annotation: Any) -> str:
     if words := _words(annotation):
         return str(words.description)
     parts = _choices(annotation)
-    last = (", or " if any(" " in part for part in parts) else " or ") + parts[-1] if len(parts) > 1 else ""
+    last = (
+        (", or " if any(" " in part for part in parts) else " or ") + parts[-1]
+        if len(parts) > 1
+        else ""
+    )
     return ", ".join(parts[:-1] or parts) + last
 
 
@@ -458,7 +507,9 @@ def _one(annotation: Any) -> list[str]:
         return [shown(a) for a in args]
     if origin is tuple:
         return [f"a list of {len(args)}, each {described(args[0])}"]
-    if kind is dict or (isinstance(origin or kind, type) and issubclass(origin or kind, Mapping | Settings)):
+    if kind is dict or (
+        isinstance(origin or kind, type) and issubclass(origin or kind, Mapping | Settings)
+    ):
         return ["a group of settings"]
     if isinstance(origin or kind, type) and issubclass(origin or kind, Sequence):
         return [f"a list, each of it {described(args[0])}" if args else "a list"]
@@ -467,10 +518,26 @@ def _one(annotation: Any) -> list[str]:
 
 def _range(bounds: Mapping[str, Any]) -> str:
     number = {k: f"{v:,}" if isinstance(v, int) else f"{v:g}" for k, v in bounds.items()}
-    low = f" from {number['ge']}" if "ge" in number else f" above {number['gt']}" if "gt" in number else ""
-    high = f" to {number['le']}" if "le" in number else f" to below {number['lt']}" if "lt" in number else ""
+    low = (
+        f" from {number['ge']}"
+        if "ge" in number
+        else f" above {number['gt']}"
+        if "gt" in number
+        else ""
+    )
+    high = (
+        f" to {number['le']}"
+        if "le" in number
+        else f" to below {number['lt']}"
+        if "lt" in number
+        else ""
+    )
     if low.startswith(" above") and high:
-        high = high.replace(" to below", " and below") if "lt" in number else f" and at most {number['le']}"
+        high = (
+            high.replace(" to below", " and below")
+            if "lt" in number
+            else f" and at most {number['le']}"
+        )
     if "ge" in number and not high:
         high = " up"
     if not low and high:
@@ -513,7 +580,11 @@ def _listed(value: Any, annotation: Any, path: str) -> Iterator[tuple[str, Any, 
         if built.more is not None:
             known = parameters(built.more)
             for name, setting in known.items():
-                yield f"{path}.{name}", value.get(name, setting.default), described(setting.annotation)
+                yield (
+                    f"{path}.{name}",
+                    value.get(name, setting.default),
+                    described(setting.annotation),
+                )
             yield from listed(value, target, f"{path}.", given=(*built.given, *known))
         else:
             yield from listed(value, target, f"{path}.", given=built.given)

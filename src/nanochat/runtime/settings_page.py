@@ -22,7 +22,17 @@ PAGES: dict[str, list[list[str]]] = {
     "train": [[f"+phase={name}"] for name in choices("phase")],
     **{
         command: [[]]
-        for command in ("evaluate", "data", "tokenizer", "sample", "cli", "chat", "bench", "import", "runs")
+        for command in (
+            "evaluate",
+            "data",
+            "tokenizer",
+            "sample",
+            "cli",
+            "chat",
+            "bench",
+            "import",
+            "runs",
+        )
     },
 }
 # groups of which one is chosen, and where its settings stand in a composed config
@@ -37,26 +47,54 @@ GROUPS = {
 
 # for names that mean the same everywhere; used for a value without a comment of its own
 COMMON = {
-    "lr": "learning rate", "betas": "decay of AdamW's running means", "eps": "AdamW's term against division by zero", "rule": "update rule",
-    "weight_decay": "decay; auto: the plan's", "scale_width": "rate times (width / 768) ** -0.5", "momentum": "Muon's",
-    "scale_batch": "rate times the plan's factor for the batch size", "beta2": "decay of Muon's second moment",
-    "ns_steps": "steps of the orthogonalisation", "variant": "of Muon", "ns_dtype": "dtype of the orthogonalisation",
-    "compile": "torch.compile", "seed": "of random numbers", "temperature": "0: always the most likely token", "split": "part of the data set",
-    "top_k": "sample from this number of most likely tokens; null: all", "max_tokens": "of a text", "limit": "at most this number",
-    "project": "of the tracker", "offline": "true: nothing is sent",
-    "mirror_only": "true: never ask the hub", "callbacks": "further actions every N steps", "data": "null: the text of its run",
+    "lr": "learning rate",
+    "betas": "decay of AdamW's running means",
+    "eps": "AdamW's term against division by zero",
+    "rule": "update rule",
+    "weight_decay": "decay; auto: the plan's",
+    "scale_width": "rate times (width / 768) ** -0.5",
+    "momentum": "Muon's",
+    "scale_batch": "rate times the plan's factor for the batch size",
+    "beta2": "decay of Muon's second moment",
+    "ns_steps": "steps of the orthogonalisation",
+    "variant": "of Muon",
+    "ns_dtype": "dtype of the orthogonalisation",
+    "compile": "torch.compile",
+    "seed": "of random numbers",
+    "temperature": "0: always the most likely token",
+    "split": "part of the data set",
+    "top_k": "sample from this number of most likely tokens; null: all",
+    "max_tokens": "of a text",
+    "limit": "at most this number",
+    "project": "of the tracker",
+    "offline": "true: nothing is sent",
+    "mirror_only": "true: never ask the hub",
+    "callbacks": "further actions every N steps",
+    "data": "null: the text of its run",
     "arch": "switches of the network; null: the checkpoint's",
     "name": "its name in tables and metrics",
-    "dataset": "on the hub, or a folder with that name in the mirror", "subset": "the data set's config; null: the default one",
-    "size": "conversations", "sequence_len": "tokens of a row", "ckpt": "a checkpoint or run folder, or RUN@latest, RUN@best, RUN@STEP",
-    "device": "auto: the GPU if there is one", "precision": "of activations and products; auto: bf16 where the hardware multiplies it",
-    "prompts": "beginnings of the samples", "num_samples": "texts for each prompt", "depth": "layers; the width follows from it",
-    "questions": "number of questions", "timeout": "seconds for the answers of a step", "weight": "of this reward in the sum",
-    "held_out": "share that only the test split has", "path": "a file or folder", "num_shards": "number of files; auto: as many as the run needs",
-    "val_shard": "number of the shard for validation", "text_field": "column or key that holds the text", 
+    "dataset": "on the hub, or a folder with that name in the mirror",
+    "subset": "the data set's config; null: the default one",
+    "size": "conversations",
+    "sequence_len": "tokens of a row",
+    "ckpt": "a checkpoint or run folder, or RUN@latest, RUN@best, RUN@STEP",
+    "device": "auto: the GPU if there is one",
+    "precision": "of activations and products; auto: bf16 where the hardware multiplies it",
+    "prompts": "beginnings of the samples",
+    "num_samples": "texts for each prompt",
+    "depth": "layers; the width follows from it",
+    "questions": "number of questions",
+    "timeout": "seconds for the answers of a step",
+    "weight": "of this reward in the sum",
+    "held_out": "share that only the test split has",
+    "path": "a file or folder",
+    "num_shards": "number of files; auto: as many as the run needs",
+    "val_shard": "number of the shard for validation",
+    "text_field": "column or key that holds the text",
     "document_chars": "longer documents are cut",
-    "val_fraction": "share of the documents for validation", "revision": "a commit of the data set; null: the newest",
-}  # fmt: skip
+    "val_fraction": "share of the documents for validation",
+    "revision": "a commit of the data set; null: the newest",
+}
 
 
 @lru_cache(maxsize=1)
@@ -96,7 +134,9 @@ def meaning(key: str, command: str) -> str:
     known = meanings()
     # a task wherever it stands, a reward of any name, a group of any role
     task = re.sub(
-        r"^(?:data\.task|evals\.pass_at_k\.task|(?:data\.(?:train|val)_tasks|evals\.tasks\.of)\.\w+)\.", "task.", key
+        r"^(?:data\.task|evals\.pass_at_k\.task|(?:data\.(?:train|val)_tasks|evals\.tasks\.of)\.\w+)\.",
+        "task.",
+        key,
     )
     reward = re.sub(r"^rewards\.\w+\.", "reward.", key)
     evaluation = re.sub(r"^evals\.(\w+)\.", r"\1:eval.", key)  # of the file that is called so
@@ -110,13 +150,18 @@ def meaning(key: str, command: str) -> str:
 
 
 # dataclasses whose fields are settings: the meaning is the comment next to the field
-DATACLASSES = {"arch.": "gpt/config.py", "optim.schedule.": "optim/schedules.py", "algo.": "rl/algorithms.py"}
+DATACLASSES = {
+    "arch.": "gpt/config.py",
+    "optim.schedule.": "optim/schedules.py",
+    "algo.": "rl/algorithms.py",
+}
 
 
 @lru_cache
 def _beside(file: str) -> dict[str, str]:
     text = (Path(__file__).parents[1] / file).read_text()
-    return dict(re.findall(r"^    (\w+): .*?# (.*)$", text, re.M))
+    # the formatter breaks a long line after the bracket, and leaves the comment with the value
+    return dict(re.findall(r"^    (\w+): .*?(?:\(\n.*?)?# (.*)$", text, re.M))
 
 
 def rows(command: str, words: list[str]) -> Iterator[Row]:
@@ -141,7 +186,9 @@ def _default(value: Any) -> str:
 def show_help(command: str, words: list[str]) -> None:
     """The table on a terminal: `key=default`, then rule and meaning."""
     text = (conf_dir() / f"{command}.yaml").read_text().partition("\n")[0].removeprefix("# ")
-    print(f"{text}\n\nSettings, as key=default: what it may be; what it means. Groups are chosen by name:")
+    print(
+        f"{text}\n\nSettings, as key=default: what it may be; what it means. Groups are chosen by name:"
+    )
     for group in group_names():
         if command == "train" or group in ("data", "tokenizer", "model", "arch"):
             print(f"  {group}={'|'.join(choices(group))}")
@@ -166,7 +213,11 @@ def page() -> str:
     for command, compositions in PAGES.items():
         for number, words in enumerate(compositions):
             # those of data have tables below
-            found = [r for r in rows(command, words) if not number or not (r[0] in known or r[0].startswith("data."))]
+            found = [
+                r
+                for r in rows(command, words)
+                if not number or not (r[0] in known or r[0].startswith("data."))
+            ]
             known |= {row[0] for row in found}
             if not found:
                 continue
@@ -184,9 +235,11 @@ def page() -> str:
 
 def _of_group(group: str, name: str, key: str) -> Iterator[Row]:
     words = {
-        "data": [f"+phase={'rl' if name == 'questions' else 'base'}", f"data={name}"], "task": ["+phase=rl", f"task={name}"],
-        "algo": ["+phase=rl", f"algo={name}"], "reward": ["+phase=rl", "~reward@rewards.answer", f"+reward@rewards.NAME={name}"],
-    }.get(group, ["+phase=base", f"{group}={name}"])  # fmt: skip
+        "data": [f"+phase={'rl' if name == 'questions' else 'base'}", f"data={name}"],
+        "task": ["+phase=rl", f"task={name}"],
+        "algo": ["+phase=rl", f"algo={name}"],
+        "reward": ["+phase=rl", "~reward@rewards.answer", f"+reward@rewards.NAME={name}"],
+    }.get(group, ["+phase=base", f"{group}={name}"])
     for row in rows("train", words):
         if row[0].startswith(f"{key}.") and row[0].rpartition(".")[2] not in SPECIAL:
             yield row

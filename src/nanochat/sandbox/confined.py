@@ -23,9 +23,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-CLONE = {"mount": 0x20000, "ipc": 0x8000000, "net": 0x40000000, "pid": 0x20000000}  # from: linux/sched.h
+CLONE = {
+    "mount": 0x20000,
+    "ipc": 0x8000000,
+    "net": 0x40000000,
+    "pid": 0x20000000,
+}  # from: linux/sched.h
 CLONE_NEWUSER = 0x10000000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
+    1,
+    2,
+    4,
+    32,
+    4096,
+    16384,
+    1 << 18,
+)
 MNT_DETACH = 2
 # flag of statvfs(3): flag of mount(2)
 ATTRIBUTES = {2: 2, 4: 4, 8: 8, 1024: 1024, 2048: 2048, 4096: 1 << 21}
@@ -44,7 +57,9 @@ def main(request: dict[str, Any]) -> None:
     if sys.platform == "linux":
         call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
         isolate(request, off, had)
-        call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)  # again: the kernel forgets it with a change of user
+        call(
+            "prctl", PR_SET_PDEATHSIG, signal.SIGKILL
+        )  # again: the kernel forgets it with a change of user
     if "pid" in had:
         first = os.fork()
         if first:
@@ -86,7 +101,9 @@ def supervise(pid: int, report: int, status: int, limits: dict[str, Any]) -> NoR
         said = os.read(report, 65536)
     except BlockingIOError:  # never got so far
         said = b""
-    os.write(status, marshal.dumps((os.waitstatus_to_exitcode(code), bool(late) or late_by_cpu, said)))
+    os.write(
+        status, marshal.dumps((os.waitstatus_to_exitcode(code), bool(late) or late_by_cpu, said))
+    )
     os._exit(0)
 
 
@@ -132,7 +149,9 @@ def run(request: dict[str, Any], off: set[str], had: set[str], says: int) -> Non
     except SystemExit:
         raise
     except BaseException as error:
-        error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # without this frame
+        error.with_traceback(
+            error.__traceback__ and error.__traceback__.tb_next
+        )  # without this frame
         sys.__excepthook__(type(error), error, error.__traceback__)
     else:
         os.write(3, token)
@@ -149,7 +168,11 @@ def isolate(request: dict[str, Any], off: set[str], had: set[str]) -> None:
     if not privileged and "user" not in off and CLONE.keys() - off:
         try:
             call("unshare", CLONE_NEWUSER)
-            for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            for name, text in (
+                ("setgroups", "deny"),
+                ("uid_map", f"{uid} {uid} 1"),
+                ("gid_map", f"{gid} {gid} 1"),
+            ):
                 with open(f"/proc/self/{name}", "w") as f:
                     f.write(text)
             had.add("user")
@@ -192,7 +215,9 @@ def has_admin() -> bool:
 
 def reachable(request: dict[str, Any]) -> bool:
     """Whether another user can reach the standard library and the directory."""
-    return readable_by_all(request["stdlib"]) and readable_by_all(os.path.dirname(request["directory"]))
+    return readable_by_all(request["stdlib"]) and readable_by_all(
+        os.path.dirname(request["directory"])
+    )
 
 
 def readable_by_all(path: str) -> bool:
@@ -210,8 +235,14 @@ def mount_own_files(request: dict[str, Any], owner: int) -> None:
     call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
     mount("tmpfs", root, MS_NOSUID | MS_NODEV, "size=1m,nr_inodes=4096,mode=755")
     os.mkdir(root + "/tmp")
-    mount("tmpfs", root + "/tmp", MS_NOSUID | MS_NODEV, f"size={size},nr_inodes=1024,mode=700,uid={owner},gid={owner}" if owner >= FIRST_UID
-          else f"size={size},nr_inodes=1024,mode=700")  # fmt: skip
+    mount(
+        "tmpfs",
+        root + "/tmp",
+        MS_NOSUID | MS_NODEV,
+        f"size={size},nr_inodes=1024,mode=700,uid={owner},gid={owner}"
+        if owner >= FIRST_UID
+        else f"size={size},nr_inodes=1024,mode=700",
+    )
     for path in (request["stdlib"], *request["libraries"], *devices()):
         target = root + path
         if os.path.isdir(path):
@@ -221,14 +252,28 @@ def mount_own_files(request: dict[str, Any], owner: int) -> None:
             open(target, "x").close()
         call("mount", os.fsencode(path), os.fsencode(target), None, MS_BIND | MS_REC, None)
         flags = sum(to for have, to in ATTRIBUTES.items() if os.statvfs(target).f_flag & have)
-        call("mount", None, os.fsencode(target), None, MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | flags, None)
+        call(
+            "mount",
+            None,
+            os.fsencode(target),
+            None,
+            MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | flags,
+            None,
+        )
     for hidden in request["hidden"]:
         mount("tmpfs", root + hidden, MS_NOSUID | MS_NODEV | MS_RDONLY, "size=4k,mode=755")
     for link, to in request["links"].items():
         if not os.path.lexists(root + link):
             os.makedirs(os.path.dirname(root + link), exist_ok=True)
             os.symlink(to, root + link)
-    call("mount", None, os.fsencode(root), None, MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV, None)
+    call(
+        "mount",
+        None,
+        os.fsencode(root),
+        None,
+        MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV,
+        None,
+    )
     os.chdir(root)
     call("pivot_root", b".", b".")  # the old root is now mounted over the new one
     call("umount2", b".", MNT_DETACH)
@@ -251,7 +296,9 @@ def confine(request: dict[str, Any], off: set[str], had: set[str]) -> None:
         return
     drop_capabilities()
     call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)  # nobody of the same user can attach, and no core file
+    call(
+        "prctl", PR_SET_DUMPABLE, 0, 0, 0, 0
+    )  # nobody of the same user can attach, and no core file
     for name, guard in (("landlock", landlock), ("seccomp", seccomp)):
         if name not in off:
             try:

@@ -30,7 +30,9 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-START_SECONDS = 10.0  # guess: for the launcher, on top of the program's own time; 0.04 measured when idle
+START_SECONDS = (
+    10.0  # guess: for the launcher, on top of the program's own time; 0.04 measured when idle
+)
 TOOL_CHARACTERS = 1000  # guess: a few hundred tokens of the context
 LOOK_SECONDS = 0.05  # guess: between two checks of a directory that is not a file system of its own
 # the child's modules come as compiled code: it can then read none of our files, and compiles nothing
@@ -74,24 +76,38 @@ class ProgramLimits:
     memory_bytes: int = 256 * 2**20  # from: facts sheet 8
     file_bytes: int = 16 * 2**20  # guess
     processes: int = 8  # guess
-    output_bytes: int = 2**20  # guess: of stdout and of stderr each; a program that writes more is killed
+    output_bytes: int = (
+        2**20
+    )  # guess: of stdout and of stderr each; a program that writes more is killed
 
     def __post_init__(self) -> None:
         if not (isinstance(self.wall_seconds, int | float) and 0 < self.wall_seconds < math.inf):
-            raise ValueError(f"wall_seconds={self.wall_seconds} must be a number above 0; try wall_seconds=5")
+            raise ValueError(
+                f"wall_seconds={self.wall_seconds} must be a number above 0; try wall_seconds=5"
+            )
         # the interpreter itself takes 30 MiB of address space, and more with its libraries loaded
-        low = {"cpu_seconds": 1, "memory_bytes": 64 * 2**20, "file_bytes": 4096, "processes": 1, "output_bytes": 1}
+        low = {
+            "cpu_seconds": 1,
+            "memory_bytes": 64 * 2**20,
+            "file_bytes": 4096,
+            "processes": 1,
+            "output_bytes": 1,
+        }
         for name, least in low.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**62:
                 default = getattr(type(self), name)
-                raise ValueError(f"{name}={value} must be a whole number from {least} up; try {name}={default}")
+                raise ValueError(
+                    f"{name}={value} must be a whole number from {least} up; try {name}={default}"
+                )
 
 
 @dataclass(frozen=True)
 class Result:
     success: bool  # it ended by itself, with exit code 0
-    finished: bool  # it reached its last line; os._exit(0) before that is a success, but not finished
+    finished: (
+        bool  # it reached its last line; os._exit(0) before that is a success, but not finished
+    )
     stdout: str
     stderr: str
     error: str | None  # "Type: message", or what ended it
@@ -126,7 +142,9 @@ GUARDED = {
 }
 
 
-def run_python(program: str, limits: ProgramLimits | None = None, *, off: Collection[str] = ()) -> Result:
+def run_python(
+    program: str, limits: ProgramLimits | None = None, *, off: Collection[str] = ()
+) -> Result:
     """Run `program` as __main__ in a new interpreter, with no environment, no stdin and a temporary directory.
 
     Can be called from any thread, many at once. An empty program takes 40 to 55 ms, of which a bare
@@ -135,7 +153,9 @@ def run_python(program: str, limits: ProgramLimits | None = None, *, off: Collec
     mechanisms of `Guards.had`, for tests. RuntimeError if the process cannot be started at all.
     """
     result, had = _run(program, limits or ProgramLimits(), off)
-    return result if had else replace(result, missing=find_guards(frozenset(off)).missing)  # ended before it could tell
+    return (
+        result if had else replace(result, missing=find_guards(frozenset(off)).missing)
+    )  # ended before it could tell
 
 
 def python_tool(program: str) -> str | None:
@@ -149,7 +169,9 @@ def find_guards(off: frozenset[str] = frozenset()) -> Guards:
     """Find them by running a program once; the log lists what is missing, once."""
     result, had = _run("", ProgramLimits(), off)
     if not result.finished:
-        raise RuntimeError(f"an empty program cannot be run: {result.error}; on a machine this busy, try again later")
+        raise RuntimeError(
+            f"an empty program cannot be run: {result.error}; on a machine this busy, try again later"
+        )
     found = Guards(tuple(sorted(had)), _missing(had))
     if found.missing:
         what = "; ".join(GUARDED[name] for name in found.missing)
@@ -166,7 +188,9 @@ def _missing(had: set[str]) -> tuple[str, ...]:
         "processes": one_process or {"pid", "counted", "rlimits"} <= had,
         "memory": one_process and "rlimits" in had,  # the limit is per process
         "cpu": one_process and "rlimits" in had,
-        "disk": bool({"mount", "landlock", "seccomp"} & had),  # a file system with a size, or nothing to write
+        "disk": bool(
+            {"mount", "landlock", "seccomp"} & had
+        ),  # a file system with a size, or nothing to write
     }
     return tuple(name for name in GUARDED if not given[name])
 
@@ -175,9 +199,16 @@ def _run(program: str, limits: ProgramLimits, off: Collection[str]) -> tuple[Res
     token = secrets.token_hex(8).encode()
     directory = os.path.realpath(tempfile.mkdtemp(prefix="nanochat-run-"))
     request = {
-        **_readable(), "program": program, "limits": asdict(limits), "off": list(off), "directory": directory, "token": token,
-    }  # fmt: skip
-    environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}  # to start at all
+        **_readable(),
+        "program": program,
+        "limits": asdict(limits),
+        "off": list(off),
+        "directory": directory,
+        "token": token,
+    }
+    environment = {
+        name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ
+    }  # to start at all
     read_status, write_status = os.pipe()
     try:
         with tempfile.TemporaryFile() as given, os.fdopen(read_status, "rb", 0) as status:
@@ -186,9 +217,14 @@ def _run(program: str, limits: ProgramLimits, off: Collection[str]) -> tuple[Res
                 given.seek(0)
                 process = subprocess.Popen(
                     [_python(), "-I", "-S", "-B", "-X", "utf8", "-c", START],
-                    stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd="/", start_new_session=True,
+                    stdin=given,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env=environment,
+                    cwd="/",
+                    start_new_session=True,
                     pass_fds=[write_status],
-                )  # fmt: skip
+                )
             finally:
                 os.close(write_status)
             with process:
@@ -202,7 +238,9 @@ def _run(program: str, limits: ProgramLimits, off: Collection[str]) -> tuple[Res
     code, late, said = marshal.loads(report) if report else (-signal.SIGKILL, False, b"")
     first, newline, rest = said.partition(b"\n")
     if not newline and not late and not reason and (report or process.returncode > 0):
-        raise RuntimeError(f"a program cannot be run: {errors.strip()[-500:] or process.returncode}")
+        raise RuntimeError(
+            f"a program cannot be run: {errors.strip()[-500:] or process.returncode}"
+        )
     had = {"wall", *first.decode().split()} if newline else set()
     late = late or reason == "time"
     error: str | None
@@ -246,10 +284,16 @@ def _follow(
                 got[stream] += data
                 if not data:
                     selector.unregister(stream)
-                    if stream is status:  # the program has ended; leftovers must not hold the pipes open
+                    if (
+                        stream is status
+                    ):  # the program has ended; leftovers must not hold the pipes open
                         _kill(process)
                         deadline = time.monotonic() + 1
-                elif stream is not status and len(got[stream]) > limits.output_bytes and reason is None:
+                elif (
+                    stream is not status
+                    and len(got[stream]) > limits.output_bytes
+                    and reason is None
+                ):
                     reason = f"more than {limits.output_bytes} bytes of output"
             over = status not in [key.fileobj for key in selector.get_map().values()]
             if not over and reason is None:
@@ -274,7 +318,11 @@ def _kill(process: subprocess.Popen) -> None:
 
 def _text(output: bytes, limits: ProgramLimits) -> str:
     text = output[: limits.output_bytes].decode("utf-8", "replace")
-    return text + f"\n[cut after {limits.output_bytes} bytes]" if len(output) > limits.output_bytes else text
+    return (
+        text + f"\n[cut after {limits.output_bytes} bytes]"
+        if len(output) > limits.output_bytes
+        else text
+    )
 
 
 def _size(directory: str) -> float:
@@ -312,7 +360,10 @@ def _launcher() -> bytes:
     """The modules of the child, compiled."""
     files = {name: Path(__file__).with_name(f"{name}.py").read_bytes() for name in CHILD}
     return marshal.dumps(
-        [(f"nanochat.sandbox.{name}", compile(text, f"{name}.py", "exec")) for name, text in files.items()]
+        [
+            (f"nanochat.sandbox.{name}", compile(text, f"{name}.py", "exec"))
+            for name, text in files.items()
+        ]
     )
 
 
@@ -327,13 +378,23 @@ def _readable() -> dict[str, Any]:
         check=True,
     )
     stdlib, maps = json.loads(ran.stdout.splitlines()[-1])
-    libraries = [path for path in maps if not path.startswith(stdlib + "/") and os.path.isfile(path)]
+    libraries = [
+        path for path in maps if not path.startswith(stdlib + "/") and os.path.isfile(path)
+    ]
     folders = {os.path.dirname(path) for path in libraries}
     entries = [entry for folder in folders for entry in os.scandir(folder) if entry.is_symlink()]
     links = {entry.path: os.path.realpath(entry.path) for entry in entries}
     links = {path: to for path, to in links.items() if to in libraries}
-    links |= {path: os.path.realpath(path) for path in ("/lib", "/lib64", "/usr/lib64") if os.path.islink(path)}
-    hidden = [path for name in ("site-packages", "dist-packages") if os.path.isdir(path := os.path.join(stdlib, name))]
+    links |= {
+        path: os.path.realpath(path)
+        for path in ("/lib", "/lib64", "/usr/lib64")
+        if os.path.islink(path)
+    }
+    hidden = [
+        path
+        for name in ("site-packages", "dist-packages")
+        if os.path.isdir(path := os.path.join(stdlib, name))
+    ]
     if os.path.isfile("/etc/ld.so.cache"):
         libraries.append("/etc/ld.so.cache")
     return {"stdlib": stdlib, "libraries": libraries, "links": links, "hidden": hidden}

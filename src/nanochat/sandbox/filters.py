@@ -61,8 +61,15 @@ DENY, UNKNOWN = 0x50000 | 1, 0x50000 | 38  # fails with EPERM, with ENOSYS
 
 LANDLOCK = (444, 445, 446)  # create_ruleset, add_rule, restrict_self
 READ_FILE, READ_DIR, WRITE_FILE = 1 << 2, 1 << 3, 1 << 1
-FILE_RIGHTS = {1: (1 << 13) - 1, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}  # by the version of Landlock that brought them
-OWN_RIGHTS = 0x7FFF & ~(1 | 1 << 6 | 1 << 9 | 1 << 11)  # in its own directory all but exec, devices and sockets
+FILE_RIGHTS = {
+    1: (1 << 13) - 1,
+    2: 1 << 13,
+    3: 1 << 14,
+    5: 1 << 15,
+}  # by the version of Landlock that brought them
+OWN_RIGHTS = 0x7FFF & ~(
+    1 | 1 << 6 | 1 << 9 | 1 << 11
+)  # in its own directory all but exec, devices and sockets
 # Only a file system of its own has a size. Without one nothing may be written: RLIMIT_FSIZE bounds each
 # file by itself, fallocate can pass it, and a check of the directory comes too late (13 GB in 0.25 s).
 # Landlock, seccomp and the limit each enforce this.
@@ -79,7 +86,11 @@ def call(name: str, *args: Any) -> int:
 def devices() -> list[str]:
     """Those that are harmless, and are devices: a plain file in the place of one could be written."""
     names = ("/dev/null", "/dev/urandom")
-    return [path for path in names if os.path.exists(path) and os.stat(path).st_mode & 0o170000 == 0o020000]
+    return [
+        path
+        for path in names
+        if os.path.exists(path) and os.stat(path).st_mode & 0o170000 == 0o020000
+    ]
 
 
 def landlock(request: dict[str, Any], directory: str, had: set[str]) -> None:
@@ -99,7 +110,10 @@ def landlock(request: dict[str, Any], directory: str, had: set[str]) -> None:
         rules.append((stdlib, READ_FILE | READ_DIR))
     else:
         names = [os.path.join(stdlib, name) for name in os.listdir(stdlib)]
-        rules += [(stdlib, READ_DIR), *((path, READ_FILE | READ_DIR) for path in names if path not in hidden)]
+        rules += [
+            (stdlib, READ_DIR),
+            *((path, READ_FILE | READ_DIR) for path in names if path not in hidden),
+        ]
     for path, rights in rules:
         try:
             opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -132,7 +146,9 @@ def seccomp(request: dict[str, Any], directory: str, had: set[str]) -> None:
         body: list[bytes] = []
         for argument, mask, values in reversed(conditions):
             test = [op(0x20, 16 + 8 * argument), op(0x54, mask)]
-            test += [op(0x15, value, len(values) - n) for n, value in enumerate(values)]  # equal: past the refusal
+            test += [
+                op(0x15, value, len(values) - n) for n, value in enumerate(values)
+            ]  # equal: past the refusal
             test.append(op(0x06, DENY))
             body = test + body
         body.append(op(0x06, ALLOW))
@@ -147,12 +163,18 @@ def seccomp(request: dict[str, Any], directory: str, had: set[str]) -> None:
             allow(int(numbers[column]), (OPENS[name], OPEN_TO_WRITE, (0,)))
         else:
             allow(int(numbers[column]))
-    if "counted" in had and "rlimits" in had:  # threads only, and none without a limit on their number
+    if (
+        "counted" in had and "rlimits" in had
+    ):  # threads only, and none without a limit on their number
         allow(CLONE_CALL[column], (0, 0x7E030000, (0x10000,)))
     allow(KILL[column], (0, 0xFFFFFFFF, (own,)))
     allow(TGKILL[column], (0, 0xFFFFFFFF, (own,)))
-    allow(FCNTL[column], (1, 0xFFFFFFFF, (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032)))  # not F_SETOWN and the like
-    allow(IOCTL[column], (1, 0xFFFFFFFF, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)))  # isatty and the like
+    allow(
+        FCNTL[column], (1, 0xFFFFFFFF, (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032))
+    )  # not F_SETOWN and the like
+    allow(
+        IOCTL[column], (1, 0xFFFFFFFF, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451))
+    )  # isatty and the like
     allow(PRLIMIT[column], (0, 0xFFFFFFFF, (0,)))  # its own
     allow(SOCKETPAIR[column], (0, 0xFFFFFFFF, (1,)), (1, 0xF, (1,)))  # asyncio needs one
     code += [op(0x35, NEWEST, 0, 1), op(0x06, UNKNOWN), op(0x06, DENY)]

@@ -30,7 +30,9 @@ def open_models(
     if gpus > 1:
         there = torch.cuda.device_count() if hardware.pick_device(device).type == "cuda" else 0
         if there < gpus:
-            raise ValueError(f"gpus={gpus} but torch sees {there} CUDA devices here; try gpus={max(1, there)}")
+            raise ValueError(
+                f"gpus={gpus} but torch sees {there} CUDA devices here; try gpus={max(1, there)}"
+            )
     devices = [device] if gpus == 1 else [f"cuda:{n}" for n in range(gpus)]
     models: dict[str, ServedModel] = {}
     for ckpt in ckpts:
@@ -51,7 +53,9 @@ def open_models(
             )
             for copy in opened
         ]
-        models[name] = ServedModel(name, opened[0].path, opened[0].phase, opened[0].tokenizer, workers)
+        models[name] = ServedModel(
+            name, opened[0].path, opened[0].phase, opened[0].tokenizer, workers
+        )
     return list(models.values())
 
 
@@ -61,4 +65,8 @@ def model_name(opened: Opened, taken: set[str]) -> str:
     step = re.fullmatch(r"step_(\d+)", path.name)
     in_run = step is not None and path.parent.name == "checkpoints"
     name = f"{path.parents[2].name}@{int(step[1])}" if in_run and step else path.name
-    return next(free for n in range(1, len(taken) + 2) if (free := name if n == 1 else f"{name}-{n}") not in taken)
+    return next(
+        free
+        for n in range(1, len(taken) + 2)
+        if (free := name if n == 1 else f"{name}-{n}") not in taken
+    )

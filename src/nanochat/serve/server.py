@@ -32,8 +32,13 @@ def serve(app: FastAPI, service: Service, bound: socket.socket) -> None:
         engine = model.workers[0].engine
         sizes = f"{engine.gpt.config.n_layer} layers, context {model.context:,}"
         device = f"{len(model.workers)} x " * (len(model.workers) > 1) + str(engine.gpt.device)
-        print(f"model {model.name}: {model.phase or 'unknown phase'}, {sizes}, {device}, {model.path}")
-    print(f"page and API: {url_of(bound)} (OpenAI clients: base_url={url_of(bound)}/v1); Ctrl-C ends it", flush=True)
+        print(
+            f"model {model.name}: {model.phase or 'unknown phase'}, {sizes}, {device}, {model.path}"
+        )
+    print(
+        f"page and API: {url_of(bound)} (OpenAI clients: base_url={url_of(bound)}/v1); Ctrl-C ends it",
+        flush=True,
+    )
     gc.collect()
     gc.freeze()  # what the libraries hold is never garbage, and looking through it stopped everything for 0.2 s at a time
     try:

@@ -13,7 +13,9 @@ from nanochat.serve.worker import Reply, Worker
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 MAX_CHARACTERS = 100_000  # guess: 30,000 tokens of English, read in 0.1 s at most
-WEB_CHAT = Sampling(temperature=0.8, top_k=50, max_tokens=512)  # from: nanochat's web chat, facts sheet 7.5
+WEB_CHAT = Sampling(
+    temperature=0.8, top_k=50, max_tokens=512
+)  # from: nanochat's web chat, facts sheet 7.5
 
 
 class UnknownModel(ValueError):
@@ -61,7 +63,9 @@ class Service:
 
     def __init__(self, models: list[ServedModel], *, max_queue: int = 128) -> None:
         if max_queue < 0:
-            raise ValueError(f"limits.queue={max_queue} must not be negative; 0 refuses what finds no free row")
+            raise ValueError(
+                f"limits.queue={max_queue} must not be negative; 0 refuses what finds no free row"
+            )
         if not models:
             raise ValueError("no checkpoint to serve; add ckpt=PATH")
         self.models = {model.name: model for model in models}
@@ -88,15 +92,26 @@ class Service:
         }
         newest = [found for found in steps if steps[found] == max(steps.values())]
         if len(newest) > 1:
-            raise UnknownModel(f"{name!r} may be several models that are served here; name one of: {', '.join(newest)}")
+            raise UnknownModel(
+                f"{name!r} may be several models that are served here; name one of: {', '.join(newest)}"
+            )
         if not newest:
-            raise UnknownModel(f"the model {name!r} is not served here; there are: {', '.join(self.models)}")
+            raise UnknownModel(
+                f"the model {name!r} is not served here; there are: {', '.join(self.models)}"
+            )
         return self.models[newest[0]]
 
     def chat(
-        self, name: str | None, messages: list[dict[str, Any]], sampling: Sampling, *, num_samples: int = 1, forget: bool = False,
-        strict: bool = False, call: bool = False,
-    ) -> tuple[Reply, int]:  # fmt: skip
+        self,
+        name: str | None,
+        messages: list[dict[str, Any]],
+        sampling: Sampling,
+        *,
+        num_samples: int = 1,
+        forget: bool = False,
+        strict: bool = False,
+        call: bool = False,
+    ) -> tuple[Reply, int]:
         """The answer to a conversation, and how many of its oldest turns were forgotten, which `forget` allows. `strict`: all of `max_tokens`
         must fit. `call`: the answer begins within a call.
 
@@ -104,14 +119,20 @@ class Service:
         """
         model = self.model(name)
         if not model.chats:
-            raise WrongKind(f"{model.name} is a base checkpoint, which continues texts and does not chat")
+            raise WrongKind(
+                f"{model.name} is a base checkpoint, which continues texts and does not chat"
+            )
         messages, left_out = without_oldest(messages, MAX_CHARACTERS) if forget else (messages, 0)
         letters = characters(messages)
         if letters > MAX_CHARACTERS:
-            raise TooLong(f"the conversation has {letters:,} characters; at most {MAX_CHARACTERS:,} are read")
+            raise TooLong(
+                f"the conversation has {letters:,} characters; at most {MAX_CHARACTERS:,} are read"
+            )
         self.make_room(model, num_samples)
         room = sampling.max_tokens or model.context // 2
-        prompt, forgotten = fit(model.tokenizer, messages, context=model.context, room=room, forget=forget)
+        prompt, forgotten = fit(
+            model.tokenizer, messages, context=model.context, room=room, forget=forget
+        )
         prompt = [*prompt, model.tokenizer.specials["<|python_start|>"]] if call else prompt
         _check_room(model, prompt, sampling, strict)
         return model.idlest().submit(prompt, sampling, num_samples), left_out + forgotten
@@ -137,19 +158,24 @@ class Service:
         if not isinstance(prompt, str):
             return prompt
         if len(prompt) > MAX_CHARACTERS:
-            raise TooLong(f"the prompt has {len(prompt):,} characters; at most {MAX_CHARACTERS:,} are read")
+            raise TooLong(
+                f"the prompt has {len(prompt):,} characters; at most {MAX_CHARACTERS:,} are read"
+            )
         return [model.tokenizer.bos_id, *model.tokenizer.encode(prompt)]
 
     def make_room(self, model: ServedModel, texts: int) -> None:
         """Busy if so many more texts would have to wait; ValueError if they always would."""
         rows = sum(worker.engine.max_rows for worker in model.workers)
         if texts > max(self.max_queue, 0) + rows:
-            raise ValueError(f"{texts} answers at once are more than this server ever takes ({self.max_queue + rows})")
+            raise ValueError(
+                f"{texts} answers at once are more than this server ever takes ({self.max_queue + rows})"
+            )
         load = sum(worker.load for worker in model.workers)
         if load + texts > self.max_queue + rows:
             waiting = max(0, load - rows)
             raise Busy(
-                f"{waiting} answers are waiting already (limits.queue={self.max_queue})", retry_after=1 + waiting // 16
+                f"{waiting} answers are waiting already (limits.queue={self.max_queue})",
+                retry_after=1 + waiting // 16,
             )
 
     def start(self) -> None:

@@ -19,7 +19,9 @@ from nanochat.inference.request import Piece, Request
 from nanochat.inference.sampling import Sampling
 from nanochat.runtime import hardware
 
-PIECES_PER_SECOND = 250  # guess: to all clients of an engine; 64 of them get 4 each, one gets every token
+PIECES_PER_SECOND = (
+    250  # guess: to all clients of an engine; 64 of them get 4 each, one gets every token
+)
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,9 @@ class Reply:
                 yield batch
                 if ended < len(self.request.texts):
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self.over.wait(), len(self.worker._replies) / PIECES_PER_SECOND)
+                        await asyncio.wait_for(
+                            self.over.wait(), len(self.worker._replies) / PIECES_PER_SECOND
+                        )
         finally:
             if ended < len(self.request.texts):
                 self.cancel()
@@ -182,7 +186,9 @@ class Worker:
             self._replies.pop(request, None)
             if self.log_texts:
                 answers = [completion.text for completion in request.completions]
-                log.info("%s: %r -> %r", self.name, self.engine.tokenizer.decode(request.prompt), answers)
+                log.info(
+                    "%s: %r -> %r", self.name, self.engine.tokenizer.decode(request.prompt), answers
+                )
         for loop, arrived in loops.items():
             _tell(loop, functools.partial(_hand_out, arrived))
 

@@ -160,7 +160,9 @@ class Arithmetic(Generated):
         if not isinstance(digits, int) or not 1 <= digits <= 9:
             raise ValueError(f"digits={digits} must be a whole number from 1 to 9")
         if not operators or set(operators) - set(CALLS) or len(set(operators)) < len(operators):
-            raise ValueError(f'operators={operators} must be some of + - * /, each once; try operators: "+-*/"')
+            raise ValueError(
+                f'operators={operators} must be some of + - * /, each once; try operators: "+-*/"'
+            )
         self.digits = digits
         self.operators = "".join(operators)
         self.held_out = checked_fraction("held_out", held_out)
@@ -216,7 +218,10 @@ class Arithmetic(Generated):
         """Whether the last number of the completion is the answer; 1,200 and 1200.0 are the same
         number."""
         numbers = NUMBER.findall(completion)
-        return float(bool(numbers) and Decimal(numbers[-1].replace(",", "")) == Decimal(conversation["answer"]))
+        return float(
+            bool(numbers)
+            and Decimal(numbers[-1].replace(",", "")) == Decimal(conversation["answer"])
+        )
 
     def reference(self, conversation: dict[str, Any]) -> str | None:
         return str(conversation["answer"])

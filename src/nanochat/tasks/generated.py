@@ -23,7 +23,9 @@ class Generated(Task):
         super().__init__(**common)
         self.size = whole("size", size, 1)
         if size > TEST_SEEDS:
-            raise ValueError(f"size={size} is above {TEST_SEEDS:,}, the first seed of the test split; lower `size`")
+            raise ValueError(
+                f"size={size} is above {TEST_SEEDS:,}, the first seed of the test split; lower `size`"
+            )
         if split not in ("train", "test"):
             raise ValueError(f"split={split} is not known; set `split` to train or test")
         self.split = split

@@ -53,12 +53,21 @@ class HubTask(Task):
 
     def settings(self) -> dict[str, Any]:
         # the library's hash of the files and of how they were read
-        own = {"dataset": self.dataset, "subset": self.subset, "split": self.split, "rows": self.rows._fingerprint}
+        own = {
+            "dataset": self.dataset,
+            "subset": self.subset,
+            "split": self.split,
+            "rows": self.rows._fingerprint,
+        }
         return {**super().settings(), **own}
 
 
 def load_rows(
-    dataset: str, subset: str | None, split: str, columns: tuple[str, ...], others: Collection[str] | None = None
+    dataset: str,
+    subset: str | None,
+    split: str,
+    columns: tuple[str, ...],
+    others: Collection[str] | None = None,
 ) -> Any:
     """The named columns of a split. `others` lists further columns that are allowed (None: any).
 
@@ -107,7 +116,11 @@ def load_rows(
         raise ValueError(
             f"{dataset} {split} {place} has no column {missing[0]}; its columns are: {', '.join(rows.column_names)}"
         )
-    unread = [name for name in rows.column_names if name not in columns and others is not None and name not in others]
+    unread = [
+        name
+        for name in rows.column_names
+        if name not in columns and others is not None and name not in others
+    ]
     if unread:
         raise ValueError(
             f"{dataset} {split} also has {', '.join(unread)}, which would not be read; if the conversations are complete without, set "
@@ -131,7 +144,9 @@ def _unreadable(dataset: str, error: Exception) -> OSError:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     mirror = hub_dir()
     if mirror:
-        return OSError(f"{dataset} in the mirror {mirror} cannot be read ({reason}); copy it there again")
+        return OSError(
+            f"{dataset} in the mirror {mirror} cannot be read ({reason}); copy it there again"
+        )
     return OSError(
         f"cannot get {dataset} from the hub ({reason}); go online, or set NANOCHAT_HUB_DIR (paths.hub_dir=) to a mirror "
         f"with {dataset}/"

@@ -51,7 +51,9 @@ class HumanEval(HubTask):
         find_guards()  # logs, before the first program, what is not guarded
         return float(run_python(program(conversation, completion)).finished)
 
-    def scores(self, conversations: Sequence[dict[str, Any]], completions: Sequence[str]) -> list[float]:
+    def scores(
+        self, conversations: Sequence[dict[str, Any]], completions: Sequence[str]
+    ) -> list[float]:
         find_guards()
         with ThreadPoolExecutor(min(PROGRAMS, os.cpu_count() or 1)) as pool:
             return list(pool.map(self.score, conversations, completions))
@@ -60,7 +62,11 @@ class HumanEval(HubTask):
 def program(conversation: dict[str, Any], completion: str) -> str:
     """The program to run: imports of the question, code of the completion, tests, and the call of
     the tests."""
-    parts = [imports(conversation["messages"][0]["content"]), code(completion), conversation["test"]]
+    parts = [
+        imports(conversation["messages"][0]["content"]),
+        code(completion),
+        conversation["test"],
+    ]
     return "\n\n".join(parts) + f"\ncheck({conversation['entry_point']})"
 
 

@@ -67,7 +67,9 @@ class Identity(Generated):
         language = random.choice(FOREIGN_LANGUAGES) if random.random() < FOREIGN else "en"
         messages: list[dict[str, str]] = []
         if language == "en" and random.random() < GREETED:
-            messages += exchange(random.choice(TEXTS["greetings"]), random.choice(TEXTS["greeted_back"]))
+            messages += exchange(
+                random.choice(TEXTS["greetings"]), random.choice(TEXTS["greeted_back"])
+            )
         about, question, reply, answer = self._asked(random, language)
         messages += exchange(question, reply)
         if random.random() < FOLLOWED:
@@ -90,7 +92,11 @@ class Identity(Generated):
             "value": self.facts.get(fact, ""),
             "other": random.choice(TEXTS["others"]),
         }
-        wordings = [w for n, w in enumerate(topic["questions"], 1) if (n % EVERY == 0) == (self.split == "test")]
+        wordings = [
+            w
+            for n, w in enumerate(topic["questions"], 1)
+            if (n % EVERY == 0) == (self.split == "test")
+        ]
         question = random.choice(wordings).format(**words)
         reply = random.choice(topic["replies"]).format(**words)
         if random.random() < LOWER_CASE:
@@ -100,7 +106,9 @@ class Identity(Generated):
     def score(self, conversation: dict[str, Any], completion: str) -> float:
         """Whether the completion names what was asked for, in upper or lower case."""
         if "answer" not in conversation:
-            raise ValueError(f"{self.name}: this conversation asks for nothing; score the test split")
+            raise ValueError(
+                f"{self.name}: this conversation asks for nothing; score the test split"
+            )
         return float(conversation["answer"].casefold() in completion.casefold())
 
     def settings(self) -> dict[str, Any]:

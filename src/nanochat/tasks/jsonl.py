@@ -60,7 +60,8 @@ class JSONL(Task):
         found = [
             (where, value)
             for where, value in self._values()
-            if self.split == "all" or is_held_out(json.dumps(value), self.held_out) == (self.split == "test")
+            if self.split == "all"
+            or is_held_out(json.dumps(value), self.held_out) == (self.split == "test")
         ]
         if not found and self.split == "all":
             raise ValueError(f"{self.path} holds no conversation; write one JSON value per line")
@@ -80,7 +81,9 @@ class JSONL(Task):
                 except ValueError as error:  # not JSON, or not UTF-8
                     whole = None if found else self._whole()
                     if whole is None:
-                        raise ValueError(f"{self.path} line {number} is not JSON ({error})") from None
+                        raise ValueError(
+                            f"{self.path} line {number} is not JSON ({error})"
+                        ) from None
                     found = [("item 1", whole)]
                     break
         if len(found) == 1 and _is_list_of_conversations(found[0][1]):
@@ -119,13 +122,19 @@ class JSONL(Task):
 
     def settings(self) -> dict[str, Any]:
         sha = hashlib.sha256(self.path.read_bytes()).hexdigest()
-        own = {"sha256": sha, "split": self.split, "held_out": self.held_out, "ignore": list(self.ignore)}
+        own = {
+            "sha256": sha,
+            "split": self.split,
+            "held_out": self.held_out,
+            "ignore": list(self.ignore),
+        }
         return {**super().settings(), **own}
 
 
 def _is_list_of_conversations(value: Any) -> bool:
     """Whether a JSON list holds conversations (and not messages)."""
     return isinstance(value, list) and any(
-        isinstance(item, list) or (isinstance(item, dict) and not {"role", "content", "from", "value"} & set(item))
+        isinstance(item, list)
+        or (isinstance(item, dict) and not {"role", "content", "from", "value"} & set(item))
         for item in value
     )

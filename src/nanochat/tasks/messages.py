@@ -36,17 +36,24 @@ class Messages(HubTask):
 
     @cached_property
     def rows(self) -> Any:
-        return load_rows(self.dataset, self.subset, self.split, self.columns, METADATA | set(self.ignore))
+        return load_rows(
+            self.dataset, self.subset, self.split, self.columns, METADATA | set(self.ignore)
+        )
 
     def conversation(self, i: int) -> dict[str, Any]:
         try:
-            messages = [{key: m[key] for key in m if m[key] is not None} for m in self.row(i)[self.columns[0]]]
+            messages = [
+                {key: m[key] for key in m if m[key] is not None}
+                for m in self.row(i)[self.columns[0]]
+            ]
             found, _ = to_conversation(messages)
             check(found)
         except BadConversation as error:
             raise BadConversation(error.reason, self.where(i)) from None
         except TypeError:
-            raise BadConversation(f"column {self.columns[0]} is not a list of messages", self.where(i)) from None
+            raise BadConversation(
+                f"column {self.columns[0]} is not a list of messages", self.where(i)
+            ) from None
         return found
 
     def settings(self) -> dict[str, Any]:

@@ -27,4 +27,9 @@ class MMLU(MultipleChoice):
 
     def problem(self, row: dict[str, Any]) -> tuple[str, list[str], list[str], str]:
         number = row["answer"]
-        return row["question"], row["choices"], list(LETTERS), LETTERS[number] if number in range(4) else str(number)
+        return (
+            row["question"],
+            row["choices"],
+            list(LETTERS),
+            LETTERS[number] if number in range(4) else str(number),
+        )

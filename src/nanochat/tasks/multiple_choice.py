@@ -14,7 +14,9 @@ from nanochat.tokenizer.conversations import BadConversation
 
 
 def prompt(question: str, choices: Sequence[str], letters: Sequence[str]) -> str:
-    lines = "".join(f"- {choice}={letter}\n" for choice, letter in zip(choices, letters, strict=True))
+    lines = "".join(
+        f"- {choice}={letter}\n" for choice, letter in zip(choices, letters, strict=True)
+    )
     return f"Multiple Choice question: {question}\n{lines}\nRespond only with the letter of the correct answer."
 
 

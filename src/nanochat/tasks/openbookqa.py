@@ -21,4 +21,9 @@ class OpenBookQA(MultipleChoice):
         super().__init__(name=name, dataset=dataset, subset=subset, split=split, **common)
 
     def problem(self, row: dict[str, Any]) -> tuple[str, list[str], list[str], str]:
-        return row["question_stem"], row["choices"]["text"], row["choices"]["label"], row["answerKey"]
+        return (
+            row["question_stem"],
+            row["choices"]["text"],
+            row["choices"]["label"],
+            row["answerKey"],
+        )

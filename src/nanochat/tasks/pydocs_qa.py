@@ -30,9 +30,25 @@ MODULE = re.compile(r'.*?("""|\'\'\').*?\1', re.S)
 TOP_LEVEL = re.compile(r"^(?:async )?(?:def|class) \w", re.M)
 DOCSTRING = re.compile(r'.*?:[ \t]*(?:#[^\n]*)?\n\s+[rRuU]?("""|\'\'\'|"|\').*?\1', re.S)
 C_MODULES = (
-    "builtins", "array", "binascii", "cmath", "gc", "itertools", "math", "sys", "time", "unicodedata", "zlib",
-    "_bisect", "_collections", "_functools", "_heapq", "_operator", "_random", "_struct",
-)  # fmt: skip
+    "builtins",
+    "array",
+    "binascii",
+    "cmath",
+    "gc",
+    "itertools",
+    "math",
+    "sys",
+    "time",
+    "unicodedata",
+    "zlib",
+    "_bisect",
+    "_collections",
+    "_functools",
+    "_heapq",
+    "_operator",
+    "_random",
+    "_struct",
+)
 WITH_METHODS = ("str", "bytes", "list", "tuple", "dict", "set", "int", "float")
 SHORTEST, LONGEST = 15, 160  # guess: characters of an answer, one or two lines
 QUESTIONS = {
@@ -97,14 +113,22 @@ class PyDocsQA(Generated):
     kind = "chat"
 
     def __init__(
-        self, *, size: Size, split: Split = "train", held_out: Portion = 0.1, name: str = "pydocs_qa", **common: Any
+        self,
+        *,
+        size: Size,
+        split: Split = "train",
+        held_out: Portion = 0.1,
+        name: str = "pydocs_qa",
+        **common: Any,
     ):
         super().__init__(name=name, size=size, split=split, **common)
         self.held_out = checked_fraction("held_out", held_out)
 
     @cached_property
     def entries(self) -> list[Documented]:
-        chosen = [e for e in library() if is_held_out(e.name, self.held_out) == (self.split == "test")]
+        chosen = [
+            e for e in library() if is_held_out(e.name, self.held_out) == (self.split == "test")
+        ]
         if not chosen:
             raise ValueError(
                 f"no name belongs to the {self.split} split at held_out={self.held_out}; try held_out: 0.1"
@@ -116,7 +140,10 @@ class PyDocsQA(Generated):
         entry = self.entries[i % len(self.entries)]
         question = self.random(i).choice(QUESTIONS[entry.kind]).format(name=entry.name)
         return {
-            "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": entry.text}],
+            "messages": [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": entry.text},
+            ],
             "about": entry.name,
         }
 
@@ -155,9 +182,16 @@ def described(module: str, source: str) -> Iterator[Documented]:
         kind, name, node = "module", module, tree
         if number:
             node = tree.body[0]  # further statements may follow
-            kind, name = "class" if isinstance(node, ast.ClassDef) else "function", f"{module}.{node.name}"
+            kind, name = (
+                "class" if isinstance(node, ast.ClassDef) else "function",
+                f"{module}.{node.name}",
+            )
         text = ast.get_docstring(node)
-        if text and not name.rpartition(".")[2].startswith("_") and (said := first_sentences(name, text)):
+        if (
+            text
+            and not name.rpartition(".")[2].startswith("_")
+            and (said := first_sentences(name, text))
+        ):
             yield Documented(kind, name, said)
 
 
@@ -168,7 +202,11 @@ def _built_in() -> Iterator[Documented]:
         except ImportError:
             continue
         public = module.strip("_")
-        if module == public and public != "builtins" and (said := first_sentences(public, values.get("__doc__") or "")):
+        if (
+            module == public
+            and public != "builtins"
+            and (said := first_sentences(public, values.get("__doc__") or ""))
+        ):
             yield Documented("module", public, said)
         for key in sorted(k for k in values if not k.startswith("_") and not k.endswith("hook")):
             value = values[key]

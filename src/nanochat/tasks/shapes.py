@@ -22,7 +22,10 @@ SHAREGPT = {
     "assistant": "assistant",
     "system": "system",
 }
-NAMES = {"ShareGPT": "ShareGPT (from and value)", "Alpaca": "Alpaca (instruction, input and output)"}
+NAMES = {
+    "ShareGPT": "ShareGPT (from and value)",
+    "Alpaca": "Alpaca (instruction, input and output)",
+}
 
 
 def to_conversation(value: Any, ignore: Collection[str] = ()) -> tuple[dict[str, Any], str]:
@@ -35,7 +38,14 @@ def to_conversation(value: Any, ignore: Collection[str] = ()) -> tuple[dict[str,
         value = {"messages": value}
     if not isinstance(value, dict):
         raise BadConversation("it has no list of messages")
-    key = next((key for key in ("messages", "conversations", "conversation") if isinstance(value.get(key), list)), None)
+    key = next(
+        (
+            key
+            for key in ("messages", "conversations", "conversation")
+            if isinstance(value.get(key), list)
+        ),
+        None,
+    )
     if key is None and {"instruction", "output"} <= set(value):
         return _alpaca(value, ignore), "Alpaca"
     if key is None:
@@ -46,7 +56,9 @@ def to_conversation(value: Any, ignore: Collection[str] = ()) -> tuple[dict[str,
         return {**({} if key == "messages" else {"messages": messages}), **value}, "messages"
     _check_rest(value, {key, "system"}, ignore)
     before = [{"role": "system", "content": value["system"]}] if value.get("system") else []
-    return {"messages": [*before, *(_sharegpt(number, m) for number, m in enumerate(messages))]}, "ShareGPT"
+    return {
+        "messages": [*before, *(_sharegpt(number, m) for number, m in enumerate(messages))]
+    }, "ShareGPT"
 
 
 def _sharegpt(number: int, message: Any) -> Any:
@@ -81,7 +93,9 @@ def _alpaca(value: dict[str, Any], ignore: Collection[str]) -> dict[str, Any]:
 def _check_rest(value: dict[str, Any], read: set[str], ignore: Collection[str]) -> None:
     for key, held in value.items():
         if key not in read and key not in METADATA and key not in ignore and not says_nothing(held):
-            raise BadConversation(f"it has {key}, which is not read; take it out, or name it in `ignore`")
+            raise BadConversation(
+                f"it has {key}, which is not read; take it out, or name it in `ignore`"
+            )
 
 
 def _advice(value: dict[str, Any]) -> str:

@@ -134,7 +134,11 @@ class Words(Generated):
         """The words of this split."""
         if self.held_out == 0:
             return self.all_words
-        chosen = [word for word in self.all_words if is_held_out(word, self.held_out) == (self.split == "test")]
+        chosen = [
+            word
+            for word in self.all_words
+            if is_held_out(word, self.held_out) == (self.split == "test")
+        ]
         if not chosen:
             raise ValueError(
                 f"none of the {len(self.all_words)} words belongs to the {self.split} split at held_out={self.held_out}; give a "
@@ -150,7 +154,9 @@ class Words(Generated):
 class SimpleSpelling(Words):
     """Spell a word. Only `word:w,o,r,d` is right."""
 
-    def __init__(self, *, size: Size, split: Split = "train", name: str = "simple_spelling", **common: Any):
+    def __init__(
+        self, *, size: Size, split: Split = "train", name: str = "simple_spelling", **common: Any
+    ):
         super().__init__(name=name, size=size, split=split, **common)
 
     @cached_property
@@ -178,13 +184,17 @@ class SimpleSpelling(Words):
 class SpellingBee(Words):
     """Count a letter in a word. Scored like GSM8K, by the number after `####`."""
 
-    def __init__(self, *, size: Size, split: Split = "train", name: str = "spelling_bee", **common: Any):
+    def __init__(
+        self, *, size: Size, split: Split = "train", name: str = "spelling_bee", **common: Any
+    ):
         super().__init__(name=name, size=size, split=split, **common)
 
     def conversation(self, i: int) -> dict[str, Any]:
         random = self.random(i)  # order of draws: facts sheet 4.4
         word = random.choice(self.words)
-        letter = random.choice(word) if random.random() < FROM_WORD else random.choice(ascii_lowercase)
+        letter = (
+            random.choice(word) if random.random() < FROM_WORD else random.choice(ascii_lowercase)
+        )
         question = random.choice(QUESTIONS)
         if random.random() < LOWER_CASE:
             question = question.lower()

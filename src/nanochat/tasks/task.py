@@ -32,7 +32,15 @@ class Task(ABC):
     # free text, scored by `score`
     kind: ClassVar[str]
 
-    def __init__(self, *, name: str, start: Whole = 0, stop: Count | None = None, step: Count = 1, repeat: Count = 1):
+    def __init__(
+        self,
+        *,
+        name: str,
+        start: Whole = 0,
+        stop: Count | None = None,
+        step: Count = 1,
+        repeat: Count = 1,
+    ):
         self.name = name
         self.start = whole("start", start, 0)
         self.stop = None if stop is None else whole("stop", stop, self.start + 1)
@@ -51,9 +59,13 @@ class Task(ABC):
     def score(self, conversation: dict[str, Any], completion: str) -> float:
         """1.0 for a right completion, 0.0 for a wrong one. `completion` is the generated text after
         the prompt."""
-        raise ValueError(f"{self.name} is chat, which has no right or wrong answers; leave it out of what is scored")
+        raise ValueError(
+            f"{self.name} is chat, which has no right or wrong answers; leave it out of what is scored"
+        )
 
-    def scores(self, conversations: Sequence[dict[str, Any]], completions: Sequence[str]) -> list[float]:
+    def scores(
+        self, conversations: Sequence[dict[str, Any]], completions: Sequence[str]
+    ) -> list[float]:
         """The score of each completion; a task with slow scores may compute several at once."""
         return [self.score(*pair) for pair in zip(conversations, completions, strict=True)]
 
@@ -115,7 +127,12 @@ class Task(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without loaded data: another process loads it again."""
-        loaded = {key for kind in type(self).__mro__ for key, v in vars(kind).items() if isinstance(v, cached_property)}
+        loaded = {
+            key
+            for kind in type(self).__mro__
+            for key, v in vars(kind).items()
+            if isinstance(v, cached_property)
+        }
         return {key: value for key, value in vars(self).items() if key not in loaded}
 
 

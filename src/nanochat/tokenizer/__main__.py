@@ -37,11 +37,16 @@ def run(cfg: DictConfig) -> None:
             texts[f"{source.name} {split}"] = text
     references, missing = reference_encodings()
     console = Console(soft_wrap=True, highlight=False)
-    console.print(f"{tokenizer.kind} tokenizer of {source.name}: {how}, hash {tokenizer.hash}", markup=False)
+    console.print(
+        f"{tokenizer.kind} tokenizer of {source.name}: {how}, hash {tokenizer.hash}", markup=False
+    )
     console.print(compression_table(tokenizer, texts, references))
     if missing:
         console.print(missing, markup=False)
-    console.print(f"saved in {folder}; train with it: tokenizer={tokenizer.kind} tokenizer.path={folder}", markup=False)
+    console.print(
+        f"saved in {folder}; train with it: tokenizer={tokenizer.kind} tokenizer.path={folder}",
+        markup=False,
+    )
 
 
 main = command("tokenizer", run)

@@ -34,7 +34,10 @@ def reference_encodings() -> tuple[dict[str, Counter], str | None]:
     kept = Path(folder) if folder else Path(tempfile.gettempdir()) / "data-gym-cache"
     found: dict[str, Counter] = {}
     for name, (encoding_name, files) in ENCODINGS.items():
-        if all((kept / hashlib.sha1(f"{STORE}/{file}".encode()).hexdigest()).is_file() for file in files):
+        if all(
+            (kept / hashlib.sha1(f"{STORE}/{file}".encode()).hexdigest()).is_file()
+            for file in files
+        ):
             encoding = tiktoken.get_encoding(encoding_name)
             found[name] = lambda text, encoding=encoding: len(encoding.encode_ordinary(text))  # type: ignore[misc]
     missing = [name for name in ENCODINGS if name not in found]
@@ -42,14 +45,21 @@ def reference_encodings() -> tuple[dict[str, Counter], str | None]:
         return found, None
     names = " and ".join(missing)
     fetch = "; ".join(f"tiktoken.get_encoding('{ENCODINGS[name][0]}')" for name in missing)
-    return found, f'{names} not shown: no files in {kept} (with a network: python -c "import tiktoken; {fetch}")'
+    return (
+        found,
+        f'{names} not shown: no files in {kept} (with a network: python -c "import tiktoken; {fetch}")',
+    )
 
 
-def compression_table(tokenizer: Tokenizer, texts: dict[str, str], references: dict[str, Counter]) -> Table:
+def compression_table(
+    tokenizer: Tokenizer, texts: dict[str, str], references: dict[str, Counter]
+) -> Table:
     """A table with one row per text: bytes, tokens, bytes per token; and, for each reference, its
     bytes per token and the share of tokens that ours saves."""
     table = Table(
-        "text", *(("bytes", "tokens", "bytes/token")), title=f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens"
+        "text",
+        *(("bytes", "tokens", "bytes/token")),
+        title=f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens",
     )
     for name in references:
         table.add_column(name)

@@ -95,18 +95,28 @@ def check(conversation: Any, *, answered: bool = True) -> None:
 
 
 def _check_keys(number: int, message: dict[str, Any]) -> None:
-    where = f"message {number}" + (f" ({message['role']})" if isinstance(message.get("role"), str) else "")
+    where = f"message {number}" + (
+        f" ({message['role']})" if isinstance(message.get("role"), str) else ""
+    )
     for key, value in message.items():
         if key in ("role", "content") or says_nothing(value):
             continue
         if key not in WEIGHTS:
-            raise BadConversation(f"{where} has {key}, which is not learnt; a message has role, content and weight")
+            raise BadConversation(
+                f"{where} has {key}, which is not learnt; a message has role, content and weight"
+            )
         if not isinstance(value, int | float) or value not in (0, 1):
-            raise BadConversation(f"{where} has {key}: {value!r}; it must be 0 or 1, or true or false")
+            raise BadConversation(
+                f"{where} has {key}: {value!r}; it must be 0 or 1, or true or false"
+            )
         if value and message.get("role") in ("user", "system"):
-            raise BadConversation(f"{where} has {key}: {value!r}; only what the assistant writes is trained")
+            raise BadConversation(
+                f"{where} has {key}: {value!r}; only what the assistant writes is trained"
+            )
     if len({bool(message[key]) for key in WEIGHTS if message.get(key) is not None}) > 1:
-        raise BadConversation(f"{where} has {' and '.join(key for key in WEIGHTS if key in message)} that disagree")
+        raise BadConversation(
+            f"{where} has {' and '.join(key for key in WEIGHTS if key in message)} that disagree"
+        )
 
 
 def _check_content(number: int, role: str, content: Any) -> None:
@@ -115,16 +125,23 @@ def _check_content(number: int, role: str, content: Any) -> None:
         return
     if role != "assistant" or not isinstance(content, list):
         raise BadConversation(
-            f"{where}: its content is not text" + (" or a list of parts" if role == "assistant" else "")
+            f"{where}: its content is not text"
+            + (" or a list of parts" if role == "assistant" else "")
         )
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if not isinstance(kind, str) or kind not in PARTS:
-            raise BadConversation(f"{where} has a part of type {kind!r}; types are {', '.join(PARTS)}")
+            raise BadConversation(
+                f"{where} has a part of type {kind!r}; types are {', '.join(PARTS)}"
+            )
         if not isinstance(part.get("text"), str):
             raise BadConversation(f"{where} has a part ({kind}) without text")
-        if extra := [key for key in part if key not in ("type", "text") and not says_nothing(part[key])]:
-            raise BadConversation(f"{where} has a part ({kind}) with {extra[0]}; a part has type and text")
+        if extra := [
+            key for key in part if key not in ("type", "text") and not says_nothing(part[key])
+        ]:
+            raise BadConversation(
+                f"{where} has a part ({kind}) with {extra[0]}; a part has type and text"
+            )
 
 
 def merged(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -176,7 +193,9 @@ def render(tokenizer: Tokenizer, conversation: dict[str, Any]) -> tuple[list[int
     return _layout(tokenizer, conversation["messages"])
 
 
-def render_prompt(tokenizer: Tokenizer, conversation: dict[str, Any], *, go_on: bool = False) -> list[int]:
+def render_prompt(
+    tokenizer: Tokenizer, conversation: dict[str, Any], *, go_on: bool = False
+) -> list[int]:
     """Token ids of a conversation up to the point where the assistant answers.
 
     A final assistant message is dropped. With `go_on` it is kept and left open, so that the model

@@ -59,7 +59,9 @@ class Tokenizer(ABC):
         self.specials = {name: len(self.tokens) + k for k, name in enumerate(SPECIAL_TOKENS)}
         self.bos_id = self.specials["<|bos|>"]
         # (V,)
-        self.token_bytes = np.array([len(t) for t in self.tokens] + [0] * len(SPECIAL_TOKENS), dtype=np.int32)
+        self.token_bytes = np.array(
+            [len(t) for t in self.tokens] + [0] * len(SPECIAL_TOKENS), dtype=np.int32
+        )
         self.hash = self._hash()
         self._pieces = [*self.tokens, *(name.encode() for name in SPECIAL_TOKENS)]
 
@@ -93,9 +95,17 @@ class Tokenizer(ABC):
         """Bytes of `ids` (list, array or CPU tensor), with specials as their names. ValueError for
         an id outside 0 … V-1."""
         numbers = np.asarray(ids if hasattr(ids, "__array__") else list(ids)).ravel()
-        if numbers.size and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= self.vocab_size):
-            wrong = next(n for n in numbers.tolist() if not isinstance(n, int) or not 0 <= n < self.vocab_size)
-            raise ValueError(f"id {wrong} is not in this vocabulary; ids go from 0 to {self.vocab_size - 1}")
+        if numbers.size and (
+            numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= self.vocab_size
+        ):
+            wrong = next(
+                n
+                for n in numbers.tolist()
+                if not isinstance(n, int) or not 0 <= n < self.vocab_size
+            )
+            raise ValueError(
+                f"id {wrong} is not in this vocabulary; ids go from 0 to {self.vocab_size - 1}"
+            )
         return b"".join(map(self._pieces.__getitem__, numbers.tolist()))
 
     def piece(self, token: int) -> bytes:
@@ -113,7 +123,9 @@ class Tokenizer(ABC):
     def to_json(self) -> str:
         """The content of `tokenizer.json`."""
         library = self._library_tokenizer()
-        added = [tokenizers.AddedToken(name, special=True, normalized=False) for name in SPECIAL_TOKENS]
+        added = [
+            tokenizers.AddedToken(name, special=True, normalized=False) for name in SPECIAL_TOKENS
+        ]
         library.add_special_tokens(added)
         return library.to_str(pretty=False)
 
@@ -170,7 +182,9 @@ class BPETokenizer(Tokenizer):
         vocab = {name: number for number, name in enumerate(names)}
         # ignore_merges: a word that is itself a token becomes that token, as in tiktoken; it is
         # also slightly faster
-        return models.BPE(vocab, [(names[left], names[right]) for left, right in self.merges], ignore_merges=True)
+        return models.BPE(
+            vocab, [(names[left], names[right]) for left, right in self.merges], ignore_merges=True
+        )
 
     def _library_tokenizer(self) -> tokenizers.Tokenizer:
         library = tokenizers.Tokenizer(self._library_model())
@@ -271,17 +285,23 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     folder = Path(folder)
     for name in (TOKENIZER_FILE, TOKEN_BYTES_FILE):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}; give a folder that a nanochat tokenizer was saved in")
+            raise FileNotFoundError(
+                f"{folder} has no {name}; give a folder that a nanochat tokenizer was saved in"
+            )
     try:
         tokenizer = tokenizer_from_json((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        message = f"{folder / TOKENIZER_FILE} is not a nanochat tokenizer ({reason}); train one again"
+        message = (
+            f"{folder / TOKENIZER_FILE} is not a nanochat tokenizer ({reason}); train one again"
+        )
         raise ValueError(message) from error
     try:
         lengths = np.load(folder / TOKEN_BYTES_FILE, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{folder / TOKEN_BYTES_FILE} cannot be read ({error}); save the tokenizer again") from error
+        raise ValueError(
+            f"{folder / TOKEN_BYTES_FILE} cannot be read ({error}); save the tokenizer again"
+        ) from error
     if not isinstance(lengths, np.ndarray) or not np.array_equal(lengths, tokenizer.token_bytes):
         raise ValueError(
             f"{folder / TOKEN_BYTES_FILE} does not match {TOKENIZER_FILE} in the same folder (other byte lengths);"
@@ -307,7 +327,9 @@ def tokenizer_from_json(text: str) -> Tokenizer:
         expected = {char: number for number, char in enumerate(tokenizer.characters)}
     else:
         raise ValueError(f"its model is {model['type']}")
-    if tokenizer.kind == "bpe" and content["pre_tokenizer"]["pretokenizers"][0]["pattern"] != {"Regex": SPLIT_PATTERN}:
+    if tokenizer.kind == "bpe" and content["pre_tokenizer"]["pretokenizers"][0]["pattern"] != {
+        "Regex": SPLIT_PATTERN
+    }:
         raise ValueError("it has another split pattern")
     if model["vocab"] != expected:
         raise ValueError("its ids are not the bytes, then the merges in order")

@@ -12,7 +12,13 @@ from typing import Any, Protocol
 
 from nanochat.runtime.paths import base_dir
 from nanochat.tokenizer.merges import FIRST_MERGE, learn_merges
-from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS, BPETokenizer, CharTokenizer, Tokenizer, load_tokenizer
+from nanochat.tokenizer.tokenizer import (
+    SPECIAL_TOKENS,
+    BPETokenizer,
+    CharTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
 from nanochat.tokenizer.words import well_formed
 
 SMALLEST_VOCAB = FIRST_MERGE + len(SPECIAL_TOKENS)
@@ -49,7 +55,11 @@ def train_bpe(
     fewer: text that runs out of merges makes a smaller vocabulary.
     ValueError: vocab_size below 265, nothing to read, or text that runs out of merges before `vocab_size`.
     """
-    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < SMALLEST_VOCAB:
+    if (
+        isinstance(vocab_size, bool)
+        or not isinstance(vocab_size, int)
+        or vocab_size < SMALLEST_VOCAB
+    ):
         raise ValueError(
             f"vocab_size={vocab_size} is not a whole number from {SMALLEST_VOCAB} up"
             f" (256 bytes + {len(SPECIAL_TOKENS)} special tokens); try vocab_size=4096"
@@ -68,7 +78,9 @@ def _too_large(vocab_size: int, reached: int) -> ValueError:
     )
 
 
-def train_char(texts: Iterable[str], *, max_chars: int | None, doc_cap: int | None) -> CharTokenizer:
+def train_char(
+    texts: Iterable[str], *, max_chars: int | None, doc_cap: int | None
+) -> CharTokenizer:
     """One id for every character of the texts (limits as in `train_bpe`) in code point order, and nine specials."""
     characters: set[str] = set()
     for text in limited(texts, max_chars=max_chars, doc_cap=doc_cap):
@@ -80,7 +92,9 @@ def limited(texts: Iterable[str], *, max_chars: int | None, doc_cap: int | None)
     """The texts as training reads them: well formed, cut, no more than asked for. ValueError if there is nothing."""
     for name, value in (("max_chars", max_chars), ("doc_cap", doc_cap)):
         if value is not None and value < 1:
-            raise ValueError(f"{name}={value} leaves nothing to read; give a positive number, or null for no limit")
+            raise ValueError(
+                f"{name}={value} leaves nothing to read; give a positive number, or null for no limit"
+            )
     read = 0
     for text in texts:
         kept = text if doc_cap is None else text[:doc_cap]
@@ -89,7 +103,9 @@ def limited(texts: Iterable[str], *, max_chars: int | None, doc_cap: int | None)
         if max_chars is not None and read > max_chars:
             break
     if not read:
-        raise ValueError("no text to make a tokenizer from; check that the data config names documents that exist")
+        raise ValueError(
+            "no text to make a tokenizer from; check that the data config names documents that exist"
+        )
 
 
 def train_or_load(
@@ -113,7 +129,9 @@ def train_or_load(
     if path is not None:
         return chosen_by_path(Path(path).expanduser(), kind, vocab_size, max_chars, doc_cap)
     fewer = vocab_size == "auto"
-    vocab_size, max_chars, doc_cap = resolve_settings(kind, vocab_size, max_chars, doc_cap, auto_vocab_size)
+    vocab_size, max_chars, doc_cap = resolve_settings(
+        kind, vocab_size, max_chars, doc_cap, auto_vocab_size
+    )
     folder = cached_folder(source, kind, vocab_size, max_chars, doc_cap)
     if folder.is_dir():
         known = load_tokenizer(folder)
@@ -125,12 +143,16 @@ def train_or_load(
     source = source.head(max_chars)
     tokenizer: Tokenizer
     if kind == "char":
-        documents: Iterable[str] = itertools.chain(source.documents("train"), source.documents("val"))
+        documents: Iterable[str] = itertools.chain(
+            source.documents("train"), source.documents("val")
+        )
         tokenizer = train_char(documents, max_chars=max_chars, doc_cap=doc_cap)
     else:
         assert vocab_size is not None  # resolve_settings() saw to it
         documents = source.documents("train")
-        tokenizer = train_bpe(documents, vocab_size, max_chars=max_chars, doc_cap=doc_cap, fewer=fewer)
+        tokenizer = train_bpe(
+            documents, vocab_size, max_chars=max_chars, doc_cap=doc_cap, fewer=fewer
+        )
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     tokenizer.save(temporary)
     (temporary / HASH).write_text(f"{tokenizer.hash}\n")
@@ -157,7 +179,11 @@ def _as_asked(tokenizer: Tokenizer, vocab_size: int | None, fewer: bool) -> Toke
 
 
 def chosen_by_path(
-    path: Path, kind: str, vocab_size: int | str | None, max_chars: int | str | None, doc_cap: int | str | None
+    path: Path,
+    kind: str,
+    vocab_size: int | str | None,
+    max_chars: int | str | None,
+    doc_cap: int | str | None,
 ) -> Tokenizer:
     """The tokenizer in `path`; ValueError if the settings ask for another one, or for another training."""
     tokenizer = load_tokenizer(path)
@@ -192,7 +218,12 @@ def resolve_settings(
     values: dict[str, int | None] = {}
     for name, value in given.items():
         chosen = AUTO[kind][name] if value == "auto" else value
-        if name == "vocab_size" and value == "auto" and kind == "bpe" and auto_vocab_size is not None:
+        if (
+            name == "vocab_size"
+            and value == "auto"
+            and kind == "bpe"
+            and auto_vocab_size is not None
+        ):
             chosen = auto_vocab_size
         if isinstance(chosen, str | float | bool):
             raise ValueError(f"{name}={value} is not a whole number; give one, or auto")
@@ -202,7 +233,9 @@ def resolve_settings(
             f"vocab_size={vocab_size} has no effect with kind=char, which counts characters; set it to auto"
         )
     if kind == "bpe" and values["vocab_size"] is None:
-        raise ValueError("vocab_size=null is no size for kind=bpe; give a number from 265 up, or auto")
+        raise ValueError(
+            "vocab_size=null is no size for kind=bpe; give a number from 265 up, or auto"
+        )
     return values["vocab_size"], values["max_chars"], values["doc_cap"]
 
 
@@ -210,7 +243,10 @@ def cached_folder(
     source: Corpus, kind: str, vocab_size: int | None, max_chars: int | None, doc_cap: int | None
 ) -> Path:
     """Where the tokenizer of this source and these settings is kept."""
-    key = json.dumps([source.head(max_chars).manifest(), kind, vocab_size, max_chars, doc_cap, FORMAT], sort_keys=True)
+    key = json.dumps(
+        [source.head(max_chars).manifest(), kind, vocab_size, max_chars, doc_cap, FORMAT],
+        sort_keys=True,
+    )
     return base_dir() / "tokenizers" / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 

@@ -17,9 +17,7 @@ import numpy as np
 from nanochat.tokenizer.unicode16 import LETTERS, NUMBERS, SPACES
 
 # from: nanochat, identical in all its generations; as `tiktoken` and `tokenizers` write it
-SPLIT_PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
+SPLIT_PATTERN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 BASIC_PLANE = 0x10000  # from: Unicode, the first 65,536 code points
 
 

@@ -58,7 +58,13 @@ def server(*, key=None, local=True, cors=(), per_minute=None, page=False, store=
         mount_page(app, service, Store(store), password=key)
     bound = listen("127.0.0.1", 0)
     running = uvicorn.Server(
-        uvicorn.Config(app, http=http_protocol(**bounds), ws="none", log_level="critical", timeout_graceful_shutdown=0)
+        uvicorn.Config(
+            app,
+            http=http_protocol(**bounds),
+            ws="none",
+            log_level="critical",
+            timeout_graceful_shutdown=0,
+        )
     )
     thread = threading.Thread(target=lambda: running.run(sockets=[bound]), daemon=True)
     service.start()
@@ -97,15 +103,32 @@ def test_a_length_that_is_no_number_is_refused(length):
     assert refused.value.args == (400, "Content-Length is not a number of bytes")
 
 
-POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+POST = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+)
 
 
 @pytest.mark.parametrize(
     "begin",
-    [b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ", b"GET /health?", b"GET /health HTTP/1.1\r\n" + b"X: y\r\n" * 9999,
-     POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: ", POST + b"Transfer-Encoding: chunked\r\n\r\n1;", b"\r\n", b"XXXX"],
-    ids=["a header", "an address", "many headers", "a trailer", "an extension of a chunk", "empty lines", "no HTTP"],
-)  # fmt: skip
+    [
+        b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ",
+        b"GET /health?",
+        b"GET /health HTTP/1.1\r\n" + b"X: y\r\n" * 9999,
+        POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: ",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n1;",
+        b"\r\n",
+        b"XXXX",
+    ],
+    ids=[
+        "a header",
+        "an address",
+        "many headers",
+        "a trailer",
+        "an extension of a chunk",
+        "empty lines",
+        "no HTTP",
+    ],
+)
 def test_what_never_ends_is_cut_off_and_kept_nowhere(begin):
     """64 MiB were sent and kept."""
     with server() as url, connect(url) as connection:
@@ -124,10 +147,15 @@ def test_what_never_ends_is_cut_off_and_kept_nowhere(begin):
 
 @pytest.mark.parametrize(
     "half",
-    [b"", b"GE", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX", POST + b"Content-Length: 50000\r\n\r\n{",
-     POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab"],
+    [
+        b"",
+        b"GE",
+        b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX",
+        POST + b"Content-Length: 50000\r\n\r\n{",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab",
+    ],
     ids=["nothing", "a word", "a head", "a body", "a chunk"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("after_another", [False, True])
 def test_half_a_request_is_given_up(half, after_another):
     with server(head_seconds=0.5, body_seconds=0.5) as url, connect(url) as connection:
@@ -168,19 +196,26 @@ def test_a_body_that_comes_slowly_but_steadily_is_read():
 
 @pytest.mark.parametrize(("per_address", "in_all"), [(8, 1000), (1000, 8)])
 def test_the_oldest_half_requests_give_way_and_nobody_is_kept_out(per_address, in_all):
-    with server(per_address=per_address, in_all=in_all, grace_seconds=0.2) as url, contextlib.ExitStack() as stack:
+    with (
+        server(per_address=per_address, in_all=in_all, grace_seconds=0.2) as url,
+        contextlib.ExitStack() as stack,
+    ):
         half = [stack.enter_context(connect(url)) for _ in range(40)]
         for connection in half:
-            connection.sendall(POST + b"Content-Length: 50000\r\n\r\n{" if half.index(connection) % 2 else b"GET /hea")
+            connection.sendall(
+                POST + b"Content-Length: 50000\r\n\r\n{"
+                if half.index(connection) % 2
+                else b"GET /hea"
+            )
 
         def still_open() -> int:
             number = 0
             for connection in half:
                 connection.setblocking(False)
                 try:
-                    number += connection.recv(1, socket.MSG_PEEK) != b"" and b"503" not in connection.recv(
-                        30, socket.MSG_PEEK
-                    )
+                    number += connection.recv(
+                        1, socket.MSG_PEEK
+                    ) != b"" and b"503" not in connection.recv(30, socket.MSG_PEEK)
                 except BlockingIOError:
                     number += 1
                 except ConnectionError:
@@ -210,11 +245,20 @@ def _healthy(url: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/chat/completions", "/V1//chat/completions/", "/gradio_api/queue/join", "/gradio_api/upload"]
+    "path",
+    [
+        "/v1/chat/completions",
+        "/V1//chat/completions/",
+        "/gradio_api/queue/join",
+        "/gradio_api/upload",
+    ],
 )
 def test_no_body_is_read_before_the_key(path, tmp_path):
     """The answer comes while the body has not."""
-    with server(key=KEY, page=True, store=tmp_path / "c.sqlite", linger_seconds=0.5) as url, connect(url) as connection:
+    with (
+        server(key=KEY, page=True, store=tmp_path / "c.sqlite", linger_seconds=0.5) as url,
+        connect(url) as connection,
+    ):
         connection.sendall(
             f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 90000\r\n\r\n{{".encode()
         )
@@ -223,13 +267,23 @@ def test_no_body_is_read_before_the_key(path, tmp_path):
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/models", "//v1/models", "/v1/models/", "/V1/models", "/v1/%6Dodels", "/v1%2Fmodels", "/x/../v1/models"],
+    [
+        "/v1/models",
+        "//v1/models",
+        "/v1/models/",
+        "/V1/models",
+        "/v1/%6Dodels",
+        "/v1%2Fmodels",
+        "/x/../v1/models",
+    ],
 )
 def test_wrong_keys_are_limited_however_the_path_is_spelled(path, monkeypatch):
     monkeypatch.setattr(limits, "WRONG_PER_MINUTE", 3)
     with server(key=KEY) as url, httpx.Client(base_url=url) as client:
         wrong = [
-            client.get(httpx.URL(url, raw_path=path.encode()), headers={"authorization": f"Bearer {n}"}).status_code
+            client.get(
+                httpx.URL(url, raw_path=path.encode()), headers={"authorization": f"Bearer {n}"}
+            ).status_code
             for n in range(5)
         ]
         assert wrong == [401, 401, 401, 429, 429]
@@ -243,22 +297,44 @@ def test_wrong_keys_are_limited_however_the_path_is_spelled(path, monkeypatch):
 def test_wrong_passwords_are_limited_however_the_path_is_spelled(monkeypatch, tmp_path):
     monkeypatch.setattr(limits, "WRONG_PER_MINUTE", 3)
     for path in ("/login", "/login/", "//login", "/LOGIN", "/%6Cogin", "/login%2F"):
-        with server(key=KEY, page=True, store=tmp_path / "c.sqlite") as url, httpx.Client(base_url=url) as client:
+        with (
+            server(key=KEY, page=True, store=tmp_path / "c.sqlite") as url,
+            httpx.Client(base_url=url) as client,
+        ):
             form = {"username": "me", "password": "wrong"}
-            got = [client.post(httpx.URL(url, raw_path=path.encode()), data=form).status_code for _ in range(5)]
-            assert 200 not in got and (429 in got or got == [404] * 5), (path, got)  # limited, or not there
+            got = [
+                client.post(httpx.URL(url, raw_path=path.encode()), data=form).status_code
+                for _ in range(5)
+            ]
+            assert 200 not in got and (429 in got or got == [404] * 5), (
+                path,
+                got,
+            )  # limited, or not there
             assert (path != "/login") or got == [400, 400, 400, 429, 429]
 
 
 def test_a_right_key_is_never_slowed(monkeypatch):
     monkeypatch.setattr(limits, "WRONG_PER_MINUTE", 2)
-    with server(key=KEY) as url, httpx.Client(base_url=url, headers={"authorization": f"Bearer {KEY}"}) as client:
+    with (
+        server(key=KEY) as url,
+        httpx.Client(base_url=url, headers={"authorization": f"Bearer {KEY}"}) as client,
+    ):
         assert {client.get("/v1/models").status_code for _ in range(20)} == {200}
 
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/x", "/V1//x", "/%76%31/x", "/%2576%2531/x", "/./v1/x/", "/a/../v1/x", "/stats/", "//metrics", "\\v1\\x"],
+    [
+        "/v1/x",
+        "/V1//x",
+        "/%76%31/x",
+        "/%2576%2531/x",
+        "/./v1/x/",
+        "/a/../v1/x",
+        "/stats/",
+        "//metrics",
+        "\\v1\\x",
+    ],
 )
 def test_a_path_is_guarded_in_every_spelling(path):
     assert is_api(path)
@@ -286,16 +362,32 @@ def test_no_foreign_page_is_answered_on_any_route(key, local, tmp_path):
     ):
         if key:
             client.headers["authorization"] = f"Bearer {key}"
-        routes = [("GET", "/v1/models"), ("GET", "/health"), ("GET", "/"), ("GET", "/config"), ("POST", "/login"), ("POST", "/v1/completions"),
-                  ("POST", "/gradio_api/queue/join"), ("GET", "/gradio_api/queue/data?session_hash=x"), ("GET", "/gradio_api/heartbeat/x"),
-                  ("POST", "/gradio_api/upload"), ("GET", "/gradio_api/file=/etc/passwd"), ("OPTIONS", "/gradio_api/queue/join"),
-                  ("OPTIONS", "/v1/models")]  # fmt: skip
+        routes = [
+            ("GET", "/v1/models"),
+            ("GET", "/health"),
+            ("GET", "/"),
+            ("GET", "/config"),
+            ("POST", "/login"),
+            ("POST", "/v1/completions"),
+            ("POST", "/gradio_api/queue/join"),
+            ("GET", "/gradio_api/queue/data?session_hash=x"),
+            ("GET", "/gradio_api/heartbeat/x"),
+            ("POST", "/gradio_api/upload"),
+            ("GET", "/gradio_api/file=/etc/passwd"),
+            ("OPTIONS", "/gradio_api/queue/join"),
+            ("OPTIONS", "/v1/models"),
+        ]
         for method, path in routes:
             for origin in EVIL:
                 headers = {"origin": origin, "access-control-request-method": "POST"}
                 got = client.request(method, path, headers=headers)
                 allowed = {name for name in got.headers if name.startswith("access-control")}
-                assert (got.status_code, allowed) == (403, set()), (method, path, origin, got.status_code)
+                assert (got.status_code, allowed) == (403, set()), (
+                    method,
+                    path,
+                    origin,
+                    got.status_code,
+                )
         assert client.get("/health", headers={"origin": url}).status_code == 200
         shown = client.get("/", headers={"origin": url})
         assert (
@@ -317,9 +409,14 @@ def test_no_foreign_page_is_answered_on_any_route(key, local, tmp_path):
 def test_cors_lets_one_origin_in():
     with server(cors=["https://app.example"]) as url, httpx.Client(base_url=url) as client:
         got = client.get("/v1/models", headers={"origin": "https://app.example"})
-        assert got.status_code == 200 and got.headers["access-control-allow-origin"] == "https://app.example"
+        assert (
+            got.status_code == 200
+            and got.headers["access-control-allow-origin"] == "https://app.example"
+        )
         assert "access-control-allow-credentials" not in got.headers
-        assert client.get("/v1/models", headers={"origin": "https://evil.example"}).status_code == 403
+        assert (
+            client.get("/v1/models", headers={"origin": "https://evil.example"}).status_code == 403
+        )
 
 
 @pytest.mark.parametrize(

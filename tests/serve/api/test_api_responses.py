@@ -16,7 +16,8 @@ class Number(BaseModel):
 @pytest.fixture(scope="module")
 def client():
     with server(
-        served("calm", random_gpt(std=0.15, sequence_len=120)), defaults=Sampling(temperature=0.0, max_tokens=20)
+        served("calm", random_gpt(std=0.15, sequence_len=120)),
+        defaults=Sampling(temperature=0.0, max_tokens=20),
     ) as (url, _):
         yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
@@ -54,7 +55,9 @@ def test_an_answer_is_that_of_chat(client, asked, messages):
         *(item.model_dump() for item in got.output),
         {"role": "user", "content": "so?"},
     ]
-    assert client.responses.create(model="calm", input=again).usage.input_tokens > usage.total_tokens
+    assert (
+        client.responses.create(model="calm", input=again).usage.input_tokens > usage.total_tokens
+    )
 
 
 def test_a_stream_is_the_answer_in_order(client):
@@ -62,10 +65,18 @@ def test_a_stream_is_the_answer_in_order(client):
     events = list(client.responses.create(model="calm", input="hi", stream=True))
     assert [event.sequence_number for event in events] == list(range(len(events)))
     assert [event.type for event in events[:4]] == [
-        "response.created", "response.in_progress", "response.output_item.added", "response.content_part.added",
-    ]  # fmt: skip
-    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
-    assert events[-1].type == f"response.{whole.status}" and events[-1].response.usage == whole.usage
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+    ]
+    assert (
+        "".join(e.delta for e in events if e.type == "response.output_text.delta")
+        == whole.output_text
+    )
+    assert (
+        events[-1].type == f"response.{whole.status}" and events[-1].response.usage == whole.usage
+    )
     with client.responses.stream(model="calm", input="hi") as stream:
         for _ in stream:
             pass

@@ -44,10 +44,13 @@ def scripted(script: dict[int, int]) -> Scripted:
 
 @pytest.fixture(scope="module")
 def at():
-    calls = chain("<|assistant_start|>", "Hm", "<|python_start|>", "{") | {ord("}"): SPECIAL["<|assistant_end|>"]}
+    calls = chain("<|assistant_start|>", "Hm", "<|python_start|>", "{") | {
+        ord("}"): SPECIAL["<|assistant_end|>"]
+    }
     adds = chain("<|assistant_start|>", "<|python_start|>", "1+2", "<|python_end|>") | {
-        SPECIAL["<|output_end|>"]: ord("Y"), ord("Y"): SPECIAL["<|assistant_end|>"]
-    }  # fmt: skip
+        SPECIAL["<|output_end|>"]: ord("Y"),
+        ord("Y"): SPECIAL["<|assistant_end|>"],
+    }
     models = (
         served("random", random_gpt(std=0.15, sequence_len=400)),
         served("calls", scripted(calls)),
@@ -67,7 +70,13 @@ def client(at):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_response_format_is_kept_to(client, seed):
-    asked = {"model": "random", "messages": HELLO, "seed": seed, "temperature": 1.5, "max_tokens": 60}
+    asked = {
+        "model": "random",
+        "messages": HELLO,
+        "seed": seed,
+        "temperature": 1.5,
+        "max_tokens": 60,
+    }
     got = client.chat.completions.parse(**asked, response_format=Person).choices[0]
     assert isinstance(got.message.parsed, Person) and got.finish_reason == "stop"
     got = client.chat.completions.create(**asked, n=2, response_format={"type": "json_object"})
@@ -105,7 +114,9 @@ def test_a_call_that_has_to_come_does_so_by_the_schema(client, choice, seed):
         whole.append((call.function.name, call.function.arguments))
         if call.function.name == "add" and choice == "required":
             assert (
-                set(arguments) == {"a", "op"} and type(arguments["a"]) is int and arguments["op"] in ("plus", "minus")
+                set(arguments) == {"a", "op"}
+                and type(arguments["a"]) is int
+                and arguments["op"] in ("plus", "minus")
             )
         else:
             assert (call.function.name, arguments) == ("look", {})
@@ -114,7 +125,8 @@ def test_a_call_that_has_to_come_does_so_by_the_schema(client, choice, seed):
             pass
         streamed = events.get_final_completion().choices
     assert [
-        (c.message.tool_calls[0].function.name, c.message.tool_calls[0].function.arguments) for c in streamed
+        (c.message.tool_calls[0].function.name, c.message.tool_calls[0].function.arguments)
+        for c in streamed
     ] == whole
     assert {c.finish_reason for c in streamed} == {"tool_calls"}
 
@@ -131,13 +143,17 @@ def test_a_call_that_the_model_opens_by_itself_is_one(client, stream):
         got = client.chat.completions.create(**asked).choices[0]
     call = got.message.tool_calls[0]
     assert (got.message.content, got.finish_reason) == ("Hm", "tool_calls")
-    assert (call.function.name, call.function.arguments) == ("look", "{}") and call.id.startswith("call_")
+    assert (call.function.name, call.function.arguments) == ("look", "{}") and call.id.startswith(
+        "call_"
+    )
     assert getattr(got.message, "parts", None) in (None, [{"type": "text", "text": "Hm"}])
 
 
 def test_without_tools_or_with_none_nothing_is_called(client):
     for extra in ({}, {"tools": [LOOK], "tool_choice": "none"}):
-        got = client.chat.completions.create(model="calls", messages=HELLO, max_tokens=20, **extra).choices[0]
+        got = client.chat.completions.create(
+            model="calls", messages=HELLO, max_tokens=20, **extra
+        ).choices[0]
         assert got.message.tool_calls is None and got.finish_reason == "length"
 
 
@@ -149,10 +165,14 @@ def test_the_calculator_stays_beside_functions(client, stream):
         assert message.content == "Y" and message.tool_calls is None
         assert [part["text"] for part in message.parts] == ["1+2", "3", "Y"]
         return
-    deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(**asked, stream=True)]
+    deltas = [
+        chunk.choices[0].delta for chunk in client.chat.completions.create(**asked, stream=True)
+    ]
     parts = [part for delta in deltas for part in getattr(delta, "parts", None) or []]
     assert "".join(part["text"] for part in parts if part["type"] == "python") == "1+2"
-    assert "".join(delta.content or "" for delta in deltas) == "Y" and not any(delta.tool_calls for delta in deltas)
+    assert "".join(delta.content or "" for delta in deltas) == "Y" and not any(
+        delta.tool_calls for delta in deltas
+    )
 
 
 def test_a_call_and_its_result_are_the_turn_that_goes_on(client, at):
@@ -172,17 +192,26 @@ def test_a_call_and_its_result_are_the_turn_that_goes_on(client, at):
     before = engine.stats.reused_tokens
     got = client.chat.completions.create(messages=[*HELLO, message, result], max_tokens=4, **asked)
     assert got.usage.prompt_tokens == len(ids) and ids[-1] == SPECIAL["<|output_end|>"]
-    assert engine.stats.reused_tokens - before >= len(ids) - len("sun") - 4  # all up to the end of the call
+    assert (
+        engine.stats.reused_tokens - before >= len(ids) - len("sun") - 4
+    )  # all up to the end of the call
     later = [*HELLO, message, result, {"role": "assistant", "content": "It shines."}, *HELLO]
-    assert client.chat.completions.create(messages=later, max_tokens=4, **asked).usage.prompt_tokens > len(ids)
+    assert client.chat.completions.create(
+        messages=later, max_tokens=4, **asked
+    ).usage.prompt_tokens > len(ids)
 
 
 def test_two_calls_of_a_message_have_their_results_by_id(client):
-    calls = [{"id": i, "type": "function", "function": {"name": "look", "arguments": "{}"}} for i in ("x", "y")]
+    calls = [
+        {"id": i, "type": "function", "function": {"name": "look", "arguments": "{}"}}
+        for i in ("x", "y")
+    ]
     results = [{"role": "tool", "tool_call_id": i, "content": i} for i in ("y", "x")]
     spoken = {"role": "assistant", "content": None, "tool_calls": calls}
     got = [
-        client.chat.completions.create(model="random", messages=[*HELLO, spoken, *order], max_tokens=5)
+        client.chat.completions.create(
+            model="random", messages=[*HELLO, spoken, *order], max_tokens=5
+        )
         for order in (results, results[::-1])
     ]
     assert got[0].choices[0].message == got[1].choices[0].message and got[0].usage == got[1].usage
@@ -207,27 +236,63 @@ def schema(found: dict, **more) -> dict:
     ("change", "words"),
     [
         ({"tool_choice": "required"}, "tool_choice=required needs tools"),
-        ({"tools": [LOOK], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "there is no function 'g' among tools: look"),
+        (
+            {"tools": [LOOK], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+            "there is no function 'g' among tools: look",
+        ),
         ({"tools": [LOOK, LOOK]}, "two functions have the same name"),
-        ({"tools": [LOOK], "response_format": OBJECT}, "response_format=json_object is not supported together with tools and tool_choice=auto"),
+        (
+            {"tools": [LOOK], "response_format": OBJECT},
+            "response_format=json_object is not supported together with tools and tool_choice=auto",
+        ),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools.0.type"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
-        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "objekt"}}}]}, "tools: f: Invalid type: objekt"),
+        (
+            {
+                "tools": [
+                    {
+                        "type": "function",
+                        "function": {"name": "f", "parameters": {"type": "objekt"}},
+                    }
+                ]
+            },
+            "tools: f: Invalid type: objekt",
+        ),
         ({"tools": [LOOK], "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
         ({"response_format": {"type": "xml"}}, "response_format"),
-        ({"response_format": schema({"not": {}}, strict=True)}, 'response_format.json_schema: Unimplemented keys: ["not"]'),
-        ({"response_format": OBJECT, "messages": [*HELLO, {"role": "assistant", "content": "{"}]}, "response_format=json_object cannot continue"),
+        (
+            {"response_format": schema({"not": {}}, strict=True)},
+            'response_format.json_schema: Unimplemented keys: ["not"]',
+        ),
+        (
+            {
+                "response_format": OBJECT,
+                "messages": [*HELLO, {"role": "assistant", "content": "{"}],
+            },
+            "response_format=json_object cannot continue",
+        ),
         ({"messages": [*HELLO, CALL]}, "a message of the role tool must answer the call 'x'"),
-        ({"messages": [*HELLO, CALL, *HELLO]}, "messages.2: a message of the role tool must answer the call 'x' first"),
+        (
+            {"messages": [*HELLO, CALL, *HELLO]},
+            "messages.2: a message of the role tool must answer the call 'x' first",
+        ),
         ({"messages": [*HELLO, RESULT]}, "messages.1: there is no call 'x' before it"),
-        ({"messages": [*HELLO, CALL, RESULT, RESULT]}, "messages.3: there is no call 'x' before it"),
-        ({"messages": [{"role": "user", "content": "a", "tool_calls": CALL["tool_calls"]}]}, "tool_calls are of the assistant"),
+        (
+            {"messages": [*HELLO, CALL, RESULT, RESULT]},
+            "messages.3: there is no call 'x' before it",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a", "tool_calls": CALL["tool_calls"]}]},
+            "tool_calls are of the assistant",
+        ),
         ({"functions": [{"name": "f"}]}, "functions is not supported here"),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_what_cannot_be_done_is_named(at, change, words):
-    got = httpx.post(f"{at[0]}/v1/chat/completions", json={"model": "random", "messages": HELLO} | change)
+    got = httpx.post(
+        f"{at[0]}/v1/chat/completions", json={"model": "random", "messages": HELLO} | change
+    )
     assert got.status_code == 400 and words in got.json()["error"]["message"]
 
 

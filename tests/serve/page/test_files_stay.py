@@ -88,11 +88,23 @@ def planted(tmp_path):
     threading.Thread(target=inside.serve_forever, daemon=True).start()
     uploads, store = visitors.private_folder().name, tmp_path / "conversations.sqlite"
     paths = [
-        str(file), str(store), f"{store}-wal", str(link), urllib.parse.quote(str(file)), str(file).replace("/", "%2F"),
-        f"{uploads}/../{os.path.relpath(file, Path(uploads).parent)}", f"{uploads}/x/../../../../../../..{file}", f"/proc/self/root{file}",
-        f"/proc/self/cwd/{os.path.relpath(file)}", f"//{file}", f"file://{file}", f"http://127.0.0.1:{inside.server_port}/a.txt",
-        f"http://localhost:{inside.server_port}/a.txt", os.path.relpath(file), str(tmp_path / "picture.svg"),
-    ]  # fmt: skip
+        str(file),
+        str(store),
+        f"{store}-wal",
+        str(link),
+        urllib.parse.quote(str(file)),
+        str(file).replace("/", "%2F"),
+        f"{uploads}/../{os.path.relpath(file, Path(uploads).parent)}",
+        f"{uploads}/x/../../../../../../..{file}",
+        f"/proc/self/root{file}",
+        f"/proc/self/cwd/{os.path.relpath(file)}",
+        f"//{file}",
+        f"file://{file}",
+        f"http://127.0.0.1:{inside.server_port}/a.txt",
+        f"http://localhost:{inside.server_port}/a.txt",
+        os.path.relpath(file),
+        str(tmp_path / "picture.svg"),
+    ]
     (tmp_path / "picture.svg").write_text(f"<svg>{SECRET}</svg>")
     yield paths, Inside
     inside.shutdown()
@@ -103,10 +115,18 @@ def shapes(path: str) -> list:
     """A file by that path, plainly and inside of what components take."""
     file = {"path": path, **META}
     return [
-        file, [file], {"value": file}, [[file]], {"id": "", "revision": 0, "x": [{"y": file}]},
-        [{"role": "user", "content": file}], [{"role": "user", "content": {"file": file, "alt_text": None}}], {"text": "a", "files": [file]},
-        {"path": path}, {"path": path, "url": f"/gradio_api/file={path}", **META}, {"path": path, "is_stream": True, **META},
-    ]  # fmt: skip
+        file,
+        [file],
+        {"value": file},
+        [[file]],
+        {"id": "", "revision": 0, "x": [{"y": file}]},
+        [{"role": "user", "content": file}],
+        [{"role": "user", "content": {"file": file, "alt_text": None}}],
+        {"text": "a", "files": [file]},
+        {"path": path},
+        {"path": path, "url": f"/gradio_api/file={path}", **META},
+        {"path": path, "is_stream": True, **META},
+    ]
 
 
 def inputs_of(config: dict) -> list[tuple[int, int, list]]:
@@ -134,7 +154,9 @@ def told(visitor: httpx.Client, session: str, joined: list[str]) -> str:
     """All that the stream of a session says until the events ended."""
     if not joined:
         return ""
-    with visitor.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
+    with visitor.stream(
+        "GET", "/gradio_api/queue/data", params={"session_hash": session}
+    ) as stream:
         return "\n".join(stream.iter_lines())
 
 
@@ -142,7 +164,13 @@ def kept(folder: Path) -> list[str]:
     return [str(f) for f in folder.rglob("*") if f.is_file() and SECRET.encode() in f.read_bytes()]
 
 
-NEWEST = [("search", "change"), ("attach", "click"), ("turn_to", "click"), ("import", "upload"), ("box", "submit")]
+NEWEST = [
+    ("search", "change"),
+    ("attach", "click"),
+    ("turn_to", "click"),
+    ("import", "upload"),
+    ("box", "submit"),
+]
 
 
 def attack(
@@ -152,8 +180,12 @@ def attack(
     said, taken = [], 0
     config = visitor.get("/config").json()
     events = inputs_of(config)
-    assert {event for event, _, _ in events} == {each["id"] for each in config["dependencies"] if each["inputs"]}
-    for element in NEWEST if any(c["props"].get("elem_id") == "chat" for c in config["components"]) else ():
+    assert {event for event, _, _ in events} == {
+        each["id"] for each in config["dependencies"] if each["inputs"]
+    }
+    for element in (
+        NEWEST if any(c["props"].get("elem_id") == "chat" for c in config["components"]) else ()
+    ):
         assert event_of(config, *element)["id"] in {event for event, _, _ in events}
     for event, number, plain in events:
         session = secrets.token_hex(8)
@@ -166,8 +198,14 @@ def attack(
         taken += len(joined)
         said.append(told(visitor, session, joined))
     text = "\n".join(said)
-    for file in {f"/gradio_api/file={path}" for path in paths} | set(re.findall(r"/gradio_api/file=[^\"\\ ]+", text)):
-        for spelled in (file, file.replace("/gradio_api/file=", "/gradio_api/file/"), f"/gradio_api/proxy={file}"):
+    for file in {f"/gradio_api/file={path}" for path in paths} | set(
+        re.findall(r"/gradio_api/file=[^\"\\ ]+", text)
+    ):
+        for spelled in (
+            file,
+            file.replace("/gradio_api/file=", "/gradio_api/file/"),
+            f"/gradio_api/proxy={file}",
+        ):
             text += visitor.get(spelled).text
     for folder in uploads.rglob("*"):
         text += visitor.get(f"/gradio_api/file={folder}").text
@@ -190,7 +228,9 @@ def test_no_event_and_no_input_gives_a_file_away(tmp_path, planted, who, compare
             if who == "not logged in":
                 assert visitor.get("/config").status_code == 401
                 real = visitor.get
-                visitor.get = lambda path, **more: httpx.Response(200, text=config) if path == "/config" else real(path, **more)  # fmt: skip
+                visitor.get = lambda path, **more: (
+                    httpx.Response(200, text=config) if path == "/config" else real(path, **more)
+                )
             text, taken = attack(url, visitor, paths, uploads)
         assert SECRET not in text and kept(uploads) == [] and inside.asked == 0 and taken == 0
         assert store.get("of-alice").messages == [Q, A]  # nor is it changed
@@ -202,7 +242,11 @@ def test_gradio_itself_gives_no_file_away_without_the_gate_in_front(tmp_path, pl
     paths, inside = planted
     with page(tmp_path, gate=False) as (url, _, uploads), closing(client(url)) as visitor:
         text, taken = attack(
-            url, visitor, [paths[0], paths[1], paths[6], paths[8], paths[12], paths[15]], uploads, slice(0, 10, 4)
+            url,
+            visitor,
+            [paths[0], paths[1], paths[6], paths[8], paths[12], paths[15]],
+            uploads,
+            slice(0, 10, 4),
         )
         assert taken > 100  # the events ran
         assert SECRET not in text and kept(uploads) == [] and inside.asked == 0
@@ -232,9 +276,15 @@ def upload(visitor, name="mine.json", content=b"{}"):
 
 
 def event_of(config: dict, element: str, target: str) -> dict:
-    ids = [component["id"] for component in config["components"] if component["props"].get("elem_id") == element]
+    ids = [
+        component["id"]
+        for component in config["components"]
+        if component["props"].get("elem_id") == element
+    ]
     return next(
-        event for event in config["dependencies"] if event["backend_fn"] and [ids[0], target] in event["targets"]
+        event
+        for event in config["dependencies"]
+        if event["backend_fn"] and [ids[0], target] in event["targets"]
     )
 
 
@@ -259,27 +309,62 @@ def test_what_one_visitor_has_another_cannot_reach_by_any_route(tmp_path):
                 other.get(f"/gradio_api/file={path}"),
                 other.get(f"/gradio_api/file%3D{urllib.parse.quote(path)}"),
                 other.get("/gradio_api/queue/data", params={"session_hash": session}),
-                other.get("/gradio_api/queue/data", params=[("session_hash", "mine"), ("session_hash", session)]),
+                other.get(
+                    "/gradio_api/queue/data",
+                    params=[("session_hash", "mine"), ("session_hash", session)],
+                ),
                 other.get(f"/gradio_api/heartbeat/{session}"),
                 other.get(f"/gradio_api/call/export_all/{event}"),
                 other.get("/gradio_api/deep_link", params={"session_hash": session}),
                 other.get(f"/gradio_api/stream/{session}/{event}/1/playlist.m3u8"),
                 join(other, session, export_all["id"], ["alice"]),
                 join(other, "mine", send["id"], [file] * len(send["inputs"])),
-                other.post("/gradio_api/run/export_all", json={"data": ["alice"], "session_hash": session, "fn_index": export_all["id"]}),
+                other.post(
+                    "/gradio_api/run/export_all",
+                    json={"data": ["alice"], "session_hash": session, "fn_index": export_all["id"]},
+                ),
                 other.post("/gradio_api/call/export_all", json={"data": ["alice"]}),
-                other.post("/gradio_api/cancel", json={"session_hash": session, "fn_index": 0, "event_id": event}),
-                other.post("/gradio_api/cancel", json={"session_hash": "mine", "fn_index": 0, "event_id": event}),
-                other.post("/gradio_api/component_server", json={"data": path, "component_id": 1, "session_hash": session, "fn_name": "ls"}),
+                other.post(
+                    "/gradio_api/cancel",
+                    json={"session_hash": session, "fn_index": 0, "event_id": event},
+                ),
+                other.post(
+                    "/gradio_api/cancel",
+                    json={"session_hash": "mine", "fn_index": 0, "event_id": event},
+                ),
+                other.post(
+                    "/gradio_api/component_server",
+                    json={
+                        "data": path,
+                        "component_id": 1,
+                        "session_hash": session,
+                        "fn_name": "ls",
+                    },
+                ),
                 other.post(f"/gradio_api/stream/{event}", json={"data": [path]}),
                 other.post("/gradio_api/process_recording", files={"files": ("a.webm", b"x")}),
-                *(other.get(f"/{route}") for route in (
-                    "gradio_api/info/", "gradio_api/openapi.json", "gradio_api/token", "gradio_api/runs", "monitoring", "monitoring/summary",
-                    "gradio_api/queue/status", "gradio_api/profiling/traces", "gradio_api/dev/reload", "gradio_api/custom_component/1/a/b/c.py",
-                    f"gradio_api/file=http://127.0.0.1:{httpx.URL(url).port}/health", f"gradio_api/proxy={url}/health",
-                )),
-                *(other.post(f"/gradio_api/{route}", json={"prompt": "x"}) for route in ("vibe-edit", "vibe-code", "undo-vibe-edit")),
-            ]  # fmt: skip
+                *(
+                    other.get(f"/{route}")
+                    for route in (
+                        "gradio_api/info/",
+                        "gradio_api/openapi.json",
+                        "gradio_api/token",
+                        "gradio_api/runs",
+                        "monitoring",
+                        "monitoring/summary",
+                        "gradio_api/queue/status",
+                        "gradio_api/profiling/traces",
+                        "gradio_api/dev/reload",
+                        "gradio_api/custom_component/1/a/b/c.py",
+                        f"gradio_api/file=http://127.0.0.1:{httpx.URL(url).port}/health",
+                        f"gradio_api/proxy={url}/health",
+                    )
+                ),
+                *(
+                    other.post(f"/gradio_api/{route}", json={"prompt": "x"})
+                    for route in ("vibe-edit", "vibe-code", "undo-vibe-edit")
+                ),
+            ]
             for answer in tries:
                 assert answer.status_code in (400, 403, 404, 405), (answer.url, answer.status_code)
                 assert SECRET not in answer.text
@@ -287,7 +372,9 @@ def test_what_one_visitor_has_another_cannot_reach_by_any_route(tmp_path):
         assert alice.get(f"/gradio_api/file={path}").text == SECRET
         for owner in ("", "nobody", None, "bob", "*", "%", ["alice"], {"$ne": ""}, True):
             joined = join(mallory, "mine", export_all["id"], [owner])
-            assert joined.status_code == 200 and SECRET not in told(mallory, "mine", [joined.json()["event_id"]])
+            assert joined.status_code == 200 and SECRET not in told(
+                mallory, "mine", [joined.json()["event_id"]]
+            )
         assert store.get("of-alice").messages == [Q, A]
 
 
@@ -333,7 +420,10 @@ def test_other_users_of_the_machine_read_nothing(tmp_path, umask):
             print(oct(stat.S_IMODE(os.stat(folder).st_mode)))
     """
     found = subprocess.run(
-        [sys.executable, "-c", code, str(umask), str(tmp_path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(umask), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert found.stdout.split() == ["0o600"] * 6 + ["0o700", "0o700"]
 
@@ -341,5 +431,8 @@ def test_other_users_of_the_machine_read_nothing(tmp_path, umask):
 def test_uploads_lie_where_nobody_else_can_look(tmp_path):
     with page(tmp_path) as (url, _, uploads), closing(client(url)) as visitor:
         (path,) = upload(visitor, content=b"mine").json()
-        assert Path(path).is_relative_to(uploads.resolve()) and stat.S_IMODE(uploads.stat().st_mode) == 0o700
+        assert (
+            Path(path).is_relative_to(uploads.resolve())
+            and stat.S_IMODE(uploads.stat().st_mode) == 0o700
+        )
         assert json.loads(visitor.get("/config").text)

@@ -11,7 +11,9 @@ from dataclasses import replace
 
 import pytest
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="the page is tested in a browser: pip install playwright")
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason="the page is tested in a browser: pip install playwright"
+)
 fastapi = pytest.importorskip("fastapi")
 import torch  # noqa: E402
 import uvicorn  # noqa: E402
@@ -61,7 +63,11 @@ class ScriptedEngine(Engine):
         written = self.say(TOKENIZER.decode(request.prompt), text.sampling)
         ids = []
         for piece in SPECIAL.split(written):
-            ids += [TOKENIZER.specials[piece]] if piece in TOKENIZER.specials else TOKENIZER.encode(piece)
+            ids += (
+                [TOKENIZER.specials[piece]]
+                if piece in TOKENIZER.specials
+                else TOKENIZER.encode(piece)
+            )
         ids.append(TOKENIZER.specials["<|assistant_end|>"])
         return super()._take(request, sample, text, token._replace(id=ids[sum(text.mask)]))
 
@@ -69,7 +75,9 @@ class ScriptedEngine(Engine):
         if "<|user_start|>" not in prompt:
             return f" … and {self.name} goes on, seed {sampling.seed}."
         questions = re.findall(r"<\|user_start\|>(.*?)<\|user_end\|>", prompt, re.DOTALL)
-        plain = f"{self.name} on {questions[-1]!r}, question {len(questions)}, seed {sampling.seed}."
+        plain = (
+            f"{self.name} on {questions[-1]!r}, question {len(questions)}, seed {sampling.seed}."
+        )
         return ANSWERS.get(questions[-1], plain)
 
 
@@ -95,8 +103,12 @@ class Server:
         self.socket.bind(("127.0.0.1", port))
         self.port = self.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/"
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=0))
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)
+        self.server = uvicorn.Server(
+            uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=0)
+        )
+        self.thread = threading.Thread(
+            target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True
+        )
         self.thread.start()
         while not self.server.started:
             time.sleep(0.01)
@@ -114,7 +126,11 @@ class Server:
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
-        path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+        path = (
+            shutil.which("chromium")
+            or shutil.which("chromium-browser")
+            or shutil.which("google-chrome")
+        )
         try:
             browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         except sync_api.Error as error:
@@ -126,7 +142,12 @@ def browser():
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     server = Server(
-        [model("first", "sft"), model("second", "rl"), model("base", "base"), model("short", "sft", context=128)],
+        [
+            model("first", "sft"),
+            model("second", "rl"),
+            model("base", "base"),
+            model("short", "sft", context=128),
+        ],
         tmp_path_factory.mktemp("chat") / "c.sqlite",
     )
     yield server
@@ -142,7 +163,10 @@ def watched(browser):
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}} | options)
         context.set_default_timeout(15_000)
         context.on("response", lambda response: seen["requests"].add(response.url))
-        context.on("requestfailed", lambda request: request.failure == "csp" or seen["requests"].add(request.url))
+        context.on(
+            "requestfailed",
+            lambda request: request.failure == "csp" or seen["requests"].add(request.url),
+        )
         context.on("weberror", lambda error: seen["errors"].append(str(error.error)))
         return context
 
@@ -182,7 +206,11 @@ def visit(watched, browsers):
         page.close()
     for context in contexts:
         context.close()
-    assert {url for url in seen["requests"] if not re.match(r"http://127\.0\.0\.1:\d+/|data:|blob:", url)} == set()
+    assert {
+        url
+        for url in seen["requests"]
+        if not re.match(r"http://127\.0\.0\.1:\d+/|data:|blob:", url)
+    } == set()
     assert seen["errors"] == []
 
 
@@ -291,7 +319,12 @@ def test_a_call_of_the_calculator_is_one_item_that_opens(server, page):
     sync_api.expect(page.locator("#chat code")).to_contain_text("34+57")
     assert bot(page)[0].strip() == "34+57=" and bot(page)[-1].strip() == "91."
     id = page.url.split("conversation=")[1]
-    assert [part["type"] for part in server.store.get(id).messages[1]["content"]] == ["text", "python", "python_output", "text"]  # fmt: skip
+    assert [part["type"] for part in server.store.get(id).messages[1]["content"]] == [
+        "text",
+        "python",
+        "python_output",
+        "text",
+    ]
 
 
 def test_what_the_model_writes_cannot_run_or_fetch_anything(server, page):
@@ -307,13 +340,23 @@ def test_what_the_model_writes_cannot_run_or_fetch_anything(server, page):
     sync_api.expect(page.get_by_test_id("bot").last).to_be_visible()
     time.sleep(0.5)
     assert page.evaluate("window.broken") is None
-    assert page.locator("#chat script, #chat iframe, #chat [onerror], #chat [onclick], #chat [onload]").count() == 0
+    assert (
+        page.locator(
+            "#chat script, #chat iframe, #chat [onerror], #chat [onclick], #chat [onload]"
+        ).count()
+        == 0
+    )
     # and `visit` finds no request to example.com that the policy did not stop in the browser
 
 
 def test_code_and_formulas_are_rendered(server, page):
     ask(page, "code", "This is it")
-    assert page.locator("#chat pre code .token.keyword, #chat pre code .hljs-keyword").first.inner_text() == "def"
+    assert (
+        page.locator(
+            "#chat pre code .token.keyword, #chat pre code .hljs-keyword"
+        ).first.inner_text()
+        == "def"
+    )
     sync_api.expect(page.locator("#chat .katex")).to_have_count(2)
     assert page.locator("#chat .katex-display").count() == 1
     assert "for $5." in bot(page)[-1]
@@ -376,15 +419,22 @@ def test_a_seed_that_is_set_gives_the_same_answer_and_settings_reach_the_engine(
     assert c.settings["system"] == "Be kind." and c.messages[1]["made"]["sampling"]["seed"] == 77
     page.fill("#max_tokens input", "")
     button(page, "Retry").last.click()
-    sync_api.expect(page.get_by_test_id("bot").last).to_contain_text("'Be kind.\\n\\none', question 1, seed 77")
+    sync_api.expect(page.get_by_test_id("bot").last).to_contain_text(
+        "'Be kind.\\n\\none', question 1, seed 77"
+    )
     rest(page)
     page.reload()
     sync_api.expect(page.get_by_test_id("bot").last).to_be_visible()
     open_section(page, "Settings")
-    assert page.input_value("#system textarea") == "Be kind." and page.input_value("#seed input") == "77"
+    assert (
+        page.input_value("#system textarea") == "Be kind."
+        and page.input_value("#seed input") == "77"
+    )
 
 
-def test_conversations_are_found_again_after_a_reload_and_after_a_restart_of_the_server(visit, tmp_path):
+def test_conversations_are_found_again_after_a_reload_and_after_a_restart_of_the_server(
+    visit, tmp_path
+):
     server = Server([model("first", "sft")], tmp_path / "c.sqlite")
     page = visit(server)
     ask(page, "one", "question 1")
@@ -446,7 +496,9 @@ def test_two_windows_of_one_conversation_do_not_overwrite_each_other(server, vis
     assert [m["content"] for m in c.messages if m["role"] == "user"] == ["one", "two", "mine"]
 
 
-def test_another_conversation_can_be_looked_at_while_one_is_written_and_answers_never_mix(server, visit):
+def test_another_conversation_can_be_looked_at_while_one_is_written_and_answers_never_mix(
+    server, visit
+):
     server.engine("first").pause = 0.05
     page, stranger = visit(server), visit(server, elsewhere=True)
     send(page, "long")
@@ -538,7 +590,10 @@ def test_a_base_checkpoint_continues_a_text(server, visit):
     page.fill("#passage textarea", "Once upon a time")
     page.press("#passage textarea", "Shift+Enter")
     wait_until(
-        lambda: re.fullmatch(r"Once upon a time … and base goes on, seed \d+\.", page.input_value("#passage textarea"))
+        lambda: re.fullmatch(
+            r"Once upon a time … and base goes on, seed \d+\.",
+            page.input_value("#passage textarea"),
+        )
     )
     sync_api.expect(page.locator("#text_numbers")).to_contain_text("answer")
     sync_api.expect(page.locator("#halt")).to_be_disabled()
@@ -622,7 +677,11 @@ def test_everything_can_be_done_by_keyboard(server, visit):
     names = set()
     for _ in range(40):
         page.keyboard.press("Tab")
-        names.add(page.evaluate("(e => e.ariaLabel || e.innerText || e.id || e.type)(document.activeElement)").strip())
+        names.add(
+            page.evaluate(
+                "(e => e.ariaLabel || e.innerText || e.id || e.type)(document.activeElement)"
+            ).strip()
+        )
     assert {"Edit", "Retry", "Undo", "Clear", "New conversation", "radio", "Export all"} <= names
 
 
@@ -646,7 +705,12 @@ PICTURE = """() => {
 
 def in_order(page, columns: int = 1) -> None:
     """The box is in the window, nothing but the conversations scrolls (and their list in the sidebar, once it is long), and they are at their end."""
-    good = {"box": [True] * 5, "whole": [0, 0], "scrolls": ["bubble-wrap"] * columns, "below": [0] * columns}
+    good = {
+        "box": [True] * 5,
+        "whole": [0, 0],
+        "scrolls": ["bubble-wrap"] * columns,
+        "below": [0] * columns,
+    }
 
     def found():
         return {key: value for key, value in page.evaluate(PICTURE).items() if key in good}
@@ -664,8 +728,16 @@ def twelve_turns() -> list[dict]:
     ]
     code = f"{ANSWERS['code']}\n\n{FENCE}\n{'x' * 500}\n{FENCE}\n\n| a | b |\n|---|---|\n| 1 | 2 |"
     answers = ["\n\n".join([ANSWERS["long"]] * 3), calls, code, "y" * 500]
-    made = {"model": "first", "sampling": {"seed": 7}, "prompt_tokens": 812, "tokens": 120, "tokens_per_second": 88.2,
-            "context": 4096, "forgotten_turns": 0, "finish_reason": "stop"}  # fmt: skip
+    made = {
+        "model": "first",
+        "sampling": {"seed": 7},
+        "prompt_tokens": 812,
+        "tokens": 120,
+        "tokens_per_second": 88.2,
+        "context": 4096,
+        "forgotten_turns": 0,
+        "finish_reason": "stop",
+    }
     return [
         message
         for n in range(12)
@@ -687,7 +759,9 @@ def long_talk(server, window):
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (1920, 1080), (390, 844), (820, 1180)])
-def test_a_long_conversation_scrolls_in_its_own_area_and_the_box_stays(visit, server, page, long_talk, width, height):
+def test_a_long_conversation_scrolls_in_its_own_area_and_the_box_stays(
+    visit, server, page, long_talk, width, height
+):
     page = visit(server, long_talk.removeprefix(server.url), context=page.context)
     page.set_viewport_size({"width": width, "height": height})
     wait_until(lambda: len(user(page)) == 12)
@@ -726,7 +800,9 @@ def test_the_view_follows_an_answer_and_stays_where_it_is_scrolled_to(server, pa
     send(page, "lines")
     for line in (14, 18, 22):
         wait_until(lambda line=line: f"line {line}\n" in "".join(bot(page)))
-        wait_until(lambda: page.evaluate(BELOW)[0] <= 100)  # as near as counts as the end, while the text grows
+        wait_until(
+            lambda: page.evaluate(BELOW)[0] <= 100
+        )  # as near as counts as the end, while the text grows
     assert server.engine("first").live and area.evaluate("(e) => e.scrollTop") > 200
     area.hover()
     page.mouse.wheel(0, -400)
@@ -752,7 +828,13 @@ def test_any_answer_is_made_again_and_the_earlier_ones_are_kept_with_what_follow
         ask(page, text, f"'{text}', question")
     old = bot(page)
     branch(page, "Retry", 1).click()
-    wait_until(lambda: user(page) == ["one", "two"] and bot(page)[1:2] not in ([], [old[1]]) and "seed" in bot(page)[1])
+    wait_until(
+        lambda: (
+            user(page) == ["one", "two"]
+            and bot(page)[1:2] not in ([], [old[1]])
+            and "seed" in bot(page)[1]
+        )
+    )
     rest(page)
     sync_api.expect(page.locator("#chat .branches").nth(1)).to_contain_text("2/2")
     ask(page, "other", "'other', question 3")
@@ -760,7 +842,8 @@ def test_any_answer_is_made_again_and_the_earlier_ones_are_kept_with_what_follow
     branch(page, "Earlier answer", 1).click()
     wait_until(lambda: bot(page) == old and user(page) == ["one", "two", "three"])
     assert (
-        branch(page, "Earlier answer", 1).is_disabled() and page.locator("#chat .branches").nth(0).inner_text() == "⟳"
+        branch(page, "Earlier answer", 1).is_disabled()
+        and page.locator("#chat .branches").nth(0).inner_text() == "⟳"
     )
     page.reload()
     wait_until(lambda: bot(page) == old)
@@ -796,7 +879,11 @@ def test_conversations_are_searched_in_titles_and_contents(server, visit):
         page.click("#new")
         wait_until(lambda: user(page) == [])
         rest(page)
-    for typed, found in [("whales ABOUT", ["the first about whales"]), ("34+57", ["tool"]), ("GRÖSSE", ["Größe"])]:
+    for typed, found in [
+        ("whales ABOUT", ["the first about whales"]),
+        ("34+57", ["tool"]),
+        ("GRÖSSE", ["Größe"]),
+    ]:
         page.fill("#search input, #search textarea", typed)
         wait_until(lambda found=found: listed(page) == found)
     page.get_by_text("Größe", exact=True).first.click()
@@ -805,7 +892,9 @@ def test_conversations_are_searched_in_titles_and_contents(server, visit):
     assert listed(page) == ["Größe"]  # the list stays as it was searched
     page.click("#new")
     wait_until(lambda: user(page) == [])
-    page.fill("#search input, #search textarea", "role")  # a word of the form, not of a conversation
+    page.fill(
+        "#search input, #search textarea", "role"
+    )  # a word of the form, not of a conversation
     wait_until(lambda: listed(page) == [])
     page.fill("#search input, #search textarea", "")
     wait_until(lambda: listed(page) == ["Größe", "tool", "the first about whales"])
@@ -841,7 +930,9 @@ def test_a_text_file_is_attached_and_others_are_refused(server, page, tmp_path):
     sync_api.expect(page.get_by_test_id("bot").last).to_contain_text("question 1")
     rest(page)
     (c,) = [server.store.get(page.url.split("conversation=")[1])]
-    assert c.messages[0]["content"].startswith("What is this?\n\n<b>notes.md:") and c.title.startswith("What is this?")
+    assert c.messages[0]["content"].startswith(
+        "What is this?\n\n<b>notes.md:"
+    ) and c.title.startswith("What is this?")
     sync_api.expect(page.locator("#chat .user-row pre")).to_contain_text("# Größe")
     assert uploads == []  # the server was never sent a file
 
@@ -850,8 +941,13 @@ def test_names_in_an_import_are_plain_text_everywhere(server, page, tmp_path):
     name = "[m](https://example.com/m) <a href='https://example.com/a'>a</a> https://example.com/u www.example.com a@example.com \\(x\\)"
     messages = twelve_turns()[:2]
     messages[1]["made"] |= {"model": name, "sampling": {"seed": name}}
-    messages[1]["content"] = [{"type": "python", "text": name}, {"type": "python_output", "text": "1"}]
-    (tmp_path / "c.json").write_text(json.dumps([{"title": name, "model": name, "messages": messages}]))
+    messages[1]["content"] = [
+        {"type": "python", "text": name},
+        {"type": "python_output", "text": "1"},
+    ]
+    (tmp_path / "c.json").write_text(
+        json.dumps([{"title": name, "model": name, "messages": messages}])
+    )
     with page.expect_file_chooser() as chooser:
         page.click("#import")
     chooser.value.set_files(tmp_path / "c.json")

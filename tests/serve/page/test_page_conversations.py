@@ -19,7 +19,9 @@ from nanochat.serve.page.page import Page, read_asked  # noqa: E402
 from nanochat.serve.page.store import Conversation, Store  # noqa: E402
 from nanochat.serve.service import Service  # noqa: E402
 
-SERVICE = Service([served("first", GPT.build(GPTConfig(256, TOKENIZER.vocab_size, 2, 2, 2, 32)).eval())])
+SERVICE = Service(
+    [served("first", GPT.build(GPTConfig(256, TOKENIZER.vocab_size, 2, 2, 2, 32)).eval())]
+)
 TALK = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
 
 
@@ -55,7 +57,9 @@ def test_nothing_is_done_to_a_conversation_that_is_being_left():
     talk, other = (store.put(Conversation(list(TALK), owner="me")) for _ in range(2))
     shown = Page(SERVICE, store, Sampling(), private=True)
     opened = {"id": talk.id, "revision": talk.revision}
-    assert shown.current("s", opened, "me").id == talk.id  # after a restart nobody knows what is shown
+    assert (
+        shown.current("s", opened, "me").id == talk.id
+    )  # after a restart nobody knows what is shown
     shown.shown["s"] = talk.id
     assert shown.current("s", opened, "me").id == talk.id
     for opening in (other.id, "a new one"):
@@ -79,7 +83,12 @@ def test_what_a_browser_may_ask_for_is_checked():
     ):
         with pytest.raises(ValueError, match="load the page again"):
             read_asked(talk, bad)
-    for bad in ([], {}, {"name": "x", "bytes": 1, "text": {"path": "/"}}, {"name": "x", "bytes": "1", "text": "a"}):
+    for bad in (
+        [],
+        {},
+        {"name": "x", "bytes": 1, "text": {"path": "/"}},
+        {"name": "x", "bytes": "1", "text": "a"},
+    ):
         with pytest.raises(ValueError, match=r"choose one|can be attached"):
             quoted(bad)
 
@@ -90,7 +99,16 @@ def test_what_cannot_be_compared_is_said():
 
 
 def test_settings_survive_the_way_through_the_page():
-    sampling = Sampling(temperature=0.3, top_k=7, top_p=0.9, min_p=0.1, repetition_penalty=1.2, max_tokens=9, seed=5, tools=False)  # fmt: skip
+    sampling = Sampling(
+        temperature=0.3,
+        top_k=7,
+        top_p=0.9,
+        min_p=0.1,
+        repetition_penalty=1.2,
+        max_tokens=9,
+        seed=5,
+        tools=False,
+    )
     page = Page(SERVICE, Store(None), replace(sampling, seed=0), private=True)
     for other in (sampling, Sampling(top_k=None, max_tokens=None)):
         settings = {"system": "s", "random_seed": False, "sampling": asdict(other)}

@@ -25,7 +25,11 @@ TALK = [
     {"role": "user", "content": "What is 34 + 57?"},
     {"role": "assistant", "content": CALL, "made": {"model": "d4", "tokens": 20}},
 ]
-SETTINGS = {"system": "Be kind.", "random_seed": False, "sampling": {"temperature": 0.5, "seed": 7, "stop": ["\n"]}}
+SETTINGS = {
+    "system": "Be kind.",
+    "random_seed": False,
+    "sampling": {"temperature": 0.5, "seed": 7, "stop": ["\n"]},
+}
 
 
 @pytest.fixture
@@ -42,7 +46,12 @@ def said(text: str, **rest) -> Conversation:
 def test_a_second_store_of_the_file_finds_what_the_first_put(store):
     put = store.put(Conversation(TALK, SETTINGS, "d4@10"))
     other = Store(store.path)
-    assert other.get(put.id) == put and put.messages == TALK and put.settings == SETTINGS and put.revision == 1
+    assert (
+        other.get(put.id) == put
+        and put.messages == TALK
+        and put.settings == SETTINGS
+        and put.revision == 1
+    )
     assert other.entries() == [(put.id, "What is 34 + 57?", put.updated)]
     assert other.get("another") is None
 
@@ -69,7 +78,9 @@ def test_an_older_revision_overwrites_nothing(store):
     first = store.put(said("one"))
     second = store.put(replace(first, messages=TALK))
     with pytest.raises(Changed, match="changed elsewhere"):
-        store.put(replace(first, messages=[*first.messages, {"role": "assistant", "content": "late"}]))
+        store.put(
+            replace(first, messages=[*first.messages, {"role": "assistant", "content": "late"}])
+        )
     assert store.get(first.id) == second
     store.delete(first.id)
     with pytest.raises(Changed, match="deleted elsewhere"):
@@ -84,7 +95,9 @@ def test_an_owner_sees_and_changes_only_what_is_theirs(store):
     store.set(theirs.id, "me", title="stolen")
     assert store.get(theirs.id, "you") == theirs
     assert {entry.id for entry in store.entries(None)} == {mine.id, theirs.id}
-    assert "theirs" not in export(store, None, "me") and "theirs" not in export(store, theirs.id, "me")
+    assert "theirs" not in export(store, None, "me") and "theirs" not in export(
+        store, theirs.id, "me"
+    )
 
 
 def test_title_and_settings_change_beside_the_messages(store):
@@ -108,7 +121,15 @@ def test_many_threads_write_without_losing_anything(store):
     def write(name: str) -> None:
         c = Conversation([], owner=name)
         for n in range(20):
-            c = store.put(replace(c, messages=[*c.messages, {"role": ("user", "assistant")[n % 2], "content": str(n)}]))
+            c = store.put(
+                replace(
+                    c,
+                    messages=[
+                        *c.messages,
+                        {"role": ("user", "assistant")[n % 2], "content": str(n)},
+                    ],
+                )
+            )
 
     threads = [threading.Thread(target=write, args=(f"thread {n}",)) for n in range(8)]
     for thread in threads:
@@ -118,7 +139,9 @@ def test_many_threads_write_without_losing_anything(store):
     assert len(store.entries()) == 8
     for entry in store.entries():
         c = store.get(entry.id)
-        assert [message["content"] for message in c.messages] == [str(n) for n in range(20)] and c.revision == 20
+        assert [message["content"] for message in c.messages] == [
+            str(n) for n in range(20)
+        ] and c.revision == 20
 
 
 WRITER = """
@@ -135,7 +158,9 @@ for n in range(turns):
 
 def writer(store: Store, name: str, turns: int) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(store.path), name, str(turns)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", WRITER, str(store.path), name, str(turns)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -151,9 +176,14 @@ def test_of_two_processes_that_write_one_is_killed_and_nothing_that_was_put_is_l
     last = int(rest[-1]) if rest else 25
     talks = {entry.title: store.get(entry.id).messages for entry in Store(store.path).entries()}
     assert len(talks["other"]) == 50
-    assert len(talks["killed"]) in (last + 1, last + 2)  # what was put, or one more that was not told
+    assert len(talks["killed"]) in (
+        last + 1,
+        last + 2,
+    )  # what was put, or one more that was not told
     for messages in talks.values():
-        assert [message["content"].split()[0] for message in messages] == [str(n) for n in range(len(messages))]
+        assert [message["content"].split()[0] for message in messages] == [
+            str(n) for n in range(len(messages))
+        ]
     assert sqlite3.connect(store.path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
@@ -173,7 +203,11 @@ def test_a_store_of_a_later_version_is_refused(store):
 
 
 def test_export_and_import_give_the_same_conversations(store, tmp_path):
-    for c in (Conversation(TALK, SETTINGS, "d4@10", "A title"), said("hello"), Conversation(title="empty")):
+    for c in (
+        Conversation(TALK, SETTINGS, "d4@10", "A title"),
+        said("hello"),
+        Conversation(title="empty"),
+    ):
         store.put(c)
     other = Store(tmp_path / "other.sqlite")
     loaded = load(other, export(store).encode(), owner="me")
@@ -181,18 +215,31 @@ def test_export_and_import_give_the_same_conversations(store, tmp_path):
     def content(c):
         return c.title, c.model, c.settings, c.messages
 
-    assert [content(c) for c in loaded] == [content(store.get(entry.id)) for entry in store.entries()]
-    assert len(other.entries("me")) == 3 and not {c.id for c in loaded} & {entry.id for entry in store.entries()}
+    assert [content(c) for c in loaded] == [
+        content(store.get(entry.id)) for entry in store.entries()
+    ]
+    assert len(other.entries("me")) == 3 and not {c.id for c in loaded} & {
+        entry.id for entry in store.entries()
+    }
 
 
 @pytest.mark.parametrize(
     "wrap",
-    [lambda talk: talk, lambda talk: {"messages": talk}, lambda talk: [{"messages": talk}], lambda talk: [talk]],
+    [
+        lambda talk: talk,
+        lambda talk: {"messages": talk},
+        lambda talk: [{"messages": talk}],
+        lambda talk: [talk],
+    ],
 )
 def test_messages_of_anyone_can_be_imported(store, wrap):
     talk = [{"role": "system", "content": "Be kind."}, *TALK]
     (c,) = load(store, json.dumps(wrap(talk)))
-    assert c.messages == TALK and c.settings == {"system": "Be kind."} and c.title == "What is 34 + 57?"
+    assert (
+        c.messages == TALK
+        and c.settings == {"system": "Be kind."}
+        and c.title == "What is 34 + 57?"
+    )
 
 
 def changed(**values) -> str:
@@ -210,9 +257,17 @@ def changed(**values) -> str:
         ("3", "no conversations"),
         ('{"nanochat_conversations": 7}', "version 7"),
         ("[1]", "conversation 1 of 1: it has no list of messages"),
-        (changed(messages=[{"role": "assistant", "content": "a"}]), r"conversation 2 of 2: message 0 is of assistant"),
+        (
+            changed(messages=[{"role": "assistant", "content": "a"}]),
+            r"conversation 2 of 2: message 0 is of assistant",
+        ),
         (changed(messages=[{"role": "user", "content": [1]}]), "its content is not text"),
-        (changed(messages=[TALK[0], {"role": "assistant", "content": [{"type": ["x"], "text": "a"}]}]), "part of type"),
+        (
+            changed(
+                messages=[TALK[0], {"role": "assistant", "content": [{"type": ["x"], "text": "a"}]}]
+            ),
+            "part of type",
+        ),
         (changed(settings={"colour": 3}), "colour=3"),
         (changed(settings={"sampling": {"temperature": -1}}), "temperature=-1 must be"),
         (changed(settings={"sampling": {"warmth": 1}}), "'warmth'"),

@@ -15,10 +15,17 @@ from nanochat.serve.terminal.screen import Screen
 from nanochat.serve.terminal.talk import SETTINGS, Talk, shown
 from nanochat.tokenizer.conversations import render
 
-PLAIN = dict.fromkeys(SETTINGS) | {"temperature": 0.0, "max_tokens": 8, "seed": 1, "tools": True, "python": False}
+PLAIN = dict.fromkeys(SETTINGS) | {
+    "temperature": 0.0,
+    "max_tokens": 8,
+    "seed": 1,
+    "tools": True,
+    "python": False,
+}
 CALCULATES = chain("<|assistant_start|>", "<|python_start|>", "1+2", "<|python_end|>") | {
-    SPECIAL["<|output_end|>"]: ord("Y"), ord("Y"): SPECIAL["<|assistant_end|>"]
-}  # fmt: skip
+    SPECIAL["<|output_end|>"]: ord("Y"),
+    ord("Y"): SPECIAL["<|assistant_end|>"],
+}
 
 
 def talk(gpt, out=None, **given) -> Talk:
@@ -46,22 +53,41 @@ def gpt():
 def test_an_answer_is_shown_and_kept_in_parts() -> None:
     it = talk(scripted(CALCULATES), max_tokens=None)
     assert it.take("1+2") and said(it) == "[1+2 → 3]Y\n"
-    parts = [{"type": "python", "text": "1+2"}, {"type": "python_output", "text": "3"}, {"type": "text", "text": "Y"}]
-    assert it.messages == [{"role": "user", "content": "1+2"}, {"role": "assistant", "content": parts}]
+    parts = [
+        {"type": "python", "text": "1+2"},
+        {"type": "python_output", "text": "3"},
+        {"type": "text", "text": "Y"},
+    ]
+    assert it.messages == [
+        {"role": "user", "content": "1+2"},
+        {"role": "assistant", "content": parts},
+    ]
 
 
 def test_wherever_an_answer_is_cut_the_conversation_goes_on() -> None:
     """After every number of tokens: the parts render to what was written, closed, and a next question is answered."""
-    whole = [SPECIAL["<|python_start|>"], *b"1+2", SPECIAL["<|python_end|>"], SPECIAL["<|output_start|>"], *b"3",
-             SPECIAL["<|output_end|>"], *b"Y"]  # fmt: skip
+    whole = [
+        SPECIAL["<|python_start|>"],
+        *b"1+2",
+        SPECIAL["<|python_end|>"],
+        SPECIAL["<|output_start|>"],
+        *b"3",
+        SPECIAL["<|output_end|>"],
+        *b"Y",
+    ]
     for n in range(1, len(whole) + 1):
         it = talk(scripted(CALCULATES), max_tokens=n)
         it.take("x")
         if n == 1:  # a call of nothing is nothing
-            assert it.messages == [{"role": "user", "content": "x"}] and "(the answer is empty; /retry" in said(it)
+            assert it.messages == [
+                {"role": "user", "content": "x"}
+            ] and "(the answer is empty; /retry" in said(it)
         else:
             ids = render(TOKENIZER, {"messages": it.messages})[0]
-            assert ids[ids.index(SPECIAL["<|assistant_start|>"]) + 1 :][: n - (n == 6)] == whole[: n - (n == 6)]
+            assert (
+                ids[ids.index(SPECIAL["<|assistant_start|>"]) + 1 :][: n - (n == 6)]
+                == whole[: n - (n == 6)]
+            )
         it.take("/set max_tokens=null")
         it.take("y")
         assert it.messages[-1]["content"][-1] == {"type": "text", "text": "Y"}
@@ -74,7 +100,10 @@ def test_what_is_shown_of_tools() -> None:
 
     mark = ("mark", "<|…|>")
     called = (mark, ("python", "1"), ("python", "+1"), mark)
-    assert of(("text", "a "), *called, mark, ("python_output", "2"), mark, ("text", "b")) == "a [1+1 → 2]b"
+    assert (
+        of(("text", "a "), *called, mark, ("python_output", "2"), mark, ("text", "b"))
+        == "a [1+1 → 2]b"
+    )
     assert of(mark, ("python", "1+"), mark, ("text", "b"), mark, ("python", "2")) == "[1+]b[2]"
     assert of(mark, ("python", "1"), mark, mark, ("python", "2")) == "[1][2]"
     assert of(mark, ("python_output", "7"), mark) == "[ → 7]"
@@ -115,7 +144,9 @@ def test_a_stop_string_ends_the_answer_and_is_not_kept() -> None:
     it = talk(scripted(chain("<|assistant_start|>", "abcdef")), max_tokens=None)
     it.take("/set stop=cd max_tokens=6")
     it.take("x")
-    assert it.messages[-1]["content"] == [{"type": "text", "text": "ab"}] and said(it).endswith("\nab\n")
+    assert it.messages[-1]["content"] == [{"type": "text", "text": "ab"}] and said(it).endswith(
+        "\nab\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,7 +154,10 @@ def test_a_stop_string_ends_the_answer_and_is_not_kept() -> None:
     [
         ("temperature=0.7 top_k=50", {"temperature": 0.7, "top_k": 50}),
         ("top_k=null top_p=0.9", {"top_k": None, "top_p": 0.9}),
-        ("min_p=0.1 repetition_penalty=1.2 max_tokens=3", {"min_p": 0.1, "repetition_penalty": 1.2, "max_tokens": 3}),
+        (
+            "min_p=0.1 repetition_penalty=1.2 max_tokens=3",
+            {"min_p": 0.1, "repetition_penalty": 1.2, "max_tokens": 3},
+        ),
         ("max_tokens=null tools=false seed=7", {"max_tokens": None, "tools": False, "seed": 7}),
         ("seed=null", {"seed": None}),
         (r'stop=["\n", "user:"] seed=3', {"stop": ["\n", "user:"], "seed": 3}),
@@ -169,7 +203,10 @@ def test_there_is_no_setting_of_sampling_that_set_does_not_have() -> None:
         ("/set seed=x", "seed='x' must be a whole number"),
         ("/set max_tokens=0", "max_tokens=0 must be at least 1"),
         ("/set min_p=NaN", "min_p=nan must lie"),
-        ("/set top_p 0.9", "'top_p 0.9' is no setting; type /set NAME=VALUE with one of temperature"),
+        (
+            "/set top_p 0.9",
+            "'top_p 0.9' is no setting; type /set NAME=VALUE with one of temperature",
+        ),
         ("/set warmth=1", "'warmth=1' is no setting"),
         ("/st", "/st is no command; there are /help /clear /system /set /save /load /retry /quit"),
         ("/", "/ is no command; there are /help"),
@@ -228,7 +265,9 @@ def test_a_question_without_an_answer_is_asked_again_or_replaced() -> None:
     silent = {SPECIAL["<|assistant_start|>"]: SPECIAL["<|assistant_end|>"]}
     it = talk(scripted(silent))
     it.take("a")
-    assert it.messages == [{"role": "user", "content": "a"}] and "(the answer is empty; /retry asks again)" in said(it)
+    assert it.messages == [
+        {"role": "user", "content": "a"}
+    ] and "(the answer is empty; /retry asks again)" in said(it)
     it.take("b")
     assert it.messages == [{"role": "user", "content": "b"}]
     it.engine.gpt.script = {}
@@ -245,7 +284,9 @@ def test_the_system_prompt_is_set_shown_removed_and_survives_clear(gpt) -> None:
     it.take("hi")
     with_it = it.messages
     it.take("/clear")
-    assert it.messages == [] and said(it).endswith("(a new conversation, with the system prompt as before)\n")
+    assert it.messages == [] and said(it).endswith(
+        "(a new conversation, with the system prompt as before)\n"
+    )
     it.take("/system")
     assert said(it) == "be kind\n"
     it.take('/system ""')
@@ -278,10 +319,14 @@ def test_a_later_turn_reads_only_what_is_new() -> None:
     with it.engine.frozen():
         it.take("01234567890123456789")
         it.take("ab")
-    assert it.engine.stats.reused_tokens == 24 + len("xy")  # bos, three marks and the question; the answer
+    assert it.engine.stats.reused_tokens == 24 + len(
+        "xy"
+    )  # bos, three marks and the question; the answer
 
 
-def test_a_conversation_that_was_saved_goes_on_as_if_it_had_not_ended(gpt, tmp_path, monkeypatch) -> None:
+def test_a_conversation_that_was_saved_goes_on_as_if_it_had_not_ended(
+    gpt, tmp_path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     it = talk(gpt, temperature=1.0, system="be kind", model="here")
     it.take("hi")
@@ -313,7 +358,9 @@ def test_a_file_of_another_conversation_is_not_replaced(gpt, tmp_path) -> None:
     it.take("/clear")
     it.take("ho")
     before = file.read_bytes()
-    with pytest.raises(ValueError, match=r"talk\.json exists and is not of this conversation; choose another name"):
+    with pytest.raises(
+        ValueError, match=r"talk\.json exists and is not of this conversation; choose another name"
+    ):
         it.take(f"/save {file}")
     with pytest.raises(ValueError, match=r"none/talk\.json cannot be written: No such file"):
         it.take(f"/save {tmp_path}/none/talk.json")
@@ -321,10 +368,17 @@ def test_a_file_of_another_conversation_is_not_replaced(gpt, tmp_path) -> None:
 
 
 def test_a_list_of_messages_or_a_line_of_jsonl_is_read(gpt, tmp_path) -> None:
-    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": [{"type": "python", "text": "1+1"}]}]
+    turn = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": [{"type": "python", "text": "1+1"}]},
+    ]
     question = {"role": "user", "content": "b"}
     for messages in (turn, [*turn, question], [{"role": "system", "content": "s"}, *turn]):
-        for text in (json.dumps(messages), json.dumps(messages, indent=1), json.dumps({"messages": messages}) + "\n"):
+        for text in (
+            json.dumps(messages),
+            json.dumps(messages, indent=1),
+            json.dumps({"messages": messages}) + "\n",
+        ):
             (tmp_path / "f").write_text(text)
             it = talk(gpt)
             it.take(f"/load {tmp_path}/f")
@@ -345,18 +399,36 @@ def test_a_list_of_messages_or_a_line_of_jsonl_is_read(gpt, tmp_path) -> None:
         (b"3", "f is not a conversation: it has no list of messages"),
         (b'[{"role": "assistant", "content": "x"}]', "is of assistant where user comes"),
         (b'[{"role": "user", "content": 3}]', r"message 0 \(user\): its content is not text"),
-        (b'{"messages": [{"role": "user", "content": "a"}], "settings": {"top_k": 0}}', "f: top_k=0 must be at least"),
-        (b'{"messages": [{"role": "user", "content": "a"}], "settings": {"stop": 5}}', "f: stop=5 must be a list"),
-        (b'{"messages": [{"role": "user", "content": "a"}], "settings": {"x": 0}}', "f has 'x' among its settings"),
-        (b'{"messages": [{"role": "user", "content": "a"}], "settings": [1]}', "f has settings without names"),
+        (
+            b'{"messages": [{"role": "user", "content": "a"}], "settings": {"top_k": 0}}',
+            "f: top_k=0 must be at least",
+        ),
+        (
+            b'{"messages": [{"role": "user", "content": "a"}], "settings": {"stop": 5}}',
+            "f: stop=5 must be a list",
+        ),
+        (
+            b'{"messages": [{"role": "user", "content": "a"}], "settings": {"x": 0}}',
+            "f has 'x' among its settings",
+        ),
+        (
+            b'{"messages": [{"role": "user", "content": "a"}], "settings": [1]}',
+            "f has settings without names",
+        ),
     ],
 )
-def test_a_bad_file_is_refused_and_changes_nothing(gpt, tmp_path, content: bytes, message: str) -> None:
+def test_a_bad_file_is_refused_and_changes_nothing(
+    gpt, tmp_path, content: bytes, message: str
+) -> None:
     (tmp_path / "f").write_bytes(content)
     it = talk(gpt)
     it.take("hi")
     before = state(it)
-    for name, why in (("f", message), ("no", "no cannot be read: No such file"), ("", "cannot be read: Is a dir")):
+    for name, why in (
+        ("f", message),
+        ("no", "no cannot be read: No such file"),
+        ("", "cannot be read: Is a dir"),
+    ):
         with pytest.raises(ValueError, match=why):
             it.take(f"/load {tmp_path}/{name}")
         assert state(it) == before

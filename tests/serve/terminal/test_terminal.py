@@ -50,9 +50,14 @@ class Person:
     def __init__(self, *words: str) -> None:
         self.screen, theirs = pty.openpty()
         self.process = subprocess.Popen(
-            [*TALKS, *words], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0), env={**os.environ, "TERM": "xterm"},
-        )  # fmt: skip
+            [*TALKS, *words],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            env={**os.environ, "TERM": "xterm"},
+        )
         os.close(theirs)
 
     def sees(self, mark: str, seconds: float = 30) -> str:
@@ -115,7 +120,9 @@ def person():
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_the_answer_keys_edit_the_line_and_ctrl_c_twice_quits(person, ckpt: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_answer_keys_edit_the_line_and_ctrl_c_twice_quits(
+    person, ckpt: Path, tmp_path: Path
+) -> None:
     one = person(f"ckpt={ckpt}", "max_tokens=null", "system=be kind")
     assert "Ctrl-C stops an answer" in one.sees("you: ")
     one.types("helo")
@@ -145,25 +152,45 @@ def test_ctrl_c_stops_the_answer_keys_edit_the_line_and_ctrl_c_twice_quits(perso
     one.presses_ctrl_c()
     assert one.leaves() == 0
     system, first, answer, second, last = json.loads((tmp_path / "t.json").read_text())["messages"]
-    assert system["content"] == "be kind" and first["content"] == "hello" and second["content"] == "two\nlines"
+    assert (
+        system["content"] == "be kind"
+        and first["content"] == "hello"
+        and second["content"] == "two\nlines"
+    )
     assert answer["content"][0]["text"] and last["content"]
 
 
 @pytest.mark.slow
-def test_piped_lines_are_turns_and_commands_and_bytes_that_are_no_text_do_no_harm(ckpt: Path, tmp_path: Path) -> None:
+def test_piped_lines_are_turns_and_commands_and_bytes_that_are_no_text_do_no_harm(
+    ckpt: Path, tmp_path: Path
+) -> None:
     lines = [
-        "hello", "", "caf\xe9", "/st", "/set top_k=0", "/set max_tokens=4", "/retry", f"/save {tmp_path}/t.json", "/quit", "never",
-    ]  # fmt: skip
+        "hello",
+        "",
+        "caf\xe9",
+        "/st",
+        "/set top_k=0",
+        "/set max_tokens=4",
+        "/retry",
+        f"/save {tmp_path}/t.json",
+        "/quit",
+        "never",
+    ]
     done = piped(f"ckpt={ckpt}", "max_tokens=20", said="\n".join(lines).encode("latin-1"))
     assert done.returncode == 0 and done.stderr == b""
     shown = done.stdout.decode()
     assert [line for line in shown.splitlines() if line.startswith("you: ")] == [
         f"you: {line}".replace("\xe9", "\ufffd") for line in lines[:-1] if line
     ]
-    assert "error: /st is no command; there are /help" in shown and "error: top_k=0 must be at least 1" in shown
+    assert (
+        "error: /st is no command; there are /help" in shown
+        and "error: top_k=0 must be at least 1" in shown
+    )
     assert {c for c in shown if c < " " or "\x7f" <= c < "\xa0"} == {"\n"}
     found = json.loads((tmp_path / "t.json").read_text())
-    assert [m["content"] for m in found["messages"][::2]] == ["hello", "caf\ufffd"] and len(found["messages"]) == 4
+    assert [m["content"] for m in found["messages"][::2]] == ["hello", "caf\ufffd"] and len(
+        found["messages"]
+    ) == 4
     assert found["model"] == str(ckpt) and found["settings"]["max_tokens"] == 4
 
 
@@ -171,9 +198,13 @@ def test_piped_lines_are_turns_and_commands_and_bytes_that_are_no_text_do_no_har
 def test_prompt_prints_the_answer_and_nothing_else(ckpt: Path) -> None:
     """It is what the engine gives, and a slash makes no command of it."""
     opened = open_checkpoint(str(ckpt), device="cpu")
-    prompt = render_prompt(opened.tokenizer, {"messages": [{"role": "user", "content": "/help me"}]})
+    prompt = render_prompt(
+        opened.tokenizer, {"messages": [{"role": "user", "content": "/help me"}]}
+    )
     (answer,) = Engine(opened.gpt, opened.tokenizer).generate([prompt], max_tokens=20, tools=False)
-    done = piped(f"ckpt={ckpt}", "max_tokens=20", "prompt=/help me", "stop=never said", "tools=false")
+    done = piped(
+        f"ckpt={ckpt}", "max_tokens=20", "prompt=/help me", "stop=never said", "tools=false"
+    )
     assert done.returncode == 0 and done.stderr == b"(cut at max_tokens=20)\n"
     out = io.StringIO()
     Screen(out).line(answer.text)
@@ -193,7 +224,9 @@ def test_ctrl_d_quits(person, ckpt: Path) -> None:
 def test_a_reader_that_goes_away_ends_it_without_a_word(ckpt: Path) -> None:
     for given in ("prompt=x", "max_tokens=5"):
         command = [*TALKS, f"ckpt={ckpt}", given]
-        program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        program = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         assert program.stdout is not None
         program.stdout.close()
         _, told = program.communicate(b"hello\n" * 50, timeout=60)
@@ -203,7 +236,9 @@ def test_a_reader_that_goes_away_ends_it_without_a_word(ckpt: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_ends_a_pipe(ckpt: Path) -> None:
     command = [*TALKS, f"ckpt={ckpt}", "max_tokens=null"]
-    program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    program = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert program.stdin is not None and program.stdout is not None
     program.stdin.write(b"hello\nyou\n")
     program.stdin.flush()
@@ -225,7 +260,16 @@ def test_ctrl_c_ends_a_pipe(ckpt: Path) -> None:
         ([f"prompt={'x' * 5000}"], "the last question has 5,00"),
     ],
 )
-def test_what_cannot_be_answered_is_one_line_and_exit_code_2(ckpt: Path, words: list[str], message: str) -> None:
-    done = processes.run(["nanochat.cli", "device=cpu", f"ckpt={ckpt}", *words], env=dict(os.environ))
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("error: ") and message in done.stderr
+def test_what_cannot_be_answered_is_one_line_and_exit_code_2(
+    ckpt: Path, words: list[str], message: str
+) -> None:
+    done = processes.run(
+        ["nanochat.cli", "device=cpu", f"ckpt={ckpt}", *words], env=dict(os.environ)
+    )
+    assert (
+        done.returncode == 2
+        and done.stdout == ""
+        and done.stderr.startswith("error: ")
+        and message in done.stderr
+    )
     assert done.stderr.count("\n") == 1

@@ -18,8 +18,12 @@ def is_local(host: str) -> bool:
 
 def check_address(host: str, *, api_key: str | None, open: bool) -> None:
     """ValueError for an address that others can reach, unless a key or open=true says who may use it."""
-    if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable() and " " not in api_key):
-        raise ValueError("api_key must be printable ASCII without spaces, and not empty; null needs none")
+    if api_key is not None and not (
+        api_key and api_key.isascii() and api_key.isprintable() and " " not in api_key
+    ):
+        raise ValueError(
+            "api_key must be printable ASCII without spaces, and not empty; null needs none"
+        )
     if api_key is not None and open:
         raise ValueError("api_key=… and open=true contradict each other; leave out one")
     if not is_local(host) and api_key is None and not open:
@@ -44,7 +48,9 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:
         raise ValueError(f"port={port} must lie between 0 and 65535; 0 takes any that is free")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM
+        )[0]
     except OSError as error:
         raise ValueError(f"host={host} is no address of a machine; try host=127.0.0.1") from error
     bound = socket.socket(family, kind, protocol)

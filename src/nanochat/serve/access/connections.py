@@ -28,23 +28,38 @@ SEND_SECONDS = 60.0  # from: nginx's send_timeout; a client that reads nothing f
 PER_ADDRESS = 64  # guess: unfinished; a browser opens 6
 UNFINISHED = 256  # guess: in all
 GRACE_SECONDS = 2.0  # guess: as old an unfinished request must be before it gives way
-CONNECTIONS = 1000  # guess: in all, with those that answers go to; 1,024 files is a usual limit of a process
+CONNECTIONS = (
+    1000  # guess: in all, with those that answers go to; 1,024 files is a usual limit of a process
+)
 SWEEP_SECONDS = 0.5
 
 REPLIES = {
-    408: b"HTTP/1.1 408 Request Timeout", 431: b"HTTP/1.1 431 Request Header Fields Too Large", 503: b"HTTP/1.1 503 Service Unavailable",
-}  # fmt: skip
+    408: b"HTTP/1.1 408 Request Timeout",
+    431: b"HTTP/1.1 431 Request Header Fields Too Large",
+    503: b"HTTP/1.1 503 Service Unavailable",
+}
 
 
 class Unfinished:
     """The requests of a server that have not come as a whole yet."""
 
     def __init__(
-        self, *, head_seconds: float = HEAD_SECONDS, body_seconds: float = BODY_SECONDS, per_address: int = PER_ADDRESS,
-        in_all: int = UNFINISHED, grace_seconds: float = GRACE_SECONDS, connections: int = CONNECTIONS,
-        send_seconds: float = SEND_SECONDS, linger_seconds: float = LINGER_SECONDS,
-    ) -> None:  # fmt: skip
-        self.head_seconds, self.body_seconds, self.send_seconds = head_seconds, body_seconds, send_seconds
+        self,
+        *,
+        head_seconds: float = HEAD_SECONDS,
+        body_seconds: float = BODY_SECONDS,
+        per_address: int = PER_ADDRESS,
+        in_all: int = UNFINISHED,
+        grace_seconds: float = GRACE_SECONDS,
+        connections: int = CONNECTIONS,
+        send_seconds: float = SEND_SECONDS,
+        linger_seconds: float = LINGER_SECONDS,
+    ) -> None:
+        self.head_seconds, self.body_seconds, self.send_seconds = (
+            head_seconds,
+            body_seconds,
+            send_seconds,
+        )
         self.per_address, self.in_all, self.connections = per_address, in_all, connections
         self.grace_seconds, self.linger_seconds = grace_seconds, linger_seconds
         self.all: OrderedDict[Bounded, None] = OrderedDict()  # the oldest first
@@ -93,7 +108,11 @@ class Bounded(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.unfinished, self.address = unfinished, ""
         self.since = time.monotonic()  # of the first byte of a request, or the connection
-        self.head, self.came, self.content = True, 0, 0  # is in its head; bytes of the request, and of its body
+        self.head, self.came, self.content = (
+            True,
+            0,
+            0,
+        )  # is in its head; bytes of the request, and of its body
         self.refused_at: float | None = None  # answered before all of it came
         self.content_then = 0  # bytes of its body when it was
         self.writing: asyncio.TimerHandle | None = None
@@ -129,7 +148,11 @@ class Bounded(HttpToolsProtocol):
         """When it is given up, as time.monotonic() counts."""
         if self.refused_at is not None:
             return self.refused_at + self.unfinished.linger_seconds
-        allowed = self.unfinished.head_seconds if self.head else self.unfinished.body_seconds + self.content / BODY_RATE
+        allowed = (
+            self.unfinished.head_seconds
+            if self.head
+            else self.unfinished.body_seconds + self.content / BODY_RATE
+        )
         return self.since + allowed
 
     def end(self, status: int) -> None:
@@ -140,7 +163,9 @@ class Bounded(HttpToolsProtocol):
         cycle = self.cycle
         answering = cycle is not None and cycle.response_started and not cycle.response_complete
         if self.refused_at is None and not answering:
-            self.transport.write(REPLIES[status] + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            self.transport.write(
+                REPLIES[status] + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            )
         self.transport.close()
         if self.transport.get_write_buffer_size():  # it does not read either
             self.loop.call_later(self.unfinished.linger_seconds, self.transport.abort)
@@ -170,7 +195,9 @@ class Bounded(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= PIPELINED:
-            raise ValueError("too many requests before an answer")  # httptools stops; see send_400_response
+            raise ValueError(
+                "too many requests before an answer"
+            )  # httptools stops; see send_400_response
         super().on_message_begin()
         if self not in self.unfinished.all:  # one of several in what came
             self.begin()

@@ -18,11 +18,17 @@ from nanochat.serve.openai_error import error_response
 LOGIN_BYTES = 2**13  # guess: a name and a password
 HELD_BYTES = 2**26  # guess: of all bodies that are being read
 LOGIN = "/login"
-CLIENTS = 10_000  # guess: addresses remembered; the one that was quiet for longest is forgotten first
-WRONG_PER_MINUTE = 30  # guess: keys and passwords that an address may guess; a person mistypes a few
+CLIENTS = (
+    10_000  # guess: addresses remembered; the one that was quiet for longest is forgotten first
+)
+WRONG_PER_MINUTE = (
+    30  # guess: keys and passwords that an address may guess; a person mistypes a few
+)
 
 
-def add_limits(app: FastAPI, request_bytes: int, per_minute: int | None, cors: list[str], *, local: bool) -> None:
+def add_limits(
+    app: FastAPI, request_bytes: int, per_minute: int | None, cors: list[str], *, local: bool
+) -> None:
     """Put the limits around `app`, so that refusals come before anything else is read.
 
     From the outside in: which pages may ask at all (`Origins`), how often, with which key; only then is a
@@ -31,15 +37,22 @@ def add_limits(app: FastAPI, request_bytes: int, per_minute: int | None, cors: l
     if request_bytes < 1024:
         raise ValueError(f"limits.request_bytes={request_bytes} must be at least 1024")
     if per_minute is not None and per_minute < 1:
-        raise ValueError(f"limits.requests_per_minute={per_minute} must be at least 1, or null for no limit")
+        raise ValueError(
+            f"limits.requests_per_minute={per_minute} must be at least 1, or null for no limit"
+        )
     app.add_middleware(BodyLimit, max_bytes=request_bytes)
     if keys := [middleware for middleware in app.user_middleware if middleware.cls is KeyRequired]:
-        app.user_middleware = [*keys, *(other for other in app.user_middleware if other not in keys)]
+        app.user_middleware = [
+            *keys,
+            *(other for other in app.user_middleware if other not in keys),
+        ]
         app.add_middleware(WrongKeys)
     if per_minute is not None:
         app.add_middleware(RateLimit, per_minute=per_minute)
     if cors:
-        app.add_middleware(CORSMiddleware, allow_origins=cors, allow_methods=["*"], allow_headers=["*"])
+        app.add_middleware(
+            CORSMiddleware, allow_origins=cors, allow_methods=["*"], allow_headers=["*"]
+        )
     app.add_middleware(Origins, cors=cors, local=local)
 
 
@@ -105,7 +118,9 @@ class BodyLimit:
         keys = {key for key, _ in scope["headers"]}
         if b"content-length" in keys or b"transfer-encoding" in keys:
             try:
-                body = await read_body(scope, receive, LOGIN_BYTES if path == LOGIN else self.max_bytes)
+                body = await read_body(
+                    scope, receive, LOGIN_BYTES if path == LOGIN else self.max_bytes
+                )
             except Unread as unread:
                 status, message = unread.args
                 code = "request_too_large" if status == 413 else None
@@ -120,7 +135,9 @@ class Budget:
 
     def __init__(self, per_minute: int) -> None:
         self.per_minute = per_minute
-        self.left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # address -> left, when (seconds)
+        self.left: OrderedDict[str, tuple[float, float]] = (
+            OrderedDict()
+        )  # address -> left, when (seconds)
 
     def take(self, address: str, number: int = 1) -> int:
         """Take so many (0: only look); 0, or the seconds until there is one again, and then none was taken."""
@@ -140,9 +157,12 @@ def _address(scope: Any) -> str:
 
 def _too_many(what: str, wait: int) -> Any:
     return error_response(
-        429, f"more than {what} in a minute; try again in {wait} s", "rate_limit_error", code="rate_limit_exceeded",
+        429,
+        f"more than {what} in a minute; try again in {wait} s",
+        "rate_limit_error",
+        code="rate_limit_exceeded",
         headers={"Retry-After": str(wait)},
-    )  # fmt: skip
+    )
 
 
 class RateLimit:
@@ -180,7 +200,9 @@ class WrongKeys:
             return
 
         async def watched(message: Any) -> None:
-            if message["type"] == "http.response.start" and message["status"] in ((400, 401, 422) if login else (401,)):
+            if message["type"] == "http.response.start" and message["status"] in (
+                (400, 401, 422) if login else (401,)
+            ):
                 self.budget.take(address)
             await send(message)
 

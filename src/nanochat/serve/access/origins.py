@@ -17,7 +17,11 @@ class Origins:
     """
 
     def __init__(self, app: Any, cors: list[str], *, local: bool) -> None:
-        self.app, self.cors, self.local = app, [origin.lower().rstrip("/") for origin in cors], local
+        self.app, self.cors, self.local = (
+            app,
+            [origin.lower().rstrip("/") for origin in cors],
+            local,
+        )
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] in ("http", "websocket") and (refused := self.refused(scope["headers"])):
@@ -28,7 +32,8 @@ class Origins:
     def refused(self, headers: list[tuple[bytes, bytes]]) -> str | None:
         """The reason, or None."""
         hosts, origins = (
-            [value.decode("latin-1").lower() for key, value in headers if key == name] for name in (b"host", b"origin")
+            [value.decode("latin-1").lower() for key, value in headers if key == name]
+            for name in (b"host", b"origin")
         )
         if len(hosts) > 1 or len(origins) > 1:
             return "a request has one Host and one Origin"
@@ -38,7 +43,10 @@ class Origins:
         for origin in origins:
             if "*" in self.cors or origin in self.cors:
                 continue
-            if host is None or _host(origin) != (host[0], host[1] or PORTS.get(urlsplit(origin).scheme)):
+            if host is None or _host(origin) != (
+                host[0],
+                host[1] or PORTS.get(urlsplit(origin).scheme),
+            ):
                 return f"pages of {origin} may not use this server; cors=[{origin}] lets them"
         return None
 
@@ -50,4 +58,6 @@ def _host(address: str) -> tuple[str, int | None] | None:
         port = parts.port or PORTS.get(parts.scheme)
     except ValueError:
         return None
-    return (parts.hostname, port) if parts.hostname and not parts.username and not parts.path else None
+    return (
+        (parts.hostname, port) if parts.hostname and not parts.username and not parts.path else None
+    )

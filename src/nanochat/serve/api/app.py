@@ -31,7 +31,9 @@ ROUTES = (status, chat, responses, completions, tokens, original)
 
 def build_api(service: Service, *, defaults: Sampling, api_key: str | None = None) -> FastAPI:
     """The application without a page. `defaults` is how an answer is sampled where a request does not say."""
-    app = FastAPI(title="nanochat", docs_url=None, redoc_url=None)  # those pages load scripts from elsewhere
+    app = FastAPI(
+        title="nanochat", docs_url=None, redoc_url=None
+    )  # those pages load scripts from elsewhere
     context = Context(service, defaults, Metrics(service))
     add_error_handlers(app, context.metrics)
     if api_key is not None:
@@ -45,7 +47,11 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
         refuse = WrongMethod(route.methods or set())
         app.router.routes.append(Route(route.path, refuse, include_in_schema=False))
 
-    @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    @app.api_route(
+        "/v1/{rest:path}",
+        methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+        include_in_schema=False,
+    )
     async def nothing(rest: str, request: HTTPRequest) -> Response:
         return error_response(404, f"there is no {request.method} /v1/{rest} here")
 

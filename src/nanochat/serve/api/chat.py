@@ -55,12 +55,16 @@ def routes(context: Context) -> APIRouter:
             {
                 "index": index,
                 "message": message_of(asked, answer),
-                "logprobs": logprobs.chat_logprobs(answer, model.tokenizer) if asked.logprobs else None,
+                "logprobs": logprobs.chat_logprobs(answer, model.tokenizer)
+                if asked.logprobs
+                else None,
                 "finish_reason": finish_reason(asked, answer.finish_reason),
             }
             for index, answer in enumerate(reply.request.completions)
         ]
-        return JSONResponse(head | {"object": "chat.completion", "choices": choices, "usage": usage([reply])})
+        return JSONResponse(
+            head | {"object": "chat.completion", "choices": choices, "usage": usage([reply])}
+        )
 
     return router
 
@@ -128,7 +132,9 @@ class Chunks:
             sample: tools.CallStream() if asked.forced else None for sample in range(asked.samples)
         }
 
-    def chunk(self, sample: int, delta: dict[str, Any], logprobs: Any = None, reason: str | None = None) -> str:
+    def chunk(
+        self, sample: int, delta: dict[str, Any], logprobs: Any = None, reason: str | None = None
+    ) -> str:
         choice = {"index": sample, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return event(self.head | {"choices": [choice]})
 
@@ -139,8 +145,15 @@ class Chunks:
 
     def of(self, sample: int, pieces: list[Piece]) -> Iterator[str]:
         delta, reason = self.delta(sample, pieces), pieces[-1].finish_reason
-        drawn = [piece.drawn for piece in pieces if piece.drawn is not None] if self.asked.logprobs else []
-        rows = [logprobs.chat_logprob(self.tokenizer, token.id, token.logprob, token.top) for token in drawn]
+        drawn = (
+            [piece.drawn for piece in pieces if piece.drawn is not None]
+            if self.asked.logprobs
+            else []
+        )
+        rows = [
+            logprobs.chat_logprob(self.tokenizer, token.id, token.logprob, token.top)
+            for token in drawn
+        ]
         if delta or rows:
             yield self.chunk(sample, delta, {"content": rows} if rows else None)
         if reason:

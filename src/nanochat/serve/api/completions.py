@@ -66,7 +66,9 @@ def routes(context: Context) -> APIRouter:
             whole = {
                 "object": "text_completion",
                 "choices": choices(asked, model.tokenizer, before, replies),
-                "usage": usage(replies) if replies else token_counts(sum(len(t.ids) for t in echoed), 0),
+                "usage": usage(replies)
+                if replies
+                else token_counts(sum(len(t.ids) for t in echoed), 0),
             }
             return json.dumps(head | whole).encode()
 
@@ -80,14 +82,20 @@ def begin(
 ) -> list[Reply]:
     """A reply for each prompt; none for max_tokens=0, which only echoes. All or nothing is started."""
     service = context.service
-    sampling = asked.sampling(context.defaults, asked.max_tokens or None, top_logprobs=asked.logprobs or 0)
+    sampling = asked.sampling(
+        context.defaults, asked.max_tokens or None, top_logprobs=asked.logprobs or 0
+    )
     sampling = replace(sampling, tools=False, python=False)
     service.make_room(model, len(prompts) * asked.samples)
     replies: list[Reply] = []
     try:
         for number, prompt in enumerate(prompts if asked.max_tokens != 0 else []):
             own = replace(sampling, seed=sampling.seed + number * 2**64)  # equal prompts differ
-            replies.append(service.complete(model.name, prompt, own, num_samples=asked.samples, strict=asked.strict))
+            replies.append(
+                service.complete(
+                    model.name, prompt, own, num_samples=asked.samples, strict=asked.strict
+                )
+            )
     except Exception:
         for reply in replies:
             reply.cancel()
@@ -143,7 +151,9 @@ async def events(
     yield DONE
 
 
-def chunk(asked: CompletionRequest, tokenizer: Tokenizer, offsets: Offsets, pieces: list[Piece]) -> dict[str, Any]:
+def chunk(
+    asked: CompletionRequest, tokenizer: Tokenizer, offsets: Offsets, pieces: list[Piece]
+) -> dict[str, Any]:
     """A choice with what the pieces add."""
     text = "".join(fragment.text for piece in pieces for fragment in piece.fragments)
     scored = None

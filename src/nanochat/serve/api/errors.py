@@ -26,7 +26,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     404: {"description": "no such model"},
     413: {"description": "the request is too large"},
     422: {"description": "never: an invalid request gets 400"},
-    429: {"description": "the queue is full, or too many requests; Retry-After says when to try again"},
+    429: {
+        "description": "the queue is full, or too many requests; Retry-After says when to try again"
+    },
     500: {"description": "the engine failed"},
 }
 
@@ -35,7 +37,11 @@ def validation_error(error: RequestValidationError) -> Response:
     """Of the errors of a field that may be one of several types, the one that came closest to a type."""
     errors = error.errors()
     first = max(errors, key=lambda one: (one["loc"][:2] == errors[0]["loc"][:2], len(one["loc"])))
-    fields = [word for word in map(str, first["loc"]) if word not in NOT_FIELDS and not NOT_A_FIELD.search(word)]
+    fields = [
+        word
+        for word in map(str, first["loc"])
+        if word not in NOT_FIELDS and not NOT_A_FIELD.search(word)
+    ]
     where, message = ".".join(fields), str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "not a field of this request"
@@ -61,12 +67,16 @@ def http_error(error: HTTPException) -> Response:
 
 HANDLERS: dict[type[Exception], Callable[[Any], Response]] = {
     RequestValidationError: validation_error,
-    UnknownModel: lambda error: error_response(404, str(error), param="model", code="model_not_found"),
+    UnknownModel: lambda error: error_response(
+        404, str(error), param="model", code="model_not_found"
+    ),
     ValueError: value_error,
     Busy: queue_full,
     EngineFailed: lambda error: error_response(500, str(error), "server_error"),
     HTTPException: http_error,
-    Exception: lambda error: error_response(500, f"{type(error).__name__}; the server's log says more", "server_error"),
+    Exception: lambda error: error_response(
+        500, f"{type(error).__name__}; the server's log says more", "server_error"
+    ),
 }
 
 

@@ -28,7 +28,9 @@ def token(tokenizer: Tokenizer, number: int) -> dict[str, Any]:
     return {"token": name_of(piece), "bytes": list(piece)}
 
 
-def chat_logprob(tokenizer: Tokenizer, number: int, logprob: float, top: list[tuple[int, float]]) -> dict[str, Any]:
+def chat_logprob(
+    tokenizer: Tokenizer, number: int, logprob: float, top: list[tuple[int, float]]
+) -> dict[str, Any]:
     likeliest = [token(tokenizer, other) | {"logprob": value} for other, value in top]
     return token(tokenizer, number) | {"logprob": logprob, "top_logprobs": likeliest}
 
@@ -54,7 +56,9 @@ class Offsets:
         begins = self._characters
         for n in range(len(piece)):
             self._characters += len(self._utf8.decode(piece[n : n + 1]))
-            if n == 0:  # its first byte is of the character that is still open, or else of the last one
+            if (
+                n == 0
+            ):  # its first byte is of the character that is still open, or else of the last one
                 begins = self._characters - (not self._utf8.getstate()[0])
         return begins
 
@@ -72,22 +76,32 @@ class ScoredText:
 
     def __add__(self, other: "ScoredText") -> "ScoredText":
         return ScoredText(
-            self.text + other.text, self.tokens + other.tokens, self.values + other.values, self.top + other.top,
+            self.text + other.text,
+            self.tokens + other.tokens,
+            self.values + other.values,
+            self.top + other.top,
             self.offsets + [len(self.text) + at for at in other.offsets],
-        )  # fmt: skip
+        )
 
     def logprobs(self) -> dict[str, Any]:
         return {
-            "tokens": self.tokens, "token_logprobs": self.values, "top_logprobs": self.top, "text_offset": self.offsets,
-        }  # fmt: skip
+            "tokens": self.tokens,
+            "token_logprobs": self.values,
+            "top_logprobs": self.top,
+            "text_offset": self.offsets,
+        }
 
 
 EMPTY = ScoredText("", [], [], [], [])
 
 
-def named(tokenizer: Tokenizer, top: list[tuple[int, float]], own: tuple[int, float] | None) -> dict[str, float]:
+def named(
+    tokenizer: Tokenizer, top: list[tuple[int, float]], own: tuple[int, float] | None
+) -> dict[str, float]:
     """The likeliest tokens by name, and the one that is there."""
-    return {name_of(tokenizer.piece(number)): value for number, value in ([*top, own] if own else top)}
+    return {
+        name_of(tokenizer.piece(number)): value for number, value in ([*top, own] if own else top)
+    }
 
 
 def offsets_in(text: str, tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
@@ -103,15 +117,22 @@ def continuation(completion: Completion, tokenizer: Tokenizer) -> ScoredText:
         rows.append((completion.end_id, completion.end_logprob, completion.end_top))
     ids = [number for number, _, _ in rows]
     tops: list[dict[str, float] | None] = [
-        named(tokenizer, top, None if value is None else (number, value)) for number, value, top in rows
+        named(tokenizer, top, None if value is None else (number, value))
+        for number, value, top in rows
     ]
     names = [name_of(tokenizer.piece(number)) for number in ids]
     return ScoredText(
-        completion.text, names, [value for _, value, _ in rows], tops, offsets_in(completion.text, tokenizer, ids)
+        completion.text,
+        names,
+        [value for _, value, _ in rows],
+        tops,
+        offsets_in(completion.text, tokenizer, ids),
     )
 
 
-async def echoed(logprobs: int | None, model: ServedModel, prompt: str | list[int], ids: list[int]) -> ScoredText:
+async def echoed(
+    logprobs: int | None, model: ServedModel, prompt: str | list[int], ids: list[int]
+) -> ScoredText:
     """A prompt with the log-probabilities of its tokens."""
     tokenizer = model.tokenizer
     text = prompt if isinstance(prompt, str) else tokenizer.decode(ids)
@@ -127,4 +148,6 @@ async def echoed(logprobs: int | None, model: ServedModel, prompt: str | list[in
         ]
     first = 1 if isinstance(prompt, str) else 0  # the bos that was put before a text
     names = [name_of(tokenizer.piece(number)) for number in ids[first:]]
-    return ScoredText(text, names, values[first:], tops[first:], offsets_in(text, tokenizer, ids[first:]), ids)
+    return ScoredText(
+        text, names, values[first:], tops[first:], offsets_in(text, tokenizer, ids[first:]), ids
+    )

@@ -10,7 +10,9 @@ MAX_FUNCTIONS = 128  # from: OpenAI's limit of tools
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)  # strict: true is no number, and "5" neither
+    model_config = ConfigDict(
+        extra="forbid", strict=True
+    )  # strict: true is no number, and "5" neither
 
 
 class MessagePart(Strict):
@@ -51,13 +53,19 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Parts | None = None
-    parts: Parts | None = Field(None, description="what an answer of this server had besides its content")
+    parts: Parts | None = Field(
+        None, description="what an answer of this server had besides its content"
+    )
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_FUNCTIONS)] | None = None
     tool_call_id: str | None = None
 
     @model_validator(mode="after")
     def _nothing_else(self) -> "ChatMessage":
-        extra = {key: value for key, value in (self.model_extra or {}).items() if value not in (None, [], {}, "")}
+        extra = {
+            key: value
+            for key, value in (self.model_extra or {}).items()
+            if value not in (None, [], {}, "")
+        }
         if unknown := [key for key in extra if key != "name"]:
             raise ValueError(f"{unknown[0]} is not supported here; a message has role and content")
         if self.tool_calls and self.role != "assistant":
@@ -75,7 +83,11 @@ class ChatMessage(BaseModel):
         if isinstance(content, list):
             parts = [part.model_dump() for part in content]
             text_only = all(part["type"] == "text" for part in parts)
-            content = "".join(part["text"] for part in parts) if text_only or role != "assistant" else parts
+            content = (
+                "".join(part["text"] for part in parts)
+                if text_only or role != "assistant"
+                else parts
+            )
         return {"role": role, "content": content or ""}
 
 
@@ -83,7 +95,9 @@ class Function(Strict):
     name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = Field(None, description="true: refused where the schema has what cannot be kept to")
+    strict: bool | None = Field(
+        None, description="true: refused where the schema has what cannot be kept to"
+    )
 
 
 class Tool(Strict):

@@ -25,7 +25,10 @@ ENGINE_METRICS = (
     ("queued", GaugeMetricFamily, "Texts waiting for a row."),
     ("cache_bytes", GaugeMetricFamily, "Keys and values, of live and finished texts."),
 )
-NAMES = {"live": "live_texts", "queued": "queued_texts"}  # where the metric is not called as the key
+NAMES = {
+    "live": "live_texts",
+    "queued": "queued_texts",
+}  # where the metric is not called as the key
 
 
 class Metrics(Collector):
@@ -61,13 +64,19 @@ class Metrics(Collector):
             engine, done = worker.engine, worker.engine.stats
             workers.append(
                 {
-                    "gpu_id": number, "device": str(engine.gpt.device), "model": name,
-                    "live": len(engine.live), "queued": engine.queued, "max_rows": engine.max_rows,
+                    "gpu_id": number,
+                    "device": str(engine.gpt.device),
+                    "model": name,
+                    "live": len(engine.live),
+                    "queued": engine.queued,
+                    "max_rows": engine.max_rows,
                     "cache_bytes": engine.cache.nbytes() + engine.pool.bytes,
-                    "prompt_tokens": done.read_tokens, "reused_tokens": done.reused_tokens,
-                    "sampled_tokens": done.sampled_tokens, "forced_tokens": done.forced_tokens,
+                    "prompt_tokens": done.read_tokens,
+                    "reused_tokens": done.reused_tokens,
+                    "sampled_tokens": done.sampled_tokens,
+                    "forced_tokens": done.forced_tokens,
                 }
-            )  # fmt: skip
+            )
         busy = sum(worker["live"] + worker["queued"] >= worker["max_rows"] for worker in workers)
         return {
             "total_workers": len(workers),
@@ -90,7 +99,9 @@ class Metrics(Collector):
             for model in self.service.models:
                 family.add_metric([model], counts[model])
             yield family
-        refused = CounterMetricFamily("nanochat_refused", "Requests refused, by HTTP status.", labels=["status"])
+        refused = CounterMetricFamily(
+            "nanochat_refused", "Requests refused, by HTTP status.", labels=["status"]
+        )
         for status, count in sorted(self.refused.items()):
             refused.add_metric([str(status)], count)
         yield refused

@@ -17,7 +17,9 @@ from nanochat.serve.api.streams import STREAM, event, event_stream, failure_even
 from nanochat.serve.service import WEB_CHAT
 from nanochat.serve.worker import EngineFailed, Reply
 
-MAX_CHARACTERS = 32_000  # from: facts sheet 7.5, of all messages; other requests are bounded in bytes
+MAX_CHARACTERS = (
+    32_000  # from: facts sheet 7.5, of all messages; other requests are bounded in bytes
+)
 MAX_CHARACTERS_EACH = 8_000  # from: the same
 
 
@@ -36,7 +38,9 @@ class OriginalRequest(Strict):
     def _sizes(self) -> "OriginalRequest":
         total = sum(len(message.content) for message in self.messages)
         if total > MAX_CHARACTERS:
-            raise ValueError(f"the messages have {total:,} characters; at most {MAX_CHARACTERS:,} are taken")
+            raise ValueError(
+                f"the messages have {total:,} characters; at most {MAX_CHARACTERS:,} are taken"
+            )
         return self
 
 

@@ -62,7 +62,11 @@ def neutral(data: Any, kind: type[BaseModel], values: dict[str, tuple[Any, ...]]
     """A request without the fields that ask for nothing; ValueError for a field of `values` that asks for more."""
     if not isinstance(data, dict):
         return data
-    data = {key: value for key, value in data.items() if key not in PASSED_OVER or key in kind.model_fields}
+    data = {
+        key: value
+        for key, value in data.items()
+        if key not in PASSED_OVER or key in kind.model_fields
+    }
     for key, nothing in values.items():
         if key in data and key not in kind.model_fields:
             value = data.pop(key)
@@ -88,9 +92,16 @@ class SchemaFormat(Strict):
 
 
 SAMPLING = (
-    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty",
-    "presence_penalty", "min_tokens", "seed",
-)  # fmt: skip
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "min_tokens",
+    "seed",
+)
 
 
 def random_seed() -> int:
@@ -103,17 +114,22 @@ class SharedFields(Strict):
     model: str | None = None
     temperature: Temperature | None = None
     top_p: Probability | None = None
-    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(None, description="0 keeps every token")
+    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
+        None, description="0 keeps every token"
+    )
     min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     repetition_penalty: Penalty | None = None
     frequency_penalty: Added | None = None
     presence_penalty: Added | None = None
-    logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Bias] | None = Field(None, max_length=MAX_BIASES)
+    logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Bias] | None = Field(
+        None, max_length=MAX_BIASES
+    )
     min_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
         None, description="no end token before so many; a stop string still ends the text"
     )
     strict: bool = Field(
-        False, description="refuse max_tokens that do not fit after the prompt, instead of reducing them"
+        False,
+        description="refuse max_tokens that do not fit after the prompt, instead of reducing them",
     )
     n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = 1
     seed: Seed | None = None
@@ -135,11 +151,17 @@ class SharedFields(Strict):
     def _listed(cls, stop: Any) -> Any:
         return [stop] if isinstance(stop, str) else stop
 
-    def sampling(self, defaults: Sampling, max_tokens: int | None, *, top_logprobs: int) -> Sampling:
+    def sampling(
+        self, defaults: Sampling, max_tokens: int | None, *, top_logprobs: int
+    ) -> Sampling:
         """How the answer is sampled. ValueError for min_tokens above `max_tokens`."""
         if max_tokens is not None and (self.min_tokens or 0) > max_tokens:
-            raise ValueError(f"min_tokens={self.min_tokens:,} is more than max_tokens={max_tokens:,}")
-        given: dict[str, Any] = {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
+            raise ValueError(
+                f"min_tokens={self.min_tokens:,} is more than max_tokens={max_tokens:,}"
+            )
+        given: dict[str, Any] = {
+            name: value for name in SAMPLING if (value := getattr(self, name)) is not None
+        }
         biases = (self.logit_bias or {}).items()
         given["logit_bias"] = tuple((int(token), value) for token, value in biases if value)
         if given.get("top_k") == 0:
@@ -153,7 +175,9 @@ class SharedFields(Strict):
 
 
 class ChatRequest(SharedFields):
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    messages: Annotated[
+        list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+    ]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
@@ -178,7 +202,9 @@ class ChatRequest(SharedFields):
         if self.forced and not names:
             raise ValueError(f"tool_choice={self.choice} needs tools")
         if isinstance(self.tool_choice, ToolChoice) and self.choice not in names:
-            raise ValueError(f"tool_choice: there is no function {self.choice!r} among tools: {', '.join(names)}")
+            raise ValueError(
+                f"tool_choice: there is no function {self.choice!r} among tools: {', '.join(names)}"
+            )
         if self.wants_json and names and self.choice != "none":
             raise ValueError(
                 f"response_format={self.wants_json} is not supported together with tools and tool_choice={self.choice}; "
@@ -190,7 +216,10 @@ class ChatRequest(SharedFields):
                 f"response_format={self.wants_json} cannot continue a message of the assistant; leave that message out"
             )
         continues = last.role == "assistant"
-        if self.continue_final_message not in (None, continues) or self.add_generation_prompt not in (
+        if self.continue_final_message not in (
+            None,
+            continues,
+        ) or self.add_generation_prompt not in (
             None,
             not continues,
         ):
@@ -203,7 +232,9 @@ class ChatRequest(SharedFields):
     def choice(self) -> str:
         """none, auto, required or the name of a function."""
         return (
-            self.tool_choice.function.name if isinstance(self.tool_choice, ToolChoice) else self.tool_choice or "auto"
+            self.tool_choice.function.name
+            if isinstance(self.tool_choice, ToolChoice)
+            else self.tool_choice or "auto"
         )
 
     @property
@@ -213,7 +244,11 @@ class ChatRequest(SharedFields):
 
     @property
     def wants_json(self) -> str | None:
-        return self.response_format.type if self.response_format and self.response_format.type != "text" else None
+        return (
+            self.response_format.type
+            if self.response_format and self.response_format.type != "text"
+            else None
+        )
 
 
 class CompletionRequest(SharedFields):
@@ -235,7 +270,9 @@ class CompletionRequest(SharedFields):
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens=0 asks for nothing without echo=true")
         if self.max_tokens == 0 and self.samples > 1:
-            raise ValueError("max_tokens=0 with n above 1 would echo the same several times; leave out n")
+            raise ValueError(
+                "max_tokens=0 with n above 1 would echo the same several times; leave out n"
+            )
         if self.stream and self.echo:
             raise ValueError("echo does not stream; leave out stream or echo")
         return self

@@ -19,15 +19,34 @@ from nanochat.serve.api.errors import ERRORS
 from nanochat.serve.api.messages import MAX_MESSAGES, ChatMessage, FunctionName, Strict
 from nanochat.serve.api.metrics import Metrics
 from nanochat.serve.api.requests import ChatRequest, Count, Probability, Temperature, neutral
-from nanochat.serve.api.streams import STREAM, client_left, event, event_stream, gather, usage, watched
+from nanochat.serve.api.streams import (
+    STREAM,
+    client_left,
+    event,
+    event_stream,
+    gather,
+    usage,
+    watched,
+)
 from nanochat.serve.worker import EngineFailed, Reply
 
 # fields that cannot be honoured, and the values of them that ask for nothing
 RESPONSES_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "tools": ([],), "tool_choice": ("auto", "none"), "parallel_tool_calls": (True, False), "previous_response_id": (),
-    "conversation": (), "reasoning": ({},), "include": ([],), "truncation": ("disabled",), "background": (False,), "prompt": (),
-    "top_logprobs": (0,), "max_tool_calls": (), "stream_options": ({},), "context_management": (),
-}  # fmt: skip
+    "tools": ([],),
+    "tool_choice": ("auto", "none"),
+    "parallel_tool_calls": (True, False),
+    "previous_response_id": (),
+    "conversation": (),
+    "reasoning": ({},),
+    "include": ([],),
+    "truncation": ("disabled",),
+    "background": (False,),
+    "prompt": (),
+    "top_logprobs": (0,),
+    "max_tool_calls": (),
+    "stream_options": ({},),
+    "context_management": (),
+}
 
 
 # --- the request -----------------------------------------------------------------------------------
@@ -46,7 +65,11 @@ class ResponsesMessage(BaseModel):
     content: str | Annotated[list[ResponsesPart], Field(max_length=1000, fail_fast=True)]
 
     def as_message(self) -> ChatMessage:
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        text = (
+            self.content
+            if isinstance(self.content, str)
+            else "".join(part.text for part in self.content)
+        )
         return ChatMessage(role=self.role, content=text, parts=None)
 
 
@@ -65,7 +88,12 @@ class TextSettings(Strict):
 
 class ResponsesRequest(Strict):
     model: str | None = None
-    input: str | Annotated[list[ResponsesMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    input: (
+        str
+        | Annotated[
+            list[ResponsesMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+        ]
+    )
     instructions: str | None = None
     max_output_tokens: Count | None = None
     temperature: Temperature | None = None
@@ -80,13 +108,21 @@ class ResponsesRequest(Strict):
         return neutral(data, cls, RESPONSES_NEUTRAL)
 
     def as_chat(self) -> ChatRequest:
-        first = [ChatMessage(role="system", content=self.instructions, parts=None)] if self.instructions else []
+        first = (
+            [ChatMessage(role="system", content=self.instructions, parts=None)]
+            if self.instructions
+            else []
+        )
         messages = (
             [ChatMessage(role="user", content=self.input, parts=None)]
             if isinstance(self.input, str)
             else [message.as_message() for message in self.input]
         )
-        wanted = self.text.format if self.text and self.text.format else TextFormat(type="text", schema=None)
+        wanted = (
+            self.text.format
+            if self.text and self.text.format
+            else TextFormat(type="text", schema=None)
+        )
         format: dict[str, Any] = {"type": wanted.type}
         if wanted.type == "json_schema":
             format["json_schema"] = {
@@ -159,10 +195,12 @@ class ResponseObject:
         """The object of a finished answer."""
         whole = reason == "stop"
         used = {
-            "input_tokens": usage["prompt_tokens"], "input_tokens_details": {"cached_tokens": 0},
-            "output_tokens": usage["completion_tokens"], "output_tokens_details": {"reasoning_tokens": 0},
+            "input_tokens": usage["prompt_tokens"],
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": usage["completion_tokens"],
+            "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": usage["total_tokens"],
-        }  # fmt: skip
+        }
         return self._object(
             "completed" if whole else "incomplete",
             output=[self._item("completed" if whole else "incomplete", [_output_text(text)])],
@@ -175,7 +213,9 @@ class ResponseObject:
         return [
             self.event("response.created", response=under_way),
             self.event("response.in_progress", response=under_way),
-            self.event("response.output_item.added", output_index=0, item=self._item("in_progress", [])),
+            self.event(
+                "response.output_item.added", output_index=0, item=self._item("in_progress", [])
+            ),
             self.event("response.content_part.added", **self._place(), part=_output_text("")),
         ]
 
@@ -199,17 +239,39 @@ class ResponseObject:
         return {"item_id": self.item_id, "output_index": 0, "content_index": 0}
 
     def _item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"id": self.item_id, "type": "message", "role": "assistant", "status": status, "content": content}
+        return {
+            "id": self.item_id,
+            "type": "message",
+            "role": "assistant",
+            "status": status,
+            "content": content,
+        }
 
     def _object(self, status: str, **fields: Any) -> dict[str, Any]:
         asked = self.asked
         return {
-            "id": self.id, "object": "response", "created_at": self.created, "model": self.model, "status": status, "output": [],
-            "error": None, "incomplete_details": None, "instructions": asked.instructions, "metadata": asked.metadata or {},
-            "max_output_tokens": asked.max_output_tokens, "temperature": asked.temperature, "top_p": asked.top_p,
-            "parallel_tool_calls": False, "tool_choice": "none", "tools": [], "previous_response_id": None, "usage": None,
-            "text": asked.text.model_dump(by_alias=True, exclude_none=True) if asked.text else {"format": {"type": "text"}},
-        } | fields  # fmt: skip
+            "id": self.id,
+            "object": "response",
+            "created_at": self.created,
+            "model": self.model,
+            "status": status,
+            "output": [],
+            "error": None,
+            "incomplete_details": None,
+            "instructions": asked.instructions,
+            "metadata": asked.metadata or {},
+            "max_output_tokens": asked.max_output_tokens,
+            "temperature": asked.temperature,
+            "top_p": asked.top_p,
+            "parallel_tool_calls": False,
+            "tool_choice": "none",
+            "tools": [],
+            "previous_response_id": None,
+            "usage": None,
+            "text": asked.text.model_dump(by_alias=True, exclude_none=True)
+            if asked.text
+            else {"format": {"type": "text"}},
+        } | fields
 
 
 def _output_text(text: str) -> dict[str, Any]:

@@ -15,11 +15,15 @@ from nanochat.serve.worker import Reply
 
 DONE = "data: [DONE]\n\n"
 # what a route that streams declares in /openapi.json
-STREAM: dict[int | str, dict[str, Any]] = {200: {"description": "the answer", "content": {"text/event-stream": {}}}}
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"description": "the answer", "content": {"text/event-stream": {}}}
+}
 
 
 def event_stream(events: AsyncIterator[str]) -> StreamingResponse:
-    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return StreamingResponse(
+        events, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+    )
 
 
 def event(data: dict[str, Any]) -> str:

@@ -20,8 +20,13 @@ class TokenizeRequest(Strict):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)] | None = None
-    add_special_tokens: bool = Field(True, description="put bos before a prompt; messages have it anyway")
+    messages: (
+        Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+        | None
+    ) = None
+    add_special_tokens: bool = Field(
+        True, description="put bos before a prompt; messages have it anyway"
+    )
     return_token_strs: bool | None = False
 
     @model_validator(mode="after")
@@ -56,7 +61,12 @@ def routes(context: Context) -> APIRouter:
             ids += with_specials(tokenizer, asked.prompt or "")
         if asked.return_token_strs:
             names = [logprobs.name_of(tokenizer.piece(number)) for number in ids]
-        return {"tokens": ids, "count": len(ids), "max_model_len": model.context, "token_strs": names}
+        return {
+            "tokens": ids,
+            "count": len(ids),
+            "max_model_len": model.context,
+            "token_strs": names,
+        }
 
     @router.post("/detokenize", responses=ERRORS)
     async def detokenize(asked: DetokenizeRequest) -> dict[str, Any]:

@@ -26,7 +26,11 @@ OPENED = re.compile(r'\{"name":"([\w-]+)","arguments":')
 def grammars(asked: ChatRequest, tokenizer: Tokenizer) -> dict[str, Any]:
     """Settings of sampling that make the answer what is asked for. ValueError for a schema that cannot be kept to. May take seconds."""
     if asked.wants_json:
-        given = asked.response_format.json_schema if isinstance(asked.response_format, SchemaFormat) else None
+        given = (
+            asked.response_format.json_schema
+            if isinstance(asked.response_format, SchemaFormat)
+            else None
+        )
         schema = (given and given.schema_) or {"type": "object"}
         grammar = json_grammar(schema, lenient=not (given and given.strict))
         return {"grammar": _checked(tokenizer, grammar, "response_format.json_schema")}
@@ -37,11 +41,15 @@ def grammars(asked: ChatRequest, tokenizer: Tokenizer) -> dict[str, Any]:
         functions = [function for function in functions if function.name == asked.choice]
     for function in functions:
         _checked(tokenizer, _grammar([function]), f"tools: {function.name}")
-    return {"grammar" if asked.forced else "calls": _checked(tokenizer, _grammar(functions), "tools")}
+    return {
+        "grammar" if asked.forced else "calls": _checked(tokenizer, _grammar(functions), "tools")
+    }
 
 
 def _grammar(functions: list[Function]) -> str:
-    schemas = {f.name: {"type": "object", "properties": {}} | (f.parameters or {}) for f in functions}
+    schemas = {
+        f.name: {"type": "object", "properties": {}} | (f.parameters or {}) for f in functions
+    }
     return calls_grammar(schemas, lenient=tuple(f.name for f in functions if not f.strict))
 
 
@@ -76,7 +84,11 @@ def as_turns(messages: list[ChatMessage], tools: list[Tool] | None = None) -> li
                 f"messages.{number}: a message of the role tool must answer the call {next(iter(calls))!r} first"
             )
         if new["role"] == "assistant":
-            parts = new["content"] if isinstance(new["content"], list) else [{"type": "text", "text": new["content"]}]
+            parts = (
+                new["content"]
+                if isinstance(new["content"], list)
+                else [{"type": "text", "text": new["content"]}]
+            )
             parts = [part for part in parts if part["text"]]
             for asked in message.tool_calls or []:
                 text = f'{{"name":"{asked.function.name}","arguments":{asked.function.arguments}}}'
@@ -88,17 +100,23 @@ def as_turns(messages: list[ChatMessage], tools: list[Tool] | None = None) -> li
                 last["content"] += parts
             else:
                 found.append({"role": "assistant", "content": parts})
-        elif last is not None and last["role"] == new["role"] and new["content"] and last["content"]:
+        elif (
+            last is not None and last["role"] == new["role"] and new["content"] and last["content"]
+        ):
             last["content"] += "\n\n" + new["content"]
         else:
             found.append(new)
     if calls:
         raise ValueError(f"a message of the role tool must answer the call {next(iter(calls))!r}")
     for new in found:
-        if isinstance(new["content"], list) and all(part["type"] == "text" for part in new["content"]):
+        if isinstance(new["content"], list) and all(
+            part["type"] == "text" for part in new["content"]
+        ):
             new["content"] = "".join(part["text"] for part in new["content"])
     if tools:
-        offered = "You can call these functions:\n" + "\n".join(_described(tool.function) for tool in tools)
+        offered = "You can call these functions:\n" + "\n".join(
+            _described(tool.function) for tool in tools
+        )
         if found and found[0]["role"] == "system":
             found[0]["content"] = f"{found[0]['content']}\n\n{offered}".strip()
         else:
@@ -135,7 +153,11 @@ def called(text: str, *, whole: bool) -> dict[str, Any] | None:
     if found is None:
         return None
     arguments = text[found.end() : -1] if whole else text[found.end() :]
-    return {"id": call_id(), "type": "function", "function": {"name": found[1], "arguments": arguments}}
+    return {
+        "id": call_id(),
+        "type": "function",
+        "function": {"name": found[1], "arguments": arguments},
+    }
 
 
 class CallStream:
@@ -162,7 +184,10 @@ class CallStream:
             self.opened, self.held = True, self.held[found.end() :]
             function = {"name": found[1], "arguments": ""}
             deltas.append({"index": 0, "id": call_id(), "type": "function", "function": function})
-        arguments, self.held = self.held[:-1], self.held[-1:]  # the last sign may be the one that ends the call
+        arguments, self.held = (
+            self.held[:-1],
+            self.held[-1:],
+        )  # the last sign may be the one that ends the call
         if arguments:
             deltas.append({"index": 0, "function": {"arguments": arguments}})
         return deltas, ""
@@ -174,4 +199,8 @@ class CallStream:
 
     def cut(self) -> list[dict[str, Any]]:
         """The last delta of a call that was cut off: its last sign was of the arguments."""
-        return [{"index": 0, "function": {"arguments": self.held}}] if self.opened and self.held else []
+        return (
+            [{"index": 0, "function": {"arguments": self.held}}]
+            if self.opened and self.held
+            else []
+        )

@@ -45,7 +45,10 @@ def switched(messages: Messages, question: int, at: int) -> Messages:
 
 def _asked(messages: Messages, question: int, at: int, others: list[Messages]) -> Messages:
     asked = {key: value for key, value in messages[question].items() if key != "branches"}
-    return [*messages[:question], asked | ({"branches": {"at": at, "others": others}} if others else {})]
+    return [
+        *messages[:question],
+        asked | ({"branches": {"at": at, "others": others}} if others else {}),
+    ]
 
 
 def texts(messages: Messages) -> Iterator[str]:

@@ -9,7 +9,15 @@ import gradio as gr
 
 from nanochat.inference.sampling import Sampling
 from nanochat.serve.page.rows import begun, chat_rows, line_of, plain
-from nanochat.serve.page.settings import LATEX, QUIET, TO_THE_END, AnswersPage, Shown, warn, with_system
+from nanochat.serve.page.settings import (
+    LATEX,
+    QUIET,
+    TO_THE_END,
+    AnswersPage,
+    Shown,
+    warn,
+    with_system,
+)
 from nanochat.serve.page.turn import UPDATES_PER_SECOND, Turn
 from nanochat.serve.service import Busy, ServedModel, Service
 
@@ -39,14 +47,30 @@ class Compare(AnswersPage):
                         f"**{plain(model.name)}** ({plain(what)}, {'chats' if model.chats else 'continues the text as it is'})"
                     )
                     chat = gr.Chatbot(
-                        show_label=False, elem_classes="compared", buttons=["copy"], latex_delimiters=LATEX, allow_tags=False,
-                        feedback_options=None, height=None, placeholder=" ", render_markdown=model.chats, autoscroll=False,
-                    )  # fmt: skip
+                        show_label=False,
+                        elem_classes="compared",
+                        buttons=["copy"],
+                        latex_delimiters=LATEX,
+                        allow_tags=False,
+                        feedback_options=None,
+                        height=None,
+                        placeholder=" ",
+                        render_markdown=model.chats,
+                        autoscroll=False,
+                    )
                     self.columns.append((model, chat, gr.Markdown(elem_classes="numbers")))
         self.box = gr.Textbox(
-            placeholder="Ask all of them", show_label=False, container=False, lines=1, max_lines=8, submit_btn="Send", autofocus=True,
-            elem_id="box", elem_classes="for_all", label="Your message",
-        )  # fmt: skip
+            placeholder="Ask all of them",
+            show_label=False,
+            container=False,
+            lines=1,
+            max_lines=8,
+            submit_btn="Send",
+            autofocus=True,
+            elem_id="box",
+            elem_classes="for_all",
+            label="Your message",
+        )
         each = [component for _, chat, line in self.columns for component in (chat, line)]
         asked = self.box.submit(
             self.send,
@@ -65,7 +89,9 @@ class Compare(AnswersPage):
             **QUIET,
         )
 
-    async def send(self, request: gr.Request, text: str, talks: dict[str, Any], *values: Any) -> Shown:
+    async def send(
+        self, request: gr.Request, text: str, talks: dict[str, Any], *values: Any
+    ) -> Shown:
         if not text.strip():
             yield [gr.skip()] * (3 + 2 * len(self.columns))
             return
@@ -102,12 +128,19 @@ class Compare(AnswersPage):
         for turn in turns:
             if turn.error:
                 warn(f"the engine of {turn.model} failed ({turn.error})")
-        talks = {name: [*asked[name], turn.message()] for name, turn in zip(asked, turns, strict=True)}
+        talks = {
+            name: [*asked[name], turn.message()] for name, turn in zip(asked, turns, strict=True)
+        }
         yield gr.update(submit_btn="Send", stop_btn=False), talks, sampling.seed, *columns()
 
     def ask(
-        self, request: gr.Request, model: ServedModel, messages: list[dict[str, Any]], settings: dict[str, Any], sampling: Sampling
-    ) -> Turn:  # fmt: skip
+        self,
+        request: gr.Request,
+        model: ServedModel,
+        messages: list[dict[str, Any]],
+        settings: dict[str, Any],
+        sampling: Sampling,
+    ) -> Turn:
         """A base checkpoint gets only the last question, as a text to continue."""
         if model.chats:
             asked = with_system(settings, messages)
@@ -115,7 +148,9 @@ class Compare(AnswersPage):
         else:
             sampling, forgotten = replace(sampling, tools=False), 0
             reply = self.service.complete(model.name, messages[-1]["content"], sampling)
-        return self.begin(Turn(reply, model, sampling, forgotten=forgotten, session=str(request.session_hash)))
+        return self.begin(
+            Turn(reply, model, sampling, forgotten=forgotten, session=str(request.session_hash))
+        )
 
     def stop(self, request: gr.Request) -> None:
         super().left(request)
@@ -126,4 +161,9 @@ class Compare(AnswersPage):
 
     def clear(self, request: gr.Request) -> list[Any]:
         self.left(request)
-        return [gr.update(submit_btn="Send", stop_btn=False), {}, gr.skip(), *([[], ""] * len(self.columns))]
+        return [
+            gr.update(submit_btn="Send", stop_btn=False),
+            {},
+            gr.skip(),
+            *([[], ""] * len(self.columns)),
+        ]

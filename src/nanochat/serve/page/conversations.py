@@ -34,7 +34,9 @@ class NotNow(ValueError):
 class Conversations(Window):
     """`private`: a browser sees only the conversations that it made."""
 
-    def __init__(self, service: Service, store: Store, defaults: Sampling, *, private: bool) -> None:
+    def __init__(
+        self, service: Service, store: Store, defaults: Sampling, *, private: bool
+    ) -> None:
         super().__init__(service, defaults)
         self.store, self.private = store, private
         self.writing: dict[str, Turn] = {}  # by conversation
@@ -117,7 +119,9 @@ class Conversations(Window):
             raise NotNow("an answer is being written in this conversation; wait for it, or stop it")
         c = self.stored(opened["id"], owner)
         if opened["id"] and not c.revision:
-            raise Changed("this conversation was deleted elsewhere; what you send now begins a new one")
+            raise Changed(
+                "this conversation was deleted elsewhere; what you send now begins a new one"
+            )
         if c.revision != opened["revision"]:
             raise Changed("this conversation went on elsewhere; here is what it is now")
         return replace(c, messages=answered(c.messages))

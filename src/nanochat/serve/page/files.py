@@ -15,7 +15,13 @@ def quoted(file: Any) -> str:
         raise ValueError("this is no file; choose one")
     name, size, text = shortened(str(file.get("name"))), file.get("bytes"), file.get("text")
     if type(size) is not int or size > 4 * ATTACHED or len(text or "") > ATTACHED:
-        size = f"{len(text):,} characters" if text else f"{size:,} bytes" if type(size) is int else "no size"
+        size = (
+            f"{len(text):,} characters"
+            if text
+            else f"{size:,} bytes"
+            if type(size) is int
+            else "no size"
+        )
         raise ValueError(
             f"{name} has {size}; at most {ATTACHED:,} characters can be attached: paste the part that matters"
         )

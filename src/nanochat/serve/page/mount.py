@@ -50,8 +50,12 @@ def mount_page(
         app,
         build_page(service, store, **options),
         path="/",
-        auth=None if expected is None else lambda _, given: hmac.compare_digest(given.encode(), expected),
-        auth_message=None if expected is None else "Any name; the password is the server's api_key.",
+        auth=None
+        if expected is None
+        else lambda _, given: hmac.compare_digest(given.encode(), expected),
+        auth_message=None
+        if expected is None
+        else "Any name; the password is the server's api_key.",
         footer_links=[],
         run_history=False,  # it would keep a copy of every call in the browser
         enable_monitoring=False,
@@ -90,7 +94,9 @@ def build_page(
         raise ValueError(
             f"compare=true with {len(service.models)} checkpoint(s); give 2 to {MOST_COLUMNS}, as ckpt=base ckpt=sft"
         )
-    page = Compare(service, defaults) if compare else Page(service, store, defaults, private=private)
+    page = (
+        Compare(service, defaults) if compare else Page(service, store, defaults, private=private)
+    )
     with Sealed(
         title="nanochat",
         fill_height=True,

@@ -18,7 +18,9 @@ from nanochat.serve.page.settings import AT_ONCE, QUIET, TO_THE_END, Shown, info
 from nanochat.serve.page.store import Conversation, new_id
 from nanochat.serve.page.turn import Turn
 
-ASK_FIRST = '(opened, owner) => [window.confirm("Delete this conversation?") ? opened : null, owner]'
+ASK_FIRST = (
+    '(opened, owner) => [window.confirm("Delete this conversation?") ? opened : null, owner]'
+)
 
 
 class Page(Conversations):
@@ -95,7 +97,11 @@ class Page(Conversations):
             )
         self.import_button.upload(self.load, [self.import_button, self.owner], self.view, **AT_ONCE)
         changed = [
-            c.release if isinstance(c, gr.Slider) else c.input if isinstance(c, gr.Checkbox) else c.blur
+            c.release
+            if isinstance(c, gr.Slider)
+            else c.input
+            if isinstance(c, gr.Checkbox)
+            else c.blur
             for c in self.settings
         ]
         gr.on([*changed, self.model.input], self.keep, self.ask, None, **QUIET)
@@ -160,7 +166,9 @@ class Page(Conversations):
 
     # --- its messages ---
 
-    async def send(self, request: gr.Request, text: str, opened: dict[str, Any], owner: str, *ask: Any) -> Shown:
+    async def send(
+        self, request: gr.Request, text: str, opened: dict[str, Any], owner: str, *ask: Any
+    ) -> Shown:
         def sent(c: Conversation) -> Done:
             messages = [*c.messages, {"role": "user", "content": text}]
             asked = self.ask_model(str(request.session_hash), with_messages(c, messages), *ask)
@@ -172,13 +180,17 @@ class Page(Conversations):
         async for update in self.tried(request, opened, owner, sent):
             yield update
 
-    async def turn_to(self, request: gr.Request, asked: Any, opened: dict[str, Any], owner: str, *ask: Any) -> Shown:
+    async def turn_to(
+        self, request: gr.Request, asked: Any, opened: dict[str, Any], owner: str, *ask: Any
+    ) -> Shown:
         """Another answer to a question: a stored one, or a new one where `branch` is None. All are kept."""
 
         def turned(c: Conversation) -> Done:
             question, branch = read_asked(c.messages, asked)
             if branch is not None:
-                return self.store.put(replace(c, messages=switched(c.messages, question, branch))), {}
+                return self.store.put(
+                    replace(c, messages=switched(c.messages, question, branch))
+                ), {}
             again = replace(c, messages=anew(c.messages, question))
             return self.ask_model(str(request.session_hash), again, *ask), {}
 
@@ -192,7 +204,9 @@ class Page(Conversations):
 
         def edited(c: Conversation) -> Done:
             at = question_at(c.messages, event.index)
-            new = with_messages(c, [*c.messages[:at], {"role": "user", "content": str(event.value)}])
+            new = with_messages(
+                c, [*c.messages[:at], {"role": "user", "content": str(event.value)}]
+            )
             old = replace(c, id=new_id(), revision=0, title=f"Before an edit: {c.title}")
             more = len(c.messages) > at + 2 or "branches" in c.messages[at]
             session = str(request.session_hash)
@@ -201,7 +215,9 @@ class Page(Conversations):
         async for update in self.tried(request, opened, owner, edited):
             yield update
 
-    async def undo(self, request: gr.Request, event: gr.UndoData, opened: dict[str, Any], owner: str) -> Shown:
+    async def undo(
+        self, request: gr.Request, event: gr.UndoData, opened: dict[str, Any], owner: str
+    ) -> Shown:
         """The question goes back into the box."""
 
         def undone(c: Conversation) -> Done:
@@ -281,7 +297,11 @@ def read_asked(messages: list[dict[str, Any]], asked: Any) -> tuple[int, int | N
     """The question and the branch that the browser asks for. ValueError if there is none such."""
     given = asked if isinstance(asked, dict) else {}
     question, branch = given.get("question"), given.get("branch")
-    if type(question) is not int or not 0 <= question < len(messages) or messages[question]["role"] != "user":
+    if (
+        type(question) is not int
+        or not 0 <= question < len(messages)
+        or messages[question]["role"] != "user"
+    ):
         raise ValueError(f"question={question!r} is none of this conversation; load the page again")
     if branch is not None and type(branch) is not int:
         raise ValueError(f"branch={branch!r} is no number of an answer; load the page again")

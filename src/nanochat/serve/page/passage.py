@@ -46,7 +46,9 @@ class Passage:
         texts: list[Any] = [self.text, self.before]
         self.back.click(self.take_back, texts, texts, **QUIET)
 
-    async def go_on(self, request: gr.Request, text: str, before: list[str], model: str, *values: Any) -> Shown:
+    async def go_on(
+        self, request: gr.Request, text: str, before: list[str], model: str, *values: Any
+    ) -> Shown:
         """The text with its continuation. What it was goes into `before`, for `take_back`."""
         session, service = str(request.session_hash), self.page.service
         try:

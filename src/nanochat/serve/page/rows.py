@@ -9,7 +9,9 @@ from nanochat.serve.page.store import shortened
 from nanochat.serve.page.turn import NOTHING, Turn, numbers
 
 
-def chat_rows(messages: list[dict[str, Any]], *, writing: bool = False) -> tuple[list[dict[str, Any]], list[int]]:
+def chat_rows(
+    messages: list[dict[str, Any]], *, writing: bool = False
+) -> tuple[list[dict[str, Any]], list[int]]:
     """What a Chatbot shows, and the number of the message that each of it is of. `writing`: the last message may have an open call."""
     shown: list[dict[str, Any]] = []
     number_of: list[int] = []

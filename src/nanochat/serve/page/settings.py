@@ -43,34 +43,82 @@ class AnswersPage:
         """`values_of` and `settings_of` know their order."""
         d = self.defaults
         self.seed = gr.Number(
-            d.seed, label="Seed", info="of the last answer, if it is random", precision=0, elem_id="seed", render=False
+            d.seed,
+            label="Seed",
+            info="of the last answer, if it is random",
+            precision=0,
+            elem_id="seed",
+            render=False,
         )
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             self.settings: list[Any] = [
                 gr.Textbox(label="System prompt", lines=2, max_lines=6, elem_id="system"),
-                gr.Slider(0, 2, d.temperature, step=0.05, label="Temperature", info="0: always the likeliest token", elem_id="temperature"),
-                gr.Number(d.top_k, label="Top-k", info="empty: every token", precision=0, minimum=1, elem_id="top_k"),
+                gr.Slider(
+                    0,
+                    2,
+                    d.temperature,
+                    step=0.05,
+                    label="Temperature",
+                    info="0: always the likeliest token",
+                    elem_id="temperature",
+                ),
+                gr.Number(
+                    d.top_k,
+                    label="Top-k",
+                    info="empty: every token",
+                    precision=0,
+                    minimum=1,
+                    elem_id="top_k",
+                ),
                 gr.Slider(0, 1, d.top_p or 1, step=0.01, label="Top-p", info="1: off"),
                 gr.Slider(0, 1, d.min_p or 0, step=0.01, label="Min-p", info="0: off"),
-                gr.Slider(1, 2, d.repetition_penalty or 1, step=0.05, label="Repetition penalty", info="1: off"),
-                gr.Number(d.max_tokens, label="Longest answer", info="tokens; empty: until the context is full", precision=0,
-                          minimum=1, elem_id="max_tokens"),
+                gr.Slider(
+                    1,
+                    2,
+                    d.repetition_penalty or 1,
+                    step=0.05,
+                    label="Repetition penalty",
+                    info="1: off",
+                ),
+                gr.Number(
+                    d.max_tokens,
+                    label="Longest answer",
+                    info="tokens; empty: until the context is full",
+                    precision=0,
+                    minimum=1,
+                    elem_id="max_tokens",
+                ),
                 gr.Checkbox(True, label="Random seed", elem_id="random_seed"),
                 self.seed.render(),
-                gr.Checkbox(d.tools, label="Calculator", info="the model's calls of it are answered", elem_id="tools"),
-            ]  # fmt: skip
+                gr.Checkbox(
+                    d.tools,
+                    label="Calculator",
+                    info="the model's calls of it are answered",
+                    elem_id="tools",
+                ),
+            ]
 
     def values_of(self, settings: dict[str, Any]) -> list[Any]:
         """What the components of the settings show."""
         s = Sampling(**{**asdict(self.defaults), **settings.get("sampling", {})})
         return [
-            settings.get("system", ""), s.temperature, s.top_k, s.top_p or 1, s.min_p or 0, s.repetition_penalty or 1, s.max_tokens,
-            settings.get("random_seed", True), s.seed, s.tools,
-        ]  # fmt: skip
+            settings.get("system", ""),
+            s.temperature,
+            s.top_k,
+            s.top_p or 1,
+            s.min_p or 0,
+            s.repetition_penalty or 1,
+            s.max_tokens,
+            settings.get("random_seed", True),
+            s.seed,
+            s.tools,
+        ]
 
     def settings_of(self, values: tuple[Any, ...]) -> dict[str, Any]:
         """The other way. ValueError for what makes no sense."""
-        system, temperature, top_k, top_p, min_p, penalty, max_tokens, random_seed, seed, tools = values
+        system, temperature, top_k, top_p, min_p, penalty, max_tokens, random_seed, seed, tools = (
+            values
+        )
         sampling = replace(
             self.defaults,
             temperature=temperature,

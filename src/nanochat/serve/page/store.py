@@ -47,8 +47,12 @@ class Changed(ValueError):
 class Conversation:
     """`owner` may see it, everybody for ""; `revision` counts how often it was put, 0 for a new one."""
 
-    messages: list[dict[str, Any]] = field(default_factory=list)  # without a system message, which is a setting
-    settings: dict[str, Any] = field(default_factory=dict)  # {"system": text, "sampling": {…}, "random_seed": bool}
+    messages: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # without a system message, which is a setting
+    settings: dict[str, Any] = field(
+        default_factory=dict
+    )  # {"system": text, "sampling": {…}, "random_seed": bool}
     model: str | None = None
     title: str = ""  # "": from the first message
     owner: str = ""
@@ -81,10 +85,15 @@ class Store:
                 self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
                 for file in (self.path, *(Path(f"{self.path}{kind}") for kind in ("-wal", "-shm"))):
-                    if file.exists() and file.stat().st_mode & 0o077:  # one made elsewhere may be open to others
+                    if (
+                        file.exists() and file.stat().st_mode & 0o077
+                    ):  # one made elsewhere may be open to others
                         file.chmod(0o600)
             self._db = sqlite3.connect(
-                self.path or ":memory:", timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
+                self.path or ":memory:",
+                timeout=WAIT_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
             )
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
@@ -111,7 +120,10 @@ class Store:
     def entries(self, owner: str | None = None) -> list[Listing]:
         """The last changed first."""
         where, values = _owned(owner)
-        rows = self._all(f"SELECT id, title, updated FROM conversations WHERE {where} ORDER BY updated DESC", values)
+        rows = self._all(
+            f"SELECT id, title, updated FROM conversations WHERE {where} ORDER BY updated DESC",
+            values,
+        )
         return [Listing(*row) for row in rows]
 
     def search(self, text: str, owner: str | None = None) -> list[Listing]:
@@ -126,12 +138,16 @@ class Store:
         rows = self._all(
             "SELECT messages FROM conversations WHERE id = ?", [entry.id]
         )  # one at a time: writers wait for no more
-        whole = _folded("\n".join([entry.title, *(text for row in rows for text in texts(json.loads(row[0])))]))
+        whole = _folded(
+            "\n".join([entry.title, *(text for row in rows for text in texts(json.loads(row[0])))])
+        )
         return all(word in whole for word in words)
 
     def get(self, id: str, owner: str | None = None) -> Conversation | None:
         where, values = _owned(owner)
-        rows = self._all(f"SELECT {COLUMNS} FROM conversations WHERE id = ? AND {where}", [id, *values])
+        rows = self._all(
+            f"SELECT {COLUMNS} FROM conversations WHERE id = ? AND {where}", [id, *values]
+        )
         return _from_row(rows[0]) if rows else None
 
     def put(self, conversation: Conversation) -> Conversation:
@@ -145,18 +161,24 @@ class Store:
             revision=conversation.revision + 1,
         )
         with self._writing() as db:
-            found = db.execute("SELECT revision FROM conversations WHERE id = ?", [new.id]).fetchone()
+            found = db.execute(
+                "SELECT revision FROM conversations WHERE id = ?", [new.id]
+            ).fetchone()
             if (found[0] if found else 0) != conversation.revision:
                 raise Changed(f"{new.title!r} was {'changed' if found else 'deleted'} elsewhere")
             marks = ", ".join("?" for _ in fields(Conversation))
-            db.execute(f"INSERT OR REPLACE INTO conversations ({COLUMNS}) VALUES ({marks})", _to_row(new))
+            db.execute(
+                f"INSERT OR REPLACE INTO conversations ({COLUMNS}) VALUES ({marks})", _to_row(new)
+            )
         return new
 
     def set(self, id: str, owner: str | None = None, **values: Any) -> None:
         """Change `title`, `model` or `settings` without a new revision; nothing if there is no such conversation."""
         assert set(values) <= {"title", "model", "settings"}
         if "title" in values and not (title := shortened(values["title"])):
-            raise ValueError(f"title={values['title']!r} is empty; type a name for the conversation")
+            raise ValueError(
+                f"title={values['title']!r} is empty; type a name for the conversation"
+            )
         elif "title" in values:
             values["title"] = title
         if "settings" in values:

@@ -38,10 +38,14 @@ def parsed(text: str | bytes) -> Iterator[Conversation]:
         text.encode()
         json.dumps(data, ensure_ascii=False).encode()  # \ud800 is no text
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"this is not a JSON file ({error}); choose one that was exported here") from None
+        raise ValueError(
+            f"this is not a JSON file ({error}); choose one that was exported here"
+        ) from None
     version = data.get("nanochat_conversations", VERSION) if isinstance(data, dict) else VERSION
     if version != VERSION:
-        raise ValueError(f"this file is of version {version!r}, which is not {VERSION}; export it again from there")
+        raise ValueError(
+            f"this file is of version {version!r}, which is not {VERSION}; export it again from there"
+        )
     if isinstance(data, dict) and "conversations" in data:
         data = data["conversations"]
     elif isinstance(data, dict) or (
@@ -56,7 +60,9 @@ def parsed(text: str | bytes) -> Iterator[Conversation]:
         try:
             yield _checked(item if isinstance(item, dict) else {"messages": item})
         except BadConversation as error:
-            raise ValueError(f"conversation {number} of {len(data)}: {error}; nothing was imported") from None
+            raise ValueError(
+                f"conversation {number} of {len(data)}: {error}; nothing was imported"
+            ) from None
 
 
 def _checked(item: dict[str, Any]) -> Conversation:
@@ -75,7 +81,9 @@ def _checked(item: dict[str, Any]) -> Conversation:
     if messages and messages[0]["role"] == "system":
         settings = {**settings, "system": messages[0]["content"]}
         messages = messages[1:]
-    return Conversation([_kept(message) for message in messages], _checked_settings(settings), model, title)
+    return Conversation(
+        [_kept(message) for message in messages], _checked_settings(settings), model, title
+    )
 
 
 def _without_notes(messages: Any) -> Any:
@@ -83,13 +91,16 @@ def _without_notes(messages: Any) -> Any:
     if not isinstance(messages, list):
         return messages
     plain = [
-        {k: v for k, v in m.items() if k not in ("made", "branches")} if isinstance(m, dict) else m for m in messages
+        {k: v for k, v in m.items() if k not in ("made", "branches")} if isinstance(m, dict) else m
+        for m in messages
     ]
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or "branches" not in message:
             continue
         kept = message["branches"]
-        at, others = (kept.get("at"), kept.get("others")) if isinstance(kept, dict) else (None, None)
+        at, others = (
+            (kept.get("at"), kept.get("others")) if isinstance(kept, dict) else (None, None)
+        )
         if (
             message.get("role") != "user"
             or not isinstance(others, list)
@@ -101,7 +112,12 @@ def _without_notes(messages: Any) -> Any:
             )
         for tail in others:
             check(
-                {"messages": [plain[number], *(_without_notes(tail) if isinstance(tail, list) else [tail])]},
+                {
+                    "messages": [
+                        plain[number],
+                        *(_without_notes(tail) if isinstance(tail, list) else [tail]),
+                    ]
+                },
                 answered=False,
             )
     return plain

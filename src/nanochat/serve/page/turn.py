@@ -11,7 +11,9 @@ from nanochat.inference.stream import Fragment, merge_parts
 from nanochat.serve.service import ServedModel
 from nanochat.serve.worker import EngineFailed, Reply
 
-UPDATES_PER_SECOND = 15  # guess: faster is not readable, and a browser that renders Markdown cannot keep up
+UPDATES_PER_SECOND = (
+    15  # guess: faster is not readable, and a browser that renders Markdown cannot keep up
+)
 NOTHING = [{"type": "text", "text": "…"}]  # what stands for an answer without a token
 
 
@@ -22,10 +24,21 @@ class Turn:
     """
 
     def __init__(
-        self, reply: Reply, model: ServedModel, sampling: Sampling, *, forgotten: int = 0, session: str | None = None,
+        self,
+        reply: Reply,
+        model: ServedModel,
+        sampling: Sampling,
+        *,
+        forgotten: int = 0,
+        session: str | None = None,
         ended: Callable[["Turn"], None] = lambda turn: None,
-    ) -> None:  # fmt: skip
-        self.reply, self.model, self.sampling, self.context = reply, model.name, sampling, model.context
+    ) -> None:
+        self.reply, self.model, self.sampling, self.context = (
+            reply,
+            model.name,
+            sampling,
+            model.context,
+        )
         self.forgotten, self.session, self.ended = forgotten, session, ended
         self.fragments: list[Fragment] = []
         self.finish_reason: str | None = None
@@ -68,14 +81,18 @@ class Turn:
 
     def made(self) -> dict[str, Any]:
         """Everything needed to make it again, and its numbers."""
-        settings = {key: value for key, value in asdict(self.sampling).items() if value != DEFAULTS[key]}
+        settings = {
+            key: value for key, value in asdict(self.sampling).items() if value != DEFAULTS[key]
+        }
         tokens = len(self.reply.request.texts[0].ids)
         return {
             "model": self.model,
             "sampling": settings | {"seed": self.sampling.seed},
             "prompt_tokens": len(self.reply.request.prompt),
             "tokens": tokens,
-            "tokens_per_second": round((tokens - 1) / (self.last - self.first), 1) if self.last > self.first else None,
+            "tokens_per_second": round((tokens - 1) / (self.last - self.first), 1)
+            if self.last > self.first
+            else None,
             "context": self.context,
             "forgotten_turns": self.forgotten,
             "finish_reason": self.finish_reason,

@@ -38,11 +38,29 @@ PAGE_BYTES = 2**20  # guess: what a page sends at a click; a question of MAX_CHA
 REPLY_BYTES = 2**20  # guess: of an answer that names uploads
 API = "/gradio_api"
 # what the page loads and posts; Gradio's other routes (proxy, streams, recordings, monitoring …) answer 404
-READ = ("/", "/config", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json", "/logout",
-        f"{API}/info", f"{API}/theme.css", f"{API}/startup-events", f"{API}/upload_progress", f"{API}/login_check")  # fmt: skip
+READ = (
+    "/",
+    "/config",
+    "/theme.css",
+    "/favicon.ico",
+    "/robots.txt",
+    "/manifest.json",
+    "/logout",
+    f"{API}/info",
+    f"{API}/theme.css",
+    f"{API}/startup-events",
+    f"{API}/upload_progress",
+    f"{API}/login_check",
+)
 READ_BELOW = ("/assets/", "/static/", "/svelte/")
 FILE, HEARTBEAT, EVENTS = f"{API}/file=", f"{API}/heartbeat/", f"{API}/queue/data"
-UPLOAD, JOIN, CANCEL, RESET, LOGIN = f"{API}/upload", f"{API}/queue/join", f"{API}/cancel", f"{API}/reset", "/login"
+UPLOAD, JOIN, CANCEL, RESET, LOGIN = (
+    f"{API}/upload",
+    f"{API}/queue/join",
+    f"{API}/cancel",
+    f"{API}/reset",
+    "/login",
+)
 CALLS = re.compile(rf"{API}/(run|api)/[^/]+/?")  # of events without a queue
 OPEN = (
     "/",
@@ -60,7 +78,9 @@ OPEN = (
 def private_folder() -> tempfile.TemporaryDirectory[str]:
     """Where this process keeps uploads: closed to other users of the machine, removed when the process ends."""
     folder = tempfile.TemporaryDirectory(prefix="nanochat-uploads-")  # mode 0700
-    os.environ["GRADIO_TEMP_DIR"] = folder.name  # read by every component as it is made, and at every check
+    os.environ["GRADIO_TEMP_DIR"] = (
+        folder.name
+    )  # read by every component as it is made, and at every check
     return folder
 
 
@@ -85,17 +105,21 @@ class Sealed(gr.Blocks):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         private_folder()
         super().__init__(*args, **kwargs)
-        self.has_launched = (
-            True  # what a mounted application never is: without it Gradio does not check the paths in an input
-        )
+        self.has_launched = True  # what a mounted application never is: without it Gradio does not check the paths in an input
 
-    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> Any:
+    async def preprocess_data(
+        self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any
+    ) -> Any:
         for file in names_files(inputs):
-            if not isinstance(file.get("path"), str) or "://" in file["path"]:  # which Gradio would fetch
+            if (
+                not isinstance(file.get("path"), str) or "://" in file["path"]
+            ):  # which Gradio would fetch
                 raise gr.Error("only a file that was uploaded can be used")
         return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
 
-    async def postprocess_data(self, block_fn: Any, predictions: Any, *args: Any, **kwargs: Any) -> Any:
+    async def postprocess_data(
+        self, block_fn: Any, predictions: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         if names_files(predictions):
             raise gr.Error("the page gives no files away")
         return await super().postprocess_data(block_fn, predictions, *args, **kwargs)
@@ -137,11 +161,14 @@ class Visitors:
 
     async def pass_on(
         self, scope: Scope, receive: Receive, send: Send, visitor: str, cookies: dict[str, str]
-    ) -> None:  # fmt: skip
+    ) -> None:
         path, method = scope["path"], scope["method"]
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         if self.app.auth is not None and path not in OPEN and not path.startswith(READ_BELOW):
-            tokens = (cookies.get(f"access-token{kind}-{self.app.cookie_id}") for kind in ("", "-unsecure"))
+            tokens = (
+                cookies.get(f"access-token{kind}-{self.app.cookie_id}")
+                for kind in ("", "-unsecure")
+            )
             if not any(token in self.app.tokens for token in tokens):
                 raise Refusal(401, "log in first")
         if method in ("GET", "HEAD"):
@@ -161,17 +188,27 @@ class Visitors:
         elif method == "POST" and (path in (JOIN, CANCEL, RESET) or CALLS.fullmatch(path)):
             body = _object(await read_body(scope, receive, PAGE_BYTES))
             if path != RESET:
-                self.owned("session", body.get("session_hash"), visitor, begins=path not in (CANCEL,))
+                self.owned(
+                    "session", body.get("session_hash"), visitor, begins=path not in (CANCEL,)
+                )
             if event := body.get("event_id"):
                 self.owned("event", event, visitor)
             for file in names_files([body.get("data"), body.get("event_data")]):
                 self.owned("file", file.get("path"), visitor)
                 url = file.get("url")
-                if url and not (isinstance(url, str) and url.endswith(f"{FILE}{file['path']}") and _same(url, scope)):
+                if url and not (
+                    isinstance(url, str)
+                    and url.endswith(f"{FILE}{file['path']}")
+                    and _same(url, scope)
+                ):
                     raise Refusal(403, "a file that was uploaded has the address that it was given")
             known = self.kept(send, visitor, "event") if path == JOIN else send
-            checked = json.dumps(body).encode()  # as it was understood here, not as another parser might
-            await self.app(_of_length(_plain(scope), len(checked)), given_again(checked, receive), known)
+            checked = json.dumps(
+                body
+            ).encode()  # as it was understood here, not as another parser might
+            await self.app(
+                _of_length(_plain(scope), len(checked)), given_again(checked, receive), known
+            )
         else:
             raise Refusal(404, f"there is no {method} {path} here")
 
@@ -183,7 +220,9 @@ class Visitors:
         if owner is None and begins:
             self.own(kind, name, visitor)
         elif owner is None or not secrets.compare_digest(owner, visitor):
-            raise Refusal(403, f"this {kind} is not yours, or not there any more; load the page again")
+            raise Refusal(
+                403, f"this {kind} is not yours, or not there any more; load the page again"
+            )
         else:
             self.owners.move_to_end((kind, name))
 
@@ -219,7 +258,10 @@ def _cookies(scope: Scope) -> dict[str, str]:
     for name, value in scope["headers"]:
         if name == b"cookie":
             try:
-                cookies |= {key: morsel.value for key, morsel in SimpleCookie(value.decode("latin-1")).items()}
+                cookies |= {
+                    key: morsel.value
+                    for key, morsel in SimpleCookie(value.decode("latin-1")).items()
+                }
             except CookieError:
                 continue
     return cookies
@@ -239,7 +281,10 @@ def _same(url: str, scope: Scope) -> bool:
 
 def _plain(scope: Scope) -> Scope:
     """The request of a client that takes nothing compressed, so that the answer can be read here."""
-    return {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]}
+    return {
+        **scope,
+        "headers": [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"],
+    }
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -253,7 +298,11 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 def _of_length(scope: Scope, length: int) -> Scope:
-    headers = [pair for pair in scope["headers"] if pair[0] not in (b"content-length", b"transfer-encoding")]
+    headers = [
+        pair
+        for pair in scope["headers"]
+        if pair[0] not in (b"content-length", b"transfer-encoding")
+    ]
     return {**scope, "headers": [*headers, (b"content-length", str(length).encode())]}
 
 

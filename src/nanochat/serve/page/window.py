@@ -39,14 +39,23 @@ class Window(AnswersPage):
         with gr.Column(visible=not first.chats, scale=1, elem_id="text") as self.text:
             self.passage.build()
         self.view: list[Any] = [
-            self.chat, self.answers, self.numbers, self.opened, self.entries, self.title, self.box,
-            self.model, *self.settings,
-        ]  # fmt: skip
+            self.chat,
+            self.answers,
+            self.numbers,
+            self.opened,
+            self.entries,
+            self.title,
+            self.box,
+            self.model,
+            *self.settings,
+        ]
 
     def build_hidden(self) -> None:
         """Values that are in the page but never seen."""
         self.owner = gr.BrowserState("", storage_key="nanochat", secret="nanochat")
-        self.opened = gr.JSON({"id": "", "revision": 0}, visible="hidden")  # the conversation that is shown
+        self.opened = gr.JSON(
+            {"id": "", "revision": 0}, visible="hidden"
+        )  # the conversation that is shown
         self.arrival = gr.JSON(visible="hidden")
         self.file = gr.Textbox(visible="hidden")  # on its way to the browser
         self.attached = gr.JSON(visible="hidden")
@@ -68,14 +77,18 @@ class Window(AnswersPage):
         )
         self.entries = gr.Radio([], show_label=False, container=False, elem_id="conversations")
         with gr.Accordion("This conversation", open=False, elem_id="this"):
-            self.title = gr.Textbox(label="Title", max_lines=1, elem_id="title", info="Enter keeps it")
+            self.title = gr.Textbox(
+                label="Title", max_lines=1, elem_id="title", info="Enter keeps it"
+            )
             with gr.Row():
                 self.export_button = gr.Button("Export", elem_id="export", **small)
                 self.delete_button = gr.Button("Delete", variant="stop", elem_id="delete", **small)
         self.build_settings()
         with gr.Row():
             self.export_all_button = gr.Button("Export all", elem_id="export_all", **small)
-            self.import_button = gr.UploadButton("Import", file_types=[".json"], elem_id="import", **small)
+            self.import_button = gr.UploadButton(
+                "Import", file_types=[".json"], elem_id="import", **small
+            )
 
     def build_chat(self) -> None:
         self.chat = gr.Chatbot(
@@ -92,7 +105,9 @@ class Window(AnswersPage):
             autoscroll=False,  # `page.js` does it
         )
         with gr.Row(elem_id="asking"):
-            self.attach_button = gr.Button("Attach", size="sm", scale=0, min_width=64, elem_id="attach")
+            self.attach_button = gr.Button(
+                "Attach", size="sm", scale=0, min_width=64, elem_id="attach"
+            )
             self.box = gr.Textbox(
                 interactive=False,  # until `arrive` has said whose page it is
                 placeholder="Ask something",

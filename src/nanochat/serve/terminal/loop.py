@@ -29,13 +29,17 @@ def streams() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # for what Python flushes at its end
 
 
 def once(talk: Talk, question: str) -> None:
     """The answer to one question. ValueError for one that cannot be answered."""
     if not question.strip():
-        raise ValueError("prompt= is empty; type a question, or leave prompt= out for a conversation")
+        raise ValueError(
+            "prompt= is empty; type a question, or leave prompt= out for a conversation"
+        )
     with streams(), talk.engine.frozen():
         talk.ask(question.strip())
 
@@ -49,7 +53,9 @@ def converse(talk: Talk) -> None:
     with streams(), talk.engine.frozen():
         if person:
             take_ctrl_c(TWO_PRESSES)
-            talk.screen.note(f"{talk.model}; /help lists the commands, Ctrl-C stops an answer, Ctrl-D quits")
+            talk.screen.note(
+                f"{talk.model}; /help lists the commands, Ctrl-C stops an answer, Ctrl-D quits"
+            )
         while True:
             try:
                 line = _line()

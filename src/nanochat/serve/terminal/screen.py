@@ -6,7 +6,11 @@ from typing import TextIO
 # Text from a model, a file or a pipe must not move the cursor, rename the window or fake keyboard input: of
 # the control characters (C0, DEL and C1, with ESC and CSI) only newline and tab are written. Carriage returns
 # are removed, so that no line is overwritten.
-CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"}
+CONTROLS = {
+    code: "\N{REPLACEMENT CHARACTER}"
+    for code in [*range(0x20), *range(0x7F, 0xA0)]
+    if chr(code) not in "\n\t"
+}
 CONTROLS[ord("\r")] = ""
 
 
@@ -39,4 +43,8 @@ class Screen:
 
 
 def _can_dim(stream: TextIO) -> bool:
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+    return (
+        stream.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM", "dumb") != "dumb"
+    )

@@ -23,24 +23,42 @@ from nanochat.serve.terminal.screen import Screen
 from nanochat.tokenizer.conversations import BadConversation, check
 
 SETTINGS = (
-    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_tokens", "seed", "stop", "tools", "python",
-)  # fmt: skip
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "max_tokens",
+    "seed",
+    "stop",
+    "tools",
+    "python",
+)
 COMMANDS = {  # name -> what follows it, what it does
     "help": ("", "this list"),
     "clear": ("", "begin anew; the system prompt and the settings stay"),
     "system": ("[TEXT]", 'set the system prompt, or show it; /system "" removes it'),
     "set": ("[NAME=VALUE …]", f"change how answers are sampled, or show it: {', '.join(SETTINGS)}"),
-    "save": ("FILE", "write the conversation as JSON; a file of another conversation is not replaced"),
+    "save": (
+        "FILE",
+        "write the conversation as JSON; a file of another conversation is not replaced",
+    ),
     "load": ("FILE", "go on with a conversation from JSON, and with the settings in it"),
     "retry": ("", "sample the last answer anew"),
-    "quit": ("", "leave; so do Ctrl-D, and Ctrl-C twice at the prompt (in an answer it stops the answer)"),
+    "quit": (
+        "",
+        "leave; so do Ctrl-D, and Ctrl-C twice at the prompt (in an answer it stops the answer)",
+    ),
 }
 
 
 def checked(settings: dict[str, Any]) -> dict[str, Any]:
     """The SETTINGS as they are kept, `stop` as a list. ValueError, Sampling's own, for one that makes no sense."""
     stop = settings["stop"]
-    settings = {**settings, "stop": text_list(stop) if isinstance(stop, str) else [] if stop is None else stop}
+    settings = {
+        **settings,
+        "stop": text_list(stop) if isinstance(stop, str) else [] if stop is None else stop,
+    }
     sampling_for(settings, 0)
     return settings
 
@@ -61,7 +79,9 @@ def text_list(typed: str) -> Any:
     (['a', 'b'], ['\nuser:'], [])
     """
     try:
-        value = json.loads(typed) if typed.startswith(("[", '"', "null")) else json.loads(f'"{typed}"')
+        value = (
+            json.loads(typed) if typed.startswith(("[", '"', "null")) else json.loads(f'"{typed}"')
+        )
     except ValueError:
         value = typed
     return [] if value in (None, "") else [value] if isinstance(value, str) else value
@@ -73,7 +93,9 @@ def read_settings(typed: str) -> dict[str, Any]:
     for word in re.split(r"\s+(?=\w+=)", typed):
         name, equals, value = word.partition("=")
         if name not in SETTINGS or not equals:
-            raise ValueError(f"{word!r} is no setting; type /set NAME=VALUE with one of {', '.join(SETTINGS)}")
+            raise ValueError(
+                f"{word!r} is no setting; type /set NAME=VALUE with one of {', '.join(SETTINGS)}"
+            )
         try:
             read[name] = text_list(value) if name == "stop" else json.loads(value)
         except ValueError:
@@ -83,7 +105,9 @@ def read_settings(typed: str) -> dict[str, Any]:
 
 def typed_settings(settings: dict[str, Any]) -> str:
     """As they can be typed after /set."""
-    return " ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in settings.items())
+    return " ".join(
+        f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in settings.items()
+    )
 
 
 def shown(fragments: Iterable[Fragment]) -> Iterator[Fragment]:
@@ -118,8 +142,12 @@ def read_conversation(path: Path) -> dict[str, Any]:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         lines = [line for line in text.splitlines() if line.strip()]
-        if len(lines) > 1 and all(line.lstrip()[0] in "[{" and line.rstrip()[-1] in "]}" for line in lines):
-            raise ValueError(f"{path} has {len(lines)} lines; put the conversation you want in a file alone") from error
+        if len(lines) > 1 and all(
+            line.lstrip()[0] in "[{" and line.rstrip()[-1] in "]}" for line in lines
+        ):
+            raise ValueError(
+                f"{path} has {len(lines)} lines; put the conversation you want in a file alone"
+            ) from error
         raise ValueError(f"{path} is not JSON: {error}") from error
     found = {"messages": found} if isinstance(found, list) else found
     try:
@@ -133,8 +161,15 @@ class Talk:
     """`stoppable`: Ctrl-C ends an answer and keeps what is written of it. Without, it is a KeyboardInterrupt as everywhere."""
 
     def __init__(
-        self, engine: Engine, screen: Screen, settings: dict[str, Any], *, system: str | None = None, model: str = "", stoppable: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        engine: Engine,
+        screen: Screen,
+        settings: dict[str, Any],
+        *,
+        system: str | None = None,
+        model: str = "",
+        stoppable: bool = False,
+    ) -> None:
         self.engine, self.screen, self.model, self.stoppable = engine, screen, model, stoppable
         self.settings, self.system = checked(settings), (system or "").strip() or None
         self.messages: list[dict[str, Any]] = []  # without the system prompt
@@ -171,22 +206,36 @@ class Talk:
             raise ValueError("there is no answer yet; ask something first")
         if self.settings["temperature"] == 0:
             self.screen.note("temperature=0 leaves nothing to chance; /set temperature=0.7 does")
-        self._answer(self.messages[:-1] if self.messages[-1]["role"] == "assistant" else self.messages)
+        self._answer(
+            self.messages[:-1] if self.messages[-1]["role"] == "assistant" else self.messages
+        )
 
     def _answered(self) -> list[dict[str, Any]]:
         """The messages without a question that got no answer."""
-        return self.messages[:-1] if self.messages and self.messages[-1]["role"] == "user" else self.messages
+        return (
+            self.messages[:-1]
+            if self.messages and self.messages[-1]["role"] == "user"
+            else self.messages
+        )
 
     def _answer(self, asked: list[dict[str, Any]]) -> None:
         """Sample and show what follows `asked`; only then is it part of the conversation."""
-        context, how = self.engine.gpt.config.sequence_len, sampling_for(self.settings, self.answers)
+        context, how = (
+            self.engine.gpt.config.sequence_len,
+            sampling_for(self.settings, self.answers),
+        )
         prompt, more = fit(
-            self.engine.tokenizer, [*self._first(), *asked[2 * self.forgotten :]],
-            context=context, room=how.max_tokens or context // 2, forget=True,
-        )  # fmt: skip
+            self.engine.tokenizer,
+            [*self._first(), *asked[2 * self.forgotten :]],
+            context=context,
+            room=how.max_tokens or context // 2,
+            forget=True,
+        )
         if more:
             turns = "turn is" if more == 1 else f"{more} turns are"
-            self.screen.note(f"the context of {context:,} tokens is full: the oldest {turns} forgotten")
+            self.screen.note(
+                f"the context of {context:,} tokens is full: the oldest {turns} forgotten"
+            )
         request = self.engine.submit(prompt, how)
         fragments: list[Fragment] = []
 
@@ -211,7 +260,9 @@ class Talk:
         (answer,) = request.completions
         ids, context = len(answer.ids), self.engine.gpt.config.sequence_len
         if answer.finish_reason == "cancelled":
-            self.screen.note("stopped" if written else "stopped before the answer began; /retry asks again")
+            self.screen.note(
+                "stopped" if written else "stopped before the answer began; /retry asks again"
+            )
         elif not written:
             self.screen.note("the answer is empty; /retry asks again")
         elif answer.finish_reason == "length" and len(request.prompt) + ids >= context:
@@ -242,7 +293,9 @@ class Talk:
 
     def do_clear(self) -> None:
         self.messages, self.forgotten, self.file = [], 0, None
-        self.screen.note("a new conversation" + (", with the system prompt as before" if self.system else ""))
+        self.screen.note(
+            "a new conversation" + (", with the system prompt as before" if self.system else "")
+        )
 
     def do_system(self, text: str) -> None:
         if not text:
@@ -267,8 +320,14 @@ class Talk:
             raise ValueError("there is nothing to save yet; ask something first")
         path = self._path(name)
         if path.exists() and path != self.file:
-            raise ValueError(f"{path} exists and is not of this conversation; choose another name or remove it")
-        whole = {"messages": [*self._first(), *self.messages], "settings": self.settings, "model": self.model}
+            raise ValueError(
+                f"{path} exists and is not of this conversation; choose another name or remove it"
+            )
+        whole = {
+            "messages": [*self._first(), *self.messages],
+            "settings": self.settings,
+            "model": self.model,
+        }
         try:
             write_json(path, whole)
         except OSError as error:
@@ -281,7 +340,11 @@ class Talk:
         found = read_conversation(path)
         settings = found.get("settings") or {}
         if not isinstance(settings, dict) or (unknown := sorted(set(settings) - set(SETTINGS))):
-            what = f"{unknown[0]!r} among its settings" if isinstance(settings, dict) else "settings without names"
+            what = (
+                f"{unknown[0]!r} among its settings"
+                if isinstance(settings, dict)
+                else "settings without names"
+            )
             raise ValueError(f"{path} has {what}; there are {', '.join(SETTINGS)}")
         try:
             self._change(settings)
@@ -291,7 +354,11 @@ class Talk:
         system = messages[0]["content"] if messages[0]["role"] == "system" else None
         self.system, self.messages = system, messages[1 if system is not None else 0 :]
         self.forgotten, self.file = 0, path
-        of = f", which {found['model']} was talking" if found.get("model") not in (None, "", self.model) else ""
+        of = (
+            f", which {found['model']} was talking"
+            if found.get("model") not in (None, "", self.model)
+            else ""
+        )
         self.screen.note(f"{len(self.messages)} messages from {path}{of}")
         if settings:
             self.screen.note(typed_settings(settings))
