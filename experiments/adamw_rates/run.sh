@@ -16,7 +16,7 @@ else
     done
 fi
 # shellcheck disable=SC2086
-"${PYTHON:-python}" -m nanochat.train -m +phase=base "model=$model" trainer=cpu trainer.compile=false data=pydocs \
+"${PYTHON:-python}" -m nanochat.train -m +phase=base "model=$model" trainer=cpu compute.compile=false data=pydocs \
     model.sequence_len=256 batch_tokens=1024 data.rows_per_device=4 tokenizer.vocab_size=2048 "max_steps=${STEPS:-200}" \
     eval_every=null eval_tokens=65536 save_every=null "sample.prompts=[]" progress=none \
     "run_name=rates-$model" $words >"/tmp/rates.$$"

@@ -807,3 +807,19 @@ def test_an_ordinary_user_has_the_guards_too():
                     )
     finally:
         shutil.rmtree(folder)
+
+
+def test_a_folder_that_is_still_written_to_is_removed_in_the_end(tmp_path):
+    place = tmp_path / "place"
+    place.mkdir()
+    code = (
+        "import os, sys, time\nend = time.time() + 1\nn = 0\n"
+        "while time.time() < end:\n    n += 1\n    os.makedirs(f'{sys.argv[1]}/{n}', exist_ok=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(place)]) as writer:
+        while not any(place.iterdir()):
+            pass
+        execution._remove(str(place))
+        # it came back after each removal for as long as the writer lived, or is gone
+        assert not place.exists() or writer.poll() is None
+        writer.kill()

@@ -34,6 +34,7 @@ START_SECONDS = (
     10.0  # guess: for the launcher, on top of the program's own time; 0.04 measured when idle
 )
 TOOL_CHARACTERS = 1000  # guess: a few hundred tokens of the context
+REMOVALS = 50  # guess: tries, a tenth of a second apart
 LOOK_SECONDS = 0.05  # guess: between two checks of a directory that is not a file system of its own
 # the child's modules come as compiled code: it can then read none of our files, and compiles nothing
 CHILD = ("filters", "confined")
@@ -346,8 +347,14 @@ def _remove(directory: str) -> None:
     try:
         os.rmdir(directory)
     except OSError:
-        subprocess.run(["chmod", "-R", "u+rwX", directory], stderr=subprocess.DEVNULL)
-        subprocess.run(["rm", "-rf", directory], stderr=subprocess.DEVNULL)
+        # without a pid namespace only the supervisor is waited for: the program it ran was killed at the
+        # same time, and until it has ended on a busy machine it may go on making files
+        for _ in range(REMOVALS):
+            subprocess.run(["chmod", "-R", "u+rwX", directory], stderr=subprocess.DEVNULL)
+            subprocess.run(["rm", "-rf", directory], stderr=subprocess.DEVNULL)
+            if not os.path.lexists(directory):
+                return
+            time.sleep(0.1)
 
 
 def _python() -> str:
