@@ -88,6 +88,8 @@ def test_the_command_lists_deletes_and_archives(runs: Path) -> None:
     base = runs.parent
     assert "one/2026-01-01_00-00-00Z" in (listed := say(base).stdout) and "one@10" in listed
     assert "would delete two/" in say(base, "delete=two").stdout and (runs / "two").is_dir()
+    assert "4/20" in listed and "…" not in listed
+    assert "confirm=true confirms" in say(base, "confirm=true").stderr
     refused = say(base, "delete=three")
     assert (
         refused.returncode == 2

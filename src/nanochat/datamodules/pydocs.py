@@ -27,37 +27,12 @@ from nanochat.runtime.held_out import is_held_out
 from nanochat.runtime.settings import Count, Portion
 
 # C code: docstrings that are in no source file
-C_MODULES = (
-    "builtins",
-    "array",
-    "atexit",
-    "binascii",
-    "cmath",
-    "errno",
-    "faulthandler",
-    "gc",
-    "itertools",
-    "marshal",
-    "math",
-    "sys",
-    "time",
-    "unicodedata",
-    "zlib",
-    "_bisect",
-    "_collections",
-    "_csv",
-    "_datetime",
-    "_functools",
-    "_heapq",
-    "_io",
-    "_json",
-    "_operator",
-    "_random",
-    "_socket",
-    "_sre",
-    "_struct",
-    "_thread",
-    "_weakref",
+C_MODULES = tuple(
+    (
+        "builtins array atexit binascii cmath errno faulthandler gc itertools marshal math sys "
+        "time unicodedata zlib _bisect _collections _csv _datetime _functools _heapq _io _json "
+        "_operator _random _socket _sre _struct _thread _weakref"
+    ).split()
 )
 # not prose, not hand-written code, or different between builds
 LEFT_OUT_FOLDERS = {

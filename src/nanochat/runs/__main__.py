@@ -15,6 +15,8 @@ def run(cfg: DictConfig) -> None:
     home = base_dir() / "runs"
     if cfg.delete and cfg.archive:
         raise ValueError("delete= and archive= are two steps; archive deletes what it has packed")
+    if cfg.confirm and not (cfg.delete or cfg.archive):
+        raise ValueError("confirm=true confirms delete=RUN or archive=RUN; add one of them")
     found = listing.list_runs(home)
     if cfg.delete or cfg.archive:
         doing = "archive" if cfg.archive else "delete"
@@ -49,8 +51,12 @@ def show(found: list) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("run", "phase", "state", "step", "best", "size", "age", "began from"):
-        table.add_column(
-            heading, justify="right" if heading in ("step", "size", "age") else "left", no_wrap=True
+        is_name, is_number = heading in ("run", "began from"), heading in ("step", "size", "age")
+        table.add_column(  # a narrow terminal folds names, and cuts no number
+            heading,
+            justify="right" if is_number else "left",
+            no_wrap=not is_name,
+            overflow="fold",
         )
     for info in found:
         steps = f"{info.step:,}/{info.steps:,}" if info.steps else f"{info.step:,}"
@@ -65,9 +71,9 @@ def show(found: list) -> None:
             age(info.age),
             short(info.parent),
         )
-    console = Console(
-        highlight=False, markup=False, width=max(100, Console().width)
-    )  # a pipe has no width
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:  # a pipe has no width
+        console.width = 200
     console.print(table)
     total = sum(info.size for info in found)
     console.print(

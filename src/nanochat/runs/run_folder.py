@@ -19,29 +19,11 @@ CONFIG, RECORD = "config.yaml", "record.json"
 # Settings that may differ between a run and its resumption: where it runs and what it shows, but
 # not what it computes.
 FREE_KEYS = frozenset(
-    {
-        "resume",
-        "debug",
-        "dry_run",
-        "logger",
-        "progress",
-        "log_every",
-        "save_every",
-        "eval_every",
-        "sample_every",
-        "checkpoints",
-        "eval_tokens",
-        "eval_at_start",
-        "tasks",
-        "sample",
-        "paths",
-        "size",
-        "recipe",
-        "force",
-        "evals",
-        "pass_at_k",
-        "val_task",
-    }
+    (
+        "resume debug dry_run logger progress log_every save_every eval_every sample_every "
+        "checkpoints eval_tokens eval_at_start tasks sample paths size recipe force evals "
+        "pass_at_k val_task"
+    ).split()
 )
 FREE_INSIDE = {
     "data": frozenset(

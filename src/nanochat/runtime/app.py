@@ -39,23 +39,11 @@ from nanochat.runtime.signals import EndedBy, StopAtOnce, end_undisturbed, take_
 
 # Settings that hold free text or a path: taken literally, whatever a comma, bracket or space would
 # mean in Hydra's grammar.
-TEXT_KEYS = (
-    "start",
-    "prompt",
-    "system",
-    "stop",
-    "ckpt",
-    "init_from",
-    "resume",
-    "out",
-    "run_name",
-    "data.path",
-    "data.val_path",
-    "tokenizer.path",
-    "path",
-    "store",
-    "src",
-    "api_key",
+TEXT_KEYS = tuple(
+    (
+        "start prompt system stop ckpt init_from resume out run_name data.path data.val_path "
+        "tokenizer.path tokenizer_dir path store src api_key archive_dir"
+    ).split()
 )
 LIST_KEYS = ("evals", "cors")  # a,b,c is a list here, not a sweep
 CAN_BE_NONE = ("logger", "callbacks")  # config groups that null removes

@@ -29,25 +29,11 @@ from nanochat.tasks.stdlib import sources
 MODULE = re.compile(r'.*?("""|\'\'\').*?\1', re.S)
 TOP_LEVEL = re.compile(r"^(?:async )?(?:def|class) \w", re.M)
 DOCSTRING = re.compile(r'.*?:[ \t]*(?:#[^\n]*)?\n\s+[rRuU]?("""|\'\'\'|"|\').*?\1', re.S)
-C_MODULES = (
-    "builtins",
-    "array",
-    "binascii",
-    "cmath",
-    "gc",
-    "itertools",
-    "math",
-    "sys",
-    "time",
-    "unicodedata",
-    "zlib",
-    "_bisect",
-    "_collections",
-    "_functools",
-    "_heapq",
-    "_operator",
-    "_random",
-    "_struct",
+C_MODULES = tuple(
+    (
+        "builtins array binascii cmath gc itertools math sys time unicodedata zlib _bisect "
+        "_collections _functools _heapq _operator _random _struct"
+    ).split()
 )
 WITH_METHODS = ("str", "bytes", "list", "tuple", "dict", "set", "int", "float")
 SHORTEST, LONGEST = 15, 160  # guess: characters of an answer, one or two lines
