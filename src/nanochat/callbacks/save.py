@@ -13,7 +13,7 @@ from nanochat.callbacks.every import StepCallback, check_every, is_due
 from nanochat.checkpoint.runs import RunCheckpoints
 from nanochat.modules.phase import PhaseModule
 from nanochat.runtime.lightning_private import leave_signals_alone
-from nanochat.runtime.signals import CtrlC, handle_stops, stop_at_once
+from nanochat.runtime.signals import CtrlC, handle_stops, restore_stops, stop_at_once
 
 
 class Save(StepCallback):
@@ -51,11 +51,7 @@ class Save(StepCallback):
         self.listen(trainer)
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        if (
-            not self.told_to_stop
-        ):  # else the process is about to end, and the same signal may be about to come again
-            for number, handler in self._old_handlers.items():
-                signal.signal(number, handler)
+        restore_stops(self._old_handlers, stopped=self.told_to_stop)
         self._old_handlers = {}
 
     def on_exception(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.runs.run_folder import RunFolder, not_forked
-from nanochat.runtime.signals import STOPS, CtrlC, EndedBy, handle_stops
+from nanochat.runtime.signals import STOPS, CtrlC, EndedBy, handle_stops, restore_stops
 
 # environment variable with the launch file of the run that this process is a rank of
 RANK_OF = "NANOCHAT_RANK_OF"
@@ -114,10 +114,7 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> bool
                         rank.kill()
             time.sleep(0.1)
     finally:
-        # else this process is about to end, and the same signal may arrive again
-        if not sent:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+        restore_stops(old, stopped=bool(sent))
         for rank in ranks:
             if rank.poll() is None:
                 rank.kill()

@@ -134,6 +134,17 @@ def handle_stops(handler: Callable[[int, FrameType | None], None]) -> dict[int, 
     return old
 
 
+def restore_stops(old: dict[int, Any], *, stopped: bool) -> None:
+    """Put the handlers from before `handle_stops` back. After a stop that was obeyed, ignore SIGTERM
+    and SIGHUP instead: the process is about to end, the same signal may arrive again, and Python
+    removes its own handlers (not an ignored signal) before it has ended."""
+    for number, handler in old.items():
+        if not stopped:
+            signal.signal(number, handler)
+        elif number != signal.SIGINT:  # a second Ctrl-C still ends the process; see `take_ctrl_c`
+            signal.signal(number, signal.SIG_IGN)
+
+
 def leave_terminal() -> None:
     """Redirect output from a closed terminal to nowhere, for Python and for C code."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
