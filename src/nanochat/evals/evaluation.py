@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 
+from nanochat.evals.items import Item
 from nanochat.gpt import GPT
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -19,13 +20,17 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 
 @dataclass
 class Context:
-    """What an evaluation may look at. It runs on all `world_size` processes at once; numbers are those of all of them together."""
+    """What an evaluation may look at. It runs on all `world_size` processes at once; numbers are those of all of them together.
+
+    `record` takes each question that this process has judged.
+    """
 
     gpt: GPT
     tokenizer: Tokenizer
     get_data: Callable[[], Any]
     rank: int = 0
     world_size: int = 1
+    record: Callable[[Item], None] = lambda item: None
 
     @cached_property
     def data(self) -> Any:
