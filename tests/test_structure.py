@@ -15,23 +15,6 @@ draw = importlib.util.module_from_spec(spec)
 sys.modules["draw"] = draw  # dataclasses look their module up
 spec.loader.exec_module(draw)
 
-# (importing module, imported module): why it may point up
-KNOWN = {
-    (
-        "runtime.app",
-        "interop.habits",
-    ): "what to type for a flag of the original's scripts, when one is typed",
-}
-
-
-def ends(one) -> tuple[str, str]:
-    return one.source.removeprefix("nanochat."), one.target.removeprefix("nanochat.")
-
-
-def by_schema(one) -> bool:
-    """The types that settings are checked by, which the schema names in strings and finds when a setting needs them."""
-    return one.source == "nanochat.runtime.schema" and one.how == "by a name in a string"
-
 
 @pytest.fixture(scope="module")
 def code():
@@ -39,17 +22,12 @@ def code():
 
 
 def test_every_import_between_rooms_points_down(code) -> None:
-    found = {ends(one) for one in draw.upward(code, draw.floors()) if not by_schema(one)}
-    assert found == set(KNOWN), "an arrow that points up is new, or one that was known is gone"
+    assert draw.upward(code, draw.floors()) == []
 
 
-def test_no_room_imports_itself_by_way_of_others(code) -> None:
-    arrows = {
-        rooms
-        for rooms, ones in code.between_rooms().items()
-        if not all(by_schema(one) or ends(one) in KNOWN for one in ones)
-    }
-    assert draw.cycles(arrows) == []
+def test_no_file_and_no_room_imports_itself_by_way_of_others(code) -> None:
+    assert draw.cycles((one.source, one.target) for one in code.imports) == []
+    assert draw.cycles(code.between_rooms()) == []
 
 
 def test_every_room_is_on_one_floor(code) -> None:

@@ -17,10 +17,10 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from nanochat import optim
+from nanochat.commands.configs import compose_choice
 from nanochat.gpt import GPT, from_depth
 from nanochat.modules.next_token import NextTokenModule
 from nanochat.runs.fit import quiet_lightning
-from nanochat.runtime.configs import compose_choice
 
 T, VOCAB = 256, 8192
 

@@ -17,9 +17,9 @@ import torch  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 
 from nanochat import optim  # noqa: E402
+from nanochat.commands.configs import compose_choice  # noqa: E402
 from nanochat.gpt import GPT, GPTConfig, build_arch, counts, loss  # noqa: E402
 from nanochat.interop.eras import preset  # noqa: E402
-from nanochat.runtime.configs import compose_choice  # noqa: E402
 from nanochat.tokenizer.tokenizer import BPETokenizer  # noqa: E402
 
 CONF = Path(__file__).parents[2] / "conf"

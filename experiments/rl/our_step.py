@@ -14,13 +14,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from nanochat import optim
+from nanochat.commands.configs import register
 from nanochat.datamodules.questions import Steps
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference.sampling import Sampling
 from nanochat.modules.rl import RLModule
 from nanochat.rl.algorithms import build_algorithm
 from nanochat.rl.collect import Collector, Experience, Row
-from nanochat.runtime.configs import register
 from nanochat.runtime.paths import conf_dir
 
 STEPS = 467

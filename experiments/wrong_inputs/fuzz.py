@@ -183,15 +183,15 @@ def make_inputs(place: Path) -> dict[str, str]:
 def composed(command: str, words: list[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
-    from nanochat.runtime.app import as_typed
-    from nanochat.runtime.configs import compose_command
+    from nanochat.commands.app import as_typed
+    from nanochat.commands.configs import compose_command
 
     cfg = compose_command(command, [as_typed(word) for word in words])
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
 def keys_of(command: str, values: dict[str, Any]) -> list[str]:
-    from nanochat.runtime.schema import COMMANDS
+    from nanochat.commands.schema import COMMANDS
     from nanochat.runtime.settings import listed
 
     found = [key for key, *_ in listed(values, COMMANDS[command])]
@@ -211,7 +211,7 @@ def grid(
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
-    from nanochat.runtime.schema import COMMANDS
+    from nanochat.commands.schema import COMMANDS
     from nanochat.runtime.settings import check
 
     read = {

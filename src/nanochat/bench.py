@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from nanochat.runtime.app import command, overridden
+from nanochat.commands.app import command, overridden
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:

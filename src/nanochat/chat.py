@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from nanochat.runtime.app import command
+from nanochat.commands.app import command
 
 
 def run(cfg: DictConfig) -> None:

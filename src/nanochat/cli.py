@@ -5,7 +5,7 @@ Lines are read from the terminal or a pipe; the conversation goes on from line t
 
 from omegaconf import DictConfig
 
-from nanochat.runtime.app import command
+from nanochat.commands.app import command
 
 
 def run(cfg: DictConfig) -> None:

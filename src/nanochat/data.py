@@ -17,11 +17,11 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from nanochat.commands.app import command, overridden
 from nanochat.datamodules.chat import ChatDataModule
 from nanochat.datamodules.download import HubFiles
 from nanochat.datamodules.packing import Tally, pack
 from nanochat.datamodules.text import TextDataModule
-from nanochat.runtime.app import command, overridden
 
 
 def run(cfg: DictConfig) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from nanochat.runtime.app import command, overridden
-from nanochat.runtime.configs import choices, compose_choice
+from nanochat.commands.app import command, overridden
+from nanochat.commands.configs import choices, compose_choice
 
 DEFAULT = ("bpb", "sample")  # those of conf/evaluate.yaml
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from nanochat.runtime.app import command
+from nanochat.commands.app import command
 
 
 def run(cfg: DictConfig) -> Path:

@@ -14,10 +14,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from nanochat.commands.app import command, one_line, overridden, stop, trial_folder
+from nanochat.commands.configs import compose_command
+from nanochat.commands.schema import settings_of
 from nanochat.runs.launch import is_rank
-from nanochat.runtime.app import command, one_line, overridden, stop, trial_folder
-from nanochat.runtime.configs import compose_command
-from nanochat.runtime.schema import settings_of
 from nanochat.runtime.settings import check
 
 

@@ -13,11 +13,11 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from nanochat import optim
+from nanochat.commands.configs import known_keys, register
 from nanochat.gpt import GPT, build_arch, from_depth
 from nanochat.optim.rule import rules
 from nanochat.rl.algorithms import build_algorithm
 from nanochat.rl.rewards import Rewards
-from nanochat.runtime.configs import known_keys, register
 from nanochat.runtime.paths import conf_dir
 
 CONF = conf_dir()

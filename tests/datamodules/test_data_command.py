@@ -6,10 +6,10 @@ from hydra.utils import get_method, instantiate
 from omegaconf import OmegaConf
 
 from nanochat import data
+from nanochat.commands.configs import register
 from nanochat.datamodules.shards import SPLITS
 from nanochat.datamodules.sources import FileSource
 from nanochat.datamodules.text import SOURCE_OPTIONS, TextDataModule
-from nanochat.runtime.configs import register
 from nanochat.runtime.paths import conf_dir
 
 TEXT = [

@@ -9,9 +9,9 @@ import pytest
 from tests.configs.test_every_yaml import composed
 
 from nanochat import evaluate
+from nanochat.commands.app import as_typed
+from nanochat.commands.schema import settings_of
 from nanochat.interop import habits
-from nanochat.runtime.app import as_typed
-from nanochat.runtime.schema import settings_of
 from nanochat.runtime.settings import check
 
 ROOT = Path(__file__).parents[2]

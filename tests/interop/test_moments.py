@@ -9,11 +9,11 @@ import torch
 
 from nanochat import optim
 from nanochat.checkpoint import folder
+from nanochat.commands.configs import compose_choice
 from nanochat.gpt import GPT, GPTConfig, build_arch
 from nanochat.interop import moments
 from nanochat.interop.eras import preset
 from nanochat.runs.recipe import Recipe
-from nanochat.runtime.configs import compose_choice
 from nanochat.tokenizer.tokenizer import BPETokenizer
 
 GOLDEN, STEP = Path(__file__).parents[1] / "golden", 2

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import nanochat.optim
+from nanochat.commands.configs import choices, compose_choice
 from nanochat.gpt import GPT, GPTConfig, build_arch
 from nanochat.optim import Schedule, build, muon, shows_length, table, uses_planned_decay
-from nanochat.runtime.configs import choices, compose_choice
 
 
 def network(arch: str = "modern", d: int = 64, seed: int = 42, **switches) -> GPT:

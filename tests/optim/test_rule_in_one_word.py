@@ -8,12 +8,12 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from nanochat import optim
+from nanochat.commands.configs import choices, compose_choice, register
+from nanochat.commands.rules import change_rules
 from nanochat.gpt import GPT, build_arch, from_depth
 from nanochat.runs import show
 from nanochat.runs.plan import make_plan
-from nanochat.runtime.configs import choices, compose_choice, register
 from nanochat.runtime.paths import conf_dir
-from nanochat.runtime.rules import change_rules
 
 
 def groups(*words: str, chosen: str = "muon") -> dict[str, Any]:

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from nanochat.commands.configs import compose_choice
 from nanochat.optim import Schedule, build_schedule
-from nanochat.runtime.configs import compose_choice
 
 
 def schedule(name: str, **changes) -> Schedule:

@@ -3,8 +3,8 @@
 import torch
 
 from nanochat import optim
+from nanochat.commands.configs import compose_choice
 from nanochat.gpt import GPT, from_depth
-from nanochat.runtime.configs import compose_choice
 
 
 def network(head_dim: int = 32) -> GPT:

@@ -8,13 +8,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from nanochat.commands import app
 from nanochat.datamodules.chat import ChatDataModule
 from nanochat.runs.chat import ChatRecipe
 from nanochat.runs.recipe import build_recipe
 from nanochat.runs.run_folder import differences
-from nanochat.runtime import app
+from nanochat.runs.schema import Train
 from nanochat.runtime.paths import conf_dir
-from nanochat.runtime.schema import Train
 from nanochat.runtime.settings import Built, Portion
 
 

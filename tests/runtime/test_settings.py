@@ -9,9 +9,9 @@ import pytest
 from omegaconf import OmegaConf
 from pydantic import Field
 
-from nanochat.runtime import app, settings_page
-from nanochat.runtime.configs import compose_command
-from nanochat.runtime.schema import COMMANDS
+from nanochat.commands import app, settings_page
+from nanochat.commands.configs import compose_command
+from nanochat.commands.schema import COMMANDS
 from nanochat.runtime.settings import Settings, check, described, listed, passes_on
 
 BASE = ["+phase=base", "trainer=cpu", "model=d2"]
@@ -408,7 +408,7 @@ def test_every_setting_has_a_rule_and_a_meaning() -> None:
 def test_the_page_of_settings_is_current() -> None:
     page = Path(__file__).parents[2] / "docs" / "settings.md"
     assert page.read_text() == settings_page.page(), (
-        "run `python -m nanochat.runtime.settings_page`"
+        "run `python -m nanochat.commands.settings_page`"
     )
 
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from nanochat.commands.schema import settings_of
 from nanochat.runs.fit import fit
 from nanochat.runs.recipe import build_recipe
 from nanochat.runs.run_folder import RunFolder, open_run
-from nanochat.runtime.schema import settings_of
 from nanochat.runtime.settings import check
 from tests.configs.test_every_yaml import composed
 from tests.train.conftest import TINY

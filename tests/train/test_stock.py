@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from nanochat.checkpoint import folder as checkpoint_folder
 from nanochat.checkpoint.runs import RunCheckpoints
+from nanochat.commands.schema import COMMANDS
 from nanochat.evals.bpb import bits_per_byte
 from nanochat.runs import parts
-from nanochat.runtime.schema import COMMANDS
 from nanochat.runtime.settings import check
 from tests.configs.test_every_yaml import composed
 from tests.train.conftest import losses

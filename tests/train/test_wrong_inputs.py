@@ -9,7 +9,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from nanochat.runtime.app import as_typed
+from nanochat.commands.app import as_typed
 
 pytestmark = pytest.mark.slow
 

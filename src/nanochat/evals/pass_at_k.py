@@ -12,8 +12,7 @@ from nanochat.evals.evaluation import Context, Evaluation, Result, task_of
 from nanochat.gpt import GPT
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling import Sampling
-from nanochat.runtime.schema import Temperature, TopK
-from nanochat.runtime.settings import Count, Seed
+from nanochat.runtime.settings import Count, Seed, Temperature, TopK
 from nanochat.sandbox.execution import python_tool
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.conversations import render_prompt

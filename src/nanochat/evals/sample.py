@@ -4,8 +4,7 @@ from typing import Any
 
 from nanochat.evals.evaluation import Context, Evaluation, Result
 from nanochat.inference.complete import complete
-from nanochat.runtime.schema import Temperature, TopK
-from nanochat.runtime.settings import Count, Seed
+from nanochat.runtime.settings import Count, Seed, Temperature, TopK
 
 
 class Samples(Evaluation):

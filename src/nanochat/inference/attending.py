@@ -4,19 +4,28 @@ Each function returns what attends, per layer, for `FrozenGPT.hidden_cached`. A 
 values are written into the cache first, and the queries then look at what is there.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from nanochat.gpt.attention import Attend, sdpa
 from nanochat.inference.one_query import one_query
+from nanochat.inference.shared_prefix import SharedPrefixes
 
-if TYPE_CHECKING:
-    from nanochat.inference.cache import KVCache
+
+class Cache(Protocol):
+    """What attending needs of a KVCache, which says what each of these is."""
+
+    keys: list[Tensor]  # per layer: (rows, G, slots, D)
+    values: list[Tensor]
+    slots: list[int]
+    lengths: list[int]
+    shared: SharedPrefixes
+    empty: Tensor
+
+    def own(self) -> list[int]: ...
 
 
 def in_dtype(dtype: torch.dtype, attend: Attend) -> Attend:
@@ -28,7 +37,7 @@ def in_dtype(dtype: torch.dtype, attend: Attend) -> Attend:
     return cast
 
 
-def attend_rows(cache: KVCache, at: Tensor) -> list[Attend]:
+def attend_rows(cache: Cache, at: Tensor) -> list[Attend]:
     """For a token of each row, at (B, 1) being the positions: q (B, 1, H, D) -> (B, 1, H, D)."""
     own, shared = cache.own(), cache.shared
     B, S = len(own), max(own) + 1
@@ -61,7 +70,7 @@ def attend_rows(cache: KVCache, at: Tensor) -> list[Attend]:
     return [look_up(layer) for layer in range(len(cache.keys))]
 
 
-def _visible(cache: KVCache, slots: int, at: Tensor, S: int) -> Tensor | None:
+def _visible(cache: Cache, slots: int, at: Tensor, S: int) -> Tensor | None:
     """What to add to the scores of a layer's slots, (B, 1, 1, min(S, slots)), if not 0: a row sees
     those it has written, at (B, 1) of them."""
     used = min(S, slots)
@@ -73,7 +82,7 @@ def _visible(cache: KVCache, slots: int, at: Tensor, S: int) -> Tensor | None:
 
 
 def attend_texts(
-    cache: KVCache, sizes: list[int], at: Tensor, which: list[int], sharing: list[bool]
+    cache: Cache, sizes: list[int], at: Tensor, which: list[int], sharing: list[bool]
 ) -> list[Attend]:
     """For the tokens of texts of these sizes, one text after the other: q (P, 1, H, D) -> the same.
 
@@ -134,7 +143,7 @@ def _held(lengths: Tensor, slots: int) -> Tensor:
     return (lengths - 1 - (lengths - 1 - s) % slots).clamp(min=0)
 
 
-def attend_chunk(cache: KVCache, n: int, S: int) -> list[Attend]:
+def attend_chunk(cache: Cache, n: int, S: int) -> list[Attend]:
     """For tokens n to S of the only row, after those that are there: q (1, S - n, H, D) -> the same."""
     device = cache.empty.device
 

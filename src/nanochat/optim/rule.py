@@ -76,8 +76,7 @@ def find(name: Any, path: str = "rule") -> Rule:
 
 def rules() -> list[str]:
     """The rules of this folder: the modules with `Options` and `step`."""
-    import nanochat.optim as folder
-
+    folder = importlib.import_module("nanochat.optim")  # not at the top: it imports this module
     names = [module.name for module in pkgutil.iter_modules(folder.__path__)]
     modules = {name: vars(importlib.import_module(f"{folder.__name__}.{name}")) for name in names}
     return sorted(name for name, module in modules.items() if {"Options", "step"} <= module.keys())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
-from nanochat.runtime.app import command
+from nanochat.commands.app import command
 
 
 def run(cfg: DictConfig) -> None:

@@ -15,7 +15,7 @@ from nanochat.inference.engine import Engine
 from nanochat.runs import show
 from nanochat.runs.plan import Plan, make_epochs_plan
 from nanochat.runs.recipe import Recipe
-from nanochat.runtime.schema import Train
+from nanochat.runs.schema import Train
 from nanochat.runtime.settings import Built
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.conversations import render_prompt

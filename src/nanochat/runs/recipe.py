@@ -26,9 +26,9 @@ from nanochat.modules.phase import PhaseModule
 from nanochat.runs import parts, show
 from nanochat.runs.plan import Plan, estimate_seconds
 from nanochat.runs.run_folder import RunFolder, read_config, read_record, write_record
+from nanochat.runs.schema import Train
 from nanochat.runtime import hardware
 from nanochat.runtime.paths import base_dir
-from nanochat.runtime.schema import Train
 from nanochat.tokenizer import Tokenizer
 
 COMPILE_PAYS_SECONDS = 600  # measured: experiments/cpu_speed/README.md; on a CPU compiling costs about a minute and saves a quarter

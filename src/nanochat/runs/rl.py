@@ -26,8 +26,8 @@ from nanochat.runs import show
 from nanochat.runs.chat import ChatRecipe
 from nanochat.runs.plan import Plan
 from nanochat.runs.run_folder import RunFolder
-from nanochat.runtime.schema import MinP, TopK, TopP, Train
-from nanochat.runtime.settings import Built, Count, Positive, Settings
+from nanochat.runs.schema import Train
+from nanochat.runtime.settings import Built, Count, MinP, Positive, Settings, TopK, TopP
 from nanochat.tasks.task import Task
 
 # padded tokens of a forward pass of the update. On a CPU measured (d4, 2 cores: 2,048 took 0.6 of the time of 16,384); else a guess

@@ -14,7 +14,7 @@ from nanochat.gpt import GPT, GPTConfig, build_arch, from_depth
 from nanochat.inference.complete import complete
 from nanochat.runs.plan import Plan, make_plan
 from nanochat.runs.recipe import Recipe
-from nanochat.runtime.schema import Train
+from nanochat.runs.schema import Train
 from nanochat.runtime.settings import Built
 from nanochat.tokenizer import Tokenizer, load_tokenizer, train_or_load
 from nanochat.tokenizer.training import resolve_settings

@@ -10,8 +10,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from pydantic import Field
 
-from nanochat.runtime.schema import Ranks
-from nanochat.runtime.settings import Count, Positive, Setting, Settings, parameters
+from nanochat.runtime.settings import Count, Positive, Ranks, Setting, Settings, parameters
 
 LENGTH = "max_steps=N, plan.tokens=N or data.num_epochs=N sets the length of a run"
 EVALUATION = "eval_every=N evaluates every N steps, and eval_tokens=N says on how much text"

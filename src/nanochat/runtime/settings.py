@@ -1,7 +1,7 @@
 """The one mechanism that checks settings: every key has a type and a range, checked at composition,
 before anything is built.
 
-The settings of a command are the annotations of a class in `schema.py`. The settings of everything
+The settings of a command are the annotations of a class in a `schema.py`. The settings of everything
 that the configs build (`_target_`) are the annotated arguments of its constructor, and of the
 functions to which it passes its `**` arguments. An addition is therefore checked without being
 registered.
@@ -55,6 +55,13 @@ Epsilon = Annotated[float, Field(ge=0, le=1)]
 Beta = Part  # of a running mean
 Seed = Annotated[int, Field(ge=0)]
 Workers = Annotated[int, Field(ge=0, le=1024)]  # guess: more is a typing error
+# above it every token is as likely; inference/sampling.py has the lower end
+Temperature = Annotated[float, Field(ge=0, le=1e6)]
+TopK = Count | None
+TopP = Annotated[float, Field(gt=0, le=1)] | None
+MinP = Annotated[float, Field(ge=0, le=1)] | None
+Penalty = Positive | None  # inference/sampling.py has the range
+Ranks = Annotated[int, Field(ge=1, le=4096)]  # guess: more is a typing error
 
 
 class Settings:

@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from nanochat.runtime.app import command
+from nanochat.commands.app import command
 from nanochat.tokenizer import train_or_load
 from nanochat.tokenizer.compression import compression_table, first_characters, reference_encodings
 from nanochat.tokenizer.samples import SAMPLES

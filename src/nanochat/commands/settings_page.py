@@ -1,7 +1,7 @@
 """All settings as a table of key, default, rule and meaning, for `--help` and `docs/settings.md`.
 
 The rule comes from the type (`settings.py`), the meaning from the comment next to the value in
-`conf/`. `python -m nanochat.runtime.settings_page` writes `docs/settings.md`.
+`conf/`. `python -m nanochat.commands.settings_page` writes `docs/settings.md`.
 """
 
 import re
@@ -11,9 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nanochat.runtime.configs import choices, compose_command, group_names
+from nanochat.commands.configs import choices, compose_command, group_names
+from nanochat.commands.schema import settings_of
 from nanochat.runtime.paths import conf_dir
-from nanochat.runtime.schema import settings_of
 from nanochat.runtime.settings import SPECIAL, listed, shown
 
 Row = tuple[str, str, str, str]  # key, default, rule, meaning
@@ -205,7 +205,7 @@ def page() -> str:
     lines = [
         "# Settings",
         "",
-        "Made by `python -m nanochat.runtime.settings_page`; a test compares. Each command shows the same for its own words, as",
+        "Made by `python -m nanochat.commands.settings_page`; a test compares. Each command shows the same for its own words, as",
         "`python -m nanochat.train +phase=rl --help`. A value is typed as `key=value`; `null` switches off what may be null. A whole number may be",
         "typed as 1e6; true and false also as yes, no, on, off.",
     ]

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from nanochat.runtime.configs import (
+from nanochat.commands.configs import (
     choices,
     compose_choice,
     compose_command,
@@ -31,9 +31,9 @@ from nanochat.runtime.configs import (
     known_keys,
     register,
 )
+from nanochat.commands.rules import change_rules
+from nanochat.commands.schema import RENAMED, settings_of
 from nanochat.runtime.paths import base_dir, conf_dir
-from nanochat.runtime.rules import change_rules
-from nanochat.runtime.schema import RENAMED, settings_of
 from nanochat.runtime.settings import check
 from nanochat.runtime.signals import EndedBy, StopAtOnce, end_undisturbed, take_ctrl_c
 
@@ -85,7 +85,7 @@ def command(
             check_flags(config_name, given)
             sys.argv[1:] = words(sys.argv[1:])
             if {"--help", "-h"} & set(given):
-                from nanochat.runtime.settings_page import show_help
+                from nanochat.commands.settings_page import show_help
 
                 return show_help(config_name, list(filter(is_setting, sys.argv[1:])))
             job = checked_job(config_name, run, debug)
