@@ -1,9 +1,11 @@
-"""Evaluate a checkpoint: `python -m nanochat.evaluate ckpt=PATH evals=bpb,sample,arc_easy`.
+"""Evaluate checkpoints: `python -m nanochat.evaluate ckpt=PATH evals=bpb,sample,arc_easy`.
 
-`evals=` takes names of `conf/eval`, and of tasks of `conf/task` that can be scored. The validation text is that of the run the checkpoint
-comes from (after RL, of the run before it), unless `data=…` names another.
+Several, `ckpt=A ckpt=B`, make one table. `evals=` takes names of `conf/eval`, and of tasks of
+`conf/task` that can be scored. The validation text is that of the run the checkpoint comes from
+(after RL, of the run before it), unless `data=…` names another.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,9 @@ from nanochat.commands.configs import choices, compose_choice
 DEFAULT = ("bpb", "sample")  # those of conf/evaluate.yaml
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
-    from nanochat.checkpoint.opened import open_checkpoint
-    from nanochat.evals.evaluation import Context, build_evaluations
+def run(cfg: DictConfig) -> list[dict[str, Any]]:
+    """The results of each checkpoint, in the order given."""
+    from nanochat.evals.evaluation import build_evaluations
 
     if words := overridden(r"evals\.\w+\.every"):
         raise ValueError(f"{words[0]} cannot take effect: a checkpoint is evaluated once; drop it")
@@ -25,16 +27,48 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     evaluations = build_evaluations(settings)
     for evaluation in evaluations.values():
         evaluation.check()
-    opened = open_checkpoint(cfg.ckpt, device=cfg.device, precision=cfg.precision)
+    ckpts = [cfg.ckpt] if isinstance(cfg.ckpt, str) else [str(ckpt) for ckpt in cfg.ckpt]
+    results = [evaluated(cfg, ckpt, evaluations) for ckpt in ckpts]
+    if len(ckpts) == 1:
+        for key, value in results[0].items():
+            for line in value if isinstance(value, list) else [value]:
+                print(f"{key}: {line:.6f}" if isinstance(line, float) else f"{key}: {line}")
+    else:
+        show_table(ckpts, results)
+    return results
+
+
+def evaluated(cfg: DictConfig, ckpt: str, evaluations: dict[str, Any]) -> dict[str, Any]:
+    from nanochat.checkpoint.opened import open_checkpoint
+    from nanochat.evals.evaluation import Context
+
+    opened = open_checkpoint(ckpt, device=cfg.device, precision=cfg.precision)
     dtype = str(opened.dtype).removeprefix("torch.")
     results: dict[str, Any] = {"checkpoint": str(opened.path), "dtype": f"{dtype} ({opened.why})"}
     context = Context(opened.gpt, opened.tokenizer, lambda: validation(cfg, opened))
     for evaluation in evaluations.values():
         results.update(evaluation(context))
-    for key, value in results.items():
-        for line in value if isinstance(value, list) else [value]:
-            print(f"{key}: {line:.6f}" if isinstance(line, float) else f"{key}: {line}")
     return results
+
+
+def show_table(ckpts: list[str], results: list[dict[str, Any]]) -> None:
+    """A row for each number, a column for each checkpoint; texts below it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", box=None)
+    for ckpt in ckpts:
+        table.add_column(ckpt, overflow="fold")
+    for key in dict.fromkeys(key for one in results for key in one):
+        values = [one.get(key, "") for one in results]
+        if not any(isinstance(value, list) for value in values):
+            table.add_row(key, *(f"{v:.6f}" if isinstance(v, float) else str(v) for v in values))
+    # no number is cut where the screen is narrow
+    Console(width=None if sys.stdout.isatty() else 40 * (len(ckpts) + 1)).print(table)
+    for ckpt, one in zip(ckpts, results, strict=True):
+        for key, value in one.items():
+            for line in value if isinstance(value, list) else []:
+                print(f"{ckpt}  {key}: {line}")
 
 
 def named(words: list[str]) -> list[str]:

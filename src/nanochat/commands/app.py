@@ -47,7 +47,10 @@ TEXT_KEYS = tuple(
 )
 LIST_KEYS = ("evals", "cors")  # a,b,c is a list here, not a sweep
 CAN_BE_NONE = ("logger", "callbacks")  # config groups that null removes
-REPEATED = {"chat": ("ckpt",)}  # settings of a command that can be given several times
+REPEATED = {
+    "chat": ("ckpt",),
+    "evaluate": ("ckpt",),
+}  # settings of a command that can be given several times
 
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, ImportError)
 

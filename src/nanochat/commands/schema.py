@@ -119,6 +119,7 @@ class Bench(Command):
 
 
 class Evaluate(LoadsCheckpoint):
+    ckpt: list[str] | str  # type: ignore[assignment]
     evals: Evals
     data: Annotated[dict | None, Built()] = None
     eval_tokens: Count | None

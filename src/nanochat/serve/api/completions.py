@@ -112,7 +112,7 @@ def choices(
     found: list[dict[str, Any]] = []
     for number, prompt in enumerate(before):
         for answer in replies[number].request.completions if replies else [None]:
-            text = prompt + logprobs.continuation(answer, tokenizer) if answer else prompt
+            text = prompt + logprobs.written(answer, tokenizer) if answer else prompt
             found.append(
                 {
                     "text": text.text,

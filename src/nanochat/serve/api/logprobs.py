@@ -110,7 +110,7 @@ def offsets_in(text: str, tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]
     return [min(offsets.next(tokenizer.piece(number)), len(text)) for number in ids]
 
 
-def continuation(completion: Completion, tokenizer: Tokenizer) -> ScoredText:
+def written(completion: Completion, tokenizer: Tokenizer) -> ScoredText:
     """What was written, with the token that ended it where the model did: it has no text, but a log-probability."""
     rows = list(zip(completion.ids, completion.logprobs, completion.top_logprobs, strict=True))
     if completion.end_id is not None:
