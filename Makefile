@@ -22,11 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 demo: $(READY)  ## from this machine's own text to a chat model: pretraining, midtraining, SFT, RL and a conversation, about 10 minutes
-	@$(RUN) -m nanochat.train experiment=demo resume=auto
-	@$(RUN) -m nanochat.train experiment=demo_mid resume=auto
-	@$(RUN) -m nanochat.train experiment=demo_sft resume=auto
-	@$(RUN) -m nanochat.train experiment=demo_rl resume=auto
-	@printf '%s\n' "Hello! Who are you?" "What is 34 + 57?" "Spell the word: stone" "What does textwrap.indent do?" | $(RUN) -m nanochat.cli ckpt=demo-rl@latest temperature=0
+	@$(RUN) -m nanochat.pipeline pipeline=demo
 	@echo "go on with: $(RUN) -m nanochat.chat ckpt=demo-rl@latest, or side by side: $(RUN) -m nanochat.chat ckpt=demo-sft@latest ckpt=demo-rl@latest compare=true"
 
 check: lint  ## format, lint, types and the quick tests, 2 minutes on two cores

@@ -161,6 +161,17 @@ class Runs(Bare):
     confirm: bool
 
 
+class Stages(Settings):
+    stages: dict[str, str | dict]
+
+
+class Pipeline(Bare):
+    pipeline: Stages
+    words: list[str]
+    start: str | None
+    dry_run: bool
+
+
 COMMANDS: dict[str, type[Settings]] = {
     "train": Train,
     "sample": SampleCommand,
@@ -172,6 +183,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "tokenizer": Tokenizer,
     "import": Import,
     "runs": Runs,
+    "pipeline": Pipeline,
 }
 
 

@@ -1,0 +1,136 @@
+"""Run several commands in order under one name: `python -m nanochat.pipeline pipeline=demo`.
+
+Each stage is a command of this project in a process of its own, with its line printed, so that it
+can also be typed alone. Words after `--` are added to every training stage, or to the one named:
+`… pipeline=speedrun -- trainer=1xh100 base:model=d20`. Repeating the command continues where it stopped:
+training stages have `resume=auto`.
+"""
+
+import shlex
+import signal
+import subprocess
+import sys
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from nanochat.commands.app import command
+from nanochat.runtime.signals import CtrlC, EndedBy, handle_stops, restore_stops
+
+SEPARATOR = "--"
+
+
+def run(cfg: DictConfig) -> None:
+    stages: Any = OmegaConf.to_container(cfg.pipeline.stages, resolve=True)
+    names = list(stages)
+    if cfg.start is not None and cfg.start not in names:
+        raise ValueError(f"start={cfg.start} is not a stage of it; choose from {', '.join(names)}")
+    for word in cfg.words:
+        if stage_of(word) and not is_training(stages.get(stage_of(word))):
+            trains = ", ".join(name for name in names if is_training(stages[name]))
+            raise ValueError(
+                f"{word} is for no training stage; choose from {trains}, then :key=value"
+            )
+    first = names.index(cfg.start) if cfg.start else 0
+    for number, name in enumerate(names[first:], first + 1):
+        stage = stages[name] if isinstance(stages[name], dict) else {"run": stages[name]}
+        added = [
+            word.removeprefix(f"{name}:") for word in cfg.words if stage_of(word) in (name, "")
+        ]
+        words = words_of(stage["run"], added, dry_run=cfg.dry_run)
+        line = f"python -m nanochat.{shlex.join(words)}"
+        print(f"[{number}/{len(names)}] {name}: {line}", flush=True)
+        if cfg.dry_run and (why := why_not_now(words)):
+            print(why)
+        elif code := run_stage(words, stage.get("stdin")):
+            raise ValueError(
+                f"stage {name} ended with exit code {code}; its output is above. The same command "
+                "continues with it"
+            )
+
+
+def stage_of(word: str) -> str:
+    """The stage that a word is for, empty if for all.
+
+    >>> stage_of("base:model=d4"), stage_of("seed=2"), stage_of("init_from=a:b")
+    ('base', '', '')
+    """
+    name, colon, _ = word.partition("=")[0].partition(":")
+    return name if colon else ""
+
+
+def is_training(stage: Any) -> bool:
+    return isinstance(stage, str) and stage.startswith("train ")
+
+
+def words_of(line: str, added: list[str], *, dry_run: bool = False) -> list[str]:
+    """The command and its words. Only training takes the words `added` and can be tried dry."""
+    words = shlex.split(line)
+    if words[0] != "train":
+        return words
+    return [*words, *added, "dry_run=true"] if dry_run else [*words, *added, "resume=auto"]
+
+
+def why_not_now(words: list[str]) -> str | None:
+    """Why a stage cannot be planned in a dry run, or None."""
+    from nanochat.checkpoint.runs import resolve
+    from nanochat.commands.configs import compose_command
+    from nanochat.runtime.paths import base_dir
+
+    if words[0] != "train":
+        return "not run: dry_run=true"
+    parent = compose_command("train", words[1:]).get("init_from")
+    try:
+        if parent:
+            resolve(parent, base_dir() / "runs")
+    except ValueError:
+        return f"planned when {parent} is there: its model and data follow from it"
+    return None
+
+
+def run_stage(words: list[str], lines: list[str] | None) -> int:
+    """The exit code of the command. A signal is passed on, and ends the pipeline when the stage has
+    saved and ended (EndedBy; KeyboardInterrupt)."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"nanochat.{words[0]}", *words[1:]],
+        stdin=subprocess.PIPE if lines else None,
+        text=True,
+    )
+    sent: list[int] = []
+    ctrl_c = CtrlC()
+
+    def forward(number: int, frame: object) -> None:
+        sent.append(number)
+        # a terminal has sent Ctrl-C to the stage already
+        if number != signal.SIGINT or ctrl_c.again():
+            process.send_signal(number)
+
+    old = handle_stops(forward)
+    try:
+        process.communicate("\n".join(lines) + "\n" if lines else None)
+    finally:
+        restore_stops(old, stopped=bool(sent))
+    if signal.SIGINT in sent:
+        raise KeyboardInterrupt("interrupted; the same command continues")
+    if sent:
+        name = signal.Signals(sent[0]).name
+        raise EndedBy(sent[0], f"{name} ended the pipeline; the same command continues")
+    return process.returncode
+
+
+def with_added(words: list[str]) -> list[str]:
+    """The words after `--` as the setting `words`."""
+    if SEPARATOR not in words:
+        return words
+    place = words.index(SEPARATOR)
+    quoted = ", ".join("'" + word.replace("'", "\\'") + "'" for word in words[place + 1 :])
+    return [*words[:place], f"words=[{quoted}]"]
+
+
+def main() -> Any:
+    sys.argv[1:] = with_added(sys.argv[1:])
+    return command("pipeline", run)()
+
+
+if __name__ == "__main__":
+    main()
