@@ -187,8 +187,8 @@ def plan() -> None:
     columns: dict[str, list] = {}
     for depth, want in theirs.items():
         config = compose(which, f"model.depth={depth}", "dry_run=true", "trainer=1xh100")
-        job = TextRecipe(config)
-        made, sizes = job.plan, job.gpt_config
+        recipe = TextRecipe(config)
+        made, sizes = recipe.plan, recipe.gpt_config
         with torch.device("meta"):
             gpt = GPT(sizes)
         schedule = optim.build_schedule(config["optim"]["schedule"])

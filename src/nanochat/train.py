@@ -24,7 +24,7 @@ from nanochat.runtime.settings import check
 def run(cfg: DictConfig) -> float | None:
     """One run or one trial of a sweep. Returns the last val/bpb, which is what a sweeper minimises."""
     from nanochat.checkpoint.runs import lasting_name, resolve
-    from nanochat.runs import parent
+    from nanochat.runs import parent, start
     from nanochat.runs.fit import fit
     from nanochat.runs.launch import run_ranks
     from nanochat.runs.recipe import build_recipe
@@ -62,16 +62,16 @@ def run(cfg: DictConfig) -> float | None:
         base_dir() / "runs",
         folder=Path(passing.name) / "run" if passing else trial_folder(),
     )
-    recipe.check_plan(folder)
-    if recipe.is_finished(folder):
-        return recipe.last_result(folder)
-    recipe.prepare(folder)
+    start.check_plan(recipe, folder)
+    if start.is_finished(recipe, folder):
+        return start.last_result(recipe, folder)
+    start.prepare(recipe, folder)
     told = (
         fit(recipe, folder)
         if recipe.world_size == 1
         else run_ranks(folder, config, recipe.world_size)
     )
-    result = recipe.last_result(folder)
+    result = start.last_result(recipe, folder)
     if trial_folder() and told:  # and so is the sweep
         raise KeyboardInterrupt(
             f"the sweep ends with this trial; the same command with resume=auto and hydra.sweep.dir='{folder.path.parent}' goes on"

@@ -101,8 +101,7 @@ def test_modern_groups(depth, groups):
 
 
 @pytest.mark.parametrize(
-    ("depth", "width", "heads", "head_dim"),
-    [(3, 192, 2, 96), (7, 448, 4, 112), (15, 960, 8, 120)],
+    ("depth", "width", "heads", "head_dim"), [(3, 192, 2, 96), (7, 448, 4, 112), (15, 960, 8, 120)]
 )
 def test_classic_odd_depths_have_uneven_heads(depth, width, heads, head_dim):
     config = from_depth(depth, vocab_size=65536, arch=arch("E0"))

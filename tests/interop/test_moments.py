@@ -13,7 +13,7 @@ from nanochat.commands.configs import compose_choice
 from nanochat.gpt import GPT, GPTConfig, build_arch
 from nanochat.interop import moments
 from nanochat.interop.eras import preset
-from nanochat.runs.recipe import Recipe
+from nanochat.runs import parent
 from nanochat.tokenizer.tokenizer import BPETokenizer
 
 GOLDEN, STEP = Path(__file__).parents[1] / "golden", 2
@@ -128,24 +128,16 @@ def test_a_run_begins_with_them_or_says_why_not(tmp_path, capsys):
     lineage = {"imported": {"from": str(source / "model_000002.pt")}, "config": {}}
     folder.save(tmp_path / "imported", gpt.state_dict(), gpt.config, BPETokenizer([]), lineage)
 
-    def job(wanted: object) -> Recipe:
-        return Recipe(
-            {
-                "trainer": {"devices": 1, "num_nodes": 1},
-                "init_from": str(tmp_path / "imported"),
-                "init_optimizer": wanted,
-            }
-        )
-
-    job(True).check_init_optimizer()
+    run = tmp_path / "imported"
+    parent.check_init_optimizer(True, run)
     for wanted in (True, "auto"):
-        assert len(states(job(wanted).moments())) == len(gpt.parameter_roles())
-    assert job(False).moments() is None
+        assert len(states(parent.moments(wanted, run))) == len(gpt.parameter_roles())
+    assert parent.moments(False, run) is None
     (source / "optim_000002_rank0.pt").unlink()
-    assert job("auto").moments() is None
+    assert parent.moments("auto", run) is None
     assert f"optimizer: fresh, {source} has no optim_000002_rank0.pt" in capsys.readouterr().out
     with pytest.raises(
         ValueError,
         match=r"has no optim_000002_rank0\.pt, .*; drop init_optimizer=true, or choose auto",
     ):
-        job(True).check_init_optimizer()
+        parent.check_init_optimizer(True, run)

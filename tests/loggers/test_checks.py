@@ -18,9 +18,7 @@ def test_what_can_begin_is_not_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
-    [
-        ("wandb", {**WANDB, "project": "a/b"}, "logger=wandb: Invalid project name 'a/b'"),
-    ],
+    [("wandb", {**WANDB, "project": "a/b"}, "logger=wandb: Invalid project name 'a/b'")],
 )
 def test_wrong_settings_are_one_clear_line(name: str, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:

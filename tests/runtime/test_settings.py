@@ -376,15 +376,15 @@ def test_a_module_argument_is_given_to_the_phase(
         *BASE, target, "+module.smoothing=2"
     )
     config = take(*BASE, target, "+module.smoothing=0.25")
-    job = object.__new__(Recipe)
-    job.config, job.__dict__["plan"] = (
+    recipe = object.__new__(Recipe)
+    recipe.config, recipe.__dict__["plan"] = (
         config,
         type("Plan", (), {"steps": 1, "lr_factor": 1.0, "weight_decay": 0.0}),
     )
     from nanochat.gpt import GPT, from_depth
 
     gpt = GPT(from_depth(1, vocab_size=64, sequence_len=8, aspect_ratio=32, head_dim=32))
-    assert job.build_module(gpt).smoothing == 0.25
+    assert recipe.build_module(gpt).smoothing == 0.25
 
 
 def test_a_base_folder_that_cannot_be_written_is_named(

@@ -528,13 +528,7 @@ def test_a_program_that_works():
         result.error,
         result.timeout,
         result.memory_exceeded,
-    ) == (
-        True,
-        True,
-        None,
-        False,
-        False,
-    )
+    ) == (True, True, None, False, False)
     assert (result.stdout, result.stderr) == ("__main__ [''] é\n", "e\n")
     assert result.missing == find_guards().missing
 

@@ -38,6 +38,9 @@ TINY = [
     "sample.prompts=[]",
     "progress=lines",
 ]
+STEPS = 24
+WHOLE = [f"max_steps={STEPS}", "save_every=3", "eval_every=6", "checkpoints.keep_last=3"]
+Train = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def make_corpus(folder: Path, documents: int = 400, seed: int = 0) -> Path:
@@ -81,7 +84,7 @@ def tiny(corpus: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def train(shared_base: Path, tiny: list[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+def train(shared_base: Path, tiny: list[str]) -> Train:
     """Run `python -m nanochat.train` on the small corpus with more words; the process must end with `code`."""
 
     def call(
@@ -96,6 +99,13 @@ def train(shared_base: Path, tiny: list[str]) -> Callable[..., subprocess.Comple
         return done
 
     return call
+
+
+@pytest.fixture(scope="session")
+def whole(train: Train, shared_base: Path) -> Path:
+    """A run that was not interrupted, which interrupted ones are compared with."""
+    train("run_name=whole", *WHOLE)
+    return the_run(shared_base, "whole")
 
 
 def the_run(base: Path, name: str) -> Path:

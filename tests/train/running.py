@@ -7,6 +7,7 @@ from nanochat.commands.schema import settings_of
 from nanochat.runs.fit import fit
 from nanochat.runs.recipe import build_recipe
 from nanochat.runs.run_folder import RunFolder, open_run
+from nanochat.runs.start import prepare
 from nanochat.runtime.settings import check
 from tests.configs.test_every_yaml import composed
 from tests.train.conftest import TINY
@@ -14,7 +15,7 @@ from tests.train.conftest import TINY
 STOCK = "lightning.pytorch.callbacks"
 
 
-def job_of(corpus: Path, *words: str) -> Any:
+def recipe_of(corpus: Path, *words: str) -> Any:
     words = (
         *TINY,
         "data=local",
@@ -25,15 +26,15 @@ def job_of(corpus: Path, *words: str) -> Any:
         *words,
     )
     config = composed(*words)
-    job = build_recipe(check(config, settings_of("train", config)))
-    job.check()
-    return job
+    recipe = build_recipe(check(config, settings_of("train", config)))
+    recipe.check()
+    return recipe
 
 
 def trained(base: Path, corpus: Path, *words: str) -> RunFolder:
     """A run of 6 steps, or as many as `words` say, below `base`, which NANOCHAT_BASE_DIR must name."""
-    job = job_of(corpus, "max_steps=6", *words)
-    folder = open_run(job.config, base / "runs")
-    job.prepare(folder)
-    fit(job, folder)
+    recipe = recipe_of(corpus, "max_steps=6", *words)
+    folder = open_run(recipe.config, base / "runs")
+    prepare(recipe, folder)
+    fit(recipe, folder)
     return folder

@@ -3,8 +3,6 @@
 import filecmp
 import json
 import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,10 +11,9 @@ from nanochat.checkpoint import folder
 from nanochat.checkpoint.runs import RunCheckpoints
 from nanochat.runs.run_folder import read_config
 from tests import processes
-from tests.train.conftest import environment, losses, the_run
+from tests.train.conftest import Train, environment, losses, the_run
 
 pytestmark = pytest.mark.slow
-Train = Callable[..., "subprocess.CompletedProcess[str]"]
 FLAT = [
     "optim.schedule.warmdown_frac=0",
     "optim.schedule.weight_decay=constant",

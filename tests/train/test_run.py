@@ -6,7 +6,6 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,7 @@ from nanochat.checkpoint import folder
 from nanochat.checkpoint.runs import RunCheckpoints, resolve
 from nanochat.gpt import counts
 from tests import processes
-from tests.train.conftest import environment, losses, make_corpus, the_run
-
-Train = Callable[..., "subprocess.CompletedProcess[str]"]
+from tests.train.conftest import Train, environment, losses, make_corpus, the_run
 
 
 @pytest.fixture(scope="module")
@@ -266,12 +263,7 @@ def test_an_evaluation_that_fails_is_logged_and_training_goes_on(
     )
     assert done.stdout.count("sampling failed at step") == 2 and sorted(
         losses(the_run(shared_base, "failing"))
-    ) == [
-        1,
-        2,
-        3,
-        4,
-    ]
+    ) == [1, 2, 3, 4]
 
 
 @pytest.mark.slow

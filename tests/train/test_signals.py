@@ -6,16 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nanochat.checkpoint.runs import RunCheckpoints
-from tests.train.conftest import environment, losses, the_run
-from tests.train.test_resume import (
-    STEPS,
-    WORDS,
+from tests.train.conftest import STEPS, WHOLE, Train, environment, losses, the_run
+from tests.train.stopping import (
     checkpoints_of,
     start,
     to_all,
@@ -34,7 +31,7 @@ def test_under_nohup_a_run_outlives_its_terminal(shared_base: Path, tiny: list[s
         "-m",
         "nanochat.train",
         *tiny,
-        *WORDS,
+        *WHOLE,
         "run_name=nohup",
         "data.num_workers=1",
     ]
@@ -137,7 +134,7 @@ def test_ctrl_c_after_the_last_step_leaves_the_result(shared_base: Path, tiny: l
 
 
 def test_a_damaged_file_of_the_run_is_named(
-    shared_base: Path, tiny: list[str], train: "Callable[..., subprocess.CompletedProcess[str]]"
+    shared_base: Path, tiny: list[str], train: Train
 ) -> None:
     words = ["run_name=damaged", "max_steps=2", "save_every=1"]
     train(*words)

@@ -22,7 +22,7 @@ from nanochat.runs import parts
 from nanochat.runtime.settings import check
 from tests.configs.test_every_yaml import composed
 from tests.train.conftest import losses
-from tests.train.running import STOCK, job_of, trained
+from tests.train.running import STOCK, recipe_of, trained
 
 EMA = [f"+callbacks.average._target_={STOCK}.EMAWeightAveraging", "+callbacks.average.decay=0.5"]
 
@@ -69,12 +69,12 @@ def test_averaged_weights_are_those_that_are_evaluated_saved_and_resumed(
     raw = checkpoint_folder.read_state(place)["current_model_state"]
     assert equal({k.removeprefix("gpt."): v for k, v in raw.items()}, weights(plain, 6))
     assert not equal(weights(run, 6), weights(plain, 6))
-    job = job_of(corpus, "max_steps=6", "run_name=average", *EMA)
-    job.attach()
+    recipe = recipe_of(corpus, "max_steps=6", "run_name=average", *EMA)
+    recipe.attach()
     gpt = checkpoint_folder.load_to_run(
         place, device=torch.device("cpu"), compute_dtype=torch.float32
     )
-    found = bits_per_byte(gpt, job.data.val_batches(2048), job.tokenizer.token_bytes)["bpb"]
+    found = bits_per_byte(gpt, recipe.data.val_batches(2048), recipe.tokenizer.token_bytes)["bpb"]
     # the same weights and rows in batches of another shape: fp32 sums in another order
     assert found == pytest.approx(
         RunCheckpoints(run / "checkpoints").metrics(6)["val/bpb"], rel=1e-7
@@ -145,18 +145,18 @@ def test_device_stats_are_logged(base: Path, corpus: Path) -> None:
 
 @pytest.mark.slow
 def test_lightning_validates_and_tests_as_a_run_evaluates(base: Path, corpus: Path) -> None:
-    job = job_of(corpus, "max_steps=6", "run_name=validated")
-    job.attach()
-    job.data.prepare_data()
-    module = job.build_module(job.build_gpt(filled=True))
+    recipe = recipe_of(corpus, "max_steps=6", "run_name=validated")
+    recipe.attach()
+    recipe.data.prepare_data()
+    module = recipe.build_module(recipe.build_gpt(filled=True))
     module.gpt.prepare(compute_dtype=torch.float32)
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
     )
-    (found,) = trainer.validate(module, datamodule=job.data, verbose=False)
-    wanted = bits_per_byte(module.gpt, job.data.val_batches(), job.tokenizer.token_bytes)
+    (found,) = trainer.validate(module, datamodule=recipe.data, verbose=False)
+    wanted = bits_per_byte(module.gpt, recipe.data.val_batches(), recipe.tokenizer.token_bytes)
     assert found["val/bpb"] == pytest.approx(wanted["bpb"], rel=1e-6)  # logged as fp32
-    (found,) = trainer.test(module, datamodule=job.data, verbose=False)
+    (found,) = trainer.test(module, datamodule=recipe.data, verbose=False)
     assert found["test/bpb"] == pytest.approx(wanted["bpb"], rel=1e-6)
 
 

@@ -1,18 +1,15 @@
 """Weights & Biases: no login, no server, and a run that is killed, with real processes and the files that W&B itself writes."""
 
 import struct
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nanochat.checkpoint.runs import RunCheckpoints
-from tests.train.conftest import losses, the_run
-from tests.train.test_resume import STEPS, WORDS, checkpoints_of, start, until_some_steps
+from tests.train.conftest import STEPS, WHOLE, Train, losses, the_run
+from tests.train.stopping import checkpoints_of, start, until_some_steps
 
 pytestmark = pytest.mark.slow
-Train = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.mark.parametrize("words", [[], ["dry_run=true"]], ids=["run", "dry"])
@@ -80,7 +77,7 @@ def test_killed_and_resumed_it_is_one_offline_run_whose_steps_go_on(
     process.wait()
     kept = RunCheckpoints(checkpoints_of(shared_base, name)).steps()
     assert kept and kept[-1] < STEPS
-    train(f"run_name={name}", *WORDS, *words, "resume=auto")
+    train(f"run_name={name}", *WHOLE, *words, "resume=auto")
     run = the_run(shared_base, name)
     first, second = sorted(run.glob("wandb/offline-run-*/*.wandb"))
     assert first.stem == second.stem  # run-ID: the same one

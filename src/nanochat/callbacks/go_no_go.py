@@ -33,10 +33,7 @@ class GoNoGo(L.Callback):
             self.tell(finding)
             write_json(
                 self.run_folder / "preflight.json",
-                {
-                    "numbers": finding.numbers,
-                    "checks": [vars(check) for check in finding.checks],
-                },
+                {"numbers": finding.numbers, "checks": [vars(check) for check in finding.checks]},
             )
         if finding.stops and not self.force:
             named = "; ".join(

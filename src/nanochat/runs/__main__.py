@@ -53,10 +53,7 @@ def show(found: list) -> None:
     for heading in ("run", "phase", "state", "step", "best", "size", "age", "began from"):
         is_name, is_number = heading in ("run", "began from"), heading in ("step", "size", "age")
         table.add_column(  # a narrow terminal folds names, and cuts no number
-            heading,
-            justify="right" if is_number else "left",
-            no_wrap=not is_name,
-            overflow="fold",
+            heading, justify="right" if is_number else "left", no_wrap=not is_name, overflow="fold"
         )
     for info in found:
         steps = f"{info.step:,}/{info.steps:,}" if info.steps else f"{info.step:,}"

@@ -14,22 +14,23 @@ from nanochat.callbacks.save import SaveWhenStopped
 from nanochat.checkpoint.lightning_io import FolderCheckpointIO
 from nanochat.gpt import GPT, counts
 from nanochat.modules.phase import PhaseModule
-from nanochat.runs import show
+from nanochat.runs import parent, show
 from nanochat.runs.parts import build, build_loggers
 from nanochat.runs.recipe import Recipe
 from nanochat.runs.run_folder import RunFolder, read_record
+from nanochat.runs.start import newest
 from nanochat.runs.trainer import build_trainer, fast_steps, repeated_steps
 from nanochat.runtime.settings import locate
 from nanochat.runtime.signals import kill_workers_at_exit
 
 
-def fit(job: Recipe, folder: RunFolder) -> bool:
-    """Train `job` in this process: all of it, or one rank of it. True if a signal stopped it."""
-    rank, checkpoints = int(os.environ.get("RANK", 0)), job.checkpoints(folder)
+def fit(recipe: Recipe, folder: RunFolder) -> bool:
+    """Train a recipe in this process: all of it, or one rank of it. True if a signal stopped it."""
+    rank, checkpoints = int(os.environ.get("RANK", 0)), recipe.checkpoints(folder)
     quiet_lightning()
-    torch.manual_seed(job.config["seed"])
-    job.attach()
-    start, problems = job.newest(folder)
+    torch.manual_seed(recipe.config["seed"])
+    recipe.attach()
+    start, problems = newest(recipe, folder)
     resume_step = int(start.name.removeprefix("step_")) if start else 0
     if rank == 0:
         for line in problems:
@@ -41,48 +42,52 @@ def fit(job: Recipe, folder: RunFolder) -> bool:
                 else "from the start: it has no checkpoint yet"
             )
             print(f"resuming {folder.path} {since}")
-    gpt = job.build_gpt(filled=start is None)
-    shape = (job.data.micro_rows, job.gpt_config.sequence_len)
+    gpt = recipe.build_gpt(filled=start is None)
+    shape = (recipe.data.micro_rows, recipe.gpt_config.sequence_len)
     chosen = gpt.prepare(
-        compute_dtype=job.dtype[0],
-        attention_backend=job.attention(),
-        compile_for=shape if job.wants_compile() else None,
+        compute_dtype=recipe.dtype[0],
+        attention_backend=recipe.attention(),
+        compile_for=shape if recipe.wants_compile() else None,
     )
-    moments = job.moments() if start is None else None
-    module = job.build_module(gpt, moments)
+    moments = (
+        parent.moments(recipe.config["init_optimizer"], recipe.parent) if start is None else None
+    )
+    module = recipe.build_module(gpt, moments)
     module.total_steps = min(
-        module.total_steps, fast_steps(job.config["trainer"]) or module.total_steps
+        module.total_steps, fast_steps(recipe.config["trainer"]) or module.total_steps
     )
     if rank == 0:
         print(
-            f"device: {job.hardware.name}; fp32 weights, {chosen['compute dtype']} compute ({job.dtype[1]}); "
+            f"device: {recipe.hardware.name}; fp32 weights, {chosen['compute dtype']} compute ({recipe.dtype[1]}); "
             f"compile: {chosen['compile']}"
         )
         print(f"attention: {chosen['attention']}")
-        show.optimizer(job.build_optimizer(job.plan)(gpt))
+        show.optimizer(recipe.build_optimizer(recipe.plan)(gpt))
         print(f"run folder: {folder.path}")
-    callbacks = build_callbacks(job, folder, module, rank)
-    settings = dict(job.config["trainer"])
+    callbacks = build_callbacks(recipe, folder, module, rank)
+    settings = dict(recipe.config["trainer"])
     if not module.automatic_optimization:  # it clips its gradients itself
         del settings["gradient_clip_val"]
     trainer = build_trainer(
         settings,
         steps=module.total_steps,
-        accumulate=job.data.accumulate,
+        accumulate=recipe.data.accumulate,
         callbacks=list(callbacks.values()),
-        logger=build_loggers(job.config["logger"] or {}, folder.path, resume_step)
+        logger=build_loggers(recipe.config["logger"] or {}, folder.path, resume_step)
         if rank == 0
         else [DummyLogger()],
         default_root_dir=folder.path,
         plugins=[
             FolderCheckpointIO(
-                job.gpt_config, job.tokenizer, {"config": job.config, **read_record(folder)}
+                recipe.gpt_config,
+                recipe.tokenizer,
+                {"config": recipe.config, **read_record(folder)},
             )
         ],
     )
-    job.data.repeat_steps = repeated = repeated_steps(settings)
+    recipe.data.repeat_steps = repeated = repeated_steps(settings)
     if start is not None:
-        job.data.start_step = resume_step
+        recipe.data.start_step = resume_step
     save, evaluate = callbacks["save"], callbacks.get("evaluate")
     trainer.callbacks.append(
         SaveWhenStopped(save)
@@ -90,7 +95,7 @@ def fit(job: Recipe, folder: RunFolder) -> bool:
     save.listen(trainer)
     kill_workers_at_exit()
     try:
-        trainer.fit(module, datamodule=job.data, ckpt_path=start)
+        trainer.fit(module, datamodule=recipe.data, ckpt_path=start)
     except MisconfigurationException as error:
         raise ValueError(f"Lightning refuses this run: {error}") from error
     step, place = trainer.global_step, checkpoints.path(trainer.global_step)
@@ -109,12 +114,12 @@ def fit(job: Recipe, folder: RunFolder) -> bool:
             print(
                 f"trainer.fast_dev_run: {step} steps and what comes at the end of a run; nothing was kept"
             )
-        elif step < job.plan.steps:
-            show.stopped(step, job.plan.steps, place)
+        elif step < recipe.plan.steps:
+            show.stopped(step, recipe.plan.steps, place)
         else:
             metrics, ledger = (
                 checkpoints.metrics(step),
-                job.data.ledger(min(step, repeated or step)),
+                recipe.data.ledger(min(step, repeated or step)),
             )
             if repeated:
                 print(f"the tokens of the first {repeated} steps were trained again and again:")
@@ -125,17 +130,17 @@ def fit(job: Recipe, folder: RunFolder) -> bool:
                 metrics,
                 checkpoints.best(),
                 place,
-                chats=job.chats,
+                chats=recipe.chats,
             )
-            job.print_result(checkpoints.metrics(0), metrics)
+            recipe.print_result(checkpoints.metrics(0), metrics)
     return save.told_to_stop
 
 
 def build_callbacks(
-    job: Recipe, folder: RunFolder, module: PhaseModule, rank: int
+    recipe: Recipe, folder: RunFolder, module: PhaseModule, rank: int
 ) -> dict[str, Any]:
     """By name, in the order in which they run: what others change (averages of weights) is saved, evaluated and sampled."""
-    config, checkpoints = job.config, job.checkpoints(folder)
+    config, checkpoints = recipe.config, recipe.checkpoints(folder)
     sample, chosen = (
         dict(config["sample"]),
         {name: c for name, c in config["callbacks"].items() if c},
@@ -147,20 +152,20 @@ def build_callbacks(
     )
 
     def write(gpt: GPT, texts: list[str]) -> list[str]:
-        return job.sampled(gpt, texts, sample)
+        return recipe.sampled(gpt, texts, sample)
 
     given: dict[str, dict[str, Any]] = {
         "report": {
-            "batch_tokens": job.batch_of_report(),
-            "flops_per_token": counts.flops_per_token(job.gpt_config),
-            "peak_flops": job.hardware.peak_flops,
+            "batch_tokens": recipe.batch_of_report(),
+            "flops_per_token": counts.flops_per_token(recipe.gpt_config),
+            "peak_flops": recipe.hardware.peak_flops,
             "log_every": config["log_every"],
             "run_folder": folder.path,
             "show": "none" if rank or bar else config["progress"],
         },
         "save": {"checkpoints": checkpoints, "every": config["save_every"]},
         "evaluate": {
-            "evals": job.evals(rank),
+            "evals": recipe.evals(rank),
             "checkpoints": checkpoints,
             "at_start": config["eval_at_start"],
         },
@@ -173,7 +178,7 @@ def build_callbacks(
         "evaluate",
         "sample",
     ]
-    made: dict[str, Any] = {type(c).__name__: c for c in job.first_callbacks(folder)}
+    made: dict[str, Any] = {type(c).__name__: c for c in recipe.first_callbacks(folder)}
     for name in order:
         if name in chosen:
             made[name] = build(chosen[name], given.get(name) or of_stock(name, folder))

@@ -3,6 +3,7 @@
 What was typed wins, or is refused where it cannot: a checkpoint has one architecture and one tokenizer.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from nanochat.checkpoint.folder import read_config, read_lineage
+from nanochat.checkpoint import folder, imported
 from nanochat.gpt import from_depth
 
 # settings that the parent's record has under another name than its config, where `auto` became a number
@@ -25,7 +26,7 @@ Inherited = list[tuple[str, str, str]]  # setting, value, source
 
 def take_sizes(cfg: DictConfig, checkpoint: Path, overridden: Callable[[str], list[str]]) -> None:
     """The checkpoint that a run starts from decides its model, and whatever follows from it; what was typed must agree."""
-    parent = read_config(checkpoint)
+    parent = folder.read_config(checkpoint)
     if words := overridden("arch") + overridden("tokenizer"):
         raise ValueError(
             f"{words[0]} cannot take effect: init_from={cfg.init_from} brings its own architecture and tokenizer; drop one of the two"
@@ -54,7 +55,7 @@ def inherit(
 
     What was chosen for this run stays: typed, or in `cfg` another value than in `plain`, the command's configuration with nothing chosen.
     """
-    lineage = read_lineage(checkpoint) if (checkpoint / "lineage.json").is_file() else {}
+    lineage = folder.read_lineage(checkpoint) if (checkpoint / "lineage.json").is_file() else {}
     config = lineage.get("config") or {}
     source = f"{config.get('run_name', checkpoint.name)}, {checkpoint.name}"
     found: Inherited = []
@@ -112,3 +113,32 @@ def _of_parent(key: str, lineage: dict[str, Any], config: dict[str, Any]) -> Any
         for part in RECORDED[key]:
             value = value.get(part) if isinstance(value, dict) else None
     return value
+
+
+def check_init_optimizer(wanted: bool | str, checkpoint: Path | None) -> None:
+    """ValueError if `init_optimizer=true` asks for what the checkpoint does not have."""
+    if wanted is True and checkpoint is None:
+        raise ValueError(
+            "init_optimizer=true takes the optimizer of a checkpoint; add init_from=RUN@latest, or drop it"
+        )
+    if wanted is True and checkpoint is not None and not (checkpoint / folder.STATE).is_file():
+        try:
+            imported.optimizer_state(checkpoint, "meta")
+        except ValueError as error:
+            raise ValueError(f"{error}; drop init_optimizer=true, or choose auto") from error
+
+
+def moments(wanted: bool | str, checkpoint: Path | None) -> dict[str, Any] | None:
+    """The state of the parent's optimizer, if this run is to begin with it (`init_optimizer`)."""
+    if not wanted or checkpoint is None:
+        return None
+    if (checkpoint / folder.STATE).is_file():
+        return folder.read_state(checkpoint)["optimizer_states"][0]
+    try:
+        return imported.optimizer_state(checkpoint)
+    except ValueError as error:
+        if wanted is True:
+            raise
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"optimizer: fresh, {error}")
+        return None

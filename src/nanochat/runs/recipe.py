@@ -16,16 +16,15 @@ from hydra.utils import instantiate
 from nanochat import optim
 from nanochat.callbacks.evaluate import Eval
 from nanochat.checkpoint import folder as checkpoint_folder
-from nanochat.checkpoint import imported, lineage
-from nanochat.checkpoint.runs import RunCheckpoints, keep_for, lasting_name, now, resolve
+from nanochat.checkpoint.runs import RunCheckpoints, resolve
 from nanochat.datamodules.by_step import share_out
 from nanochat.evals.evaluation import Context, Evaluation, Result, build_evaluations
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.gpt.attention import runnable
 from nanochat.modules.phase import PhaseModule
-from nanochat.runs import parts, show
+from nanochat.runs import parent, parts, show
 from nanochat.runs.plan import Plan, estimate_seconds
-from nanochat.runs.run_folder import RunFolder, read_config, read_record, write_record
+from nanochat.runs.run_folder import RunFolder
 from nanochat.runs.schema import Train
 from nanochat.runtime import hardware
 from nanochat.runtime.paths import base_dir
@@ -117,7 +116,7 @@ class Recipe:
         optim.build_schedule(config["optim"]["schedule"])
         for evaluation in self.evaluations.values():
             evaluation.check()
-        self.check_init_optimizer()
+        parent.check_init_optimizer(config["init_optimizer"], self.parent)
         parts.check_callbacks(config["callbacks"])
         parts.check_loggers(config["logger"] or {})
         metrics = [
@@ -209,48 +208,9 @@ class Recipe:
             rank=int(os.environ.get("RANK", 0)),
         )
 
-    def _plan_facts(self) -> dict[str, Any]:
+    def plan_facts(self) -> dict[str, Any]:
+        """The plan in numbers, for the record."""
         return {k: v for k, v in vars(self.plan).items() if k not in ("config", "notes")}
-
-    def check_plan(self, folder: RunFolder) -> None:
-        """ValueError if the run to continue was planned otherwise. It may become longer where a run of the new length would have done the
-        steps so far as they were done: it then ends as that one, bit for bit."""
-        old, new = read_record(folder).get("plan") if folder.resumed else None, self._plan_facts()
-        if not old or old == new:
-            return
-        if wrong := [
-            k
-            for k in old
-            if k not in ("horizon_tokens", "horizon_source", "steps") and old[k] != new[k]
-        ]:
-            instead = (
-                f"add batch_tokens={old['batch_tokens']}"
-                if new["steps"] != old["steps"] and wrong[0] == "batch_tokens"
-                else "resume on a number of devices that divides its batch"
-            )
-            raise ValueError(
-                f"{folder.path} was planned with {wrong[0]}={old[wrong[0]]}, this command gives {new[wrong[0]]}; {instead}"
-            )
-        done = (self.checkpoints(folder).steps() or [0])[-1]
-        why = (
-            f"{new['steps']:,} steps are fewer"
-            if new["steps"] < old["steps"]
-            else self.length_shows(read_config(folder.path), done, old["steps"], new["steps"])
-        )
-        if why:
-            start = (
-                lasting_name(self.checkpoints(folder).path(done), base_dir() / "runs")
-                if done
-                else None
-            )
-            raise ValueError(
-                f"{folder.path} was planned with {old['steps']:,} steps and cannot have another length: {why}; drop max_steps, or begin a "
-                + (
-                    f"new run from its weights: init_from={start}, without resume="
-                    if start
-                    else "new run: drop resume="
-                )
-            )
 
     def length_shows(self, before: dict[str, Any], done: int, old: int, new: int) -> str | None:
         """Why the `done` first steps of a run of `old` steps are not those of one of `new` steps, None if they are. `before` is its config."""
@@ -259,96 +219,8 @@ class Recipe:
         what = optim.shows_length(groups, schedule, decay, done, old, new)
         return what and f"the {what} follows from the length (optim.schedule)"
 
-    def prepare(self, folder: RunFolder) -> None:
-        """What happens once, before any process trains: record, tokenizer, first token shards."""
-        self.attach()
-        code, record = lineage.code_state(), read_record(folder) if folder.resumed else {}
-        manifest = self.data.manifest()
-        if (before := record.get("data")) and before["hash"] != manifest["hash"]:
-            raise ValueError(
-                f"the data of {folder.path} are not what they were when it began; drop resume= for a new run on the new ones"
-            )
-        self.newest(folder)
-        facts = {
-            "started": now().isoformat(timespec="milliseconds"),
-            "command": lineage.command_line(),
-            "code": code,
-            "versions": lineage.versions(),
-            "hardware": {
-                "device": self.hardware.name,
-                "peak_flops": self.hardware.peak_flops,
-                "memory_bytes": self.hardware.memory_bytes,
-                "processes": self.world_size,
-            },
-            "seed": self.config["seed"],
-            "plan": self._plan_facts(),
-            "data": manifest,
-            "parent": None
-            if self.parent is None
-            else {"path": str(self.parent), "sha256": lineage.parent_hash(self.parent)},
-        }
-        write_record(folder, self.config, facts)
-        if (
-            self.parent is not None
-            and not folder.resumed
-            and not self.config["trainer"].get("fast_dev_run")
-        ):
-            keep_for(self.parent, folder.path)
-        (folder.path / "tokenizer").mkdir(exist_ok=True)
-        self.tokenizer.save(folder.path / "tokenizer")
-        self.data.prepare_data()
-
     def checkpoints(self, folder: RunFolder) -> RunCheckpoints:
         return RunCheckpoints(folder.checkpoints, **self.config["checkpoints"])
-
-    def newest(self, folder: RunFolder) -> tuple[Path | None, list[str]]:
-        """The checkpoint that a resumed run goes on from, None if it never wrote one, and a line for each newer one that cannot be used.
-        ValueError if there are some and none can be used."""
-        checkpoints = self.checkpoints(folder)
-        start, problems = checkpoints.latest_sound() if folder.resumed else (None, [])
-        if problems and start is None:
-            sound = (
-                p
-                for p in map(checkpoints.path, reversed(checkpoints.steps()))
-                if not checkpoint_folder.problem(p)
-            )
-            weights = next((lasting_name(p, base_dir() / "runs") for p in sound), None)
-            raise ValueError(
-                f"{problems[0]}; no checkpoint of this run can be resumed. Start anew: drop resume="
-                + (
-                    f"; or begin a new run from its weights: init_from={weights}, without resume="
-                    if weights
-                    else ""
-                )
-            )
-        return start, problems
-
-    def is_finished(self, folder: RunFolder) -> bool:
-        """True, and said, if the run to continue has its last step and the evaluation of it."""
-        checkpoints = self.checkpoints(folder)
-        steps = checkpoints.steps() if folder.resumed else []
-        end = checkpoints.path(steps[-1]) if steps and steps[-1] >= self.plan.steps else None
-        judged = self.result is None or self.last_result(folder) is not None
-        if end is not None and checkpoint_folder.problem(end) is None and judged:
-            length = self.plan.steps
-            batch = (
-                ""
-                if self.config["batch_tokens"] or not self.batch_of_report()
-                else f" batch_tokens={self.plan.batch_tokens}"
-            )
-            grows = self.length_shows(self.config, length, length, 2 * length) is None
-            more = f"resume={folder.path} max_steps=N{batch} makes it longer, for N above {length}"
-            again = f"init_from={lasting_name(end, base_dir() / 'runs')} begins a new run from it, without resume="
-            print(f"this run is finished: {end}; {more if grows else again}")
-            return True
-        return False
-
-    def last_result(self, folder: RunFolder) -> float | None:
-        """What the last checkpoint is judged by (`result`), or None if it was not evaluated."""
-        checkpoints = self.checkpoints(folder)
-        if self.result is None or not checkpoints.steps():
-            return None
-        return checkpoints.metrics(checkpoints.steps()[-1]).get(self.result)
 
     def build_gpt(self, *, filled: bool) -> GPT:
         """The network; not `filled` if a checkpoint of this run is about to bring every weight."""
@@ -394,38 +266,6 @@ class Recipe:
             return optimizer
 
         return build
-
-    def check_init_optimizer(self) -> None:
-        wanted = self.config["init_optimizer"]
-        if wanted is True and self.parent is None:
-            raise ValueError(
-                "init_optimizer=true takes the optimizer of a checkpoint; add init_from=RUN@latest, or drop it"
-            )
-        if (
-            wanted is True
-            and self.parent is not None
-            and not (self.parent / checkpoint_folder.STATE).is_file()
-        ):
-            try:
-                imported.optimizer_state(self.parent, "meta")
-            except ValueError as error:
-                raise ValueError(f"{error}; drop init_optimizer=true, or choose auto") from error
-
-    def moments(self) -> dict[str, Any] | None:
-        """The state of the parent's optimizer, if this run is to begin with it (`init_optimizer`)."""
-        wanted = self.config["init_optimizer"]
-        if not wanted or self.parent is None:
-            return None
-        if (self.parent / checkpoint_folder.STATE).is_file():
-            return checkpoint_folder.read_state(self.parent)["optimizer_states"][0]
-        try:
-            return imported.optimizer_state(self.parent)
-        except ValueError as error:
-            if wanted is True:
-                raise
-            if int(os.environ.get("RANK", 0)) == 0:
-                print(f"optimizer: fresh, {error}")
-            return None
 
     def build_module(self, gpt: GPT, moments: dict[str, Any] | None = None) -> PhaseModule:
         """The phase that `module` names, with the arguments given there and those of the run."""

@@ -98,7 +98,7 @@ def open_run(config: dict[str, Any], runs: Path, *, folder: Path | None = None) 
     another run.
 
     `resume` is false, `auto` (the newest run of this name with these settings, else a new one), or
-    a run's folder, which max_steps may make longer (`Recipe.check_plan`). `folder` is the place of a
+    a run's folder, which max_steps may make longer (`start.check_plan`). `folder` is the place of a
     new run, used for the trials of a sweep.
     """
     resume, home = config.get("resume"), runs / str(config["run_name"])

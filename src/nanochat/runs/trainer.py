@@ -141,5 +141,5 @@ def build_trainer(
             "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
             "enable_model_summary": own.get("enable_model_summary", False),
             **given,
-        },
+        }
     )

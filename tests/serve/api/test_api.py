@@ -493,10 +493,7 @@ def test_a_client_that_leaves_frees_its_row_within_a_second(stream):
 def test_a_full_queue_is_429_with_retry_after_and_loses_nobody(at):
     with server(
         served("slow", endless(), max_rows=1), max_queue=2, defaults=Sampling(temperature=0.0)
-    ) as (
-        url,
-        _,
-    ):
+    ) as (url, _):
         codes, waits = [], []
 
         def ask():

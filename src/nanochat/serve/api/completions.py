@@ -43,11 +43,7 @@ def routes(context: Context) -> APIRouter:
     async def completions(asked: CompletionRequest, request: HTTPRequest) -> Response:
         model = service.model(asked.model)
         prompts = asked.prompts()
-        head = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": model.name,
-        }
+        head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model.name}
         replies = begin(context, asked, model, prompts)
         if asked.stream:
             return event_stream(events(asked, model.tokenizer, replies, head, context.metrics))
@@ -104,10 +100,7 @@ def begin(
 
 
 def choices(
-    asked: CompletionRequest,
-    tokenizer: Tokenizer,
-    before: list[ScoredText],
-    replies: list[Reply],
+    asked: CompletionRequest, tokenizer: Tokenizer, before: list[ScoredText], replies: list[Reply]
 ) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for number, prompt in enumerate(before):

@@ -219,10 +219,7 @@ class ChatRequest(SharedFields):
         if self.continue_final_message not in (
             None,
             continues,
-        ) or self.add_generation_prompt not in (
-            None,
-            not continues,
-        ):
+        ) or self.add_generation_prompt not in (None, not continues):
             raise ValueError(
                 f"the last message is of {last.role}: one of the assistant is always continued, any other answered"
             )

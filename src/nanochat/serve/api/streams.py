@@ -97,8 +97,4 @@ def usage(replies: list[Reply]) -> dict[str, Any]:
 
 
 def token_counts(prompt: int, written: int) -> dict[str, Any]:
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": written,
-        "total_tokens": prompt + written,
-    }
+    return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
