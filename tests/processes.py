@@ -1,7 +1,8 @@
-"""Commands in processes of their own that need not import PyTorch first: a server of `multiprocessing` has done so, and forks.
+"""Commands in processes of their own that need not import PyTorch first: a server of
+`multiprocessing` has done so, and forks.
 
-What a command does is what it does in any process: its words, environment, folder, output and exit code are its own. A test that kills one, or
-talks to it, starts it by `subprocess`.
+What a command does is what it does in any process: its words, environment, folder, output and exit
+code are its own. A test that kills one, or talks to it, starts it by `subprocess`.
 """
 
 import atexit

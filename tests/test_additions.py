@@ -1,4 +1,5 @@
-"""What CONTRIBUTING says about adding something works as written: its files are put into a copy of the code, its commands are run there."""
+"""What CONTRIBUTING says about adding something works as written: its files are put into a copy of
+the code, its commands are run there."""
 
 import csv
 import json
@@ -31,7 +32,8 @@ class Section:
 
 
 def sections() -> dict[str, Section]:
-    """The parts of CONTRIBUTING with files or commands. A file is a code block after a paragraph whose last path is its name."""
+    """The parts of CONTRIBUTING with files or commands. A file is a code block after a paragraph
+    whose last path is its name."""
     found = {}
     for title, body in re.findall(r"^### (An? .*?)\n(.*?)(?=^##|\Z)", TEXT, re.M | re.S):
         files = {}
@@ -48,7 +50,8 @@ def sections() -> dict[str, Section]:
     return found
 
 
-# Runs the commands that come as JSON, each in a fork of a process that has imported PyTorch and this copy of the code.
+# Runs the commands that come as JSON, each in a fork of a process that has imported PyTorch and
+# this copy of the code.
 RUN_ALL = """
 import json, os, sys
 from pathlib import Path
@@ -231,7 +234,8 @@ def test_a_flag_of_the_trainer(copy: Copy) -> None:
 
 
 def test_a_phase(copy: Copy) -> None:
-    """Before it has learned anything each token costs ln V; half of them counted half, so the argument that was typed is the one in use."""
+    """Before it has learned anything each token costs ln V; half of them counted half, so the
+    argument that was typed is the one in use."""
     copy.said("A phase")
     first = column(copy.run("A phase") / "metrics.csv", "train/loss")[1]
     assert first == pytest.approx(0.75 * math.log(320), rel=0.01), (
@@ -298,7 +302,10 @@ def test_all_of_it_works_outside_a_checkout(tmp_path: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(content)
     make_inputs(tmp_path)
-    words = "nanochat.train +phase=base model=d5 trainer=cpu optim=sgd callbacks=norms data=fortunes data.source.path=FILE"
+    words = (
+        "nanochat.train +phase=base model=d5 trainer=cpu optim=sgd callbacks=norms data=fortunes "
+        "data.source.path=FILE"
+    )
     more = [
         "--config-dir",
         "conf",

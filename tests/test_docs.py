@@ -1,4 +1,5 @@
-"""What the documents say is so: examples run, numbers are those of the code, lines are lines that work."""
+"""What the documents say is so: examples run, numbers are those of the code, lines are lines that
+work."""
 
 import doctest
 import importlib
@@ -86,9 +87,8 @@ def test_every_command_of_the_readme_exists() -> None:
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "experiments/LOG.md"])
 def test_every_path_a_document_names_is_there(document: str) -> None:
     text = (ROOT / document).read_text()
-    to_write = re.findall(
-        r"`([\w./-]+)`[^`\n]*:\n\n```(?:python|yaml)\n", text
-    )  # files that a page has whole
+    # files that a page has whole
+    to_write = re.findall(r"`([\w./-]+)`[^`\n]*:\n\n```(?:python|yaml)\n", text)
     for path in set(
         re.findall(r"`((?:experiments|tests|conf|src|notebooks)/[\w./-]+)`", text)
     ) - set(to_write):

@@ -1,4 +1,5 @@
-"""The sections of `docs/nanochat-facts.md` that code, configs, tests and documents cite are there."""
+"""The sections of `docs/nanochat-facts.md` that code, configs, tests and documents cite are
+there."""
 
 import re
 from pathlib import Path
@@ -9,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 SHEET = ROOT / "docs" / "nanochat-facts.md"
 SECTIONS = set(re.findall(r"^###? (\d+(?:\.\d+)?)\.? ", SHEET.read_text(), re.M))
 NUMBER = r"\d+(?:\.\d+)?"
-# "facts sheet 2.2, step 2, and 2.1", "facts sheet, section 0", "the facts sheet's scale tables (1.9)"
+# "facts sheet 2.2, step 2, and 2.1", "facts sheet, section 0", "the facts sheet's scale tables
+# (1.9)"
 CITATION = re.compile(
     r"facts sheet(?:'s(?: \w+){0,3})?[,:]? ?\(?(?:sections? )?"
     rf"(?P<cited>{NUMBER}(?:,? step \d+)?(?:(?:,|,? and| to) {NUMBER}(?![\w%])(?:,? step \d+)?)*)",

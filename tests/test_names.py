@@ -1,4 +1,5 @@
-"""One name for one thing: no class is defined twice, no function is named as a class but for a capital.
+"""One name for one thing: no class is defined twice, no function is named as a class but for a
+capital.
 
 `python tests/test_names.py` lists what there is.
 """
@@ -9,7 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "src" / "nanochat"
 
-# class -> why, or which of them is to be renamed. A name that is no longer there twice is taken off.
+# class -> why, or which of them is to be renamed. A name that is no longer there twice is taken
+# off.
 TWICE = {
     "Options": "every update rule declares its own",
     **dict.fromkeys(["Context", "TextSettings"], "serve"),

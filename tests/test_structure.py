@@ -37,11 +37,15 @@ def test_every_room_is_on_one_floor(code) -> None:
 
 
 def test_what_points_up_or_round_is_found(tmp_path: Path) -> None:
-    """Three rooms: an import that points up, one in a function that closes a circle, a name in a string."""
+    """Three rooms: an import that points up, one in a function that closes a circle, a name in a
+    string."""
     for name, text in {
         "train.py": "from nanochat.high import a\n",
         "high/a.py": "def f():\n    import nanochat.low.b as b\n    return b\n",
-        "low/b.py": '"""nanochat.high.a"""\nfrom nanochat.side import c\nNAME = "nanochat.high.a.f"\nprint()\n',
+        "low/b.py": (
+            '"""nanochat.high.a"""\nfrom nanochat.side import c\nNAME = '
+            '"nanochat.high.a.f"\nprint()\n'
+        ),
         "side/c.py": "from nanochat.low.b import NAME\nx = [int(n) for n in '12']\n",
     }.items():
         (tmp_path / "nanochat" / name).parent.mkdir(parents=True, exist_ok=True)

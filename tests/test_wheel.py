@@ -1,4 +1,5 @@
-"""The wheel holds everything: installed in an environment of its own, it composes and trains from an empty folder."""
+"""The wheel holds everything: installed in an environment of its own, it composes and trains from
+an empty folder."""
 
 import os
 import subprocess
@@ -35,7 +36,8 @@ def test_the_wheel_trains_from_an_empty_folder(tmp_path: Path) -> None:
     for path in (ROOT / "conf").rglob("*.yaml"):
         assert f"nanochat/conf/{path.relative_to(ROOT / 'conf').as_posix()}" in names
     assert "nanochat/tasks/identity.yaml" in names
-    # an environment with the wheel alone; the packages it needs are those of this environment, but not this checkout
+    # an environment with the wheel alone; the packages it needs are those of this environment, but
+    # not this checkout
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     install = [

@@ -1,7 +1,8 @@
-"""What does the Trainer cost? The same steps through a bare loop and through lightning.Trainer, in turn.
+"""What does the Trainer cost? The same steps through a bare loop and through lightning.Trainer, in
+turn.
 
-The cost does not depend on the model, so it is measured where it shows: steps of a few milliseconds. Beside it stands what a step of a
-d4 takes.
+The cost does not depend on the model, so it is measured where it shows: steps of a few
+milliseconds. Beside it stands what a step of a d4 takes.
 
 python experiments/cpu_speed/bench.py [rounds]
 """
@@ -117,12 +118,16 @@ def main() -> None:
         }
         costs.append(took["Trainer"] - took["bare loop"])
         print(
-            f"round {number + 1}  bare loop {took['bare loop']:.2f} ms a step, Trainer {took['Trainer']:.2f} ms",
+            (
+                f"round {number + 1}  bare loop {took['bare loop']:.2f} ms a step, Trainer "
+                f"{took['Trainer']:.2f} ms"
+            ),
             flush=True,
         )
     step, cost = milliseconds(bare(4, 16, 8)), statistics.median(costs)
     print(
-        f"the Trainer costs {cost:.2f} ms a step (median of {rounds}); a step of d4, {16 * T:,} tokens, takes {step:,.0f} ms: {cost / step:.2%}"
+        f"the Trainer costs {cost:.2f} ms a step (median of {rounds}); a step of d4, {16 * T:,} "
+        f"tokens, takes {step:,.0f} ms: {cost / step:.2%}"
     )
 
 

@@ -1,9 +1,10 @@
-"""CPU time of a step in two checkouts, in turn: `python between_commits.py OLD NEW DEPTH VOCAB MODE ROUNDS`.
+"""CPU time of a step in two checkouts, in turn: `python between_commits.py OLD NEW DEPTH VOCAB MODE
+ROUNDS`.
 
-OLD and NEW are roots of checkouts; both run with this Python. MODE: one, rows (16 prompts), samples (16
-of one prompt), each with +compile or +bf16; or train (256 tokens forward and backward). One process
-for each checkout, one thread, a block of steps at a time, their order turned round by round. CPU time,
-not wall time: on a machine that is shared, wall time says how busy the others are.
+OLD and NEW are roots of checkouts; both run with this Python. MODE: one, rows (16 prompts), samples
+(16 of one prompt), each with +compile or +bf16; or train (256 tokens forward and backward). One
+process for each checkout, one thread, a block of steps at a time, their order turned round by
+round. CPU time, not wall time: on a machine that is shared, wall time says how busy the others are.
 """
 
 import json

@@ -1,7 +1,9 @@
-"""Ours and another's decoding in turn: `python compare.py DEPTH VOCAB PROMPT DECODE THREADS ROUNDS OTHER_PYTHON OTHER_SOURCE`.
+"""Ours and another's decoding in turn: `python compare.py DEPTH VOCAB PROMPT DECODE THREADS ROUNDS
+OTHER_PYTHON OTHER_SOURCE`.
 
-Ours plain and compiled, in fp32 and, on a CPU that multiplies it, in bf16; the other in fp32, which is what it takes on any CPU by itself.
-Prints the median of each measure and the median of the ratios round by round, with their range.
+Ours plain and compiled, in fp32 and, on a CPU that multiplies it, in bf16; the other in fp32, which
+is what it takes on any CPU by itself. Prints the median of each measure and the median of the
+ratios round by round, with their range.
 """
 
 import json

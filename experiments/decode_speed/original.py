@@ -1,6 +1,8 @@
-"""The original's engine on fresh weights: `python original.py DEPTH VOCAB PROMPT DECODE THREADS`, run with its source on PYTHONPATH.
+"""The original's engine on fresh weights: `python original.py DEPTH VOCAB PROMPT DECODE THREADS`,
+run with its source on PYTHONPATH.
 
-Prints one JSON line per measure: one text, 16 samples of one prompt, and 16 different prompts, which it takes one after another.
+Prints one JSON line per measure: one text, 16 samples of one prompt, and 16 different prompts,
+which it takes one after another.
 """
 
 import json

@@ -1,5 +1,5 @@
-"""Our engine, the same measures as original.py: `python ours.py DEPTH VOCAB PROMPT DECODE THREADS`; with COMPILE=1 in
-compiled steps, with BF16=1 in bf16."""
+"""Our engine, the same measures as original.py: `python ours.py DEPTH VOCAB PROMPT DECODE THREADS`;
+with COMPILE=1 in compiled steps, with BF16=1 in bf16."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""transformers' generate on the same classic weights: `python transformers_generate.py DEPTH VOCAB PROMPT DECODE THREADS ROUNDS`.
+"""transformers' generate on the same classic weights: `python transformers_generate.py DEPTH VOCAB
+PROMPT DECODE THREADS ROUNDS`.
 
 Greedy, fp32, in turn in one process; the tokens have to be the same.
 """
@@ -102,6 +103,9 @@ for batch in (1, 16):
         ratios.append(speeds[-1][0] / speeds[-1][1])
     ours, other = (statistics.median(speed) for speed in zip(*speeds, strict=True))
     print(
-        f"{batch} prompts: {ours:,.0f} against {other:,.0f} tokens/s, {statistics.median(ratios):.2f} x; {same} of {batch} texts the same",
+        (
+            f"{batch} prompts: {ours:,.0f} against {other:,.0f} tokens/s, "
+            f"{statistics.median(ratios):.2f} x; {same} of {batch} texts the same"
+        ),
         flush=True,
     )

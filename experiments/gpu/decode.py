@@ -1,8 +1,10 @@
-"""Where the time of a step of decoding goes on this device: `python experiments/gpu/decode.py [DEPTH] [VOCAB] [PROMPT] [DEVICE]`.
+"""Where the time of a step of decoding goes on this device: `python experiments/gpu/decode.py
+[DEPTH] [VOCAB] [PROMPT] [DEVICE]`.
 
-For one text: the engine's step, the compiled step in it, and what is left, which the device waits for. Then the two things that a step is
-made of, each in the ways there are: attention of one query, products of one row. Run it once more with
-TORCHINDUCTOR_COORDINATE_DESCENT_TUNING=1, which makes inductor write the products of one row itself.
+For one text: the engine's step, the compiled step in it, and what is left, which the device waits
+for. Then the two things that a step is made of, each in the ways there are: attention of one query,
+products of one row. Run it once more with TORCHINDUCTOR_COORDINATE_DESCENT_TUNING=1, which makes
+inductor write the products of one row itself.
 """
 
 import math
@@ -115,7 +117,8 @@ def products(gpt: GPT) -> None:
         ]
         share = [100 * weight.nbytes / (us * 1e-6) / peak for us in found]
         print(
-            f"{rows:6} x {columns:5} {found[0]:8.1f} {share[0]:5.0f} % {found[1]:8.1f} {share[1]:5.0f} %"
+            f"{rows:6} x {columns:5} {found[0]:8.1f} {share[0]:5.0f} % {found[1]:8.1f} "
+            f"{share[1]:5.0f} %"
         )
 
 

@@ -1,4 +1,5 @@
-"""What kind rl of run.py is rewarded for: a small untrained model can earn it from the first step on."""
+"""What kind rl of run.py is rewarded for: a small untrained model can earn it from the first step
+on."""
 
 
 def letters_e(rollouts, task):

@@ -1,9 +1,11 @@
-"""Kill a training run many times and compare it with one that was left alone: `python experiments/kill_resume/run.py [kills] [kind]`.
+"""Kill a training run many times and compare it with one that was left alone: `python
+experiments/kill_resume/run.py [kills] [kind]`.
 
-`kind`: base (one process), ranks (base, two processes), sft, rl. Each time the process gets SIGKILL, while it starts, while it trains and
-evaluates, or while it writes a checkpoint; then `resume=auto` starts it again. All kinds but the first are killed only after their first
-checkpoint. Of two processes and their parent each time another one is killed: the parent, a rank, or all three. At the end every
-loss in metrics.csv and the weights must be the same to the last bit.
+`kind`: base (one process), ranks (base, two processes), sft, rl. Each time the process gets
+SIGKILL, while it starts, while it trains and evaluates, or while it writes a checkpoint; then
+`resume=auto` starts it again. All kinds but the first are killed only after their first checkpoint.
+Of two processes and their parent each time another one is killed: the parent, a rank, or all three.
+At the end every loss in metrics.csv and the weights must be the same to the last bit.
 """
 
 import csv
@@ -215,7 +217,10 @@ def main() -> None:
             print(
                 f"kill {kills:2}  {moment}"
                 + (f" ({which} killed)" if kind == "ranks" else "")
-                + f", {trained(runs)} steps logged, last whole checkpoint {saved[-1] if saved else 'none'}"
+                + (
+                    f", {trained(runs)} steps logged, last whole checkpoint "
+                    f"{saved[-1] if saved else 'none'}"
+                )
                 + (", one half written" if half else ""),
                 flush=True,
             )
@@ -231,7 +236,8 @@ def main() -> None:
         print(f"weights equal to the last bit: {filecmp.cmp(a / end, b / end, shallow=False)}")
         if begin:
             print(
-                f"weights are still those it began from: {filecmp.cmp(a / end, begin, shallow=False)}"
+                "weights are still those it began from: "
+                f"{filecmp.cmp(a / end, begin, shallow=False)}"
             )
 
 

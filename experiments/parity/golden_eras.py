@@ -2,8 +2,9 @@
 
     python experiments/parity/golden_eras.py DIR ERA OUT.npz
 
-DIR is a checkout of the original at a commit of that era. Its GPT is filled with `fixed_weights` and read on a CPU in fp32; the
-last positions' logits are added to OUT.npz under the era's name. Run it once per era, each with its own checkout.
+DIR is a checkout of the original at a commit of that era. Its GPT is filled with `fixed_weights`
+and read on a CPU in fp32; the last positions' logits are added to OUT.npz under the era's name. Run
+it once per era, each with its own checkout.
 """
 
 import dataclasses
@@ -26,7 +27,8 @@ PATTERN, LENGTH, KEPT = "SSL", 250, 4  # longer than the short windows
 
 
 def fixed_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """The same numbers for the same names and shapes, everywhere: matrices of a size that keeps activations near 1."""
+    """The same numbers for the same names and shapes, everywhere: matrices of a size that keeps
+    activations near 1."""
     random, result = np.random.RandomState(0), {}
     for name in sorted(shapes):
         shape = shapes[name]

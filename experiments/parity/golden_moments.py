@@ -1,9 +1,11 @@
-"""The original's own optimizer file after two steps of a tiny model, for `tests/interop/test_moments.py`.
+"""The original's own optimizer file after two steps of a tiny model, for
+`tests/interop/test_moments.py`.
 
     TORCHDYNAMO_DISABLE=1 python experiments/parity/golden_moments.py DIR OUT
 
-DIR is a checkout of the original. OUT becomes a folder with optim_000002_rank0.pt as its code saves it, and expected.json: the sizes, and for
-every parameter the sums of its moments, found by the tensor itself and not by an order.
+DIR is a checkout of the original. OUT becomes a folder with optim_000002_rank0.pt as its code saves
+it, and expected.json: the sizes, and for every parameter the sums of its moments, found by the
+tensor itself and not by an order.
 """
 
 import dataclasses

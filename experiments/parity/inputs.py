@@ -1,4 +1,5 @@
-"""What both sides are given: sizes, weights, batches, plans, conversations, rows of tasks. Imports neither of the two packages."""
+"""What both sides are given: sizes, weights, batches, plans, conversations, rows of tasks. Imports
+neither of the two packages."""
 
 import json
 import os
@@ -165,7 +166,10 @@ def made_rows() -> dict[str, list[dict]]:
     many = range(60)
 
     def solution():
-        return f"{word()}<<{random.randrange(99)}*2=8>>8 {word()}<<3>>{word()}<<a=b=c>>\n#### {random.randrange(9999):,}"
+        return (
+            f"{word()}<<{random.randrange(99)}*2=8>>8 {word()}<<3>>{word()}<<a=b=c>>\n#### "
+            f"{random.randrange(9999):,}"
+        )
 
     def choice(labels):
         return {"text": [word() for _ in labels], "label": list(labels)}
@@ -217,7 +221,8 @@ def made_rows() -> dict[str, list[dict]]:
 
 
 def mirror(folder: Path) -> Path:
-    """Where the data sets are: the mirror in NANOCHAT_HUB_DIR, with the made rows of those that it has not, or made rows alone."""
+    """Where the data sets are: the mirror in NANOCHAT_HUB_DIR, with the made rows of those that it
+    has not, or made rows alone."""
     place, real, rows = folder / "hub", os.environ.get("NANOCHAT_HUB_DIR"), made_rows()
     if place.exists():
         return place

@@ -1,4 +1,5 @@
-"""Our side of `run.py`: `python ours.py PART ERA FOLDER`. Prints rows of a table: how far what our code gives is from what theirs.py wrote.
+"""Our side of `run.py`: `python ours.py PART ERA FOLDER`. Prints rows of a table: how far what our
+code gives is from what theirs.py wrote.
 
 `ours.py prepare ERA FOLDER` first writes what theirs.py reads.
 """
@@ -31,7 +32,8 @@ OPTIM = "muon_classic" if era == "classic" else "muon"
 
 def row(what: str, found: object, of: object = "") -> None:
     print(
-        f"| {what} | {f'{found:.1e}' if isinstance(found, float) else found} | {f'{of:.2g}' if isinstance(of, float) else of} |"
+        f"| {what} | {f'{found:.1e}' if isinstance(found, float) else found} | "
+        f"{f'{of:.2g}' if isinstance(of, float) else of} |"
     )
 
 
@@ -222,7 +224,8 @@ def plan() -> None:
         rates = max(
             abs(rules[n]["initial_lr"] / want["rules"][n]["initial_lr"] - 1) for n in want["rules"]
         )
-        # Muon's decay is the schedule's, compared above; a group of ours says `initial_` what the original says without
+        # Muon's decay is the schedule's, compared above; a group of ours says `initial_` what the
+        # original says without
         other = [
             (n, key)
             for n, rule in want["rules"].items()
@@ -344,9 +347,8 @@ def tasks() -> None:
             continue
         mine = [json.loads(inputs.as_json(task[i])) for i in inputs.spread(len(task))]
         want = [json.loads(text) for text in theirs[name]["rows"]]
-        if (
-            name == "spelling_bee"
-        ):  # another wording, by intention: letter, word and count are what can be equal
+        # another wording, by intention: letter, word and count are what can be equal
+        if name == "spelling_bee":
             mine, want = (
                 [c["messages"][1]["content"][-3]["text"] for c in side] for side in (mine, want)
             )

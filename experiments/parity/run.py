@@ -1,9 +1,10 @@
 """The original compared with ours, number by number: `python experiments/parity/run.py ERA=DIR …`.
 
-DIR is a checkout of the original at a commit of that era: classic, e1 to e5, modern (`peer` is modern). Prints one table per checkout, and
-with `peer=` a table of the original's own tests on our classes (shims.py). `parts=numbers_fp64,plan` runs only these. Needs no network, GPU
-or compiler; with NANOCHAT_HUB_DIR the tasks are compared on real rows, without it on made ones. Every part has a time limit, and one that
-fails is a row of its table.
+DIR is a checkout of the original at a commit of that era: classic, e1 to e5, modern (`peer` is
+modern). Prints one table per checkout, and with `peer=` a table of the original's own tests on our
+classes (shims.py). `parts=numbers_fp64,plan` runs only these. Needs no network, GPU or compiler;
+with NANOCHAT_HUB_DIR the tasks are compared on real rows, without it on made ones. Every part has a
+time limit, and one that fails is a row of its table.
 """
 
 import os
@@ -28,17 +29,13 @@ PARTS = {
     "tests": 900,
 }
 WHOLE = ("plan", "chats", "tasks")  # compared for the two generations that a run here can be of
-CAST = (
-    "e4",
-    "e5",
-    "modern",
-)  # whose code has a compute dtype; before March 2026 it was autocast, on CUDA alone
+# whose code has a compute dtype; before March 2026 it was autocast, on CUDA alone
+CAST = ("e4", "e5", "modern")
 
 
 def environment(place: Path) -> dict[str, str]:
-    threads = os.environ.get(
-        "OMP_NUM_THREADS", "1"
-    )  # more than there are free cores makes tiny products a hundred times slower
+    # more than there are free cores makes tiny products a hundred times slower
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
     path = os.pathsep.join((str(HERE), str(HERE.parents[1] / "src")))
     return {
         **os.environ,
@@ -96,13 +93,17 @@ def compare(era: str, checkout: Path, parts: list[str]) -> None:
 
 def their_tests(peer: Path) -> None:
     print(
-        "## Its tests on our classes\n\n| test of the original | on our classes | why |\n|---|---|---|"
+        "## Its tests on our classes\n\n| test of the original | on our classes | why "
+        "|\n|---|---|---|"
     )
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         report = place / "report.xml"
         files = [path for test in TESTS if (path := peer / "tests" / f"test_{test}.py").exists()]
-        words = "-m pytest -p shims -p no:cacheprovider -p no:xdist --import-mode=importlib -q --tb=line".split()
+        words = (
+            "-m pytest -p shims -p no:cacheprovider -p no:xdist --import-mode=importlib -q "
+            "--tb=line"
+        ).split()
         _, failed = call(
             [*words, "-c", os.devnull, f"--junitxml={report}", *map(str, files)],
             place,
@@ -139,7 +140,8 @@ if __name__ == "__main__":
     parts = given.pop("parts", ",".join(PARTS)).split(",")
     if not given or set(given) - {"peer", *ERAS} or set(parts) - set(PARTS):
         sys.exit(
-            f"error: give ERA=DIR, a checkout of the original, for one or more of peer, {', '.join(ERAS)}; parts= of {', '.join(PARTS)}"
+            "error: give ERA=DIR, a checkout of the original, for one or more of peer, "
+            f"{', '.join(ERAS)}; parts= of {', '.join(PARTS)}"
         )
     for name, folder in given.items():
         if not (Path(folder) / "nanochat" / "gpt.py").is_file():

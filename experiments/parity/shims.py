@@ -1,4 +1,5 @@
-"""A pytest plugin: under the names that the original's tests import, our classes. Built by `run.py`; nothing of the original is in it.
+"""A pytest plugin: under the names that the original's tests import, our classes. Built by
+`run.py`; nothing of the original is in it.
 
 What a test asks of an interface that we do not have is skipped with the reason.
 """
@@ -29,8 +30,12 @@ from nanochat.tokenizer.training import train_bpe
 NOT_COMPARABLE = {
     "test_kv_cache_basic": "our cache has rows of their own lengths, and no position to advance",
     "test_kv_cache_prefill": "our cache has rows of their own lengths, and no position to advance",
-    "test_mixture_covers_all_examples_deterministically": "a mixture is a list of (task, index) in data/chat.py, no object to index",
-    "test_destructive_functions_disabled[import os; os.system('echo pwned')]": "os.system is there, starts nothing and returns -1",
+    "test_mixture_covers_all_examples_deterministically": (
+        "a mixture is a list of (task, index) in data/chat.py, no object to index"
+    ),
+    (
+        "test_destructive_functions_disabled[import os; os.system('echo pwned')]"
+    ): "os.system is there, starts nothing and returns -1",
     "test_mixture_oversampling": "repeat is a setting of a task, a mixture no object to count",
 }
 
@@ -70,7 +75,8 @@ class OurTokenizer:
 
 
 class OurEngine:
-    """On a small network whose head is zero: uniform logits, as the original's stand-in gives them."""
+    """On a small network whose head is zero: uniform logits, as the original's stand-in gives
+    them."""
 
     def __init__(self, model, tokenizer):
         sizes = model.config
@@ -194,9 +200,8 @@ module(
 )
 
 torch_has_cuda = torch.cuda.is_available
-torch.cuda.is_available = lambda: (
-    True
-)  # while tests are collected: the optimizer's ask for a GPU, and run as well on a CPU
+# while tests are collected: the optimizer's ask for a GPU, and run as well on a CPU
+torch.cuda.is_available = lambda: True
 
 
 def pytest_collection_modifyitems(items):

@@ -1,4 +1,5 @@
-"""The original's side of `run.py`: `python theirs.py PART ERA CHECKOUT FOLDER`. Writes what its code gives for `inputs.py`."""
+"""The original's side of `run.py`: `python theirs.py PART ERA CHECKOUT FOLDER`. Writes what its
+code gives for `inputs.py`."""
 
 import contextlib
 import dataclasses
@@ -19,13 +20,8 @@ import inputs  # noqa: E402
 import torch  # noqa: E402
 
 sys.path.insert(0, str(checkout))  # before ours, which has the same name
-for name in (
-    "rustbpe",
-    "wandb",
-    "psutil",
-    "kernels",
-    "filelock",
-):  # imported by what is not called here
+# imported by what is not called here
+for name in ("rustbpe", "wandb", "psutil", "kernels", "filelock"):
     if importlib.util.find_spec(name) is None:
         sys.modules[name] = types.SimpleNamespace(FileLock=None)
 DTYPE = torch.float64 if part.endswith("fp64") else torch.float32
@@ -142,7 +138,8 @@ class Planned(Exception):
 
 
 def plan():
-    """What `scripts/base_train.py` decides, run as it is until it would read data for the first evaluation."""
+    """What `scripts/base_train.py` decides, run as it is until it would read data for the first
+    evaluation."""
     import nanochat.dataloader
 
     import nanochat.gpt
@@ -222,7 +219,8 @@ def encoding(ranks):
 
 
 def chats():
-    """Its tokenizer on tokens that ours was trained to; where `rustbpe` is there, also its training."""
+    """Its tokenizer on tokens that ours was trained to; where `rustbpe` is there, also its
+    training."""
     ranks = {
         bytes.fromhex(token): rank
         for rank, token in enumerate(json.loads((folder / "tokens.json").read_text()))
@@ -308,7 +306,8 @@ def greedy():
     ends = (tokenizer.encode_special("<|assistant_end|>"), tokenizer.get_bos_token_id())
 
     def read_anew(ids):
-        """Without its cache, with which the SDPA of these eras forgets the windows, and E3 the token before."""
+        """Without its cache, with which the SDPA of these eras forgets the windows, and E3 the
+        token before."""
         ids = list(ids)
         for _ in range(60):
             ids.append(int(gpt(torch.tensor([ids]))[0, -1].argmax()))

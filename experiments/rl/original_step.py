@@ -1,7 +1,9 @@
-"""The original's engine, masks and update on that model: `python original_step.py FOLDER`, with its source on PYTHONPATH.
+"""The original's engine, masks and update on that model: `python original_step.py FOLDER`, with its
+source on PYTHONPATH.
 
-Follows its script for RL (facts sheet 5.9): 4 questions, 16 answers each, 8 at a time, rewards by a fixed rule, two steps of a run of 467.
-Writes what it sampled (samples.json) and the parameters after each step.
+Follows its script for RL (facts sheet 5.9): 4 questions, 16 answers each, 8 at a time, rewards by a
+fixed rule, two steps of a run of 467. Writes what it sampled (samples.json) and the parameters
+after each step.
 """
 
 import json

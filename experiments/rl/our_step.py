@@ -1,4 +1,5 @@
-"""Our phase rl, algo=nanochat, on what the original sampled: `python our_step.py FOLDER`. Prints how far the parameters are apart."""
+"""Our phase rl, algo=nanochat, on what the original sampled: `python our_step.py FOLDER`. Prints
+how far the parameters are apart."""
 
 import json
 import os
@@ -103,6 +104,8 @@ for step in (1, 2):
     moved = max(float((theirs[k].float() - before[k]).abs().max()) for k in shared)
     worst = max(gaps, key=lambda k: float(gaps[k].max()))
     print(
-        f"step {step}: {len(shared)} tensors moved by up to {moved:.1e}; {total - far:,} of {total:,} numbers within 1e-5, "
-        f"on average {sum(float(g.sum()) for g in gaps.values()) / total:.1e} apart, at most {float(gaps[worst].max()):.1e} in {worst}"
+        f"step {step}: {len(shared)} tensors moved by up to {moved:.1e}; {total - far:,} of "
+        f"{total:,} numbers within 1e-5, "
+        f"on average {sum(float(g.sum()) for g in gaps.values()) / total:.1e} apart, at most "
+        f"{float(gaps[worst].max()):.1e} in {worst}"
     )

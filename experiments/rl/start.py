@@ -1,4 +1,5 @@
-"""A small model with random weights for both: `python start.py FOLDER [DEPTH]` writes weights, sizes and the ids of the special tokens."""
+"""A small model with random weights for both: `python start.py FOLDER [DEPTH]` writes weights,
+sizes and the ids of the special tokens."""
 
 import json
 import sys

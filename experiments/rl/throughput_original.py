@@ -1,6 +1,8 @@
-"""The original's rollout loop on fresh weights: `python throughput_original.py QUESTIONS MOST THREADS`, with its source on PYTHONPATH.
+"""The original's rollout loop on fresh weights: `python throughput_original.py QUESTIONS MOST
+THREADS`, with its source on PYTHONPATH.
 
-One question after another, 16 answers each, 8 at a time. Prints sampled tokens per second. Prompts have 40 to 160 tokens.
+One question after another, 16 answers each, 8 at a time. Prints sampled tokens per second. Prompts
+have 40 to 160 tokens.
 """
 
 import json

@@ -1,4 +1,5 @@
-"""Our rollouts on fresh weights: `python throughput_ours.py QUESTIONS MOST THREADS [ROWS]`; all questions of a step at once."""
+"""Our rollouts on fresh weights: `python throughput_ours.py QUESTIONS MOST THREADS [ROWS]`; all
+questions of a step at once."""
 
 import json
 import sys
@@ -16,7 +17,8 @@ torch.set_num_threads(threads)
 
 
 class Specials:
-    """As much of a tokenizer as the engine asks for; the end has the id it has in the other script."""
+    """As much of a tokenizer as the engine asks for; the end has the id it has in the other
+    script."""
 
     def __init__(self):
         ids = {

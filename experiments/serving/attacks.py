@@ -1,7 +1,9 @@
-"""What a stranger without a key can cost a server of `nanochat.chat` on this machine: `python experiments/serving/attacks.py URL PID [SECONDS]`.
+"""What a stranger without a key can cost a server of `nanochat.chat` on this machine: `python
+experiments/serving/attacks.py URL PID [SECONDS]`.
 
-Each attack runs for SECONDS (10 if not given); meanwhile a process of its own asks /health ten times a second and reads the resident
-memory of PID. Speaks to 127.0.0.1 only. Prints a table of Markdown.
+Each attack runs for SECONDS (10 if not given); meanwhile a process of its own asks /health ten
+times a second and reads the resident memory of PID. Speaks to 127.0.0.1 only. Prints a table of
+Markdown.
 """
 
 import contextlib
@@ -119,9 +121,8 @@ def watch(url: str, pid: int, stop, out) -> None:
     while not stop.is_set():
         start = time.perf_counter()
         try:
-            failed += (
-                httpx.get(f"{url}/health", timeout=30).status_code != 200
-            )  # a connection of its own, as a newcomer
+            # a connection of its own, as a newcomer
+            failed += httpx.get(f"{url}/health", timeout=30).status_code != 200
         except httpx.HTTPError:
             failed += 1
         times.append(1000 * (time.perf_counter() - start))
@@ -136,7 +137,8 @@ def main() -> None:
     seconds = float(sys.argv[3]) if len(sys.argv) > 3 else 10
     assert url.host in ("127.0.0.1", "localhost"), "only a server on this machine"
     print(
-        "| attack | memory before → most (MiB) | /health median, most (ms) | /health failed | what came of it |\n|---|---|---|---|---|"
+        "| attack | memory before → most (MiB) | /health median, most (ms) | /health failed | what "
+        "came of it |\n|---|---|---|---|---|"
     )
     for name, attack in ATTACKS.items():
         stop, out = multiprocessing.Event(), multiprocessing.Queue()
@@ -148,7 +150,8 @@ def main() -> None:
         times, memory, failed = out.get()
         watcher.join()
         print(
-            f"| {name} | {memory[0]:.0f} → {max(memory):.0f} | {statistics.median(times):.1f}, {max(times):.0f} "
+            f"| {name} | {memory[0]:.0f} → {max(memory):.0f} | {statistics.median(times):.1f}, "
+            f"{max(times):.0f} "
             f"| {failed} of {len(times)} | {said} |",
             flush=True,
         )

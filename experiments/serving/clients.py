@@ -1,7 +1,9 @@
-"""Clients as they are, against a server on this machine: `python experiments/serving/clients.py http://127.0.0.1:8000 MODEL [BASE_MODEL]`.
+"""Clients as they are, against a server on this machine: `python experiments/serving/clients.py
+http://127.0.0.1:8000 MODEL [BASE_MODEL]`.
 
-Each client that is not installed is skipped. Prints a table of what was tried; exit code 1 if anything failed. What a small model answers
-is not judged, only that it comes as the protocol has it: parsed, of the right types, with arguments by the schema.
+Each client that is not installed is skipped. Prints a table of what was tried; exit code 1 if
+anything failed. What a small model answers is not judged, only that it comes as the protocol has
+it: parsed, of the right types, with arguments by the schema.
 """
 
 import asyncio

@@ -1,7 +1,9 @@
-"""64 clients at once against a server on this machine: `python experiments/serving/load.py URL PID [MINUTES]`.
+"""64 clients at once against a server on this machine: `python experiments/serving/load.py URL PID
+[MINUTES]`.
 
-A third of the clients leave in the middle of an answer. Prints what came back, tokens/s beside that of one request at a time, how long
-/health took (asked ten times a second by a process of its own), and the server's memory. Speaks to 127.0.0.1 only, ends by itself.
+A third of the clients leave in the middle of an answer. Prints what came back, tokens/s beside that
+of one request at a time, how long /health took (asked ten times a second by a process of its own),
+and the server's memory. Speaks to 127.0.0.1 only, ends by itself.
 """
 
 import asyncio
@@ -17,7 +19,9 @@ from pathlib import Path
 import httpx
 
 CLIENTS = 64
-WORDS = "the river of stone and a small lamp beside an old mill where nobody had been since spring".split()
+WORDS = (
+    "the river of stone and a small lamp beside an old mill where nobody had been since spring"
+).split()
 
 
 def question(drawn: random.Random) -> str:
@@ -33,10 +37,8 @@ async def ask(client: httpx.AsyncClient, drawn: random.Random, leave: bool) -> t
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    came, letters = (
-        0,
-        3 * body["max_tokens"] // 2,
-    )  # the half of an answer, with 3 letters to a token
+    # the half of an answer, with 3 letters to a token
+    came, letters = (0, 3 * body["max_tokens"] // 2)
     try:
         async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
             if answer.status_code != 200:
@@ -113,10 +115,14 @@ def phase(name: str, url: str, pid: int, number: int, seconds: float) -> float:
     early, late = statistics.mean(memory[:quarter]), statistics.mean(memory[-quarter:])
     print(f"{name}: {rate:,.0f} tokens/s; {dict(found)}")
     print(
-        f"  /health: median {statistics.median(times):.1f} ms, 99 % {slow:.1f} ms, most {most:.1f} ms of {len(times)}"
+        f"  /health: median {statistics.median(times):.1f} ms, 99 % {slow:.1f} ms, most {most:.1f} "
+        f"ms of {len(times)}"
     )
     print(
-        f"  memory: {early:.0f} MiB in the first quarter, {late:.0f} in the last, most {max(memory):.0f}",
+        (
+            f"  memory: {early:.0f} MiB in the first quarter, {late:.0f} in the last, most "
+            f"{max(memory):.0f}"
+        ),
         flush=True,
     )
     points = [memory[min(len(memory) - 1, len(memory) * tenth // 10)] for tenth in range(11)]

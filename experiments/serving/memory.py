@@ -1,7 +1,8 @@
-"""Memory that it takes to read and run a 2.2 B checkpoint in bf16 on a CPU: `python experiments/serving/memory.py FOLDER`.
+"""Memory that it takes to read and run a 2.2 B checkpoint in bf16 on a CPU: `python
+experiments/serving/memory.py FOLDER`.
 
-Writes a checkpoint of d34, arch=classic, with random weights (4.5 GB) into FOLDER if there is none. A process of its own reads it and
-writes 8 tokens.
+Writes a checkpoint of d34, arch=classic, with random weights (4.5 GB) into FOLDER if there is none.
+A process of its own reads it and writes 8 tokens.
 """
 
 import subprocess

@@ -1,7 +1,9 @@
-"""Draw the imports of the code and print its sizes: `python experiments/structure/draw.py [--against COMMIT]`.
+"""Draw the imports of the code and print its sizes: `python experiments/structure/draw.py
+[--against COMMIT]`.
 
-Rooms are the folders of `src/nanochat`; its files at the top, and each `__main__.py`, are commands. Floors are the code block
-of CONTRIBUTING.md that begins with `commands`. Needs the standard library alone, so any Python 3.11 draws any commit.
+Rooms are the folders of `src/nanochat`; its files at the top, and each `__main__.py`, are commands.
+Floors are the code block of CONTRIBUTING.md that begins with `commands`. Needs the standard library
+alone, so any Python 3.11 draws any commit.
 """
 
 import argparse
@@ -23,15 +25,18 @@ LONG_FILE, LONG_FUNCTION = 350, 60  # lines
 COMMANDS = "commands"
 # Calls at module level that only make a value. Any other is work done by an import.
 PLAIN_CALLS = frozenset(
-    "Field Built TypeVar NewType compile frozenset set dict tuple list sorted range len sum min max "
+    "Field Built TypeVar NewType compile frozenset set dict tuple list sorted range len sum min "
+    "max "
     "float int str split splitlines Path join replace items keys values getLogger dtype Struct "
-    "product chain fromkeys format bytes encode format_map maketrans partial chr ord count fields asdict finfo get_args".split()
+    "product chain fromkeys format bytes encode format_map maketrans partial chr ord count fields "
+    "asdict finfo get_args".split()
 )
 
 
 @dataclass(frozen=True)
 class Import:
-    """`source` uses `target`; both are dotted modules. `how`: at import, in a function, or by a name in a string."""
+    """`source` uses `target`; both are dotted modules. `how`: at import, in a function, or by a
+    name in a string."""
 
     source: str
     target: str
@@ -44,9 +49,8 @@ class Code:
     """What is read from the Python files below one `src`."""
 
     files: dict[str, int] = field(default_factory=dict)  # module: lines
-    statements: int = (
-        0  # which, unlike lines, do not depend on the formatter, comments or docstrings
-    )
+    # which, unlike lines, do not depend on the formatter, comments or docstrings
+    statements: int = 0
     functions: dict[str, int] = field(default_factory=dict)  # module.Class.name: lines
     imports: list[Import] = field(default_factory=list)
     work: list[str] = field(default_factory=list)  # module-level code that is no definition
@@ -134,9 +138,8 @@ def calls(node: ast.AST) -> Iterator[ast.Call]:
 
 def is_plain(call: ast.Call) -> bool:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-    return (
-        name in PLAIN_CALLS or name[:1].isupper() or name == "command"
-    )  # a class, or `main = command(…)`
+    # a class, or `main = command(…)`
+    return name in PLAIN_CALLS or name[:1].isupper() or name == "command"
 
 
 def imports(tree: ast.Module, module: str, modules: Mapping[str, int]) -> Iterator[Import]:
@@ -170,7 +173,8 @@ def within(name: str, modules: Mapping[str, int]) -> str:
 
 
 def cycles(arrows: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Groups of nodes that reach each other: the strongly connected components of more than one (Tarjan 1972)."""
+    """Groups of nodes that reach each other: the strongly connected components of more than one
+    (Tarjan 1972)."""
     after: dict[str, set[str]] = {}
     for source, target in arrows:
         after.setdefault(source, set()).add(target)
@@ -284,7 +288,8 @@ WRONG = "#d62728"
 
 
 def picture(code: Code, levels: list[list[str]], title: str) -> str:
-    """An SVG: a row of boxes for each floor, as wide as their rooms have lines; an arrow for each pair of rooms that imports."""
+    """An SVG: a row of boxes for each floor, as wide as their rooms have lines; an arrow for each
+    pair of rooms that imports."""
     lines, between = code.rooms(), code.between_rooms()
     levels = [[room for room in rooms if room in lines] for rooms in levels]
     if missing := sorted(set(lines) - {room for rooms in levels for room in rooms}):
@@ -299,11 +304,16 @@ def picture(code: Code, levels: list[list[str]], title: str) -> str:
             x += width + gap
     height = 60 + len(levels) * ROW
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+            'font-family="sans-serif">'
+        ),
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
         f'<text x="{MARGIN}" y="28" font-size="18">{title}</text>',
-        f'<text x="{MARGIN}" y="46" font-size="12" fill="#555">A box is a room, as wide as it has lines; an arrow points at '
-        "what is imported, thicker for more imports; dashed: only by a name in a string; red: up, against the floors</text>",
+        f'<text x="{MARGIN}" y="46" font-size="12" fill="#555">A box is a room, as wide as it has '
+        "lines; an arrow points at "
+        "what is imported, thicker for more imports; dashed: only by a name in a string; red: up, "
+        "against the floors</text>",
     ]
     for number in range(len(levels)):
         y = 60 + number * ROW - 8
@@ -314,9 +324,12 @@ def picture(code: Code, levels: list[list[str]], title: str) -> str:
         colour = COLOURS[number % len(COLOURS)]
         files = sum(code.room(m) == room for m in code.files if m != "nanochat")
         out.append(
-            f'<rect x="{x:.0f}" y="{y}" width="{width:.0f}" height="{BOX}" rx="5" fill="white" stroke="{colour}" '
-            f'stroke-width="2"/><text x="{x + width / 2:.0f}" y="{y + 21}" font-size="14" text-anchor="middle">{room}'
-            f'</text><text x="{x + width / 2:.0f}" y="{y + 39}" font-size="11" fill="#555" text-anchor="middle">'
+            f'<rect x="{x:.0f}" y="{y}" width="{width:.0f}" height="{BOX}" rx="5" fill="white" '
+            f'stroke="{colour}" '
+            f'stroke-width="2"/><text x="{x + width / 2:.0f}" y="{y + 21}" font-size="14" '
+            f'text-anchor="middle">{room}'
+            f'</text><text x="{x + width / 2:.0f}" y="{y + 39}" font-size="11" fill="#555" '
+            'text-anchor="middle">'
             f"{lines[room]:,} in {files}</text>"
         )
     return "\n".join([*out, "</svg>\n"])
@@ -332,20 +345,22 @@ def arrow(
     target: str,
     ones: list[Import],
 ) -> str:
-    """From the lower edge of one box to the upper edge of another; within a floor an arc below it."""
+    """From the lower edge of one box to the upper edge of another; within a floor an arc below
+    it."""
     names = list(boxes)
     (x1, y1, w1, f1), (x2, y2, w2, f2) = boxes[source], boxes[target]
     shift = (
         (names.index(target) + 1) / (len(names) + 1),
         (names.index(source) + 1) / (len(names) + 1),
     )
-    a, b = (
-        x1 + w1 * shift[0],
-        x2 + w2 * shift[1],
-    )  # so that the arrows of a box do not meet in one point
+    # so that the arrows of a box do not meet in one point
+    a, b = (x1 + w1 * shift[0], x2 + w2 * shift[1])
     up = is_up(boxes, source, target)
     if f1 == f2:
-        path = f"M{a:.0f},{y1 + BOX} C{a:.0f},{y1 + BOX + 34} {b:.0f},{y1 + BOX + 34} {b:.0f},{y1 + BOX + 3}"
+        path = (
+            f"M{a:.0f},{y1 + BOX} C{a:.0f},{y1 + BOX + 34} {b:.0f},{y1 + BOX + 34} "
+            f"{b:.0f},{y1 + BOX + 3}"
+        )
     elif up:
         path = f"M{a:.0f},{y1} C{a:.0f},{y1 - 50} {b:.0f},{y2 + BOX + 50} {b:.0f},{y2 + BOX + 3}"
     else:
@@ -363,8 +378,10 @@ def arrow(
         else f"{b - 3:.0f},{end - 7} {b + 3:.0f},{end - 7}"
     )
     return (
-        f'<g><title>{said}</title><path d="{path}" fill="none" stroke="{colour}" stroke-width="{width:.1f}" '
-        f'opacity="{1 if up else 0.55}"{dash}/><polygon points="{b:.0f},{end} {tip}" fill="{colour}"/></g>'
+        f'<g><title>{said}</title><path d="{path}" fill="none" stroke="{colour}" '
+        f'stroke-width="{width:.1f}" '
+        f'opacity="{1 if up else 0.55}"{dash}/><polygon points="{b:.0f},{end} {tip}" '
+        f'fill="{colour}"/></g>'
     )
 
 

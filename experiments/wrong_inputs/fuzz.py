@@ -1,8 +1,11 @@
-"""Every setting of every command, set to wrong values: `python experiments/wrong_inputs/fuzz.py --commands 500 --seed 1`.
+"""Every setting of every command, set to wrong values: `python experiments/wrong_inputs/fuzz.py
+--commands 500 --seed 1`.
 
-First the whole grid (every key of every composition x KINDS) goes through the check that a command makes when it has composed. Then commands
-drawn from the grid run as processes, dry and real, of tiny models. Nothing may end in a traceback, take more than SECONDS of processor
-time or be accepted without being recorded in the run's own config. Prints a table and what broke the rule; exit code 1 if anything did.
+First the whole grid (every key of every composition x KINDS) goes through the check that a command
+makes when it has composed. Then commands drawn from the grid run as processes, dry and real, of
+tiny models. Nothing may end in a traceback, take more than SECONDS of processor time or be accepted
+without being recorded in the run's own config. Prints a table and what broke the rule; exit code 1
+if anything did.
 """
 
 import argparse
@@ -207,7 +210,8 @@ def change(values: Any, key: str, value: Any) -> Any:
 def grid(
     filled: dict[str, list[str]],
 ) -> tuple[Counter[str], list[tuple[str, str, str, bool]], list[str]]:
-    """Every key x kind through the check. Counts, (composition, key, kind, accepted), and what raised anything but ValueError."""
+    """Every key x kind through the check. Counts, (composition, key, kind, accepted), and what
+    raised anything but ValueError."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
@@ -324,7 +328,8 @@ def main() -> int:
         }
         counts, cases, broken = grid(filled)
         print(
-            f"grid: {sum(counts.values()):,} values, {counts['refused']:,} refused, {counts['accepted']:,} accepted, {len(broken)} broken"
+            f"grid: {sum(counts.values()):,} values, {counts['refused']:,} refused, "
+            f"{counts['accepted']:,} accepted, {len(broken)} broken"
         )
         draw = random.Random(asked.seed)
         commands = [case for case in cases if case[0] not in ONLY_CHECKED]

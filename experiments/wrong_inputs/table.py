@@ -1,4 +1,5 @@
-"""Run wrong command lines one by one and print what each says: `python experiments/wrong_inputs/table.py`."""
+"""Run wrong command lines one by one and print what each says: `python
+experiments/wrong_inputs/table.py`."""
 
 import json
 import os

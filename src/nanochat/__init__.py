@@ -15,7 +15,8 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
     os._exit(130)
 
 
-# `python -m nanochat.COMMAND` imports this first, and seconds of other packages before the command itself takes Ctrl-C (commands/app.py)
+# `python -m nanochat.COMMAND` imports this first, and seconds of other packages before the command
+# itself takes Ctrl-C (commands/app.py)
 _is_command = sys.argv[:1] == ["-m"] and any(word.startswith("nanochat.") for word in sys.orig_argv)
 if _is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _interrupted)

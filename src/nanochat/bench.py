@@ -1,4 +1,5 @@
-"""Speed of reading and writing: `python -m nanochat.bench ckpt=PATH`, or `model=d12 vocab_size=32768` for fresh weights.
+"""Speed of reading and writing: `python -m nanochat.bench ckpt=PATH`, or `model=d12
+vocab_size=32768` for fresh weights.
 
 The last line is all of it as JSON.
 """
@@ -22,7 +23,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         for key in ("model", "arch", "vocab_size", "seed"):
             if words := overridden(key):
                 raise ValueError(
-                    f"{words[0]} cannot take effect: ckpt={cfg.ckpt} brings its own; drop one of the two"
+                    f"{words[0]} cannot take effect: ckpt={cfg.ckpt} brings its own; drop one of "
+                    "the two"
                 )
         opened = open_checkpoint(cfg.ckpt, device=cfg.device, precision=cfg.precision)
         gpt, tokenizer, what = opened.gpt, opened.tokenizer, str(opened.path)
@@ -50,13 +52,16 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     prefill = found["prefill"]
     print(f"{what}, {found['num_params']:,} parameters, {found['dtype']} on {found['device']}")
     print(
-        f"prefill of {cfg.prompt_tokens} tokens: {prefill['tok_per_sec']:,.0f} tokens/s, MFU {percent(prefill['mfu_percent'])}"
+        f"prefill of {cfg.prompt_tokens} tokens: {prefill['tok_per_sec']:,.0f} tokens/s, MFU "
+        f"{percent(prefill['mfu_percent'])}"
     )
     print("  rows  first token  step ms  tokens/s    MBU    MFU")
     for row in found["sweep"]:
         print(
-            f"{row['batch']:6d} {1000 * row['first_token_seconds']:9.1f} ms {1000 * row['step_seconds']:8.2f} "
-            f"{row['tokens_per_second']:9,.0f} {percent(row['mbu_percent']):>6} {percent(row['mfu_percent']):>6}"
+            f"{row['batch']:6d} {1000 * row['first_token_seconds']:9.1f} ms "
+            f"{1000 * row['step_seconds']:8.2f} "
+            f"{row['tokens_per_second']:9,.0f} {percent(row['mbu_percent']):>6} "
+            f"{percent(row['mfu_percent']):>6}"
         )
     print(json.dumps(found | {"source": what}))
     return found

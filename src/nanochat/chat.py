@@ -1,4 +1,5 @@
-"""Serve checkpoints to people and programs: `python -m nanochat.chat ckpt=PATH`, a page and OpenAI's API on 127.0.0.1:8000."""
+"""Serve checkpoints to people and programs: `python -m nanochat.chat ckpt=PATH`, a page and
+OpenAI's API on 127.0.0.1:8000."""
 
 from omegaconf import DictConfig
 
@@ -21,9 +22,8 @@ def run(cfg: DictConfig) -> None:
     check_address(cfg.host, api_key=cfg.api_key, open=cfg.open)
     if cfg.python:
         check_python(cfg.host)
-    with closing(
-        listen(cfg.host, cfg.port)
-    ) as socket:  # what is known to be wrong by now costs no import of seconds
+    # what is known to be wrong by now costs no import of seconds
+    with closing(listen(cfg.host, cfg.port)) as socket:
         from nanochat.inference.engine import COMPILES
         from nanochat.serve.access.limits import add_limits
         from nanochat.serve.api.app import build_api

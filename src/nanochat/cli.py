@@ -1,6 +1,8 @@
-"""Talk to a checkpoint: `python -m nanochat.cli ckpt=PATH`, or `prompt="Why is the sky blue?"` for one answer.
+"""Talk to a checkpoint: `python -m nanochat.cli ckpt=PATH`, or `prompt="Why is the sky blue?"` for
+one answer.
 
-Lines are read from the terminal or a pipe; the conversation goes on from line to line until the input ends. /help lists the commands in it.
+Lines are read from the terminal or a pipe; the conversation goes on from line to line until the
+input ends. /help lists the commands in it.
 """
 
 from omegaconf import DictConfig

@@ -29,19 +29,22 @@ def run(cfg: DictConfig) -> None:
     show = {"stats": stats, "batch": batch, "ledger": ledger, "download": download}.get(cfg.show)
     if show is None:
         raise ValueError(
-            f"show={cfg.show} is not known; choose show=stats, show=batch, show=ledger or show=download"
+            f"show={cfg.show} is not known; choose show=stats, show=batch, show=ledger or "
+            "show=download"
         )
     data = instantiate(cfg.data)
     if isinstance(data, ChatDataModule):
         show = {"stats": mixture, "batch": chat_batch, "ledger": ledger}.get(cfg.show)
         if show is None:
             raise ValueError(
-                f"show={cfg.show} is for text; conversations have show=stats, show=batch and show=ledger"
+                f"show={cfg.show} is for text; conversations have show=stats, show=batch and "
+                "show=ledger"
             )
         prepare_chat(data, cfg)
     elif cfg.ckpt is not None:
         raise ValueError(
-            f"ckpt={cfg.ckpt} is for conversations, which are shown in its tokens; text takes tokenizer.path=FOLDER"
+            f"ckpt={cfg.ckpt} is for conversations, which are shown in its tokens; text takes "
+            "tokenizer.path=FOLDER"
         )
     elif cfg.show != "download":
         from nanochat.tokenizer import train_or_load
@@ -66,9 +69,15 @@ def stats(data: TextDataModule, cfg: DictConfig) -> Iterator[str]:
     """Documents, characters and tokens of every shard; rows, utilisation and loss by packing."""
     data.prepare_all()
     folder = data.folder
-    yield f"{data.source.name}, manifest {data.source.manifest_hash}, tokenizer {folder.tokenizer.hash}"
+    yield (
+        f"{data.source.name}, manifest {data.source.manifest_hash}, tokenizer "
+        f"{folder.tokenizer.hash}"
+    )
     yield f"shards in {folder.folder}"
-    yield f"packing={data.packing}, sequence_len={data.sequence_len}; used and cropped as if a shard were packed alone"
+    yield (
+        f"packing={data.packing}, sequence_len={data.sequence_len}; used and cropped as if a shard "
+        "were packed alone"
+    )
     heads = (
         ("documents", 10),
         ("characters", 13),
@@ -90,7 +99,10 @@ def stats(data: TextDataModule, cfg: DictConfig) -> Iterator[str]:
             yield line(f"{split} {spec.part.name}", counts, packed.tally(packed.rows)) + notes
         yield line(f"{split} together, as packed", sums, data.rows(split).epoch_tally())
     rows = data.rows("train").total()
-    yield f"an epoch has {rows:,} rows, {rows / data.batch_rows:,.1f} steps of {cfg.batch_tokens:,} tokens"
+    yield (
+        f"an epoch has {rows:,} rows, {rows / data.batch_rows:,.1f} steps of {cfg.batch_tokens:,} "
+        "tokens"
+    )
 
 
 def line(name: str, counts: list[int], tally: Tally) -> str:
@@ -98,14 +110,20 @@ def line(name: str, counts: list[int], tally: Tally) -> str:
     used = (tally.tokens_trained + tally.tokens_context) / max(tally.tokens_read, 1)
     cropped = tally.tokens_cropped / max(tally.tokens_read, 1)
     ratio = characters / max(tokens, 1)
-    return f"{name:40} {documents:10,} {characters:13,} {tokens:12,} {ratio:11.2f} {used:7.1%} {cropped:8.1%}"
+    return (
+        f"{name:40} {documents:10,} {characters:13,} {tokens:12,} {ratio:11.2f} {used:7.1%} "
+        f"{cropped:8.1%}"
+    )
 
 
 def batch(data: TextDataModule, cfg: DictConfig) -> Iterator[str]:
     """The text of batch `step`. ⟦ ⟧ enclose what is not text: the documents, and rows that end
     within one."""
     found = data.batch(cfg.step)
-    yield f"⟦batch {found.step}, epoch {found.epoch}, {len(found.idx)} rows of {data.sequence_len} tokens⟧"
+    yield (
+        f"⟦batch {found.step}, epoch {found.epoch}, {len(found.idx)} rows of {data.sequence_len} "
+        "tokens⟧"
+    )
     decode = data.tokenizer.decode
     for number, (row, last, documents) in enumerate(
         zip(found.idx, found.targets[:, -1:], found.documents, strict=True)
@@ -143,7 +161,8 @@ def prepare_chat(data: ChatDataModule, cfg: DictConfig) -> None:
 
     if cfg.ckpt is None:
         raise ValueError(
-            "conversations are shown in the tokens of a model; add ckpt=RUN@latest, the checkpoint to be trained on them"
+            "conversations are shown in the tokens of a model; add ckpt=RUN@latest, the checkpoint "
+            "to be trained on them"
         )
     if cfg.step < 0:
         raise ValueError(f"step={cfg.step} is below 0; steps are counted from 0")
@@ -155,7 +174,10 @@ def prepare_chat(data: ChatDataModule, cfg: DictConfig) -> None:
         print(f"note: {note}", file=sys.stderr)
     steps = -(-data.epochs_rows() // data.batch_rows)
     if cfg.step > steps or (cfg.show == "batch" and cfg.step == steps):
-        length = f"data.num_epochs={data.num_epochs} has {steps:,} steps of batch_tokens={cfg.batch_tokens}"
+        length = (
+            f"data.num_epochs={data.num_epochs} has {steps:,} steps of "
+            f"batch_tokens={cfg.batch_tokens}"
+        )
         raise ValueError(f"step={cfg.step} is past the end: {length}")
 
 
@@ -166,7 +188,10 @@ def mixture(data: ChatDataModule, cfg: DictConfig) -> Iterator[str]:
     show.mixture(data.shares(), data.utilisation(), data.rows("train").mixture.dropped)
     rows = data.epochs_rows()
     epochs = "an epoch is" if data.num_epochs == 1 else f"{data.num_epochs} epochs are"
-    yield f"{epochs} {rows:,} rows, {rows / data.batch_rows:,.1f} steps of {data.batch_rows * data.sequence_len:,} tokens"
+    yield (
+        f"{epochs} {rows:,} rows, {rows / data.batch_rows:,.1f} steps of "
+        f"{data.batch_rows * data.sequence_len:,} tokens"
+    )
 
 
 def chat_batch(data: ChatDataModule, cfg: DictConfig) -> Iterator[str]:
@@ -175,7 +200,10 @@ def chat_batch(data: ChatDataModule, cfg: DictConfig) -> Iterator[str]:
     found = data.batch(cfg.step)
     terminal = sys.stdout.isatty()
     before, after = ("\x1b[32m", "\x1b[0m") if terminal else ("«", "»")
-    yield f"⟦batch {found.step}, epoch {found.epoch}, {len(found.idx)} rows of {data.sequence_len} tokens, {found.num_targets} trained⟧"
+    yield (
+        f"⟦batch {found.step}, epoch {found.epoch}, {len(found.idx)} rows of {data.sequence_len} "
+        f"tokens, {found.num_targets} trained⟧"
+    )
     for number, (row, targets, pieces) in enumerate(
         zip(found.idx, found.targets, found.documents, strict=True)
     ):
@@ -183,7 +211,10 @@ def chat_batch(data: ChatDataModule, cfg: DictConfig) -> Iterator[str]:
             yield f"⟦{len(found.idx) - number} more rows⟧"
             return
         used = sum(length for _, _, length in pieces)
-        yield f"⟦row {number}: {', '.join(label for label, _, _ in pieces) or 'padding'}; {used} of {data.sequence_len + 1} tokens⟧"
+        yield (
+            f"⟦row {number}: {', '.join(label for label, _, _ in pieces) or 'padding'}; {used} of "
+            f"{data.sequence_len + 1} tokens⟧"
+        )
         # token t + 1 is trained where targets[t] is set; a trained last token is only a target
         ids = [*row.tolist(), *([int(targets[-1])] if targets[-1] >= 0 else [])][:used]
         trained = [False, *(targets >= 0).tolist()][: len(ids)]
@@ -199,7 +230,8 @@ def download(data: TextDataModule, cfg: DictConfig) -> Iterator[str]:
     source = data.source
     if not isinstance(source, HubFiles):
         raise ValueError(
-            f"{source.name} is read in place; show=download is for hub data, for example data=climbmix"
+            f"{source.name} is read in place; show=download is for hub data, for example "
+            "data=climbmix"
         )
     source.download(print)
     yield f"all {len(source.files('train'))} training files are in {source.dataset.folder}"

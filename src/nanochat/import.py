@@ -25,7 +25,8 @@ def run(cfg: DictConfig) -> Path:
     )
     if found is None:
         raise ValueError(
-            f"{cfg.src} holds no model_STEP.pt, and is not a model on the hub (ORG/NAME); give the folder with it"
+            f"{cfg.src} holds no model_STEP.pt, and is not a model on the hub (ORG/NAME); give the "
+            "folder with it"
         )
     arch: Any = OmegaConf.to_container(cfg.arch) if cfg.arch else None
     imported.convert(found, out, arch)

@@ -1,4 +1,5 @@
-"""Print samples of a checkpoint: `python -m nanochat.sample ckpt=PATH start="Once upon a time" num_samples=3`."""
+"""Print samples of a checkpoint: `python -m nanochat.sample ckpt=PATH start="Once upon a time"
+num_samples=3`."""
 
 from omegaconf import DictConfig
 

@@ -1,4 +1,5 @@
-"""Not a package of this project: it answers `python -m scripts.base_train …`, nanochat's way to start, with the line to type here.
+"""Not a package of this project: it answers `python -m scripts.base_train …`, nanochat's way to
+start, with the line to type here.
 
 Only in a checkout; the wheel does not have it.
 """

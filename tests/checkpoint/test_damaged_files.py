@@ -57,9 +57,8 @@ def flip(file: Path, bit: int = 5) -> None:
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("bit", [0, 7])
 def test_a_flipped_bit_is_named_with_a_sound_one_beside_it(run: Path, name: str, bit: int) -> None:
-    assert (
-        open_checkpoint("r@latest", device="cpu").path.name == "step_000020"
-    )  # and every file was hashed once
+    # and every file was hashed once
+    assert open_checkpoint("r@latest", device="cpu").path.name == "step_000020"
     flip(run / "checkpoints" / "step_000020" / name, bit)
     for opens in (
         lambda: open_checkpoint("r@latest", device="cpu"),
@@ -67,7 +66,10 @@ def test_a_flipped_bit_is_named_with_a_sound_one_beside_it(run: Path, name: str,
     ):
         with pytest.raises(
             ValueError,
-            match=rf"step_000020/{name} is damaged .*xxh3_128.* newest undamaged one: .*step_000010$",
+            match=(
+                rf"step_000020/{name} is damaged .*xxh3_128.* newest undamaged one: "
+                r".*step_000010$"
+            ),
         ):
             opens()
     assert open_checkpoint("r@10", device="cpu").path.name == "step_000010"

@@ -1,4 +1,5 @@
-"""A checkpoint read to be run gives the numbers of one read to be trained, in the memory of its weights."""
+"""A checkpoint read to be run gives the numbers of one read to be trained, in the memory of its
+weights."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""The latest run is the one that began last, whatever the clock on the wall showed where it began."""
+"""The latest run is the one that began last, whatever the clock on the wall showed where it
+began."""
 
 import json
 import time

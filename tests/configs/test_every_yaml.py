@@ -1,4 +1,5 @@
-"""Every choice in conf/ composes, and what it names can be built on a CPU. The choices are found by listing the folder."""
+"""Every choice in conf/ composes, and what it names can be built on a CPU. The choices are found by
+listing the folder."""
 
 import subprocess
 import sys
@@ -168,7 +169,8 @@ def test_every_update_rule_is_used_by_a_config() -> None:
 
 
 def test_the_line_of_the_design_works_as_written() -> None:
-    """Composed, planned and shared out over 8 processes, without the hardware: the numbers are nanochat's for d20."""
+    """Composed, planned and shared out over 8 processes, without the hardware: the numbers are
+    nanochat's for d20."""
     command = [sys.executable, "-m", "nanochat.train", "+phase=base", "model=d20", "trainer=8xh100"]
     done = subprocess.run([*command, "dry_run=true"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -199,7 +201,8 @@ def sizes(config: dict[str, Any]) -> tuple[Any, ...]:
 def test_a_trainer_names_a_machine_and_a_size_what_is_trained_on_it(
     trainer: str, size: str
 ) -> None:
-    """A typed size is the same on every machine, and a machine says nothing but `trainer` and which size it takes unasked."""
+    """A typed size is the same on every machine, and a machine says nothing but `trainer` and which
+    size it takes unasked."""
     typed, unasked = (
         composed("+phase=base", f"trainer={trainer}", f"size={size}"),
         {"cpu": "laptop", "mps": "mac"},

@@ -1,4 +1,5 @@
-"""The smallest tokenizer there is, a token a byte: what these tests say does not depend on a vocabulary."""
+"""The smallest tokenizer there is, a token a byte: what these tests say does not depend on a
+vocabulary."""
 
 import time
 

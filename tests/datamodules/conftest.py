@@ -9,7 +9,8 @@ WORDS = [f"w{i}" for i in range(200)]
 
 @pytest.fixture(autouse=True)
 def _own_base(tmp_path, monkeypatch):
-    """Nothing is written outside the test's folder, and no mirror is used unless a test asks for it."""
+    """Nothing is written outside the test's folder, and no mirror is used unless a test asks for
+    it."""
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
     monkeypatch.delenv("NANOCHAT_HUB_DIR", raising=False)
 

@@ -1,4 +1,5 @@
-"""Batches of conversations: purity, the ledger, targets, what is bad or too long, and the loss over them."""
+"""Batches of conversations: purity, the ledger, targets, what is bad or too long, and the loss over
+them."""
 
 import json
 import os
@@ -25,7 +26,8 @@ MIRROR = os.environ.get("NANOCHAT_HUB_DIR", "")  # read before a fixture hides i
 
 
 class Talk(Task):
-    """`count` conversations of varying length; those in `silent` say nothing that can be trained within T tokens, `broken` ones are bad."""
+    """`count` conversations of varying length; those in `silent` say nothing that can be trained
+    within T tokens, `broken` ones are bad."""
 
     kind = "chat"
 
@@ -227,7 +229,8 @@ def test_padding_ends_the_planned_epochs(make) -> None:
 
 @pytest.mark.slow
 def test_over_long_and_masked_conversations_cannot_stall_it(make, tokenizer) -> None:
-    """300 steps of one row: every loss is finite, the consumed counter strictly grows (nanochat's SFT stalls here, facts sheet 10.2)."""
+    """300 steps of one row: every loss is finite, the consumed counter strictly grows (nanochat's
+    SFT stalls here, facts sheet 10.2)."""
     data = make({"talk": Talk(200, long=120)}, batch_rows=1, rows_per_device=1)
     data.endless = True
     data.use(tokenizer)
@@ -265,16 +268,16 @@ def test_one_times_eight_and_eight_times_one_give_the_same_gradient(
     gpt = GPT.build(
         from_depth(2, vocab_size=tokenizer.vocab_size, sequence_len=T, aspect_ratio=32, head_dim=32)
     )
-    torch.nn.init.normal_(
-        gpt.lm_head.weight, std=0.5
-    )  # else every logit is near 0 and nothing depends on anything
+    # else every logit is near 0 and nothing depends on anything
+    torch.nn.init.normal_(gpt.lm_head.weight, std=0.5)
     for whole, split in zip(gradients(data, gpt, 8), gradients(data, gpt, 1), strict=True):
         assert torch.allclose(whole, split, atol=1e-5, rtol=1e-5) and whole.abs().max() < 10
 
 
 @pytest.mark.parametrize("packing", ["best_fit", "single"])
 def test_masked_targets_give_no_gradient(make, tokenizer, packing) -> None:
-    """The gradient with respect to the logits, by autograd through the plain logits, is zero wherever the mask is."""
+    """The gradient with respect to the logits, by autograd through the plain logits, is zero
+    wherever the mask is."""
     data = make({"talk": Talk(60)}, batch_rows=8, packing=packing)
     batch = data.batch(0)
     gpt = GPT.build(
@@ -293,14 +296,18 @@ def test_masked_targets_give_no_gradient(make, tokenizer, packing) -> None:
         and hidden.grad[silent].abs().max() == 0
         and (hidden.grad[~silent].abs().amax(-1) > 0).all()
     )
-    # and changing a masked target's own token changes nothing the head sees: the loss counts targets only
+    # and changing a masked target's own token changes nothing the head sees: the loss counts
+    # targets only
     assert batch.num_targets == int((~silent).sum())
 
 
 def test_a_bad_conversation_is_named_or_counted(make) -> None:
     with pytest.raises(
         ValueError,
-        match=r"conversation 3 of talk: message 0 is of assistant where user comes.*data.on_bad=skip",
+        match=(
+            r"conversation 3 of talk: message 0 is of assistant where user "
+            r"comes.*data.on_bad=skip"
+        ),
     ):
         make({"talk": Talk(10, broken=(3, 5))})
     data = make({"talk": Talk(10, broken=(3, 5))}, on_bad="skip")
@@ -401,10 +408,8 @@ def test_dolly_balances_to_the_token_and_fills_its_rows(tmp_path: Path, monkeypa
     tokenizer = train_bpe(
         (task[i]["messages"][1]["content"] for i in range(3000)), 4096, max_chars=None, doc_cap=None
     )
-    for length, least in (
-        (512, 0.90),
-        (1024, 0.95),
-    ):  # 1024: what packing promises; 512 has more conversations longer than a row
+    # 1024: what packing promises; 512 has more conversations longer than a row
+    for length, least in ((512, 0.90), (1024, 0.95)):
         data = ChatDataModule(
             {"dolly": task},
             {"dolly": task},

@@ -1,4 +1,5 @@
-"""A token shard or rendered conversations that hold other valid ids than were written are made again."""
+"""A token shard or rendered conversations that hold other valid ids than were written are made
+again."""
 
 import logging
 from pathlib import Path
@@ -58,7 +59,10 @@ def test_by_option_shards_go_by_size(shards, monkeypatch):
 @pytest.mark.parametrize("name", ["ids.bin", "mask.bin", "offsets.npy", "meta.json"])
 def test_damaged_rendered_conversations_are_rendered_again(tmp_path, monkeypatch, name):
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
-    line = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}\n'
+    line = (
+        '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": '
+        '"Hello"}]}\n'
+    )
     (tmp_path / "talk.jsonl").write_text(line * 3)
     task, tokenizer = JSONL(path=tmp_path / "talk.jsonl", name="talk"), BPETokenizer([])
     place = render_task(task, tokenizer, tmp_path / "rendered").place

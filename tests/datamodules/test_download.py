@@ -1,4 +1,5 @@
-"""The hub is played by a folder: these tests say what is done with what it answers, not that it answers."""
+"""The hub is played by a folder: these tests say what is done with what it answers, not that it
+answers."""
 
 import hashlib
 import json
@@ -23,7 +24,8 @@ COMMON = {"sequence_len": 16, "num_workers": 0}
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch, texts):
-    """A hub with one data set of six shards; `calls` lists what was asked, `trouble` what goes wrong next."""
+    """A hub with one data set of six shards; `calls` lists what was asked, `trouble` what goes
+    wrong next."""
     store = tmp_path / "store"
     store.mkdir()
     for i in range(6):
@@ -123,7 +125,10 @@ def test_a_hub_out_of_reach_is_one_line(hub):
     _, _, trouble = hub
     source = shards(1)
     trouble += [ConnectionError("no route")] * 9
-    message = r"cannot get shard_00000.parquet of someone/shards from the hub \(no route\); go online, set NANOCHAT_HUB_DIR"
+    message = (
+        r"cannot get shard_00000.parquet of someone/shards from the hub \(no route\); go online, "
+        r"set NANOCHAT_HUB_DIR"
+    )
     with pytest.raises(OSError, match=message):
         list(source.documents("train"))
 
@@ -184,9 +189,8 @@ def test_reading_fetches_several_files_ahead_and_says_how_far_it_is(
     source = shards(4)
     assert list(source.documents("train")) == [text for i in range(4) for text in texts(20, i)]
     assert "4 of 4 files, " in caplog.text
-    assert sorted(calls[2:]) == [
-        f"shard_{i:05d}.parquet" for i in range(4)
-    ]  # not the validation shard
+    # not the validation shard
+    assert sorted(calls[2:]) == [f"shard_{i:05d}.parquet" for i in range(4)]
 
 
 def test_reading_that_stops_fetches_no_more_than_what_is_ahead(hub, texts, monkeypatch):

@@ -11,7 +11,8 @@ def lengths(n: int, high: int, seed: int = 0) -> np.ndarray:
 
 
 def plain_best_fit(sizes: list[int], capacity: int, buffer: int) -> list[list[int]]:
-    """The facts sheet's rule, word by word: the largest of the buffer that fits, the first of equals; else the row is done."""
+    """The facts sheet's rule, word by word: the largest of the buffer that fits, the first of
+    equals; else the row is done."""
     waiting, pool, rows = list(enumerate(sizes)), [], []
     row, room = [], capacity
     while waiting or pool:

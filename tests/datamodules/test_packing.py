@@ -7,7 +7,8 @@ from nanochat.datamodules.packing import BestFit, Stream, mix, pack, permutation
 
 
 def plain_best_fit(lengths, capacity, buffer, refill):
-    """The rule of the facts sheet, 4.2, as it is said there: search the whole buffer for every place."""
+    """The rule of the facts sheet, 4.2, as it is said there: search the whole buffer for every
+    place."""
     waiting, read, rows, row, room = [], 0, [], [], capacity
     while True:
         while len(waiting) < buffer and read < len(lengths):
@@ -20,9 +21,8 @@ def plain_best_fit(lengths, capacity, buffer, refill):
             if n <= room and (best is None or n > waiting[best][1]):
                 best = i
         if best is None:
-            best = min(
-                range(len(waiting)), key=lambda i: waiting[i][1]
-            )  # min takes the first of equals
+            # min takes the first of equals
+            best = min(range(len(waiting)), key=lambda i: waiting[i][1])
         d, n = waiting.pop(best)
         row.append((d, 0, min(n, room)))
         room -= min(n, room)

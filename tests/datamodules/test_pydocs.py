@@ -51,7 +51,10 @@ def test_packages_are_read_in_place():
 
 
 def test_docstrings_under_their_names():
-    code = '"""Module."""\nclass A:\n    """Of A."""\n    def f(self, x=1):\n        """Of f."""\ndef g(): pass\n'
+    code = (
+        '"""Module."""\nclass A:\n    """Of A."""\n    def f(self, x=1):\n        """Of f."""\ndef '
+        "g(): pass\n"
+    )
     assert [line.strip() for line in docstrings("m", code).splitlines() if line.strip()] == [
         "m",
         "Module.",

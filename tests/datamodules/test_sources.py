@@ -87,9 +87,8 @@ def test_a_document_stays_on_its_side(tmp_path, texts):
     before = LocalFiles(tmp_path, val_fraction=0.1)
     train, val = read(before), read(before, "val")
     assert 10 < len(val) < 60
-    (tmp_path / "a.parquet").rename(
-        tmp_path / "z.parquet"
-    )  # under another name, and there again, and beside others
+    # under another name, and there again, and beside others
+    (tmp_path / "a.parquet").rename(tmp_path / "z.parquet")
     parquet(tmp_path / "b.parquet", texts(300, 2) + val[:3] + train[:3])
     after = LocalFiles(tmp_path, val_fraction=0.1)
     assert set(val) <= set(read(after, "val"))

@@ -1,4 +1,5 @@
-"""Text as users have it: line ends, packed files, columns of all types, one long file, and what is said about it."""
+"""Text as users have it: line ends, packed files, columns of all types, one long file, and what is
+said about it."""
 
 import gzip
 import json
@@ -95,7 +96,10 @@ def test_a_damaged_packed_file_is_named(tmp_path, ending, kind):
     path.write_bytes(whole.read_bytes()[:-2000])
     with pytest.raises(
         ValueError,
-        match=rf"cut\.{kind}{ending} is damaged( after line [\d,]+)? \(.*download or write it again",
+        match=(
+            rf"cut\.{kind}{ending} is damaged( after line [\d,]+)? \(.*download or write it "
+            r"again"
+        ),
     ):
         list(LocalFiles(path, val_by="hash").documents("train"))
 
@@ -168,9 +172,9 @@ def test_one_txt_simply_works_and_says_how_it_was_split(tmp_path):
         "1.5 characters for a token of a row"
     )
     first, second = data.source.notes()
-    assert (
-        first
-        == "for validation: the last 10% of each file (data.val_by=tail data.val_fraction=0.1 data.documents=file)"
+    assert first == (
+        "for validation: the last 10% of each file (data.val_by=tail data.val_fraction=0.1 "
+        "data.documents=file)"
     )
     assert "pieces of up to 96 characters" in second
     data.attach(ByteTokenizer(), batch_tokens=256)
@@ -232,13 +236,15 @@ def test_a_plan_that_crops_much_says_so_first_and_how_much(tmp_path):
     tally = data.rows("train").epoch_tally()
     said = int(
         re.search(
-            r"about (\d+)% of the tokens.*data.packing=stream crops none, data.document_chars=25 few",
+            (
+                r"about (\d+)% of the tokens.*data.packing=stream crops none, "
+                r"data.document_chars=25 few"
+            ),
             note,
         )[1]
     )
-    assert (
-        abs(said - 100 * tally.tokens_cropped / tally.tokens_read) < 3
-    )  # the order of the documents is another
+    # the order of the documents is another
+    assert abs(said - 100 * tally.tokens_cropped / tally.tokens_read) < 3
 
 
 def test_a_vocabulary_nobody_typed_adapts_to_the_text(tmp_path, caplog):
@@ -250,13 +256,16 @@ def test_a_vocabulary_nobody_typed_adapts_to_the_text(tmp_path, caplog):
             small = train_or_load(source, auto_vocab_size=8192)
         assert 265 < small.vocab_size < 8192
         assert (
-            f"vocabulary: {small.vocab_size:,}, all that this text can fill (tokenizer.vocab_size=auto would be 8,192)"
-            in caplog.messages
-        )
+            f"vocabulary: {small.vocab_size:,}, all that this text can fill "
+            "(tokenizer.vocab_size=auto would be 8,192)"
+        ) in caplog.messages
     for _ in range(2):
         with pytest.raises(
             ValueError,
-            match=rf"vocab_size=8,192 is more than this text can fill: .* set vocab_size={small.vocab_size} or less",
+            match=(
+                r"vocab_size=8,192 is more than this text can fill: .* set "
+                rf"vocab_size={small.vocab_size} or less"
+            ),
         ):
             train_or_load(source, vocab_size=8192)
     assert train_or_load(source, auto_vocab_size=300).vocab_size == 300
@@ -277,6 +286,9 @@ def test_a_token_outside_the_vocabulary_is_one_line_that_names_the_file(tmp_path
     tokens.tofile(file)
     with pytest.raises(
         ValueError,
-        match=rf"the token shard {re.escape(str(file))} holds the token 40,000, and the vocabulary has 265",
+        match=(
+            rf"the token shard {re.escape(str(file))} holds the token 40,000, and the vocabulary "
+            r"has 265"
+        ),
     ):
         data.batch(0)

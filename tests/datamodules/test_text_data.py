@@ -172,9 +172,8 @@ def test_batches_depend_on_the_seed_and_on_the_shards_before(make, files, texts)
     assert not torch.equal(make(seed=1).batch(0).idx, make(seed=2).batch(0).idx)
     before = make()
     first = [before.batch(k) for k in range(3)]
-    (files / "9.txt").write_text(
-        "\n".join(texts(60, 9))
-    )  # a file at the end changes no batch of the first segment
+    # a file at the end changes no batch of the first segment
+    (files / "9.txt").write_text("\n".join(texts(60, 9)))
     after = make()
     assert all(torch.equal(after.batch(k).idx, batch.idx) for k, batch in enumerate(first))
 
@@ -200,9 +199,8 @@ def test_every_epoch_has_another_order(make, packing):
         ["2.txt", "3.txt"],
         ["4.txt", "5.txt"],
     ]
-    assert (
-        len({frozenset(s[:2]) for s in shards}) > 1
-    )  # later epochs take the shards in another order
+    # later epochs take the shards in another order
+    assert len({frozenset(s[:2]) for s in shards}) > 1
 
 
 def test_rows_begin_with_a_document(make):
@@ -313,9 +311,8 @@ def test_far_batches_cost_one_segment(make, monkeypatch):
         rows, "pack", lambda how, *a, **k: packed.append(how) or text_pack(how, *a, **k)
     )
     assert torch.equal(make().batch(far).idx, expected)
-    assert (
-        len(packed) <= 5
-    )  # two to check the setting, and what the batch lies in; the journal knew the rest
+    # two to check the setting, and what the batch lies in; the journal knew the rest
+    assert len(packed) <= 5
 
 
 text_pack = rows.pack
@@ -351,7 +348,10 @@ def test_a_batch_shared_out():
     assert share_out(524_288, 2048, 8, None) == (256, 32)
     assert share_out(64 * 24, 64, 1, None) == (24, 24)
     assert share_out(64 * 34, 64, 1, None) == (34, 17)
-    message = r"batch_tokens=524,288 is not a multiple of 393,216 \(24 rows x 2048 tokens x 8 ranks\); try data.rows_per"
+    message = (
+        r"batch_tokens=524,288 is not a multiple of 393,216 \(24 rows x 2048 tokens x 8 ranks\); "
+        r"try data.rows_per"
+    )
     with pytest.raises(ValueError, match=message):
         share_out(524_288, 2048, 8, 24)
     with pytest.raises(

@@ -1,4 +1,5 @@
-"""Two real processes (gloo) evaluate: bits per byte is that of all rows, and where one process fails both go on.
+"""Two real processes (gloo) evaluate: bits per byte is that of all rows, and where one process
+fails both go on.
 
 This file is also what the two processes run: `python test_two_processes.py RANK PORT OUT`.
 """
@@ -59,7 +60,8 @@ def one_process(rank: int, port: int, out: Path) -> None:
     gpt, recorded, step = network(), {}, 0
 
     def bpb(module):
-        # process 1 has the fewer rows; it fails in its second batch at step 1, process 0 before its first at step 3
+        # process 1 has the fewer rows; it fails in its second batch at step 1, process 0 before its
+        # first at step 3
         share = range(4) if rank == 0 else range(4, ROWS)
         return bits_per_byte(gpt, batches(share, fails=(rank, step) == (1, 1)), LENGTHS)
 

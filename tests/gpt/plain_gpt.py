@@ -1,7 +1,9 @@
-"""The GPT of eras E0 to E6 written out from the facts sheet (0, 1.3 to 1.5), one number at a time, in float64.
+"""The GPT of eras E0 to E6 written out from the facts sheet (0, 1.3 to 1.5), one number at a time,
+in float64.
 
-It shares nothing with the network under test: numbers of an era are plain entries of `FACTS`, weights a dict by tensor
-name, every attention score is written out, and nothing is batched or fused. Slow, to be read beside the facts sheet.
+It shares nothing with the network under test: numbers of an era are plain entries of `FACTS`,
+weights a dict by tensor name, every attention score is written out, and nothing is batched or
+fused. Slow, to be read beside the facts sheet.
 """
 
 import math
@@ -15,7 +17,8 @@ from nanochat.gpt import GPT, GPTConfig, build_arch
 
 CONF = Path(__file__).parents[2] / "conf"
 
-# Table of section 0: RoPE base, softcap, QK multiplier, S window as (divisor, multiple) or None where all layers are
+# Table of section 0: RoPE base, softcap, QK multiplier, S window as (divisor, multiple) or None
+# where all layers are
 # full, value gate as (channels, maximum), and which parts there are.
 _COLUMNS = ("base", "cap", "qk", "short", "gate", "lambdas", "bigram", "smear", "rope_bf16")
 _TABLE = {
@@ -70,7 +73,8 @@ def arch(era: str, **changes):
 
 @dataclass
 class Plain:
-    """Sizes and numbers the plain version needs; nothing of it comes from the network under test."""
+    """Sizes and numbers the plain version needs; nothing of it comes from the network under
+    test."""
 
     era: str
     T: int
@@ -109,9 +113,8 @@ def turn(x, base: float, bf16: bool):
     """RoPE of one head (T, D), by minus the angle."""
     T, D = x.shape
     j = torch.arange(D // 2, dtype=torch.float32)
-    a = torch.outer(
-        torch.arange(T, dtype=torch.float32), 1.0 / base ** (2 * j / D)
-    )  # fp32, as the table is
+    # fp32, as the table is
+    a = torch.outer(torch.arange(T, dtype=torch.float32), 1.0 / base ** (2 * j / D))
     c, s = a.cos(), a.sin()
     if bf16:
         c, s = c.bfloat16(), s.bfloat16()
@@ -163,9 +166,8 @@ def plain_logits(p: Plain, w: dict[str, torch.Tensor], row: list[int]) -> torch.
         v = (h @ w[block + "attn.c_v.weight"].T).view(T, p.G, p.D)
         if p.has_value(i):
             channels, most = f["gate"]
-            gate = most * torch.sigmoid(
-                h[:, :channels] @ w[block + "attn.ve_gate.weight"].T
-            )  # (T, G)
+            # (T, G)
+            gate = most * torch.sigmoid(h[:, :channels] @ w[block + "attn.ve_gate.weight"].T)
             v = v + gate[:, :, None] * w[f"value_embeds.{i}.weight"][ids].view(T, p.G, p.D)
         heads = []
         for head in range(p.H):
@@ -185,7 +187,8 @@ def plain_logits(p: Plain, w: dict[str, torch.Tensor], row: list[int]) -> torch.
 
 
 def randomise(gpt: GPT, seed: int = 0) -> GPT:
-    """Every parameter drawn so that every part of the network matters: nothing zero, gates and logits not flat."""
+    """Every parameter drawn so that every part of the network matters: nothing zero, gates and
+    logits not flat."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in gpt.named_parameters():

@@ -1,4 +1,5 @@
-"""Every back-end that runs here against a masked softmax in float64, and the choice between them."""
+"""Every back-end that runs here against a masked softmax in float64, and the choice between
+them."""
 
 import math
 
@@ -9,8 +10,9 @@ from nanochat.gpt import attention
 from nanochat.gpt.attention import BACKENDS, choose, runnable
 
 CPU = torch.device("cpu")
-# fp32 (2**-24 = 6e-8): a softmax row sums to 1 over values up to 8; a gradient sums up to 256 terms of up to 10 that
-# partly cancel, 1e-5 at worst over what is tried here. One key more or less changes 1e-2 and more.
+# fp32 (2**-24 = 6e-8): a softmax row sums to 1 over values up to 8; a gradient sums up to 256 terms
+# of up to 10 that partly cancel, 1e-5 at worst over what is tried here. One key more or less
+# changes 1e-2 and more.
 FP32 = {"rtol": 1e-5, "atol": 5e-5}
 
 
@@ -99,7 +101,8 @@ def test_key_heads_serve_contiguous_groups_of_query_heads(name, H, G):
 @pytest.mark.parametrize("n", [1, 16, 20])
 @pytest.mark.parametrize("name", runnable_here())
 def test_window_n_sees_n_plus_one_keys(name, n):
-    """With all scores equal the answer is the mean of the values seen: a lone one gives 1 / (n + 1) while in sight."""
+    """With all scores equal the answer is the mean of the values seen: a lone one gives 1 / (n + 1)
+    while in sight."""
     T = 64
     q, k, v = torch.zeros(1, T, 1, 8), torch.zeros(1, T, 1, 8), torch.zeros(1, T, 1, 8)
     v[0, 10] = 1.0
@@ -204,7 +207,8 @@ BROKEN = [
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_broken_back_end_is_not_chosen(monkeypatch, broken, dtype):
-    """It is planted as the first choice for windows, which the machine is made to believe it can run."""
+    """It is planted as the first choice for windows, which the machine is made to believe it can
+    run."""
     monkeypatch.setitem(BACKENDS, "flex", broken)
     monkeypatch.setattr(attention, "runnable", lambda name, device, dtype: None)
     name, why = choose("auto", CPU, dtype, **SIZES)

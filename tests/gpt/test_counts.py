@@ -1,4 +1,5 @@
-"""Counts against both scale tables of the facts sheet (1.9), the built network, and sums written out."""
+"""Counts against both scale tables of the facts sheet (1.9), the built network, and sums written
+out."""
 
 import pytest
 import torch
@@ -119,7 +120,8 @@ def test_modern_width_is_rounded_up_to_whole_heads():
     assert (config.n_layer, config.n_embd, config.n_head, config.head_dim) == (11, 768, 6, 128)
 
 
-# --- against the network itself -------------------------------------------------------------------------------------
+# --- against the network itself
+# -------------------------------------------------------------------------------------
 
 GROUP_OF = {  # by the start of a tensor's name
     "transformer.wte": "embedding",
@@ -162,15 +164,11 @@ def test_matmul_parameters_are_the_weights_of_all_linear_layers(era):
     assert counts.matmul_parameters(gpt.config) == linear
 
 
-# --- FLOPs and bytes, each sum written out position by position -----------------------------------------------------
+# --- FLOPs and bytes, each sum written out position by position
+# -----------------------------------------------------
 
-SIZES = [
-    (64, 40),
-    (64, 64),
-    (256, 200),
-    (256, 700),
-    (640, 1000),
-]  # training length and context, shorter and longer than windows
+# training length and context, shorter and longer than windows
+SIZES = [(64, 40), (64, 64), (256, 200), (256, 700), (640, 1000)]
 
 
 @pytest.mark.parametrize("era", ["E0", "E1", "E6"])
@@ -195,10 +193,10 @@ def test_inference_flops_and_kv_bytes(era, T, context):
 
 
 def test_training_flops_by_hand():
-    """6 per linear weight and 12 d min(window, T) per layer, for a network small enough to add up on paper."""
-    config = GPTConfig(
-        512, 64, 2, 2, 1, 32, arch("E6")
-    )  # layer 0 S = 128, layer 1 L = 512 with value gate
+    """6 per linear weight and 12 d min(window, T) per layer, for a network small enough to add up
+    on paper."""
+    # layer 0 S = 128, layer 1 L = 512 with value gate
+    config = GPTConfig(512, 64, 2, 2, 1, 32, arch("E6"))
     block = 32 * 32 * 2 + 32 * 16 * 2 + 8 * 32 * 32
     weights = 2 * block + 12 * 1 + 64 * 32 + 24
     assert counts.flops_per_token(config) == 6 * weights + 12 * 32 * (128 + 512)

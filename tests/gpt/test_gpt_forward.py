@@ -1,4 +1,5 @@
-"""The network against the plain version of `plain_gpt.py`, era by era, with every parameter random."""
+"""The network against the plain version of `plain_gpt.py`, era by era, with every parameter
+random."""
 
 import math
 
@@ -10,12 +11,14 @@ from plain_gpt import FACTS, Plain, arch, plain_logits, random_gpt, rms, tokens
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.gpt.elementary import norm, rotate
 
-# fp32 keeps 24 bits; five layers of sums of about 160 terms leave 1e-5 to 2e-5 of logits up to 15 (3 seeds, all eras)
+# fp32 keeps 24 bits; five layers of sums of about 160 terms leave 1e-5 to 2e-5 of logits up to 15
+# (3 seeds, all eras)
 FP32 = {"rtol": 0, "atol": 4e-5}
 
 
 def small(era: str, **facts) -> Plain:
-    """GQA, a padded vocabulary (100 to 128), S layers shorter than the text, value embeddings on 0, 2, 4."""
+    """GQA, a padded vocabulary (100 to 128), S layers shorter than the text, value embeddings on 0,
+    2, 4."""
     return Plain(era, T=160, V=100, n=5, H=4, G=2, d=64, facts=facts)
 
 
@@ -54,7 +57,8 @@ def test_logits_equal_the_plain_version(era):
     ids=str,
 )
 def test_another_number_gives_other_logits(era, wrong):
-    """The comparison above would notice: each number that tells eras apart moves logits by 100 times its tolerance."""
+    """The comparison above would notice: each number that tells eras apart moves logits by 100
+    times its tolerance."""
     p = small(era)
     gpt = random_gpt(p)
     row = tokens(p.V, 1, p.T)[0].tolist()
@@ -77,7 +81,8 @@ def test_gradients_equal_those_of_the_plain_version(era):
         true = w[name].grad
         assert true.abs().max() > 0, f"{name} takes no part"
         scale = true.abs().max().item()
-        # fp32: sums over 150 tokens that partly cancel, relative to the largest entry of each gradient
+        # fp32: sums over 150 tokens that partly cancel, relative to the largest entry of each
+        # gradient
         torch.testing.assert_close(
             parameter.grad.double(),
             true,
@@ -89,7 +94,8 @@ def test_gradients_equal_those_of_the_plain_version(era):
 
 @pytest.mark.parametrize("era", ["E0", "E1", "E6"])
 def test_text_longer_than_the_training_length_equals_the_plain_version(era):
-    """E0 sees all of it; from E1 on an L layer sees itself and `sequence_len` tokens before, and RoPE goes on."""
+    """E0 sees all of it; from E1 on an L layer sees itself and `sequence_len` tokens before, and
+    RoPE goes on."""
     p = Plain(era, T=64, V=100, n=4, H=2, G=1, d=64)
     gpt, idx = random_gpt(p), tokens(p.V, 1, 160)
     with torch.no_grad():
@@ -120,7 +126,8 @@ def test_the_future_does_not_change_the_past(era):
 
 
 def test_grouped_heads_equal_repeated_key_heads():
-    """GQA is full attention with each key/value head written down once for every query head of its run of H // G."""
+    """GQA is full attention with each key/value head written down once for every query head of its
+    run of H // G."""
     few, many = (
         Plain("E6", T=40, V=64, n=3, H=4, G=2, d=64),
         Plain("E6", T=40, V=64, n=3, H=4, G=4, d=64),
@@ -140,7 +147,8 @@ def test_grouped_heads_equal_repeated_key_heads():
         torch.testing.assert_close(grouped(idx), full(idx), **FP32)
 
 
-# --- loss of the network ------------------------------------------------------------------------------------------
+# --- loss of the network
+# ------------------------------------------------------------------------------------------
 
 
 def test_losses_are_the_cross_entropy_of_the_logits():
@@ -169,31 +177,32 @@ def test_classic_starts_at_exactly_ln_v(V):
 def test_modern_starts_close_to_ln_v(V):
     gpt = GPT.build(GPTConfig(64, V, 2, 2, 2, 128, arch("E6")))
     losses = gpt.losses(tokens(V, 4, 64), tokens(V, 4, 64, seed=2))
-    # a head of std 0.001 gives logits of std 0.001 * sqrt(128) = 0.011; the mean of 256 of them is ten times smaller
+    # a head of std 0.001 gives logits of std 0.001 * sqrt(128) = 0.011; the mean of 256 of them is
+    # ten times smaller
     assert losses.mean().item() == pytest.approx(math.log(V), abs=0.005)
     assert losses.std() > 1e-3
 
 
-# --- elementary operations ----------------------------------------------------------------------------------------
+# --- elementary operations
+# ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-8)])
 def test_norm_has_the_eps_of_fp32(dtype, tolerance):
-    """At x = 1e-4 the mean square is 1e-8, a twelfth of eps = 1.19e-7: any other eps gives another number."""
+    """At x = 1e-4 the mean square is 1e-8, a twelfth of eps = 1.19e-7: any other eps gives another
+    number."""
     x = torch.full((3, 16), 1e-4).to(dtype)
     true = x.double() / (x.double().square().mean(-1, keepdim=True) + 1.1920929e-07).sqrt()
     got = norm(x)
     assert got.dtype == dtype
-    torch.testing.assert_close(
-        got.double(), true, rtol=tolerance, atol=0
-    )  # rounding of the result's dtype
+    # rounding of the result's dtype
+    torch.testing.assert_close(got.double(), true, rtol=tolerance, atol=0)
 
 
 def test_norm_has_no_gain_and_works_on_the_last_axis():
     x = torch.randn(2, 5, 7, 8, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(
-        norm(x).double(), rms(x.double()), rtol=1e-6, atol=1e-7
-    )  # fp32 rounding
+    # fp32 rounding
+    torch.testing.assert_close(norm(x).double(), rms(x.double()), rtol=1e-6, atol=1e-7)
 
 
 def test_rope_turns_by_minus_the_angle():
@@ -216,7 +225,8 @@ def test_rope_table_of_the_era(era, base):
     )
     classic = era == "E0"
     assert gpt.cos.dtype == gpt.sin.dtype == (torch.bfloat16 if classic else torch.float32)
-    # bf16 keeps 8 bits of a number up to 1; an fp32 angle of up to 300 rad is off by up to 300 * 2**-24 = 2e-5
+    # bf16 keeps 8 bits of a number up to 1; an fp32 angle of up to 300 rad is off by up to 300 *
+    # 2**-24 = 2e-5
     tolerance = 2**-8 if classic else 3e-5
     torch.testing.assert_close(gpt.cos[0, :300, 0].double(), angle.cos(), rtol=0, atol=tolerance)
     torch.testing.assert_close(gpt.sin[0, :300, 0].double(), angle.sin(), rtol=0, atol=tolerance)
@@ -233,6 +243,5 @@ def test_bf16_compute_stays_close_to_fp32(era):
     rounded = gpt(idx).detach()
     assert rounded.dtype == torch.float32
     assert (rounded - exact).abs().max() > 1e-3  # it did compute in bf16
-    assert (
-        rounded - exact
-    ).abs().mean() < 0.2  # 2**-8 relative per operation, some twenty of them on logits of about 8
+    # 2**-8 relative per operation, some twenty of them on logits of about 8
+    assert (rounded - exact).abs().mean() < 0.2

@@ -1,4 +1,5 @@
-"""Tensor names, order and shapes (facts sheet 1.2), windows (1.5), and how a network is filled (1.7)."""
+"""Tensor names, order and shapes (facts sheet 1.2), windows (1.5), and how a network is filled
+(1.7)."""
 
 import json
 import math
@@ -59,7 +60,8 @@ def test_bigram_era_has_two_tensors_more():
     assert shapes == dict(expected_tensors("E2", 4, 4, 2, 64, 128, 128))
 
 
-# --- windows --------------------------------------------------------------------------------------------------------
+# --- windows --------------------------------------------------------------------------------------
+# ------------------
 
 
 @pytest.mark.parametrize(
@@ -78,14 +80,8 @@ def test_bigram_era_has_two_tensors_more():
 )
 def test_three_short_windows_then_a_long_one(era, T, short):
     assert GPTConfig(T, 64, 12, 2, 2, 64, arch(era)).windows == (short, short, short, T) * 3
-    assert GPTConfig(T, 64, 6, 2, 2, 64, arch(era)).windows == (
-        short,
-        short,
-        short,
-        T,
-        short,
-        T,
-    )  # the last is always L
+    # the last is always L
+    assert GPTConfig(T, 64, 6, 2, 2, 64, arch(era)).windows == (short, short, short, T, short, T)
     assert GPTConfig(T, 64, 2, 2, 2, 64, arch(era)).windows == (short, T)
     assert GPTConfig(T, 64, 1, 2, 2, 64, arch(era)).windows == (T,)
 
@@ -118,7 +114,8 @@ def test_value_embeddings_on_every_other_layer_from_the_last():
     ]
 
 
-# --- filling --------------------------------------------------------------------------------------------------------
+# --- filling --------------------------------------------------------------------------------------
+# ------------------
 
 D_MODEL, LAYERS, VOCAB = 256, 6, 1000  # large enough that 5 standard errors are a few per cent
 
@@ -210,7 +207,8 @@ def test_bigram_table_starts_at_zero_and_its_lambdas_at_a_tenth():
 
 
 def test_modern_draws_in_the_recorded_order():
-    """wte, lm_head, per block c_q c_k c_v c_fc, then smear_gate, value embeddings, value gates: replayed here."""
+    """wte, lm_head, per block c_q c_k c_v c_fc, then smear_gate, value embeddings, value gates:
+    replayed here."""
     n, d, kv = 3, 64, 32
     state = GPT.build(GPTConfig(64, 100, n, 4, 2, d, arch("E6")), seed=42).state_dict()
     draw, a = torch.Generator().manual_seed(42), math.sqrt(3 / d)
@@ -269,7 +267,8 @@ def test_lambdas_are_nanochats_to_the_last_bit():
 
 
 def test_e5_starts_as_at_its_commit():
-    """fc5a32a: a smaller embedding, half the first matrix of the MLP, gates a little above neutral (experiments/parity)."""
+    """fc5a32a: a smaller embedding, half the first matrix of the MLP, gates a little above neutral
+    (experiments/parity)."""
     state = GPT.build(GPTConfig(64, VOCAB, 4, 4, 2, D_MODEL, build_arch(preset("e5")))).state_dict()
     a = math.sqrt(3 / D_MODEL)
     is_normal(state["transformer.wte.weight"], 0.8)
@@ -304,7 +303,8 @@ def test_a_seed_is_a_network():
     assert not torch.equal(a["transformer.wte.weight"], c["transformer.wte.weight"])
 
 
-# --- sizes that cannot be -------------------------------------------------------------------------------------------
+# --- sizes that cannot be
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -349,13 +349,15 @@ def test_config_survives_json(era):
     assert GPTConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
-# --- every era trains ------------------------------------------------------------------------------------------------
+# --- every era trains
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("era", FACTS)
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_every_era_builds_and_runs_forward_and_backward(era, n):
-    """From its own init, where the zero projections stop gradients of what is before them: only these may be zero."""
+    """From its own init, where the zero projections stop gradients of what is before them: only
+    these may be zero."""
     gpt = GPT.build(Plain(era, T=32, V=100, n=n, H=4, G=2, d=64).config())
     idx = torch.randint(100, (2, 32), generator=torch.Generator().manual_seed(0))
     loss = gpt.loss_sum(idx[:, :-1], idx[:, 1:])

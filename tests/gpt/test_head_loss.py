@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from nanochat.gpt import loss
 from nanochat.gpt.loss import head_loss, head_losses
 
-# fp32 sums of a hundred terms in another order: 1e-6 relative to the largest entry, with a margin for cancellation
+# fp32 sums of a hundred terms in another order: 1e-6 relative to the largest entry, with a margin
+# for cancellation
 FP32 = {"rtol": 1e-5, "atol": 1e-5}
 B, T, C, V, PADDED = 3, 37, 24, 150, 192  # 111 tokens: a multiple of 3 and 37 only
 CAP = 15.0
@@ -16,9 +17,8 @@ CAP = 15.0
 def inputs(seed=0, dtype=torch.float32):
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(B, T, C, generator=g).to(dtype)
-    weight = 3 * torch.randn(
-        PADDED, C, generator=g
-    )  # raw logits of std 15, so that the cap bends most of them
+    # raw logits of std 15, so that the cap bends most of them
+    weight = 3 * torch.randn(PADDED, C, generator=g)
     targets = torch.randint(V, (B, T), generator=g)
     targets[0, 5:20] = -1
     targets[2, :] = -1
@@ -38,7 +38,8 @@ def full(x, weight, targets, cap=CAP, reduction="sum"):
 
 @pytest.fixture(params=[1, 7, 37, 64, 110, 111, 112, None], ids=lambda n: f"{n}_rows")
 def rows(request, monkeypatch):
-    """Chunks that divide the tokens, that do not, and one for all of them; None: the module's own size."""
+    """Chunks that divide the tokens, that do not, and one for all of them; None: the module's own
+    size."""
     if request.param:
         monkeypatch.setattr(loss, "chunk_rows", lambda vocab, device: request.param)
 
@@ -96,7 +97,8 @@ def test_all_ignored_is_zero_with_zero_gradients():
 
 
 def test_gradient_is_the_slope_of_the_loss(monkeypatch):
-    """Central differences in the direction of the gradient, without any autograd on the other side."""
+    """Central differences in the direction of the gradient, without any autograd on the other
+    side."""
     monkeypatch.setattr(loss, "chunk_rows", lambda vocab, device: 16)
     x, weight, targets = inputs()
     leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
@@ -110,7 +112,8 @@ def test_gradient_is_the_slope_of_the_loss(monkeypatch):
             moved[i] = moved[i] + sign * step * direction.double()
             ends.append(full_in_float64(*moved, targets))
         slope = (ends[0] - ends[1]) / (2 * step)
-        # error of central differences: step**2 times the third derivative, here about 1e-5 of the slope
+        # error of central differences: step**2 times the third derivative, here about 1e-5 of the
+        # slope
         assert slope.item() == pytest.approx(leaf.grad.norm().item(), rel=1e-3)
 
 
@@ -161,12 +164,12 @@ def test_bf16_hidden_states_keep_fp32_losses_and_an_fp32_head_gradient():
     true = full(*exact, targets)
     assert value.dtype == weight.grad.dtype == torch.float32
     assert x.grad.dtype == torch.bfloat16
-    # logits of up to about 60 are rounded to 8 bits before the cap: tenths in single losses, a hundredth of their sum
+    # logits of up to about 60 are rounded to 8 bits before the cap: tenths in single losses, a
+    # hundredth of their sum
     assert value.item() == pytest.approx(true.item(), rel=0.01)
     for mine, theirs in ((x.grad, exact[0].grad), (weight.grad, exact[1].grad)):
-        assert (
-            mine.float() - theirs
-        ).norm() < 0.03 * theirs.norm()  # rounding of logits and of their gradients, 2**-8 each
+        # rounding of logits and of their gradients, 2**-8 each
+        assert (mine.float() - theirs).norm() < 0.03 * theirs.norm()
 
 
 def test_full_logits_of_a_batch_are_never_made(monkeypatch):

@@ -1,4 +1,5 @@
-"""What a device may and may not compute in: Metal has no float64, CUDA multiplies fp32 as TF32 (facts sheet 1.8)."""
+"""What a device may and may not compute in: Metal has no float64, CUDA multiplies fp32 as TF32
+(facts sheet 1.8)."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -18,14 +19,16 @@ CPU = torch.device("cpu")
 
 
 class Metal(TorchDispatchMode):
-    """Refuses float64 on `mps` in the words of PyTorch; the tensors are fake, so that this runs without a Mac."""
+    """Refuses float64 on `mps` in the words of PyTorch; the tensors are fake, so that this runs
+    without a Mac."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
             if isinstance(x, torch.Tensor) and x.device.type == "mps" and x.dtype == torch.float64:
                 raise TypeError(
-                    "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64"
+                    "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't "
+                    "support float64"
                 )
         return out
 
@@ -93,7 +96,8 @@ def test_a_network_made_ready_on_a_cpu_multiplies_as_before(precision):
 
 
 def test_a_back_end_is_proven_in_full_precision_whatever_is_set(precision, monkeypatch):
-    """TF32 errs by 5e-4, the proof allows 1e-4; a second run in the same process has TF32 set already."""
+    """TF32 errs by 5e-4, the proof allows 1e-4; a second run in the same process has TF32 set
+    already."""
     seen = []
 
     def looks(q, k, v, window):

@@ -1,4 +1,5 @@
-"""The cos and sin table to the last bit: an fp32 frequency is 1 / base ** (2j / D), and far positions multiply its last bit."""
+"""The cos and sin table to the last bit: an fp32 frequency is 1 / base ** (2j / D), and far
+positions multiply its last bit."""
 
 import numpy as np
 import pytest

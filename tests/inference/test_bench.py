@@ -19,7 +19,8 @@ SMALL = {"prompt_tokens": 5, "decode_tokens": 7, "temperature": 0.0, "repeats": 
 
 
 def test_texts_go_on_whatever_the_model_says(monkeypatch):
-    """Here it says its end token after every token; still each of 3 texts gets its 7 tokens, twice and once to warm up."""
+    """Here it says its end token after every token; still each of 3 texts gets its 7 tokens, twice
+    and once to warm up."""
     written = []
 
     class Counted(Engine):
@@ -39,10 +40,10 @@ def test_texts_go_on_whatever_the_model_says(monkeypatch):
 
 
 def test_what_a_step_reads_is_counted_by_hand():
-    """Weights in matrix products, and keys and values of a text half written, each once a step and in bytes."""
-    gpt = random_gpt(
-        "classic", n_layer=2
-    )  # width 32, 4 query heads and 2 key heads of 8; no windows, no value embeddings
+    """Weights in matrix products, and keys and values of a text half written, each once a step and
+    in bytes."""
+    # width 32, 4 query heads and 2 key heads of 8; no windows, no value embeddings
+    gpt = random_gpt("classic", n_layer=2)
     found = measure(gpt, TOKENIZER, batches=[1], **SMALL)
     block = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 2 * 32 * 128
     vocab = gpt.lm_head.weight.shape[0]

@@ -173,9 +173,8 @@ def test_anything_else_is_none(expression):
 @pytest.mark.parametrize("expression", ATTACKS, ids=lambda text: f"{text[:12]}…{len(text)}")
 def test_attacks_end_soon_and_small(expression):
     took = []
-    for _ in range(
-        3
-    ):  # the least of three, and of this thread's own work: a busy machine says nothing
+    # the least of three, and of this thread's own work: a busy machine says nothing
+    for _ in range(3):
         start = time.thread_time()
         result = calculate(expression)
         took.append(time.thread_time() - start)

@@ -1,4 +1,5 @@
-"""Answers that a grammar allows: random networks, whose answers pydantic reads as strictly as the schema says."""
+"""Answers that a grammar allows: random networks, whose answers pydantic reads as strictly as the
+schema says."""
 
 import math
 from typing import Annotated, Literal
@@ -93,9 +94,8 @@ def test_logprobs_are_of_what_the_grammar_leaves(gpt):
     (answer,) = written(gpt, Sampling(max_tokens=9, seed=2, grammar=grammar, top_logprobs=5))
     logits = gpt(torch.tensor([[*PROMPT, ord('"')]]))[0, -1]
     left = logits[[ord("a"), ord("b")]].log_softmax(0)
-    assert answer.logprobs[0] == pytest.approx(
-        0, abs=1e-6
-    )  # nothing but a quotation mark may begin it
+    # nothing but a quotation mark may begin it
+    assert answer.logprobs[0] == pytest.approx(0, abs=1e-6)
     assert answer.logprobs[1] == pytest.approx(
         float(left["ab".index(chr(answer.ids[1]))]), abs=1e-4
     )

@@ -1,4 +1,5 @@
-"""A conversation is fitted into the context by leaving out its oldest turns, and nothing more than needed."""
+"""A conversation is fitted into the context by leaving out its oldest turns, and nothing more than
+needed."""
 
 import pytest
 from tiny_networks import TOKENIZER

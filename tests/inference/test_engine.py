@@ -1,4 +1,5 @@
-"""Batched decoding with a cache against the full forward pass, the tool, and what must not depend on neighbours."""
+"""Batched decoding with a cache against the full forward pass, the tool, and what must not depend
+on neighbours."""
 
 from functools import partial
 
@@ -33,7 +34,8 @@ ATOL = {torch.float32: 1e-4, torch.bfloat16: 0.2}
 
 @torch.no_grad()
 def come_and_go(gpt, cache: KVCache) -> None:
-    """Rows of 1 to 31 tokens step together; three leave, three join (one text twice), and all go on; the cache grows."""
+    """Rows of 1 to 31 tokens step together; three leave, three join (one text twice), and all go
+    on; the cache grows."""
     device = gpt.device
     rest = torch.randint(V, (8, T), generator=torch.Generator().manual_seed(1)).tolist()
     texts = [list(p) for p in PROMPTS]
@@ -78,9 +80,8 @@ def test_cached_logits_equal_the_full_forward_pass_while_rows_come_and_go(
     any_gpt, monkeypatch, products_pay
 ):
     monkeypatch.setattr("nanochat.inference.one_query.PRODUCTS_PAY", products_pay)
-    monkeypatch.setattr(
-        "nanochat.inference.cache.FIRST_CAPACITY", 4
-    )  # 32 tokens at first, 48 in the end
+    # 32 tokens at first, 48 in the end
+    monkeypatch.setattr("nanochat.inference.cache.FIRST_CAPACITY", 4)
     come_and_go(any_gpt, cache_of(any_gpt, 6))
 
 
@@ -112,9 +113,8 @@ def test_so_do_steps_of_fixed_shapes(any_gpt, monkeypatch):
     room = cache.keys[0].data_ptr()
     cache.clear()
     come_and_go(any_gpt, cache)
-    assert (
-        cache.keys[0].data_ptr() == room and cache.keys[0].size(0) == 6
-    )  # a recorded step finds it where it was
+    # a recorded step finds it where it was
+    assert cache.keys[0].data_ptr() == room and cache.keys[0].size(0) == 6
 
 
 @torch.no_grad()
@@ -157,7 +157,8 @@ def test_on_a_cpu_one_row_alone_runs_compiled_beside_texts_that_join(monkeypatch
 
 @pytest.mark.slow
 def test_compiled_steps_write_the_same_text(monkeypatch):
-    """By the compiler's front, which takes the step apart; its back end takes half a minute and is run by nanochat.bench."""
+    """By the compiler's front, which takes the step apart; its back end takes half a minute and is
+    run by nanochat.bench."""
     monkeypatch.setattr("nanochat.inference.cache.COMPILED_ROWS", 4)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     counted = torch._dynamo.utils.counters["stats"]
@@ -169,9 +170,8 @@ def test_compiled_steps_write_the_same_text(monkeypatch):
     ]
     graphs = 0
     for prompts in (PROMPTS[2:3], PROMPTS):  # room for 1, then for 4
-        for one, other in zip(
-            plain, compiled, strict=True
-        ):  # networks of one shape do not take each other's numbers
+        # networks of one shape do not take each other's numbers
+        for one, other in zip(plain, compiled, strict=True):
             true = one.generate(prompts, max_tokens=12, tools=False)
             assert max(len(completion.ids) for completion in true) > 1
             assert other.generate(prompts, max_tokens=12, tools=False) == true
@@ -214,9 +214,8 @@ def test_greedy_tokens_equal_the_full_forward_pass_together_and_alone(any_gpt):
         assert alone == completion
         assert completion.mask == [1] * len(true)
         assert completion.text == TOKENIZER.decode(true)
-    assert (
-        len({token for completion in together for token in completion.ids}) > 10
-    )  # not one token over and over
+    # not one token over and over
+    assert len({token for completion in together for token in completion.ids}) > 10
 
 
 @pytest.mark.parametrize(
@@ -229,9 +228,8 @@ def test_fewer_slots_than_prompts_give_the_same_completions(gpt, settings):
     assert len(wide) == 18
     for rows in (2, 5):
         assert Engine(gpt, TOKENIZER, max_rows=rows).generate(prompts, **settings) == wide
-    assert len({len(c.ids) for c in wide}) > 1 + bool(
-        settings.get("temperature")
-    )  # rows came and went between
+    # rows came and went between
+    assert len({len(c.ids) for c in wide}) > 1 + bool(settings.get("temperature"))
 
 
 def test_samples_do_not_depend_on_the_company(gpt):
@@ -260,7 +258,8 @@ def test_greedy_samples_are_all_the_same(gpt):
     assert others == [first, first]
 
 
-# --- where a text ends --------------------------------------------------------------------------------------------
+# --- where a text ends
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("max_tokens", "length"), [(1000, T - 5), (T - 5, T - 5), (7, 7)])
@@ -303,7 +302,8 @@ def test_no_prompts_are_no_completions(gpt):
     assert Engine(gpt, TOKENIZER).generate([], max_tokens=4) == []
 
 
-# --- the tool -----------------------------------------------------------------------------------------------------
+# --- the tool -------------------------------------------------------------------------------------
+# ----------------
 
 
 def completions(script, *, prompt="<|assistant_start|>", **settings) -> Completion:
@@ -404,7 +404,8 @@ def test_a_call_ends_once():
 
 
 def test_rows_have_their_own_tool_state():
-    """Calls at once that begin at different times, one that was never opened, and a text without any."""
+    """Calls at once that begin at different times, one that was never opened, and a text without
+    any."""
     script = {
         **chain(
             "c", "b", "a", "<|python_start|>", "7/2", "<|python_end|>", "Z", "<|assistant_end|>"
@@ -433,7 +434,8 @@ def test_forced_tokens_count_against_max_tokens():
     assert completion.finish_reason == "length"
 
 
-# --- the network afterwards ---------------------------------------------------------------------------------------
+# --- the network afterwards
+# ---------------------------------------------------------------------------------------
 
 
 def test_weights_that_change_between_two_calls_are_used():

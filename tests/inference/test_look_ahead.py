@@ -1,4 +1,5 @@
-"""The next step begun before the tokens of this one are known, as on a GPU: it changes nothing that anybody sees."""
+"""The next step begun before the tokens of this one are known, as on a GPU: it changes nothing that
+anybody sees."""
 
 import random
 from copy import deepcopy
@@ -20,7 +21,8 @@ DRAWN = torch.randint(V, (40, T), generator=torch.Generator().manual_seed(5)).to
 def test_logits_equal_the_full_forward_pass_whether_the_guess_was_right_or_not(
     arch, share, monkeypatch
 ):
-    """Rows come and go at random; a third of the guesses are wrong, and some steps are not looked ahead to at all."""
+    """Rows come and go at random; a third of the guesses are wrong, and some steps are not looked
+    ahead to at all."""
     monkeypatch.setattr("nanochat.inference.cache.FIRST_CAPACITY", 4)
     monkeypatch.setattr("nanochat.inference.cache.LEAST_BYTES", 1 if share else 2**60)
     monkeypatch.setattr("nanochat.inference.cache.LEAST_COPIES", 2)
@@ -53,9 +55,8 @@ def test_logits_equal_the_full_forward_pass_whether_the_guess_was_right_or_not(
         used += begun is not None and right and len(begun.tokens) == len(texts)
         texts += [list(text) for text, n in zip(new, copies, strict=True) for _ in range(n)]
         for row, text in zip(logits, texts, strict=True):
-            torch.testing.assert_close(
-                row, gpt(torch.tensor([text]))[0, -1], rtol=0, atol=1e-4
-            )  # fp32 sums
+            # fp32 sums
+            torch.testing.assert_close(row, gpt(torch.tensor([text]))[0, -1], rtol=0, atol=1e-4)
         guesses = [drawn.randrange(V) for _ in texts]
         if drawn.random() < 0.8:
             ahead = cache.look_ahead([text[-1] for text in texts], torch.tensor(guesses))
@@ -133,7 +134,8 @@ def run(
 
 @pytest.mark.parametrize("seed", range(6))
 def test_completions_are_the_same_with_and_without(any_gpt, seed, monkeypatch):
-    """In double precision: other rows beside a text change the last bits of its logits, and one in 10,000 draws of fp32 with them."""
+    """In double precision: other rows beside a text change the last bits of its logits, and one in
+    10,000 draws of fp32 with them."""
     any_gpt = deepcopy(any_gpt)
     any_gpt.compute_dtype = torch.float64
     monkeypatch.setattr("nanochat.inference.cache.FIRST_CAPACITY", 4)
@@ -165,7 +167,8 @@ def counted(cache: KVCache, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def test_every_token_but_the_last_is_looked_ahead_from_also_forced_ones(monkeypatch):
-    """The scripted network calls the calculator: what it is told comes from the host, and the steps after it are begun all the same."""
+    """The scripted network calls the calculator: what it is told comes from the host, and the steps
+    after it are begun all the same."""
     engine = Engine(
         scripted(chain("S", "<|python_start|>", "12*3", "<|python_end|>", "Z")), TOKENIZER
     )

@@ -1,4 +1,5 @@
-"""Stop strings count in the text of an answer, from which calls of tools are left out: content never holds one."""
+"""Stop strings count in the text of an answer, from which calls of tools are left out: content
+never holds one."""
 
 import random
 

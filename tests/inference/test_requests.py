@@ -1,4 +1,5 @@
-"""Requests that come and go, each with settings of its own; log-probabilities; prompts read in chunks, or not read again."""
+"""Requests that come and go, each with settings of its own; log-probabilities; prompts read in
+chunks, or not read again."""
 
 import random
 import threading
@@ -65,7 +66,8 @@ def some_sampling(drawn: random.Random) -> Sampling:
     )
 
 
-# --- joining, leaving ---------------------------------------------------------------------------------------------
+# --- joining, leaving
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prefill_tokens", [None, 4])
@@ -94,9 +96,8 @@ def test_a_row_is_the_same_whoever_is_beside_it_and_whenever_it_joins(calm):
     for (prompt, sampling), completion in zip(asked, finish(engine, *requests), strict=True):
         true = alone(calm, prompt, sampling)
         assert completion == true
-        assert completion.logprobs == pytest.approx(
-            true.logprobs, abs=1e-5
-        )  # sums in another order
+        # sums in another order
+        assert completion.logprobs == pytest.approx(true.logprobs, abs=1e-5)
     assert len({sampling.order for _, sampling in asked}) > 3
 
 
@@ -172,10 +173,8 @@ def test_cancelling_ends_a_request_before_its_next_token_and_frees_its_rows(calm
     assert {
         completion.finish_reason for completion in leaves.completions + waits[0].completions
     } == {"cancelled"}
-    assert [request for request, _ in engine.live] == [
-        stays,
-        waits[1],
-    ]  # the row went to one that waited
+    # the row went to one that waited
+    assert [request for request, _ in engine.live] == [stays, waits[1]]
     assert finish(engine, stays, waits[1]) == [
         alone(calm, prompt, sampling) for prompt in (PROMPTS[1], PROMPTS[3])
     ]
@@ -216,7 +215,8 @@ def test_what_raises_ends_the_requests_and_not_the_engine(calm, monkeypatch, met
     assert finish(engine, engine.submit([1, 2, 3], GREEDY)) == [alone(calm, [1, 2, 3], GREEDY)]
 
 
-# --- log-probabilities --------------------------------------------------------------------------------------------
+# --- log-probabilities
+# --------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -261,9 +261,8 @@ def test_logprobs_and_alternatives_are_those_of_what_was_sampled_from(calm):
             logits = calm(torch.tensor([text]))[0, -1]
             warm = Sampling(repetition_penalty=sampling.repetition_penalty)
             true = plain_distribution(logits, sampling if sampling.temperature else warm, set(text))
-            assert logprob == pytest.approx(
-                torch.tensor(true[token]).log().item(), abs=1e-4
-            )  # top_p may cut at a tie
+            # top_p may cut at a tie
+            assert logprob == pytest.approx(torch.tensor(true[token]).log().item(), abs=1e-4)
             assert len(top) == min(sampling.top_logprobs, len(true))
             assert [value for _, value in top] == sorted((value for _, value in top), reverse=True)
             assert not top or top[0][1] == pytest.approx(
@@ -288,7 +287,8 @@ def test_forced_tokens_have_no_logprob():
     assert completion.end_id == SPECIAL["<|assistant_end|>"]
 
 
-# --- streaming and stop strings -----------------------------------------------------------------------------------
+# --- streaming and stop strings
+# -----------------------------------------------------------------------------------
 
 
 def test_a_stream_gives_characters_of_several_tokens_whole():
@@ -298,10 +298,8 @@ def test_a_stream_gives_characters_of_several_tokens_whole():
     assert [fragment.text for fragment in engine.stream(request)] == ["é", "日", "🙂", "z"]
     assert request.completions[0].text == "é日🙂z"
     request = engine.submit([ord("a")], Sampling(temperature=0, max_tokens=4))
-    assert [fragment.text for fragment in engine.stream(request)] == [
-        "é",
-        "\ufffd",
-    ]  # half a character is left in the end
+    # half a character is left in the end
+    assert [fragment.text for fragment in engine.stream(request)] == ["é", "\ufffd"]
 
 
 def test_streams_read_in_turn_go_on_together(calm):
@@ -357,7 +355,8 @@ def test_a_stop_string_over_several_tokens_ends_the_text_before_it(stop, text, i
 
 
 def test_a_stop_string_that_cuts_off_several_tokens_leaves_the_others_alone(calm):
-    """Their cache rows may have been written over in layers with a window: then nothing of them is kept."""
+    """Their cache rows may have been written over in layers with a window: then nothing of them is
+    kept."""
     sampling = Sampling(max_tokens=20, seed=3, tools=False)
     text = alone(calm, LONG[:25], sampling).text
     with (engine := Engine(calm, TOKENIZER)).frozen():
@@ -382,21 +381,22 @@ def test_each_row_has_its_own_stop_strings():
     ]
 
 
-# --- prompts in chunks --------------------------------------------------------------------------------------------
+# --- prompts in chunks
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 13])
 @torch.no_grad()
 def test_a_prompt_read_in_chunks_is_one_read_at_once(any_gpt, chunk):
-    """With smear, windows shorter and longer than a chunk, value embeddings, bigrams; then it goes on as a row among others."""
+    """With smear, windows shorter and longer than a chunk, value embeddings, bigrams; then it goes
+    on as a row among others."""
     frozen = FrozenGPT.of(any_gpt)
     cache = cache_of(frozen, 1)
     for start in range(0, len(LONG), chunk):
         hidden = cache.read(LONG[start : start + chunk], LONG[start - 1] if start else None)
         full = any_gpt(torch.tensor([LONG[: start + chunk]]))[0, -1:]
-        torch.testing.assert_close(
-            any_gpt.logits(hidden), full, rtol=0, atol=1e-4
-        )  # fp32 sums in another order
+        # fp32 sums in another order
+        torch.testing.assert_close(any_gpt.logits(hidden), full, rtol=0, atol=1e-4)
     rows = cache_of(frozen, 4)
     rows.step([], [[7, 8]], [1])
     rows.adopt(cache, 2)
@@ -440,7 +440,8 @@ def test_short_prompts_beside_live_texts_are_as_many_as_the_chunk_holds(calm):
     ]
 
 
-# --- prompts that are not read again ------------------------------------------------------------------------------
+# --- prompts that are not read again
+# ------------------------------------------------------------------------------
 
 
 def two_turns(engine: Engine, first: Sampling, second: Sampling) -> tuple[Completion, Completion]:
@@ -471,9 +472,8 @@ def test_logprobs_of_a_turn_that_reuses_are_those_of_one_that_does_not(calm):
         true = two_turns(other, sampling, sampling)
     assert engine.stats.reused_tokens and not other.stats.reused_tokens
     assert reused == true
-    for mine, theirs in zip(
-        reused, true, strict=True
-    ):  # rows written a token at a time sum in another order
+    # rows written a token at a time sum in another order
+    for mine, theirs in zip(reused, true, strict=True):
         assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
 
 
@@ -484,13 +484,11 @@ def test_a_prompt_that_differs_midway_reuses_what_is_still_there(arch, reused):
         finish(engine, engine.submit(LONG, GREEDY))
         other = [*LONG[:18], 3, *LONG[19:25]]
         (found,) = finish(engine, engine.submit(other, GREEDY))
-        assert (
-            engine.stats.reused_tokens == reused
-        )  # layers with a window have written over what precedes token 18
+        # layers with a window have written over what precedes token 18
+        assert engine.stats.reused_tokens == reused
         assert found.ids == plain_greedy(gpt, other, T)
-        (again,) = finish(
-            engine, engine.submit(LONG, GREEDY)
-        )  # all of it is there; its last token is read again
+        # all of it is there; its last token is read again
+        (again,) = finish(engine, engine.submit(LONG, GREEDY))
         assert engine.stats.reused_tokens == (reused and reused + len(LONG) - 1)
         assert again.ids == plain_greedy(gpt, LONG, T)
 
@@ -570,7 +568,8 @@ def test_the_pool_stays_within_its_memory_and_the_least_recently_used_leaves():
     assert pool.bytes == 0 and pool.find(a) is None
 
 
-# --- the limits ---------------------------------------------------------------------------------------------------
+# --- the limits -----------------------------------------------------------------------------------
+# ----------------
 
 
 def test_a_full_context_ends_the_text_or_refuses_the_request():
@@ -608,7 +607,8 @@ def test_an_engine_that_makes_no_sense_is_one_clear_line(calm, settings):
     assert "\n" not in str(caught.value)
 
 
-# --- programs -----------------------------------------------------------------------------------------------------
+# --- programs -------------------------------------------------------------------------------------
+# ----------------
 
 PROGRAM = chain("x", "<|python_start|>", "f()", "<|python_end|>") | {
     SPECIAL["<|output_end|>"]: SPECIAL["<|assistant_end|>"]

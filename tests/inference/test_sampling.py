@@ -1,4 +1,5 @@
-"""The draw against its definition written out token by token, and rows with settings of their own against each row alone."""
+"""The draw against its definition written out token by token, and rows with settings of their own
+against each row alone."""
 
 import math
 import random
@@ -39,9 +40,8 @@ def test_frequencies_and_logprobs_are_those_of_the_plain_definition(sampling):
     drawn = draw(LOGITS.expand(n, -1), [sampling] * n, uniform, [MARKS] * n)
     found = torch.bincount(torch.tensor([token.id for token in drawn]), minlength=len(LOGITS)) / n
     expected = torch.tensor([true.get(token, 0.0) for token in range(len(LOGITS))])
-    torch.testing.assert_close(
-        found, expected, rtol=0, atol=2 / n
-    )  # evenly spread numbers: off by one at each border
+    # evenly spread numbers: off by one at each border
+    torch.testing.assert_close(found, expected, rtol=0, atol=2 / n)
     for token in {token.id: token for token in drawn}.values():
         assert token.logprob == pytest.approx(math.log(true[token.id]), abs=1e-5)
 
@@ -82,7 +82,8 @@ def random_rows(
 
 
 def test_rows_with_their_own_settings_are_as_alone():
-    """The same bits: which order a row is drawn in is not for its neighbours to decide, also where logits are equal."""
+    """The same bits: which order a row is drawn in is not for its neighbours to decide, also where
+    logits are equal."""
     logits, samplings, uniform, marks = random_rows(60, 500)
     together = draw(logits, samplings, uniform, marks)
     for row in range(60):

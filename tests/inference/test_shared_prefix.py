@@ -53,16 +53,16 @@ class Rows:
 def test_logits_equal_the_full_forward_pass_while_rows_and_prompts_come_and_go(
     any_gpt, monkeypatch, most_padded
 ):
-    """Prompts of 3 to 30 tokens beside texts of their own, so that a layer's window begins before, in and after a prompt."""
+    """Prompts of 3 to 30 tokens beside texts of their own, so that a layer's window begins before,
+    in and after a prompt."""
     monkeypatch.setattr("nanochat.inference.shared_prefix.MOST_PADDED", most_padded)
     rows = Rows(any_gpt)
     rows.step([DRAWN[0][:9], DRAWN[1][:5], DRAWN[2][:3]], [3, 1, 2])
     assert rows.prompts == [9, 3]
     for _ in range(3):
         rows.step()
-    rows.step(
-        [DRAWN[3][:30], DRAWN[4][:30]], [2, 1]
-    )  # longer than those that are there, and one with a copy
+    # longer than those that are there, and one with a copy
+    rows.step([DRAWN[3][:30], DRAWN[4][:30]], [2, 1])
     assert rows.prompts == [9, 3, 30]
     for row in (2, 1, 0):  # the first prompt is left; the last takes its place
         rows.drop(row)
@@ -101,7 +101,8 @@ def test_a_prompt_read_by_itself_is_shared_by_those_who_join_later_too(any_gpt):
 
 @torch.no_grad()
 def test_a_row_copied_out_goes_on_as_it_was(any_gpt):
-    """What is kept of a finished text, and of one that waits for its program: prompt and answer in one piece."""
+    """What is kept of a finished text, and of one that waits for its program: prompt and answer in
+    one piece."""
     rows = Rows(any_gpt)
     rows.step([DRAWN[0][:9], DRAWN[1][:30]], [2, 2])
     for steps in (0, 2, 10):

@@ -1,4 +1,5 @@
-"""Text that grows by tokens: whole characters, and nothing that belongs to a stop string, however the tokens are cut."""
+"""Text that grows by tokens: whole characters, and nothing that belongs to a stop string, however
+the tokens are cut."""
 
 import random
 

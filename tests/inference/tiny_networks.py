@@ -1,4 +1,5 @@
-"""Networks for the tests of decoding: one with random weights per arch, one that follows a script, and the plain way to decode."""
+"""Networks for the tests of decoding: one with random weights per arch, one that follows a script,
+and the plain way to decode."""
 
 import math
 from functools import lru_cache
@@ -27,13 +28,8 @@ ARCHS = {
         short_window_multiple=1, bigram=True, smear=False, backout=False, value_gate_channels=32
     ),
 }
-PROMPTS = [
-    [5],
-    [1, 2, 3],
-    list(range(60, 77)),
-    [9, 8, 7, 6, 5, 4, 3],
-    list(range(100, 131)),
-]  # 1, 3, 17, 7, 31 tokens
+# 1, 3, 17, 7, 31 tokens
+PROMPTS = [[5], [1, 2, 3], list(range(60, 77)), [9, 8, 7, 6, 5, 4, 3], list(range(100, 131))]
 
 
 def random_gpt(arch: str = "modern", seed: int = 0, std: float = 0.4, **sizes) -> GPT:
@@ -66,7 +62,8 @@ STOPS = (SPECIAL["<|assistant_end|>"], SPECIAL["<|bos|>"])
 
 
 def plain_greedy(gpt: GPT, prompt: list[int], max_tokens: int) -> list[int]:
-    """The definition: the whole text through the network for every token. For a network whose weights stay as they are."""
+    """The definition: the whole text through the network for every token. For a network whose
+    weights stay as they are."""
     return list(_plain_greedy(gpt, tuple(prompt), max_tokens))
 
 
@@ -83,7 +80,8 @@ def _plain_greedy(gpt: GPT, prompt: tuple[int, ...], max_tokens: int) -> list[in
 
 
 def chain(*pieces: str) -> dict[int, int]:
-    """token -> the token that the network then wants: the specials and bytes of `pieces` in order, each token at most once."""
+    """token -> the token that the network then wants: the specials and bytes of `pieces` in order,
+    each token at most once."""
     ids = [
         i
         for piece in pieces
@@ -116,7 +114,8 @@ def scripted(script: dict[int, int]) -> Scripted:
 def plain_distribution(
     logits: torch.Tensor, sampling: Sampling, seen: set[int]
 ) -> dict[int, float]:
-    """The definition of sampling, in float64: token -> probability of what the settings leave of logits (V,)."""
+    """The definition of sampling, in float64: token -> probability of what the settings leave of
+    logits (V,)."""
     z = logits.double().tolist()
     penalty = sampling.repetition_penalty or 1
     z = [

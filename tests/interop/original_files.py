@@ -1,4 +1,5 @@
-"""Checkpoints in the original's layout, written as the original writes them: `torch.save`, a meta file, a pickled tiktoken encoding."""
+"""Checkpoints in the original's layout, written as the original writes them: `torch.save`, a meta
+file, a pickled tiktoken encoding."""
 
 import json
 import pickle

@@ -1,4 +1,5 @@
-"""Every era's maths beside the original's own code at a commit of that era (`experiments/parity/golden_eras.py`)."""
+"""Every era's maths beside the original's own code at a commit of that era
+(`experiments/parity/golden_eras.py`)."""
 
 from pathlib import Path
 
@@ -16,7 +17,8 @@ GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "original_eras.npz")
 def test_logits_are_those_of_the_original(era: str) -> None:
     with torch.no_grad():
         logits = network(era)(fixed_ids())[0, -KEPT:].numpy()
-    # one bfloat16 unit in the last place of a RoPE table moves logits by 1e-3; what is left is the order of fp32 sums
+    # one bfloat16 unit in the last place of a RoPE table moves logits by 1e-3; what is left is the
+    # order of fp32 sums
     assert np.abs(logits - GOLDEN[era]).max() < 2e-5
 
 

@@ -70,9 +70,9 @@ def test_what_is_typed_is_what_is_set() -> None:
         "scripts.base_train",
         shlex.split("-- --depth=12 --run d12 --device_batch_size 16 --fp8 --core-metric-every=-1"),
     )
-    assert (
-        line
-        == "python -m nanochat.train +phase=base model.depth=12 logger=wandb run_name=d12 data.rows_per_device=16"
+    assert line == (
+        "python -m nanochat.train +phase=base model.depth=12 logger=wandb run_name=d12 "
+        "data.rows_per_device=16"
     )
     assert notes == ["--fp8: not built yet"]
     config = composed(*line.split()[3:])
@@ -82,9 +82,8 @@ def test_what_is_typed_is_what_is_set() -> None:
         "d12",
     )
     line, _ = habits.translate("scripts.chat_eval", shlex.split("-i rl -a ARC-Easy|GSM8K -x 50"))
-    assert (
-        line
-        == "python -m nanochat.evaluate ckpt=rl-d20@latest evals=arc_easy,gsm8k evals.tasks.limit=50"
+    assert line == (
+        "python -m nanochat.evaluate ckpt=rl-d20@latest evals=arc_easy,gsm8k evals.tasks.limit=50"
     )
 
 

@@ -1,4 +1,5 @@
-"""Optimizer files that the original's own code wrote (`experiments/parity/golden_moments.py`), taken for a warm start."""
+"""Optimizer files that the original's own code wrote (`experiments/parity/golden_moments.py`),
+taken for a warm start."""
 
 import json
 import shutil
@@ -34,7 +35,8 @@ def states(saved: dict) -> dict[str, dict]:
 
 
 def shards(era: str, place: Path) -> list[Path]:
-    """The golden file cut as two processes of the original would have written it (facts sheet 2.1, 2.2)."""
+    """The golden file cut as two processes of the original would have written it (facts sheet 2.1,
+    2.2)."""
     whole = torch.load(GOLDEN / f"moments_{era}" / "optim_000002_rank0.pt", weights_only=True)
     files = []
     for rank in range(2):

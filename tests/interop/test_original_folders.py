@@ -1,4 +1,5 @@
-"""What a user types for a checkpoint of the original, and the twenty ways in which its files can be wrong."""
+"""What a user types for a checkpoint of the original, and the twenty ways in which its files can be
+wrong."""
 
 import json
 import shutil
@@ -37,9 +38,8 @@ def test_it_loads_like_one_of_ours(era: str, base: Path, root: Path) -> None:
     )
     path = opened(source, base)
     gpt, expected = folder.load_gpt(path), network(era)
-    expected.transformer.wte.weight.data = (
-        expected.transformer.wte.weight.bfloat16().float()
-    )  # as the file has it
+    # as the file has it
+    expected.transformer.wte.weight.data = expected.transformer.wte.weight.bfloat16().float()
     with torch.no_grad():
         assert torch.equal(gpt(fixed_ids()), expected(fixed_ids()))
     assert gpt.transformer.wte.weight.dtype == torch.float32  # masters
@@ -76,13 +76,15 @@ def test_one_checkpoint_under_all_its_names(
 
 
 def test_the_originals_base_folder_is_ours(base: Path) -> None:
-    """Both are NANOCHAT_BASE_DIR: what the original wrote there is found by the name it has there."""
+    """Both are NANOCHAT_BASE_DIR: what the original wrote there is found by the name it has
+    there."""
     write(base)
     assert opened("base_checkpoints/d4", base).parent == base / "imported"
 
 
 def test_a_published_folder_holds_everything(base: Path, root: Path) -> None:
-    """As d32 and d34: model, meta file and tokenizer beside each other, and the lengths of the tokens as the original counted them."""
+    """As d32 and d34: model, meta file and tokenizer beside each other, and the lengths of the
+    tokens as the original counted them."""
     source = write(root, "classic", group="", tag="nanochat-d34", tokenizer=root / "nanochat-d34")
     lengths = torch.arange(SIZES["vocab_size"], dtype=torch.int32)
     torch.save(lengths, source / "token_bytes.pt")
@@ -170,7 +172,10 @@ def test_two_steps_tags_and_phases_are_listed(base: Path, root: Path) -> None:
     write(root, group="chatrl_checkpoints", tag="d6")
     with pytest.raises(
         ValueError,
-        match=r"holds 3 nanochat models; choose one of: .*base_checkpoints/d4, .*chatrl_checkpoints/d6",
+        match=(
+            r"holds 3 nanochat models; choose one of: .*base_checkpoints/d4, "
+            r".*chatrl_checkpoints/d6"
+        ),
     ):
         opened(root, base)
 

@@ -32,9 +32,8 @@ def test_wrong_settings_are_one_clear_line(name: str, settings: dict[str, Any], 
 def test_a_package_that_is_not_there_is_named(
     name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(
-        sys.modules, name, None
-    )  # how Python itself says that it cannot be imported
+    # how Python itself says that it cannot be imported
+    monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
         ValueError,
         match=f"logger={name} needs the package {name}: pip install .* or choose logger=csv",

@@ -63,9 +63,8 @@ def test_equals_torch_adamw(decay):
     theirs = run(options, make=lambda params: torch.optim.AdamW(params, **options))[2]
     for a, b in zip(mine, theirs, strict=True):
         for x, y in zip(a, b, strict=True):
-            torch.testing.assert_close(
-                x, y, rtol=1e-5, atol=1e-6
-            )  # the same operations in another order
+            # the same operations in another order
+            torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
 
 
 def test_moments_have_the_dtype_of_the_parameter():
@@ -82,9 +81,8 @@ def test_moments_have_the_dtype_of_the_parameter():
 def test_first_step_is_the_rate_in_the_direction_of_the_gradient():
     start, grads, history, _ = run({"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-10}, steps=1)
     for p, g, after in zip(start, grads[0], history[0], strict=True):
-        torch.testing.assert_close(
-            p - after, 0.1 * g.sign(), rtol=1e-4, atol=1e-6
-        )  # fp32 difference of numbers near 1
+        # fp32 difference of numbers near 1
+        torch.testing.assert_close(p - after, 0.1 * g.sign(), rtol=1e-4, atol=1e-6)
 
 
 def refused(options):

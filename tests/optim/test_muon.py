@@ -8,15 +8,8 @@ from plain_optim import PlainClassicMuon, PlainModernMuon
 
 from nanochat.optim import GroupedOptimizer, muon
 
-SHAPES = [
-    (24, 24),
-    (96, 24),
-    (24, 96),
-    (2, 12),
-    (1, 12),
-    (40, 39),
-    (24, 24),
-]  # square, tall, wide, gates; two of one shape
+# square, tall, wide, gates; two of one shape
+SHAPES = [(24, 24), (96, 24), (24, 96), (2, 12), (1, 12), (40, 39), (24, 24)]
 
 
 def problem(seed=0, shapes=SHAPES, steps=6):
@@ -52,7 +45,8 @@ def changing(step):
     }
 
 
-# the plain version is float64: fp32 keeps 6e-8, five rounds multiply small singular values by up to 8 each
+# the plain version is float64: fp32 keeps 6e-8, five rounds multiply small singular values by up to
+# 8 each
 TIGHT = {"rtol": 0, "atol": 5e-6}
 
 
@@ -113,12 +107,14 @@ def test_classic_in_bf16_is_the_textbook_in_bf16():
         true = w.double() - PlainClassicMuon(w.shape, torch.bfloat16).step(
             w.double(), grads[0][i].double(), 1.0, 0.95
         )
-        # bf16 keeps 8 bits; fused and separate products round differently, five rounds of slope up to 3.4
+        # bf16 keeps 8 bits; fused and separate products round differently, five rounds of slope up
+        # to 3.4
         assert (update - true).norm() < 0.05 * true.norm(), SHAPES[i]
 
 
 def test_in_bf16_rows_are_equilibrated_by_a_factor_of_fp32():
-    """Norms and their ratio in fp32, rounded once, as nanochat; in bf16 throughout it would be three roundings."""
+    """Norms and their ratio in fp32, rounded once, as nanochat; in bf16 throughout it would be
+    three roundings."""
     g = torch.randn(3, 7, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
     whole = g.float().norm(dim=(-2, -1), keepdim=True) / 7**0.5
     x = g * (whole / g.float().norm(dim=-1, keepdim=True)).bfloat16()
@@ -168,9 +164,8 @@ def test_decay_acts_only_where_the_update_agrees_with_the_weight():
     decayed = run(weights, grads, {"lr": 0.1, "weight_decay": 0.5, "ns_dtype": "float32"})[0][0][0]
     W, update = weights[0], weights[0] - free
     true = torch.where(update * W >= 0, 0.1 * 0.5 * W, torch.zeros_like(W))
-    torch.testing.assert_close(
-        free - decayed, true, rtol=0, atol=1e-6
-    )  # fp32 difference of numbers near 1
+    # fp32 difference of numbers near 1
+    torch.testing.assert_close(free - decayed, true, rtol=0, atol=1e-6)
     assert 0.3 < (true != 0).double().mean() < 0.7
 
 
@@ -182,9 +177,8 @@ def test_a_matrix_is_updated_the_same_alone_and_in_company():
         alone, _ = run(
             [w], [[gs[i]] for gs in grads], {"lr": 0.02, "weight_decay": 0.1, "ns_dtype": "float32"}
         )
-        torch.testing.assert_close(
-            alone[-1][0], together[-1][i], rtol=0, atol=1e-6
-        )  # batched products may add in another order
+        # batched products may add in another order
+        torch.testing.assert_close(alone[-1][0], together[-1][i], rtol=0, atol=1e-6)
 
 
 def test_state_is_kept_per_matrix_in_the_documented_shapes():
@@ -231,7 +225,8 @@ def test_options_that_cannot_be_are_one_clear_line(options, message):
         )
 
 
-# --- the dtype of the orthogonalisation: facts sheet 2.2, step 2, and 2.1 ------------------------------------------------
+# --- the dtype of the orthogonalisation: facts sheet 2.2, step 2, and 2.1
+# ------------------------------------------------
 
 BF16, FP32 = torch.bfloat16, torch.float32
 
@@ -258,12 +253,16 @@ def test_auto_follows_the_compute_dtype_where_the_hardware_has_bf16(
         assert muon.ns_dtype({**group, "ns_dtype": name}, torch.device("cpu")) == asked
 
 
-# --- compiled ---------------------------------------------------------------------------------------------------------
+# --- compiled -------------------------------------------------------------------------------------
+# --------------------
 
 
 @pytest.mark.skipif(
     " " in sys.prefix,
-    reason="torch's compiler cannot be in a path with a space (torch 2.13); updates then run uncompiled",
+    reason=(
+        "torch's compiler cannot be in a path with a space (torch 2.13); updates then run "
+        "uncompiled"
+    ),
 )
 @pytest.mark.slow  # half a minute of compiling
 @pytest.mark.parametrize("variant", ["modern", "classic"])

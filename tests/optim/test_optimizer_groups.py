@@ -1,4 +1,5 @@
-"""The optimizer of a whole network: rule, rate and decay of each parameter (facts sheet 2.1 and 2.2), and its state."""
+"""The optimizer of a whole network: rule, rate and decay of each parameter (facts sheet 2.1 and
+2.2), and its state."""
 
 import copy
 import importlib
@@ -53,7 +54,8 @@ def test_every_parameter_is_in_exactly_one_group(arch, switches, optim):
 @pytest.mark.parametrize("lr_factor", [1.0, 0.5])
 @pytest.mark.parametrize("d", [64, 768])
 def test_modern_rates_betas_and_decay(d, lr_factor):
-    """The table of facts sheet 2.2; `lr_factor` is sqrt(B / 2**19), which leaves the smear and backout group alone."""
+    """The table of facts sheet 2.2; `lr_factor` is sqrt(B / 2**19), which leaves the smear and
+    backout group alone."""
     gpt = network(d=d)
     groups = by_name(build(gpt, settings("muon"), lr_factor=lr_factor, weight_decay=0.123))
     s = (d / 768) ** -0.5
@@ -276,7 +278,8 @@ def test_a_copy_of_muon_under_another_name_trains_bit_for_bit_as_muon(
 
 def test_a_rule_says_what_shapes_it_takes_and_one_without_declarations_takes_all(folder_of_rules):
     (folder_of_rules / "sign.py").write_text(
-        "from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass Options:\n    lr: float\n\n\n"
+        "from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass Options:\n    lr: "
+        "float\n\n\n"
         "def step(params, grads, state, group):\n"
         "    for p, g in zip(params, grads):\n        p.sub_(g.sign(), alpha=group['lr'])\n"
     )

@@ -1,4 +1,5 @@
-"""`optim.groups.ROLE.rule=RULE` alone changes the rule: options of the old one fall away, those of the new one are its preset's."""
+"""`optim.groups.ROLE.rule=RULE` alone changes the rule: options of the old one fall away, those of
+the new one are its preset's."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Rate, momentum and decay at every step against the facts sheet (2.3), with the numbers the YAML files hold."""
+"""Rate, momentum and decay at every step against the facts sheet (2.3), with the numbers the YAML
+files hold."""
 
 import math
 
@@ -49,7 +50,8 @@ def test_classic_at_every_step(N):
         assert s.decay(it, N) == 1
 
 
-# progress: rate, momentum, decay of a run of 2,520 steps (d12), by hand; 1,638 steps of warmdown begin at 882
+# progress: rate, momentum, decay of a run of 2,520 steps (d12), by hand; 1,638 steps of warmdown
+# begin at 882
 @pytest.mark.parametrize(
     ("it", "rate", "momentum", "decay"),
     [
@@ -96,7 +98,8 @@ def test_short_runs_reach_their_full_rate(N):
 
 
 def test_initial_fraction_scales_the_whole_rate():
-    """Facts sheet 2.3: modern sft starts at 0.8 of the base rates and goes down to zero over the last half."""
+    """Facts sheet 2.3: modern sft starts at 0.8 of the base rates and goes down to zero over the
+    last half."""
     whole, part = (
         schedule("muon", warmup_steps=0, warmdown_frac=0.5, final_lr_frac=0.0, init_lr_frac=f)
         for f in (1.0, 0.8)

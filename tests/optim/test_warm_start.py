@@ -1,4 +1,5 @@
-"""An optimizer that begins with the moments of another: by name, where rule, variant and shape agree."""
+"""An optimizer that begins with the moments of another: by name, where rule, variant and shape
+agree."""
 
 import torch
 

@@ -34,7 +34,8 @@ def test_advantages() -> None:
 
 
 def test_nanochats_passes() -> None:
-    """Per pass: sum over its tokens / (tokens of the pass * passes of the question * questions of the step)."""
+    """Per pass: sum over its tokens / (tokens of the pass * passes of the question * questions of
+    the step)."""
     algorithm = Algorithm("x", normalise="pass", pass_rows=2)
     assert algorithm.token_weights(COUNTS, 256) == [
         [1 / (6 * 2 * 2), 1 / (6 * 2 * 2), 1 / (6 * 2 * 2), 1 / (6 * 2 * 2)],
@@ -65,7 +66,8 @@ def values(
     advantages: list[float],
     start: list[float] | None = None,
 ):
-    """Loss, clipped and k3 for tokens with these ratios, logp 0 and weight 1, and the gradient with respect to logp."""
+    """Loss, clipped and k3 for tokens with these ratios, logp 0 and weight 1, and the gradient with
+    respect to logp."""
     logp = torch.zeros(len(ratios), requires_grad=True)
     old = -torch.tensor(ratios).log()
     first = None if start is None else torch.tensor(start)
@@ -77,7 +79,8 @@ def values(
 
 
 def test_clipping_is_the_pessimist() -> None:
-    """min(ratio A, clip(ratio) A): gains stop at the clip, losses do not (Schulman et al. 2017, arXiv:1707.06347)."""
+    """min(ratio A, clip(ratio) A): gains stop at the clip, losses do not (Schulman et al. 2017,
+    arXiv:1707.06347)."""
     algorithm = Algorithm("x", clip_low=0.2, clip_high=0.2)
     loss, clipped, _, grad = values(
         algorithm, [1.5, 0.5, 1.5, 0.5, 1.1], [1.0, 1.0, -1.0, -1.0, 1.0]

@@ -1,4 +1,5 @@
-"""Every way of writing a number that was decided on, and what it is taken for; None: it is no number, or not one."""
+"""Every way of writing a number that was decided on, and what it is taken for; None: it is no
+number, or not one."""
 
 import time
 from fractions import Fraction

@@ -20,7 +20,8 @@ TASK = Sums(size=8)
 
 @pytest.fixture(scope="module")
 def learnt() -> GPT:
-    """A network that has seen the conversations of the task until it is right about half of the time."""
+    """A network that has seen the conversations of the task until it is right about half of the
+    time."""
     torch.manual_seed(0)
     gpt = GPT.build(GPTConfig(48, V, 2, 2, 2, 32))
     groups = {
@@ -84,7 +85,8 @@ def test_a_model_that_can_learn_goes(learnt: GPT) -> None:
 
 
 def test_a_broken_template_is_named(learnt: GPT) -> None:
-    """The marks of user and assistant exchanged, as a tokenizer of another model would have them."""
+    """The marks of user and assistant exchanged, as a tokenizer of another model would have
+    them."""
     broken = BPETokenizer([])
     a, b = "<|user_start|>", "<|assistant_start|>"
     broken.specials = {**broken.specials, a: broken.specials[b], b: broken.specials[a]}

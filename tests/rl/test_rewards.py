@@ -1,4 +1,5 @@
-"""Rewards as plug-ins: their sum, and an error that names function and item for whatever is no number."""
+"""Rewards as plug-ins: their sum, and an error that names function and item for whatever is no
+number."""
 
 import math
 import time
@@ -88,7 +89,10 @@ def test_a_missing_field_and_whatever_is_raised_name_function_and_item() -> None
     rollouts[0].conversation["level"] = 1
     with pytest.raises(
         ValueError,
-        match=r"rewards.mine failed for question 3 of sums, sample 0 \('b'\): there is no field 'level'",
+        match=(
+            r"rewards.mine failed for question 3 of sums, sample 0 \('b'\): there is no field "
+            r"'level'"
+        ),
     ):
         rewards(needs).give(rollouts, TASK)
     with pytest.raises(ValueError, match=r"question 0 of sums.*ZeroDivisionError"):
@@ -104,7 +108,10 @@ def test_a_number_for_each_rollout(values) -> None:
 def test_a_reward_that_takes_too_long_is_an_error() -> None:
     with pytest.raises(
         ValueError,
-        match=r"rewards.mine took more than 0.05 s for 1 rollouts, the first for question 0 .*; raise rewards.mine.timeout",
+        match=(
+            r"rewards.mine took more than 0.05 s for 1 rollouts, the first for question 0 .*; "
+            r"raise rewards.mine.timeout"
+        ),
     ):
         rewards(lambda rollouts, task: time.sleep(5), timeout=0.05).give([rollout("a")], TASK)
 

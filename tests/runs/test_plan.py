@@ -1,4 +1,5 @@
-"""The plan against the facts sheet's scale tables (1.9) and laws (2.4), and against what cannot be."""
+"""The plan against the facts sheet's scale tables (1.9) and laws (2.4), and against what cannot
+be."""
 
 import math
 from dataclasses import replace
@@ -77,7 +78,8 @@ def test_d24_at_ratio_8(modern):
 @pytest.mark.parametrize("ratio", [0.5, 8, 8.7, 9.5, 20, 40])
 @pytest.mark.parametrize("depth", [8, 12, 24, 32])
 def test_weight_decay_and_batch_do_not_depend_on_the_ratio(modern, depth, ratio):
-    """Facts sheet 2.4: D = R * P and D_ref = R * P12, so that D_ref / D is P12 / P: d24 has 0.0597 at ratio 8 too."""
+    """Facts sheet 2.4: D = R * P and D_ref = R * P12, so that D_ref / D is P12 / P: d24 has 0.0597
+    at ratio 8 too."""
     plan, table = (
         make_plan(modern(depth), modern(12), ratio=ratio),
         {row[0]: row for row in MODERN}[depth],
@@ -103,7 +105,8 @@ def test_the_length_of_a_run_at_its_ratio_gives_the_same_plan_however_it_is_set(
 
 
 def test_where_nothing_says_a_ratio_the_reference_has_12(modern):
-    """plan.ratio=null is what FLOPs and steps are given with; nanochat's ratio of -1 gives P12 / P as well."""
+    """plan.ratio=null is what FLOPs and steps are given with; nanochat's ratio of -1 gives P12 / P
+    as well."""
     whole = make_plan(modern(24), modern(12))
     plan = make_plan(modern(24), modern(12), ratio=None, flops=whole.flops)
     assert (plan.batch_tokens, plan.steps, f"{plan.weight_decay:.4f}") == (
@@ -143,7 +146,8 @@ def test_published_d34_ran_at_ratio_40(classic):
     assert make_plan(classic(34), classic(12), scale="classic", ratio=40).steps == 169_150
 
 
-# --- other ways to set the length -------------------------------------------------------------------------------------
+# --- other ways to set the length
+# -------------------------------------------------------------------------------------
 
 
 def test_tokens_set_the_horizon(modern):
@@ -153,7 +157,8 @@ def test_tokens_set_the_horizon(modern):
 
 
 def test_flops_round_to_the_nearest_step(modern):
-    """Facts sheet 2.4: steps = round(flops / (FLOPs per token * B)), where a horizon in tokens takes the floor."""
+    """Facts sheet 2.4: steps = round(flops / (FLOPs per token * B)), where a horizon in tokens
+    takes the floor."""
     config = modern(12)
     per_step = counts.flops_per_token(config) * 524_288
     for wanted, steps in ((2_520.4, 2_520), (2_520.6, 2_521)):
@@ -166,9 +171,8 @@ def test_flops_round_to_the_nearest_step(modern):
 def test_max_steps_are_the_steps(modern):
     plan = make_plan(modern(12), modern(12), max_steps=2_520)
     assert (plan.steps, plan.batch_tokens, plan.lr_factor) == (2_520, 524_288, 1.0)
-    assert plan.weight_decay == pytest.approx(
-        0.28, rel=1e-3
-    )  # 2,520 whole steps are a little less than the horizon at ratio 12
+    # 2,520 whole steps are a little less than the horizon at ratio 12
+    assert plan.weight_decay == pytest.approx(0.28, rel=1e-3)
 
 
 @pytest.mark.parametrize("steps", [1, 20, 1_000, 10**6])
@@ -193,7 +197,8 @@ def test_weight_decay_is_proportional(modern):
     assert make_plan(modern(12), modern(12), weight_decay=0.1).weight_decay == pytest.approx(0.1)
 
 
-# --- the batch law ----------------------------------------------------------------------------------------------------
+# --- the batch law --------------------------------------------------------------------------------
+# --------------------
 
 
 def test_batch_law_is_a_power_of_two_near_the_0_383th_power():
@@ -206,7 +211,8 @@ def test_batch_law_is_a_power_of_two_near_the_0_383th_power():
 
 
 def test_short_runs_get_a_small_batch(modern):
-    """Down to two rows a step there are hundreds of steps left, and the batch never grows as the run shrinks."""
+    """Down to two rows a step there are hundreds of steps left, and the batch never grows as the
+    run shrinks."""
     before = math.inf
     for tokens in (10**9, 10**8, 10**7, 4 * 10**6):
         plan = make_plan(modern(4), modern(12), tokens=tokens)
@@ -224,7 +230,8 @@ def test_batch_holds_whole_rows_on_every_process(modern, T, world_size):
         assert plan.batch_tokens % (T * world_size) == 0
 
 
-# --- what cannot be ---------------------------------------------------------------------------------------------------
+# --- what cannot be -------------------------------------------------------------------------------
+# --------------------
 
 
 @pytest.mark.parametrize(

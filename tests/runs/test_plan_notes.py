@@ -1,4 +1,5 @@
-"""What a plan does not take as typed, or not as the original would, it says; what was typed holds or is refused."""
+"""What a plan does not take as typed, or not as the original would, it says; what was typed holds
+or is refused."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -24,9 +25,8 @@ def test_a_typed_warmup_holds(warmup, total):
     schedule = Schedule(warmup_steps=warmup)
     schedule.check_length(total)
     rates = [schedule.lr(step, total) for step in range(warmup)]
-    assert rates == [
-        (step + 1) / warmup for step in range(warmup)
-    ]  # as the original, which shortens nothing
+    # as the original, which shortens nothing
+    assert rates == [(step + 1) / warmup for step in range(warmup)]
     assert f"warm-up {warmup} steps, warm-down" in schedule.describe(total)
 
 
@@ -104,16 +104,16 @@ def test_a_whole_generation_is_no_mixture():
         "plan": {"scale": "modern", "ratio": 12, "tokens": None, "flops": None},
         "trainer": {"gradient_clip_val": 1.0},
     }
-    assert (
-        mixed_generations(config(**modern), 32768) is None
-    )  # clipping alone is nobody's generation
+    # clipping alone is nobody's generation
+    assert mixed_generations(config(**modern), 32768) is None
 
 
 def test_a_mixture_is_named_in_one_line():
     plan = {"scale": "modern", "ratio": 12, "tokens": None, "flops": None}
     said = mixed_generations(config(plan=plan, trainer={"gradient_clip_val": None}), 32768)
     assert said == (
-        "mixed generations: classic: arch, optim; modern: plan.scale, plan.ratio, tokenizer.vocab_size, "
+        "mixed generations: classic: arch, optim; modern: plan.scale, plan.ratio, "
+        "tokenizer.vocab_size, "
         "trainer.gradient_clip_val; experiment=classic sets all"
     )
     said = mixed_generations(config(arch={"name": "modern"}), 65536)

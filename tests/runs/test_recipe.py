@@ -1,4 +1,5 @@
-"""A phase names its recipe, which brings its data's class and the settings that only it has; nothing else has to know of it."""
+"""A phase names its recipe, which brings its data's class and the settings that only it has;
+nothing else has to know of it."""
 
 import sys
 from types import ModuleType
@@ -77,7 +78,8 @@ def test_every_phase_has_a_recipe(name: str, recipe: str) -> None:
 
 @pytest.mark.parametrize("name", ["base", "sft", "rl"])
 def test_a_run_from_before_recipes_is_the_same_run(name: str) -> None:
-    """Its config.yaml has no `recipe`, `size` and `evals`, and evaluations and the settings of phase rl stood elsewhere."""
+    """Its config.yaml has no `recipe`, `size` and `evals`, and evaluations and the settings of
+    phase rl stood elsewhere."""
     new = checked(f"+phase={name}", "trainer=cpu")
     old = {k: v for k, v in new.items() if k not in ("recipe", "size", "evals")}
     old |= {"tasks": {"limit": 256, "of": {}}, "pass_at_k": {"limit": 400}, "val_task": None}

@@ -1,4 +1,5 @@
-"""What the plan's estimate and the MFU divide by: the peak of the device in the dtype that is used."""
+"""What the plan's estimate and the MFU divide by: the peak of the device in the dtype that is
+used."""
 
 from types import SimpleNamespace
 

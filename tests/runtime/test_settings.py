@@ -1,4 +1,5 @@
-"""Every setting is checked when composed: what a user may type, what it becomes, and the one line of what is wrong."""
+"""Every setting is checked when composed: what a user may type, what it becomes, and the one line
+of what is wrong."""
 
 import sys
 from collections.abc import Callable
@@ -21,7 +22,8 @@ SFT = ["+phase=sft", "trainer=cpu"]
 
 @pytest.fixture
 def take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """What a command does with its words before anything is built: the checked config, or the line of an error."""
+    """What a command does with its words before anything is built: the checked config, or the line
+    of an error."""
 
     def call(*words: str, name: str = "train") -> Any:
         monkeypatch.setattr(sys, "argv", [name, *words])
@@ -159,7 +161,10 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         ),
         (
             "recipe._target_=no.such",
-            "recipe._target_=no.such: there is no object with this name; see the files in conf/phase/",
+            (
+                "recipe._target_=no.such: there is no object with this name; see the files in "
+                "conf/phase/"
+            ),
         ),
         ("logger.csv=5", "logger.csv=5 must be a group of settings"),
         (
@@ -359,7 +364,8 @@ def test_what_is_no_whole_number(value: Any) -> None:
 def test_a_module_argument_is_given_to_the_phase(
     take: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An argument that a phase takes is a setting, checked by its type, and reaches the constructor."""
+    """An argument that a phase takes is a setting, checked by its type, and reaches the
+    constructor."""
     from nanochat.modules import next_token
     from nanochat.runs.recipe import Recipe
 

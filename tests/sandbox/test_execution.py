@@ -1,4 +1,5 @@
-"""Programs that attack: what they were after is looked at from outside, under all guards and under each that stops them alone."""
+"""Programs that attack: what they were after is looked at from outside, under all guards and under
+each that stops them alone."""
 
 import contextlib
 import json
@@ -32,9 +33,8 @@ LIBC = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
 @dataclass
 class Attack:
     code: str
-    stops: tuple[
-        str, ...
-    ]  # each alone is enough; "a+b" if it takes both; with nothing listed only all together is tried
+    # each alone is enough; "a+b" if it takes both; with nothing listed only all together is tried
+    stops: tuple[str, ...]
     says: str = ""  # part of what it prints, or of its error
     limits: ProgramLimits = field(default=QUICK)
 
@@ -45,7 +45,10 @@ def tries(*lines: str) -> str:
         LIBC
         + "import sys\ngot = None\n"
         + "".join(
-            f"try:\n    {line}\n    if got is not None: print('BROKE OUT', {n}, got)\nexcept Exception as e: print(type(e).__name__)\ngot = None\n"
+            (
+                f"try:\n    {line}\n    if got is not None: print('BROKE OUT', {n}, got)\nexcept "
+                "Exception as e: print(type(e).__name__)\ngot = None\n"
+            )
             for n, line in enumerate(lines)
         )
     )
@@ -67,7 +70,8 @@ def taken(way):
     print('bounded')
 """
 
-# {secret}: a file in the home folder; {target}: one that must not come to be; {victim}: a process with the secret in its environment
+# {secret}: a file in the home folder; {target}: one that must not come to be; {victim}: a process
+# with the secret in its environment
 ATTACKS = {
     # processes
     "fork bomb": Attack(
@@ -75,13 +79,17 @@ ATTACKS = {
         ("seccomp", "pid+uid+mount"),
     ),
     "thread bomb": Attack(
-        "import threading, time\nn = 0\ntry:\n    while True:\n        threading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n"
+        "import threading, time\nn = 0\ntry:\n    while True:\n        "
+        "threading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n"
         "        n += 1\nexcept RuntimeError: print('at most seven' if n <= 7 else n)",
         ("seccomp", "uid+mount"),
         "at most seven",
     ),
     "a daemon that survives": Attack(
-        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(60)\n    os._exit(0)",
+        (
+            "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: "
+            "time.sleep(60)\n    os._exit(0)"
+        ),
         ("seccomp", "pid"),
     ),
     "killing the parent": Attack(
@@ -93,7 +101,8 @@ ATTACKS = {
     "killing its process group": Attack("import os\nos.killpg(0, 9)", ("seccomp", "pid")),
     "killing everybody": Attack(tries("os.kill(-1, 9)"), ()),
     "a signal from the kernel in its name": Attack(
-        "import fcntl, os, time\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, {victim})\nfcntl.fcntl(r, 10, 9)\n"
+        "import fcntl, os, time\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, "
+        "{victim})\nfcntl.fcntl(r, 10, 9)\n"
         "fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC)\nos.write(w, b'x')\ntime.sleep(0.2)",
         ("seccomp", "pid", "landlock-scope"),
     ),
@@ -164,17 +173,22 @@ ATTACKS = {
         ("mount+seccomp", "landlock"),
     ),
     "open files of the parent": Attack(
-        "import os\nfor fd in range(4, 1024):\n    try: print('BROKE OUT', fd, os.fstat(fd))\n    except OSError: pass",
+        (
+            "import os\nfor fd in range(4, 1024):\n    try: print('BROKE OUT', fd, os.fstat(fd))\n "
+            "   except OSError: pass"
+        ),
         ("rlimits",),
     ),
     "one big file": Attack(
-        "n = 0\ntry:\n    with open('big', 'wb', 0) as f:\n        while True: n += f.write(b'x' * 65536)\n"
+        "n = 0\ntry:\n    with open('big', 'wb', 0) as f:\n        while True: n += f.write(b'x' * "
+        "65536)\n"
         "except OSError: print('bounded' if n <= 2**20 else n)",
         ("rlimits", "mount"),
         "bounded",
     ),
     "many files": Attack(
-        "n = 0\ntry:\n    while True:\n        with open(str(n), 'wb', 0) as f: n += f.write(b'x' * 65536)\n"
+        "n = 0\ntry:\n    while True:\n        with open(str(n), 'wb', 0) as f: n += f.write(b'x' "
+        "* 65536)\n"
         "except OSError: print('bounded' if n <= 2**20 else n)",
         ("mount", "landlock", "seccomp"),
         "bounded",
@@ -190,19 +204,26 @@ ATTACKS = {
     "ftruncate and a mapping": Attack(
         # a mapped page that finds no room is a SIGBUS
         TAKES
-        + "taken('os.ftruncate(fd, size); m = mmap.mmap(fd, size); m[::4096] = bytes(len(m[::4096])); m.close()')",
+        + (
+            "taken('os.ftruncate(fd, size); m = mmap.mmap(fd, size); m[::4096] = "
+            "bytes(len(m[::4096])); m.close()')"
+        ),
         ("mount", "landlock", "seccomp"),
         "",
     ),
     "folders without end": Attack(
-        "import os\nn = 0\ntry:\n    while n < 5000:\n        os.mkdir(str(n)); n += 1\nexcept OSError: pass\nprint('bounded' if n <= 1024 else n)",
+        (
+            "import os\nn = 0\ntry:\n    while n < 5000:\n        os.mkdir(str(n)); n += 1\nexcept "
+            "OSError: pass\nprint('bounded' if n <= 1024 else n)"
+        ),
         ("mount", "landlock", "seccomp"),
         "bounded",
     ),
     # network
     "TCP": Attack(
         tries(
-            "import socket; s = socket.create_connection(('127.0.0.1', {tcp}), 1); got = s.send(b'x')"
+            "import socket; s = socket.create_connection(('127.0.0.1', {tcp}), 1); got = "
+            "s.send(b'x')"
         ),
         ("seccomp", "net", "landlock-tcp"),
     ),
@@ -212,7 +233,8 @@ ATTACKS = {
     ),
     "UDP": Attack(
         tries(
-            "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.sendto(b'x', ('127.0.0.1', {udp}))"
+            "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.sendto(b'x', "
+            "('127.0.0.1', {udp}))"
         ),
         ("seccomp", "net"),
     ),
@@ -222,13 +244,15 @@ ATTACKS = {
     ),
     "an abstract Unix socket": Attack(
         tries(
-            "import socket; s = socket.socket(socket.AF_UNIX); s.connect('\\0' + {abstract!r}); got = 1"
+            "import socket; s = socket.socket(socket.AF_UNIX); s.connect('\\0' + {abstract!r}); "
+            "got = 1"
         ),
         ("seccomp", "net", "landlock-scope"),
     ),
     "a datagram from a pair": Attack(
         tries(
-            "import socket; a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM); a.sendto(b'x', {datagram!r})"
+            "import socket; a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM); "
+            "a.sendto(b'x', {datagram!r})"
         ),
         ("seccomp", "mount"),
     ),
@@ -248,11 +272,15 @@ ATTACKS = {
         tries("got = 1 if libc.unshare(0x10000000) == 0 else None"), ("seccomp",)
     ),
     "calls by their numbers": Attack(
-        # socket, execve, ptrace, bpf, io_uring_setup, keyctl, userfaultfd, perf_event_open, open_by_handle_at, setns, process_vm_readv, memfd_create,
-        # clone3, kexec_load, init_module, pidfd_open, mount_setattr, add_key, quotactl, and getpid of the other set, x32
+        # socket, execve, ptrace, bpf, io_uring_setup, keyctl, userfaultfd, perf_event_open,
+        # open_by_handle_at, setns, process_vm_readv, memfd_create,
+        # clone3, kexec_load, init_module, pidfd_open, mount_setattr, add_key, quotactl, and getpid
+        # of the other set, x32
         tries(
-            "got = [n for n in (41, 59, 101, 321, 425, 250, 323, 298, 304, 308, 310, 319, 435, 246, 175, 434, 442, 248, 179, 0x40000027)"
-            " if libc.syscall(n, 2, 1, 0, 0, 0, 0) != -1 or ctypes.get_errno() not in (1, 38)] or None"
+            "got = [n for n in (41, 59, 101, 321, 425, 250, 323, 298, 304, 308, 310, 319, 435, "
+            "246, 175, 434, 442, 248, 179, 0x40000027)"
+            " if libc.syscall(n, 2, 1, 0, 0, 0, 0) != -1 or ctypes.get_errno() not in (1, 38)] or "
+            "None"
         ),
         ("seccomp",),
     ),
@@ -263,19 +291,28 @@ ATTACKS = {
     "a shell through reloaded modules": Attack(
         tries(
             "import importlib; importlib.reload(os); os.system('touch {target}')",
-            "import subprocess; importlib.reload(subprocess); got = subprocess.run(['touch', {target!r}])",
+            (
+                "import subprocess; importlib.reload(subprocess); got = subprocess.run(['touch', "
+                "{target!r}])"
+            ),
         ),
         ("seccomp", "mount"),
     ),
     "a core file": Attack(
-        "import os, resource\ntry: resource.setrlimit(resource.RLIMIT_CORE, (10**9,) * 2)\nexcept (ValueError, OSError): pass\nos.abort()",
+        (
+            "import os, resource\ntry: resource.setrlimit(resource.RLIMIT_CORE, (10**9,) * "
+            "2)\nexcept (ValueError, OSError): pass\nos.abort()"
+        ),
         ("rlimits",),
         "SIGABRT",
     ),
     # memory, time, output
     "memory": Attack("x = []\nwhile True: x.append(bytearray(2**24))", ("rlimits",), "MemoryError"),
     "memory after raising the limits": Attack(
-        "import resource\ntry: resource.setrlimit(resource.RLIMIT_AS, (-1, -1))\nexcept (ValueError, OSError): pass\nx = bytearray(2**30)",
+        (
+            "import resource\ntry: resource.setrlimit(resource.RLIMIT_AS, (-1, -1))\nexcept "
+            "(ValueError, OSError): pass\nx = bytearray(2**30)"
+        ),
         ("rlimits",),
         "MemoryError",
     ),
@@ -285,7 +322,8 @@ ATTACKS = {
     "memory while it is compiled": Attack("x = (" * 10**5 + ")" * 10**5, ("rlimits",)),
     "sleeping for ever": Attack("import time\ntime.sleep(1e6)", ("rlimits",), "TimeoutError"),
     "deaf to signals": Attack(
-        "import signal, time\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n    except (OSError, ValueError): pass\n"
+        "import signal, time\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n  "
+        "  except (OSError, ValueError): pass\n"
         "signal.setitimer(signal.ITIMER_REAL, 0)\nwhile True: time.sleep(9)",
         ("rlimits",),
         "TimeoutError",
@@ -348,10 +386,8 @@ class Outside:
 @pytest.fixture
 def outside(tmp_path, monkeypatch):
     monkeypatch.setenv("CANARY", SECRET)
-    runs, short = (
-        tmp_path / "runs",
-        tempfile.mkdtemp(),
-    )  # the path of a socket may have 107 characters
+    # the path of a socket may have 107 characters
+    runs, short = (tmp_path / "runs", tempfile.mkdtemp())
     runs.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(runs))
     victim = subprocess.Popen(
@@ -492,15 +528,15 @@ ARMED = (
 @pytest.mark.parametrize("name", ARMED)
 def test_without_guards_the_attack_succeeds(name, outside):
     """Or what the tests above show would be worth nothing."""
-    limits = (
-        ("rlimits",) if name == "memory in no address space" else ()
-    )  # where no file may grow, that one neither
+    # where no file may grow, that one neither
+    limits = ("rlimits",) if name == "memory in no address space" else ()
     with pytest.raises(AssertionError):
         assault(ATTACKS[name], outside, (*MECHANISMS, *limits))
 
 
 def test_the_signal_of_the_cpu_limit_is_a_timeout_however_little_time_was_counted():
-    """The kernel counts ticks for the limit and exact times for rusage, so the signal may come early."""
+    """The kernel counts ticks for the limit and exact times for rusage, so the signal may come
+    early."""
     result = run_python("import os, signal\nos.kill(os.getpid(), signal.SIGXCPU)", QUICK)
     assert result.timeout and result.error.startswith("TimeoutError")
 
@@ -517,7 +553,8 @@ def test_a_program_deaf_to_the_signal_of_the_cpu_limit_is_killed_and_timed_out()
     assert result.timeout and result.error.startswith("TimeoutError")
 
 
-# --- what a result says ------------------------------------------------------------------------------------------
+# --- what a result says
+# ------------------------------------------------------------------------------------------
 
 
 def test_a_program_that_works():
@@ -567,12 +604,17 @@ def test_an_early_end_is_a_success_that_did_not_finish(code):
 
 def test_what_uses_much_of_the_standard_library_works():
     code = (
-        "import asyncio, bz2, collections, ctypes, dataclasses, datetime, decimal, fractions, hashlib, heapq, itertools, json, lzma, math, os\n"
-        "import queue, random, re, sqlite3, ssl, statistics, string, tempfile, threading, time, typing, unittest, zlib\n"
-        "async def three():\n    await asyncio.sleep(0)\n    return 3\nprint(asyncio.run(three()))\n"
-        "with tempfile.TemporaryDirectory() as d:\n    open(d + '/a', 'w').write('text')\n    os.mkdir(d + '/c'); os.rename(d + '/a', d + '/c/b')\n"
+        "import asyncio, bz2, collections, ctypes, dataclasses, datetime, decimal, fractions, "
+        "hashlib, heapq, itertools, json, lzma, math, os\n"
+        "import queue, random, re, sqlite3, ssl, statistics, string, tempfile, threading, time, "
+        "typing, unittest, zlib\n"
+        "async def three():\n    await asyncio.sleep(0)\n    return "
+        "3\nprint(asyncio.run(three()))\n"
+        "with tempfile.TemporaryDirectory() as d:\n    open(d + '/a', 'w').write('text')\n    "
+        "os.mkdir(d + '/c'); os.rename(d + '/a', d + '/c/b')\n"
         "    print(open(d + '/c/b').read(), os.listdir(d), os.path.getsize(d + '/c/b'))\n"
-        "print(sqlite3.connect(':memory:').execute('select 1 + 1').fetchone(), len(os.urandom(4)), hashlib.sha256(b'').hexdigest()[:4])"
+        "print(sqlite3.connect(':memory:').execute('select 1 + 1').fetchone(), len(os.urandom(4)), "
+        "hashlib.sha256(b'').hexdigest()[:4])"
     )
     result = run_python(code)
     assert (result.stdout, result.stderr) == ("3\ntext ['c'] 4\n(2,) 4 e3b0\n", "")
@@ -613,7 +655,8 @@ def test_files_without_a_file_system_of_their_own_are_watched_and_removed(outsid
     )  # too deep to look
     outside.unharmed()
     assert run_python("import os\nos.mkdir('d', 0)", off=off).finished
-    code = "n = 0\nwhile True:\n    n += 1\n    open(str(n), 'wb').close()"  # of no size: what a file holds is limited to none
+    # of no size: what a file holds is limited to none
+    code = "n = 0\nwhile True:\n    n += 1\n    open(str(n), 'wb').close()"
     assert (
         run_python(code, ProgramLimits(file_bytes=2**20), off=off).error
         == "more than 1048576 bytes of files"
@@ -677,7 +720,8 @@ def test_limits_that_make_no_sense_are_one_clear_line(settings, named):
         ProgramLimits(**settings)
 
 
-# --- which guards there are --------------------------------------------------------------------------------------
+# --- which guards there are
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not LINUX, reason="the guards are Linux's")
@@ -777,9 +821,8 @@ def test_an_ordinary_user_has_the_guards_too():
         )
         assert ran.returncode == 0, ran.stderr
         *armed, told = ran.stdout.splitlines()
-        assert "VICTIM" in armed[0] and "Error" not in "".join(
-            armed
-        )  # the attacks work where nothing stops them
+        # the attacks work where nothing stops them
+        assert "VICTIM" in armed[0] and "Error" not in "".join(armed)
         (everything, without_namespaces, without_files, without_seccomp), alive, secret = (
             json.loads(told)
         )

@@ -49,7 +49,8 @@ def server(
     wrap: Any = None,
     **api: Any,
 ) -> Iterator[tuple[str, Service]]:
-    """Serve `models`; the address and the service. `wrap(app, service)` may add to the application."""
+    """Serve `models`; the address and the service. `wrap(app, service)` may add to the
+    application."""
     service = Service(list(models), max_queue=max_queue)
     app = build_api(service, defaults=defaults or Sampling(max_tokens=16), **api)
     if wrap is not None:

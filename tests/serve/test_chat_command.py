@@ -1,4 +1,5 @@
-"""`python -m nanochat.chat` as a user starts it: a real process, OpenAI's client, Ctrl-C, and what is wrong told in one line."""
+"""`python -m nanochat.chat` as a user starts it: a real process, OpenAI's client, Ctrl-C, and what
+is wrong told in one line."""
 
 import os
 import re
@@ -86,9 +87,8 @@ def test_it_serves_two_checkpoints_and_ends_with_ctrl_c(places):
             assert process.wait(timeout=20) == 0
             assert time.monotonic() - begin < 10
         errors = process.stderr.read()
-        assert (
-            "Traceback" not in errors and "'hi'" not in errors and "hi" in errors
-        )  # it was asked to log
+        # it was asked to log
+        assert "Traceback" not in errors and "'hi'" not in errors and "hi" in errors
         assert (places / "chat" / "conversations.sqlite").is_file()
     finally:
         process.kill()

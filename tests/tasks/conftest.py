@@ -10,7 +10,8 @@ MIRROR = os.environ.get("NANOCHAT_HUB_DIR", "")  # read before the fixture below
 
 @pytest.fixture(autouse=True)
 def _own_base(tmp_path, monkeypatch):
-    """Nothing is written outside the test's folder, and no mirror is used unless a test asks for it."""
+    """Nothing is written outside the test's folder, and no mirror is used unless a test asks for
+    it."""
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
     monkeypatch.delenv("NANOCHAT_HUB_DIR", raising=False)
 
@@ -33,7 +34,8 @@ def _mirror_base(tmp_path_factory):
 
 @pytest.fixture
 def mirror(monkeypatch, no_network, _mirror_base) -> str:
-    """The local mirror of real data, or a skip. What `datasets` makes of it is kept for the other tests."""
+    """The local mirror of real data, or a skip. What `datasets` makes of it is kept for the other
+    tests."""
     if not MIRROR:
         pytest.skip("needs a local mirror of the data sets, named by NANOCHAT_HUB_DIR")
     monkeypatch.setenv("NANOCHAT_HUB_DIR", MIRROR)
@@ -64,7 +66,8 @@ def small_mirror(tmp_path, monkeypatch, no_network):
 
 
 def broken_rules(conversation: dict) -> list[str]:
-    """What of the rules of a conversation this one breaks, written down apart from the code it tests."""
+    """What of the rules of a conversation this one breaks, written down apart from the code it
+    tests."""
     found = []
     messages = list(conversation["messages"])
     if messages and messages[0]["role"] == "system":

@@ -147,7 +147,8 @@ def test_spelling_bee_by_hand(tmp_path):
         {
             "type": "text",
             "text": "I count the letter 'g' in the word 'egg'.\n\nSpelled out:\negg:e,g,g\n\n"
-            "1:e\n2:g hit! count=1\n3:g hit! count=2\n\nBy hand I find 2. I check it with Python:\n\n",
+            "1:e\n2:g hit! count=1\n3:g hit! count=2\n\nBy hand I find 2. I check it with "
+            "Python:\n\n",
         },
         {"type": "python", "text": "'egg'.count('g')"},
         {"type": "python_output", "text": "2"},
@@ -159,7 +160,8 @@ def test_spelling_bee_by_hand(tmp_path):
 
 @pytest.mark.parametrize(("split", "seeds"), [("train", 0), ("test", 10_000_000)])
 def test_spelling_draws_as_the_facts_sheet_says(words, split, seeds):
-    """Seed i, or 10,000,000 + i; word, letter, template, lower case, quotes, question mark, in that order."""
+    """Seed i, or 10,000,000 + i; word, letter, template, lower case, quotes, question mark, in that
+    order."""
     shuffled = list(WORDS)
     Random(42).shuffle(shuffled)
     bee, simple = (
@@ -372,8 +374,14 @@ def test_an_answer_is_the_first_sentence_of_a_docstring():
 
 
 def test_what_a_source_file_says():
-    source = '"""What this module is for."""\nclass A:\n    """A kind of a thing."""\n    def f(self):\n        """Not asked about."""\n'
-    source += 'def g():\n    """Return a good thing."""\ndef _h():\n    """Return a hidden thing."""\ndef bare(): pass\n'
+    source = (
+        '"""What this module is for."""\nclass A:\n    """A kind of a thing."""\n    def '
+        'f(self):\n        """Not asked about."""\n'
+    )
+    source += (
+        'def g():\n    """Return a good thing."""\ndef _h():\n    """Return a hidden '
+        'thing."""\ndef bare(): pass\n'
+    )
     assert [tuple(entry) for entry in described("m", source)] == [
         ("module", "m", "What this module is for."),
         ("class", "m.A", "A kind of a thing."),
@@ -440,7 +448,8 @@ def test_names_of_the_test_split_are_never_asked_in_training():
 
 
 def asked(task) -> set[str]:
-    """All questions of a task without case, punctuation, and the words that link one to the one before."""
+    """All questions of a task without case, punctuation, and the words that link one to the one
+    before."""
     found = set()
     for i in range(len(task)):
         for message in task[i]["messages"]:

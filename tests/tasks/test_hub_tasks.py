@@ -1,4 +1,5 @@
-"""Tasks over rows of a hub data set: byte for byte on rows written here, and as they come in the mirror of the real ones."""
+"""Tasks over rows of a hub data set: byte for byte on rows written here, and as they come in the
+mirror of the real ones."""
 
 import pickle
 import subprocess
@@ -18,8 +19,12 @@ from nanochat.tasks.openbookqa import OpenBookQA
 from nanochat.tokenizer.conversations import BadConversation
 
 CLIPS = {
-    "question": "Natalia sold clips to 48 friends in April and half as many in May. How many in all?",
-    "answer": "In May she sold 48/2 = <<48/2=24>>24 clips.\nIn all 48+24 = <<48+24=72>>72 clips.\n#### 72",
+    "question": (
+        "Natalia sold clips to 48 friends in April and half as many in May. How many in all?"
+    ),
+    "answer": (
+        "In May she sold 48/2 = <<48/2=24>>24 clips.\nIn all 48+24 = <<48+24=72>>72 clips.\n#### 72"
+    ),
 }
 
 
@@ -67,7 +72,10 @@ def test_gsm8k_calls_at_the_edges():
     [
         ("#### 72", 1.0),
         (
-            "48+24 = <|python_start|>48+24<|python_end|><|output_start|>72<|output_end|>72 clips.\n#### 72",
+            (
+                "48+24 = <|python_start|>48+24<|python_end|><|output_start|>72<|output_end|>72 "
+                "clips.\n#### 72"
+            ),
             1.0,
         ),
         ("#### 7,2", 1.0),  # commas are dropped wherever they stand
@@ -130,7 +138,8 @@ def test_arc_takes_letters_of_the_row(small_mirror):
         "messages": [
             {
                 "role": "user",
-                "content": "Multiple Choice question: Which is hot?\n- ice=1\n- fire=2\n- snow=3\n\n"
+                "content": "Multiple Choice question: Which is hot?\n- ice=1\n- fire=2\n- "
+                "snow=3\n\n"
                 "Respond only with the letter of the correct answer.",
             },
             {"role": "assistant", "content": "2"},
@@ -150,7 +159,8 @@ def test_openbookqa_prompt_and_an_answer_that_is_no_choice(small_mirror):
     small_mirror("allenai/openbookqa", [row], subset="main")
     said = OpenBookQA()[0]["messages"]
     assert said[0]["content"] == (
-        "Multiple Choice question: The sun gives\n- light=A\n- soup=B\n\nRespond only with the letter of the correct answer."
+        "Multiple Choice question: The sun gives\n- light=A\n- soup=B\n\nRespond only with the "
+        "letter of the correct answer."
     )
     assert said[1]["content"] == "A"
     small_mirror("allenai/openbookqa", [{**row, "answerKey": "E"}], subset="main", split="test")
@@ -192,7 +202,8 @@ def test_humaneval_conversation_and_score(small_mirror):
 
 @pytest.mark.parametrize("fence", ["```python  \n", "``` \n", "```python\r\n", "```\n"])
 def test_humaneval_the_code_of_a_fence_with_spaces_after_it(fence):
-    """As nanochat's extraction: what follows the word python up to the end of the line may be white."""
+    """As nanochat's extraction: what follows the word python up to the end of the line may be
+    white."""
     assert code(f"Here:\n{fence}x = 1\n```\nand that is all") == "x = 1"
 
 
@@ -271,7 +282,10 @@ def test_messages_of_any_column_and_bad_rows_named(small_mirror):
         (
             GSM8K(subset="hard"),
             ValueError,
-            "subset=hard is not a config of openai/gsm8k in the mirror; set `subset` to one of: main, other",
+            (
+                "subset=hard is not a config of openai/gsm8k in the mirror; set `subset` to one "
+                "of: main, other"
+            ),
         ),
         (
             GSM8K(subset=None),
@@ -281,12 +295,18 @@ def test_messages_of_any_column_and_bad_rows_named(small_mirror):
         (
             GSM8K(split="validation"),
             ValueError,
-            "split=validation is not in openai/gsm8k main in the mirror; set `split` to one of: train, test",
+            (
+                "split=validation is not in openai/gsm8k main in the mirror; set `split` to one "
+                "of: train, test"
+            ),
         ),
         (
             Messages(name="m", dataset="openai/gsm8k", subset="main"),
             ValueError,
-            "openai/gsm8k train in the mirror has no column messages; its columns are: question, answer",
+            (
+                "openai/gsm8k train in the mirror has no column messages; its columns are: "
+                "question, answer"
+            ),
         ),
     ],
 )
@@ -316,7 +336,10 @@ def test_a_spoilt_mirror_and_an_unreachable_hub_are_one_line(small_mirror, monke
     monkeypatch.delenv("NANOCHAT_HUB_DIR")
     monkeypatch.setattr(datasets, "load_dataset_builder", unreachable)
     monkeypatch.setattr(datasets, "get_dataset_config_names", unreachable)
-    line = r"cannot get me/talks from the hub \(no route to host\); go online, or set NANOCHAT_HUB_DIR .* with me/talks/"
+    line = (
+        r"cannot get me/talks from the hub \(no route to host\); go online, or set "
+        r"NANOCHAT_HUB_DIR .* with me/talks/"
+    )
     with pytest.raises(OSError, match=line):
         len(Messages(name="talks", dataset="me/talks"))
 
@@ -366,7 +389,8 @@ MIRRORED = [
     ("task", "size"), MIRRORED, ids=[f"{task.name}-{task.split}" for task, _ in MIRRORED]
 )
 def test_real_rows_in_the_mirror(mirror, rules, task, size):
-    """Sizes of the facts sheet and the mirror's README; conversation i is row permutation[i], read with pyarrow alone."""
+    """Sizes of the facts sheet and the mirror's README; conversation i is row permutation[i], read
+    with pyarrow alone."""
     assert len(task) == size
     (path,) = Path(mirror, task.dataset).glob(f"{task.subset or 'data'}/{task.split}-*.parquet")
     order = np.random.default_rng(42).permutation(size)
@@ -409,15 +433,24 @@ def test_the_right_answers_of_the_mirror_score_and_the_next_ones_do_not(mirror):
     [
         (
             MMLU(),
-            "split=auxiliary_train is not in cais/mmlu all in the mirror; set `split` to one of: test, dev",
+            (
+                "split=auxiliary_train is not in cais/mmlu all in the mirror; set `split` to one "
+                "of: test, dev"
+            ),
         ),
         (
             ARC(split="validation"),
-            "split=validation is not in allenai/ai2_arc ARC-Easy in the mirror; set `split` to one of: train, test",
+            (
+                "split=validation is not in allenai/ai2_arc ARC-Easy in the mirror; set `split` to "
+                "one of: train, test"
+            ),
         ),
         (
             GSM8K(subset="socratic"),
-            "split=train is not in openai/gsm8k socratic in the mirror; set `split` to one of: test",
+            (
+                "split=train is not in openai/gsm8k socratic in the mirror; set `split` to one of: "
+                "test"
+            ),
         ),
     ],
 )
@@ -427,10 +460,14 @@ def test_splits_the_mirror_lacks(mirror, task, line):
 
 
 def test_another_process_sees_the_same(mirror, tmp_path):
-    """A task sent to a fresh process, as a loader's worker gets it, makes the same conversations and settings."""
+    """A task sent to a fresh process, as a loader's worker gets it, makes the same conversations
+    and settings."""
     task = GSM8K(split="test", start=3, stop=100, step=7)
     file = tmp_path / "task.pickle"
     file.write_bytes(pickle.dumps(task))
-    code = f"import pickle; t = pickle.load(open({str(file)!r}, 'rb')); print([t[i] for i in range(len(t))], t.settings())"
+    code = (
+        f"import pickle; t = pickle.load(open({str(file)!r}, 'rb')); print([t[i] for i in "
+        "range(len(t))], t.settings())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"{[task[i] for i in range(len(task))]} {task.settings()}"

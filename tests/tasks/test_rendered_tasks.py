@@ -1,5 +1,6 @@
-"""50 conversations of every kind, rendered by the code and by an independent, slow reading of the facts sheet (3.4) into one string of text
-and names of special tokens, with the loss mask as a string of the same pieces."""
+"""50 conversations of every kind, rendered by the code and by an independent, slow reading of the
+facts sheet (3.4) into one string of text and names of special tokens, with the loss mask as a
+string of the same pieces."""
 
 from collections.abc import Iterator
 from typing import Any

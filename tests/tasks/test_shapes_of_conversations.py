@@ -263,7 +263,10 @@ def test_skipping_counts_each_reason_and_says_when_nothing_is_left(tokenizer, tm
     path.write_text("\n".join([json.dumps({"q": "x", "a": "y"})] * 60))
     with pytest.raises(
         ValueError,
-        match=r"60 of 60 conversations of own break the rules, e\.g\. .*talks\.jsonl line 1: it has no list",
+        match=(
+            r"60 of 60 conversations of own break the rules, e\.g\. .*talks\.jsonl line 1: it has "
+            r"no list"
+        ),
     ):
         data(path, tokenizer, tmp_path, on_bad="skip").setup()
 

@@ -50,7 +50,8 @@ def arguments(kind: type) -> set[str]:
 
 def test_the_folder_holds_what_it_should():
     assert set(NAMES) == set(
-        "arc_challenge arc_easy arithmetic dolly gsm8k humaneval identity jsonl messages mmlu oasst openbookqa pydocs_qa "
+        "arc_challenge arc_easy arithmetic dolly gsm8k humaneval identity jsonl messages mmlu "
+        "oasst openbookqa pydocs_qa "
         "schema_guided self_dialogue simple_spelling smoltalk spelling_bee topical_chat".split()
     )
 

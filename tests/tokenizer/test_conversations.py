@@ -1,4 +1,5 @@
-"""Conversations as ids and masks, against the layout written out by hand from the facts sheet (3.4)."""
+"""Conversations as ids and masks, against the layout written out by hand from the facts sheet
+(3.4)."""
 
 import re
 from typing import Any
@@ -20,7 +21,8 @@ def tokenizer():
 
 
 def by_hand(tokenizer: Any, script: str) -> tuple[list[int], list[int]]:
-    """ids and mask of a script like `<bos>0 <user_start>0 {Hi}0 …`: specials in angle brackets, text in braces, each with its mask."""
+    """ids and mask of a script like `<bos>0 <user_start>0 {Hi}0 …`: specials in angle brackets,
+    text in braces, each with its mask."""
     ids, mask = [], []
     for special, text, trained in re.findall(r"<(\w+)>(?=\d)|\{((?:[^{}])*)\}(?=\d)|(\d)", script):
         if trained:
@@ -43,7 +45,8 @@ CASES = [
             ("user", "Sure?"),
             ("assistant", "Yes."),
         ],
-        "<bos>0<user_start>0{Be brief.\n\nWhat is 2+2?}0<user_end>0<assistant_start>0{4}1<assistant_end>1"
+        "<bos>0<user_start>0{Be brief.\n\nWhat is "
+        "2+2?}0<user_end>0<assistant_start>0{4}1<assistant_end>1"
         "<user_start>0{Sure?}0<user_end>0<assistant_start>0{Yes.}1<assistant_end>1",
     ),
     (
@@ -54,12 +57,16 @@ CASES = [
                 [("text", "It is "), ("python", "2+2"), ("python_output", "4"), ("text", " 4.")],
             ),
         ],
-        "<bos>0<user_start>0{2+2}0<user_end>0<assistant_start>0{It is }1<python_start>1{2+2}1<python_end>1"
+        "<bos>0<user_start>0{2+2}0<user_end>0<assistant_start>0{It is "
+        "}1<python_start>1{2+2}1<python_end>1"
         "<output_start>0{4}0<output_end>0{ 4.}1<assistant_end>1",
     ),
     (
         [("user", "say <|bos|>"), ("assistant", [("text", ""), ("text", "<|assistant_end|>")])],
-        "<bos>0<user_start>0{say <|bos|>}0<user_end>0<assistant_start>0{<|assistant_end|>}1<assistant_end>1",
+        (
+            "<bos>0<user_start>0{say "
+            "<|bos|>}0<user_end>0<assistant_start>0{<|assistant_end|>}1<assistant_end>1"
+        ),
     ),
     (
         [("user", ""), ("assistant", "")],

@@ -1,4 +1,5 @@
-"""The ids against tiktoken's and against those of the library that loads the file, and the way back."""
+"""The ids against tiktoken's and against those of the library that loads the file, and the way
+back."""
 # ruff: noqa: RUF001
 
 import random

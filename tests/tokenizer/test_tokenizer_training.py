@@ -80,9 +80,8 @@ def test_limits_that_leave_nothing(limits):
 
 def test_max_chars_keeps_the_document_that_crosses_it():
     texts = ["ab" * 50, "cd" * 50, "ef" * 50, "gh" * 50]
-    assert (
-        train_char(texts, max_chars=100, doc_cap=None).characters == "abcd"
-    )  # 100 is not more than 100
+    # 100 is not more than 100
+    assert train_char(texts, max_chars=100, doc_cap=None).characters == "abcd"
     assert train_char(texts, max_chars=101, doc_cap=None).characters == "abcd"
     assert train_char(texts, max_chars=201, doc_cap=None).characters == "abcdef"
     assert train_char(texts, max_chars=None, doc_cap=None).characters == "abcdefgh"
@@ -145,7 +144,8 @@ def test_merges_as_strings_load_too(tmp_path):
 
 
 def test_hash_is_stable():
-    """Written down once: another value means that shards and checkpoints made before no longer match."""
+    """Written down once: another value means that shards and checkpoints made before no longer
+    match."""
     assert bpe([TEXT]).hash == "78d36ae4393837d0"
     assert train_char([TEXT], max_chars=None, doc_cap=None).hash == "57d382a082bcf5a5"
     assert bpe([TEXT], 281).hash != bpe([TEXT]).hash

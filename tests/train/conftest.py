@@ -17,7 +17,8 @@ the a of and to in river stone house light night small great old green walks sin
 before after slowly never often water field road bird child hand door year morning winter summer letter song
 """.split()
 
-# what makes a run of seconds: two layers of width 64, 16 rows of 64 tokens in 4 micro-batches; fp32, which all CPUs have
+# what makes a run of seconds: two layers of width 64, 16 rows of 64 tokens in 4 micro-batches;
+# fp32, which all CPUs have
 TINY = [
     "+phase=base",
     "model=d2",
@@ -44,7 +45,8 @@ Train = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def make_corpus(folder: Path, documents: int = 400, seed: int = 0) -> Path:
-    """`folder/text.jsonl` with made-up documents of 5 to 60 sentences; the same on every machine."""
+    """`folder/text.jsonl` with made-up documents of 5 to 60 sentences; the same on every
+    machine."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     with (folder / "text.jsonl").open("w") as file:
@@ -64,7 +66,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One NANOCHAT_BASE_DIR for the runs of this session: the tokenizer and the shards are made once."""
+    """One NANOCHAT_BASE_DIR for the runs of this session: the tokenizer and the shards are made
+    once."""
     return tmp_path_factory.mktemp("base")
 
 
@@ -85,7 +88,8 @@ def tiny(corpus: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def train(shared_base: Path, tiny: list[str]) -> Train:
-    """Run `python -m nanochat.train` on the small corpus with more words; the process must end with `code`."""
+    """Run `python -m nanochat.train` on the small corpus with more words; the process must end with
+    `code`."""
 
     def call(
         *words: str, code: int = 0, base: Path = shared_base, **more: str

@@ -32,7 +32,8 @@ def recipe_of(corpus: Path, *words: str) -> Any:
 
 
 def trained(base: Path, corpus: Path, *words: str) -> RunFolder:
-    """A run of 6 steps, or as many as `words` say, below `base`, which NANOCHAT_BASE_DIR must name."""
+    """A run of 6 steps, or as many as `words` say, below `base`, which NANOCHAT_BASE_DIR must
+    name."""
     recipe = recipe_of(corpus, "max_steps=6", *words)
     folder = open_run(recipe.config, base / "runs")
     prepare(recipe, folder)

@@ -1,4 +1,5 @@
-"""Runs in processes of their own, and how they are stopped: by a signal to one process or to all, once or twice, after some steps."""
+"""Runs in processes of their own, and how they are stopped: by a signal to one process or to all,
+once or twice, after some steps."""
 
 import filecmp
 import json
@@ -13,11 +14,8 @@ from pathlib import Path
 from nanochat.checkpoint.runs import RunCheckpoints
 from tests.train.conftest import STEPS, WHOLE, environment, losses
 
-SLOW_STEPS = [
-    "batch_tokens=65536",
-    "data.num_workers=2",
-    "save_every=null",
-]  # a third of a second each
+# a third of a second each
+SLOW_STEPS = ["batch_tokens=65536", "data.num_workers=2", "save_every=null"]
 
 
 def start(
@@ -93,7 +91,8 @@ def stopped_by(
     *words: str,
     send: Callable[..., None] = once,
 ) -> list[int]:
-    """A run that gets a signal after some steps; it must end well. Returns the steps of its checkpoints."""
+    """A run that gets a signal after some steps; it must end well. Returns the steps of its
+    checkpoints."""
     process = start(base, tiny, name, "save_every=null", *words)
     until_some_steps(base, name)
     send(process, number)

@@ -1,4 +1,5 @@
-"""Midtraining and SFT as a user runs them: a chain of phases, what each inherits, kill and resume, two processes, wrong settings."""
+"""Midtraining and SFT as a user runs them: a chain of phases, what each inherits, kill and resume,
+two processes, wrong settings."""
 
 import filecmp
 import json
@@ -215,7 +216,8 @@ def test_killed_it_ends_as_one_that_was_not(
 def test_a_run_from_another_checkpoint_is_another_run(
     base: Path, mid: Path, chat: Run, shared_base: Path
 ) -> None:
-    """init_from=RUN@latest is written down as what it was, so resume=auto does not go on with a run from an older one."""
+    """init_from=RUN@latest is written down as what it was, so resume=auto does not go on with a run
+    from an older one."""
     config = lineage(mid)["config"]
     assert config["init_from"] == f"chat-base/{base.name}@6"
     words = ["+phase=mid", "data.num_epochs=2", "run_name=chat-mid", "resume=auto"]

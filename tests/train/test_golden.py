@@ -1,4 +1,5 @@
-"""The record: twenty losses of a small run. A refactor does not change them, an improvement commits new ones.
+"""The record: twenty losses of a small run. A refactor does not change them, an improvement commits
+new ones.
 
 New ones: NANOCHAT_WRITE_GOLDEN=1 python -m pytest tests/train/test_golden.py
 """
@@ -30,5 +31,6 @@ def test_twenty_losses_of_d2_are_those_on_record(
     with GOLDEN.open(newline="") as file:
         record = {int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(file)}
     assert curve.keys() == record.keys()
-    # other CPUs sum in another order; over 20 steps of these rates that was below 1e-3 between one thread and two
+    # other CPUs sum in another order; over 20 steps of these rates that was below 1e-3 between one
+    # thread and two
     assert max(abs(curve[s] - record[s]) for s in record) < 2e-3

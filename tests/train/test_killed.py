@@ -27,9 +27,8 @@ def test_killed_at_random_moments_it_ends_the_same(
         process = start(shared_base, tiny, "killed", "resume=auto")
         before = len(RunCheckpoints(checkpoints_of(shared_base, "killed")).steps())
         deadline = time.monotonic() + 300
-        while (
-            process.poll() is None and time.monotonic() < deadline
-        ):  # until it has written something new, then a moment more
+        # until it has written something new, then a moment more
+        while process.poll() is None and time.monotonic() < deadline:
             if len(RunCheckpoints(checkpoints_of(shared_base, "killed")).steps()) != before or list(
                 checkpoints_of(shared_base, "killed").glob(".writing*")
             ):

@@ -1,4 +1,5 @@
-"""A run made longer ends as one that was planned so long from the start, or is told what to type instead; one that cannot go on asks."""
+"""A run made longer ends as one that was planned so long from the start, or is told what to type
+instead; one that cannot go on asks."""
 
 import filecmp
 import json

@@ -1,4 +1,5 @@
-"""Phase rl as a user runs it: a small network learns to write a letter, is killed and resumed, runs on two processes, and tells what it does."""
+"""Phase rl as a user runs it: a small network learns to write a letter, is killed and resumed, runs
+on two processes, and tells what it does."""
 
 import csv
 import filecmp
@@ -22,7 +23,8 @@ from tests.train.conftest import environment, the_run
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-# what makes a run of seconds: 4 questions of a word, 8 answers of up to 12 bytes, rewarded for the letter e
+# what makes a run of seconds: 4 questions of a word, 8 answers of up to 12 bytes, rewarded for the
+# letter e
 QUICK = [
     "+phase=rl",
     "task=simple_spelling",
@@ -95,12 +97,8 @@ def rl(base: Path, ckpt: Path):
     return call
 
 
-TWICE = [
-    "algo=dapo",
-    "algo.minibatches=2",
-    "algo.kl=0.01",
-    "algo.refill=1",
-]  # two updates per rollout: a save at step 3 is between them
+# two updates per rollout: a save at step 3 is between them
+TWICE = ["algo=dapo", "algo.minibatches=2", "algo.kl=0.01", "algo.refill=1"]
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +218,8 @@ def test_killed_it_ends_as_one_that_was_not(
 
 @pytest.mark.parametrize("more", [["trainer.devices=2"], ["data.micro_tokens=90"]])
 def test_how_a_step_is_split_changes_nothing(more: list[str], rl, base: Path) -> None:
-    """Two processes, or micro-batches of a few answers: the same answers, and two updates on them but for sums in another order."""
+    """Two processes, or micro-batches of a few answers: the same answers, and two updates on them
+    but for sums in another order."""
     name = more[0].replace(".", "-").replace("=", "-")
     rl(name, *TWICE, *more, "max_steps=2", "save_every=1")
     rl(f"{name}-plain", *TWICE, "max_steps=2")
@@ -241,7 +240,8 @@ def test_how_a_step_is_split_changes_nothing(more: list[str], rl, base: Path) ->
         assert [float(row[key]) for row in metrics(mine)] == pytest.approx(
             [float(row[key]) for row in metrics(other)], rel=1e-3, abs=1e-5
         )
-    # as if killed before the second update on the same answers: every process goes on with its own share of them
+    # as if killed before the second update on the same answers: every process goes on with its own
+    # share of them
     shutil.rmtree(last(mine))
     done = rl(name, *TWICE, *more, "max_steps=2", "save_every=1", "resume=auto")
     assert "resuming" in done.stdout
@@ -309,7 +309,10 @@ def test_what_cannot_work_is_one_line(rl) -> None:
         ),
         (
             ["plan.ratio=5"],
-            "plan.ratio=5 cannot take effect: data.num_epochs or max_steps set the length of a run on questions",
+            (
+                "plan.ratio=5 cannot take effect: data.num_epochs or max_steps set the length of a "
+                "run on questions"
+            ),
         ),
         (
             ["batch_tokens=512"],

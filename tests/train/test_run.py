@@ -94,10 +94,13 @@ def test_the_checkpoint_loads_without_lightning_hydra_or_pickle(finished: tuple[
     }
     code = (
         "import sys\n"
-        "from nanochat.checkpoint.folder import load_gpt, load_tokenizer\nfrom pathlib import Path\n"
+        "from nanochat.checkpoint.folder import load_gpt, load_tokenizer\nfrom pathlib import "
+        "Path\n"
         f"p = Path({str(path)!r})\ngpt, tok = load_gpt(p), load_tokenizer(p)\n"
-        "assert not {'lightning', 'hydra', 'omegaconf', 'pytorch_lightning'} & set(sys.modules), sorted(sys.modules)\n"
-        "import torch\nprint(gpt(torch.tensor([[tok.bos_id, *tok.encode('the river')]])).shape[-1] == tok.vocab_size)"
+        "assert not {'lightning', 'hydra', 'omegaconf', 'pytorch_lightning'} & set(sys.modules), "
+        "sorted(sys.modules)\n"
+        "import torch\nprint(gpt(torch.tensor([[tok.bos_id, *tok.encode('the river')]])).shape[-1] "
+        "== tok.vocab_size)"
     )
     assert (
         subprocess.run(
@@ -187,7 +190,8 @@ def test_sample_and_evaluate_work_from_another_folder(
     logged = json.loads((finished[0] / "checkpoints" / "step_000020" / "metrics.json").read_text())[
         "val/bpb"
     ]
-    # the same rows through the same weights: equal but for the order of fp32 sums in batches of another size
+    # the same rows through the same weights: equal but for the order of fp32 sums in batches of
+    # another size
     assert abs(float(result.split("bpb: ")[1].split()[0]) - logged) < 1e-5
     assert not list(tmp_path.iterdir()), "a command that only reads leaves nothing behind"
 
@@ -299,8 +303,9 @@ def test_two_processes_train_as_one(train: Train, shared_base: Path) -> None:
     # the same 6 global batches; fp32 sums in another order, through 6 updates
     assert all(abs(float(losses(one)[s]) - float(losses(two)[s])) < 2e-5 for s in range(1, 7))
     a, b = (load_file(r / "checkpoints" / "step_000006" / "model.safetensors") for r in (one, two))
-    # AdamW divides by the root of the mean square, so a gradient that is 0 but for rounding becomes a step of full size: rare
-    # elements differ by more than rounding, and so does backout_lambda (every block adds 0 at the start).
+    # AdamW divides by the root of the mean square, so a gradient that is 0 but for rounding becomes
+    # a step of full size: rare elements differ by more than rounding, and so does backout_lambda
+    # (every block adds 0 at the start).
     assert all(
         float(((a[k] - b[k]).abs() > 1e-4).float().mean()) < 1e-3
         for k in a

@@ -1,4 +1,5 @@
-"""Signals before, beside and after training, and what a killed process leaves, with real processes."""
+"""Signals before, beside and after training, and what a killed process leaves, with real
+processes."""
 
 import os
 import shutil

@@ -1,4 +1,5 @@
-"""Callbacks and loggers of Lightning in a run: they work as their documentation says, and disturb nothing."""
+"""Callbacks and loggers of Lightning in a run: they work as their documentation says, and disturb
+nothing."""
 
 import csv
 import shutil

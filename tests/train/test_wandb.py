@@ -1,4 +1,5 @@
-"""Weights & Biases: no login, no server, and a run that is killed, with real processes and the files that W&B itself writes."""
+"""Weights & Biases: no login, no server, and a run that is killed, with real processes and the
+files that W&B itself writes."""
 
 import struct
 from pathlib import Path
@@ -44,12 +45,8 @@ def logged(file: Path) -> list[int]:
     """The steps in a file of W&B's own format, in the order in which they were written."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    data, at, part, steps = (
-        file.read_bytes(),
-        7,
-        b"",
-        [],
-    )  # from: LevelDB's log format after a header of 7 bytes
+    # from: LevelDB's log format after a header of 7 bytes
+    data, at, part, steps = (file.read_bytes(), 7, b"", [])
     while at + 7 <= len(data):
         if 2**15 - at % 2**15 < 7:  # no room for a header in this block
             at += 2**15 - at % 2**15

@@ -1,4 +1,5 @@
-"""What a user can get wrong, and the one line it gives: the value, the rule, what to type instead; exit code 2."""
+"""What a user can get wrong, and the one line it gives: the value, the rule, what to type instead;
+exit code 2."""
 
 import json
 import sys
@@ -21,7 +22,8 @@ def error(
     shared_base: Path,
     tmp_path: Path,
 ) -> Callable[..., str]:
-    """Run a command in this process; it must end with exit code 2 and exactly one line on stderr, which is returned."""
+    """Run a command in this process; it must end with exit code 2 and exactly one line on stderr,
+    which is returned."""
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(shared_base))
     monkeypatch.chdir(tmp_path)
 

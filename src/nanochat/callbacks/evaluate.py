@@ -1,4 +1,5 @@
-"""Evaluate every N steps and at the end. An evaluation that fails is logged and training goes on, on every process alike."""
+"""Evaluate every N steps and at the end. An evaluation that fails is logged and training goes on,
+on every process alike."""
 
 import logging
 from collections.abc import Callable
@@ -20,11 +21,13 @@ Eval = tuple[int | None, Callable[[PhaseModule], Result]]
 
 
 class Evaluate(StepCallback):
-    """`evals` maps a name to how often and an evaluation; its numbers are logged as `val/…`, its texts are shown. A collective in one
-    comes after `agreed` (distributed/collectives.py); then a process that fails leaves no other waiting.
+    """`evals` maps a name to how often and an evaluation; its numbers are logged as `val/…`, its
+    texts are shown. A collective in one comes after `agreed` (distributed/collectives.py); then a
+    process that fails leaves no other waiting.
 
-    Runs after `Save`, so the weights are on disk before an evaluation can fail. The numbers of a step are recorded together, so a
-    step has all of them or none. The other callbacks see a validation: Lightning's hooks for it are called.
+    Runs after `Save`, so the weights are on disk before an evaluation can fail. The numbers of a
+    step are recorded together, so a step has all of them or none. The other callbacks see a
+    validation: Lightning's hooks for it are called.
     """
 
     def __init__(
@@ -43,8 +46,9 @@ class Evaluate(StepCallback):
         self.catch_up(trainer, module)
 
     def catch_up(self, trainer: L.Trainer, module: PhaseModule) -> None:
-        """The evaluation that is owed to the checkpoint of this step: the run was stopped after saving and before evaluating, or
-        an evaluation has stopped it, and it was saved after that."""
+        """The evaluation that is owed to the checkpoint of this step: the run was stopped after
+        saving and before evaluating, or an evaluation has stopped it, and it was saved after
+        that."""
         step = trainer.global_step
         if step > 0 and self.checkpoints.path(step).is_dir() and not self.checkpoints.metrics(step):
             if step != self.latest_step:

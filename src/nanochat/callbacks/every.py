@@ -1,4 +1,5 @@
-"""Base of the periodic callbacks: `at_step` runs once per optimizer step, whatever the number of micro-batches."""
+"""Base of the periodic callbacks: `at_step` runs once per optimizer step, whatever the number of
+micro-batches."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from nanochat.modules.phase import PhaseModule
 
 
 class StepCallback(L.Callback):
-    """Calls `at_step(trainer, module, step)` after every optimizer step; `step` counts finished steps, so the last is `max_steps`."""
+    """Calls `at_step(trainer, module, step)` after every optimizer step; `step` counts finished
+    steps, so the last is `max_steps`."""
 
     _seen = -1
 
@@ -31,8 +33,9 @@ class StepCallback(L.Callback):
 
 @contextmanager
 def evaluating(trainer: L.Trainer, module: PhaseModule) -> Iterator[None]:
-    """As in Lightning's validation: the network is in eval mode, and a callback may put other weights in its place
-    (EMAWeightAveraging puts the averages that it also saves). The clock of training stands still."""
+    """As in Lightning's validation: the network is in eval mode, and a callback may put other
+    weights in its place (EMAWeightAveraging puts the averages that it also saves). The clock of
+    training stands still."""
     with module.clock.paused():
         module.eval()
         for callback in trainer.callbacks:

@@ -1,4 +1,5 @@
-"""Every rollout as a line of `rollouts.jsonl` in the run folder, and now and then a few of them as a table to be read."""
+"""Every rollout as a line of `rollouts.jsonl` in the run folder, and now and then a few of them as
+a table to be read."""
 
 import json
 import re
@@ -32,7 +33,8 @@ COLUMNS = (
 
 
 class Rollouts(StepCallback):
-    """Runs before `Save`, so what a checkpoint was trained on is on disk before it. On resume, lines after the step resumed from are deleted."""
+    """Runs before `Save`, so what a checkpoint was trained on is on disk before it. On resume,
+    lines after the step resumed from are deleted."""
 
     def __init__(
         self, run_folder: Path, tokenizer: Tokenizer, task: Task, *, table_every: int | None
@@ -90,9 +92,8 @@ class Rollouts(StepCallback):
 def forget_after(file: Path, step: int) -> None:
     """Keep the lines up to `step`; one that a killed writer left half is none."""
     kept = []
-    for line in file.read_text(encoding="utf-8").split("\n")[
-        :-1
-    ]:  # not splitlines: a model may write U+2028
+    # not splitlines: a model may write U+2028
+    for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
@@ -104,7 +105,8 @@ def forget_after(file: Path, step: int) -> None:
 
 
 def chosen(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The best and the worst answer to each of the first questions, those with a difference before those without."""
+    """The best and the worst answer to each of the first questions, those with a difference before
+    those without."""
     of_question: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
         of_question.setdefault(row["question"], []).append(row)

@@ -17,8 +17,8 @@ from nanochat.runtime.signals import CtrlC, handle_stops, restore_stops, stop_at
 
 
 class Save(StepCallback):
-    """Writes `checkpoints/step_…`. A signal (SIGTERM, SIGHUP, Ctrl-C once) saves and stops after the step that is running, the same
-    step on every rank."""
+    """Writes `checkpoints/step_…`. A signal (SIGTERM, SIGHUP, Ctrl-C once) saves and stops after
+    the step that is running, the same step on every rank."""
 
     def __init__(
         self,
@@ -26,7 +26,8 @@ class Save(StepCallback):
         every: int | None,
         before: Callable[[L.Trainer, PhaseModule], None],
     ) -> None:
-        """`before` is called ahead of every save: it checks the losses and writes what is known of the steps up to here."""
+        """`before` is called ahead of every save: it checks the losses and writes what is known of
+        the steps up to here."""
         check_every("save_every", every)
         self.checkpoints, self.every, self.before, self.told_to_stop = (
             checkpoints,
@@ -90,7 +91,8 @@ class Save(StepCallback):
 
 
 class SaveWhenStopped(StepCallback):
-    """The last of all callbacks: saves the step after which another one ends the run (EarlyStopping, Timer)."""
+    """The last of all callbacks: saves the step after which another one ends the run
+    (EarlyStopping, Timer)."""
 
     def __init__(self, save: Save) -> None:
         self.save = save

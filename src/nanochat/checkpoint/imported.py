@@ -58,7 +58,8 @@ def convert(found: Original, out: Path, arch: dict[str, Any] | None = None) -> N
     out.parent.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(out.parent).free) < need:
         raise OSError(
-            f"{out.parent} has {free / 1e9:.1f} GB free and the converted model takes {need / 1e9:.1f}; free some, or set NANOCHAT_BASE_DIR"
+            f"{out.parent} has {free / 1e9:.1f} GB free and the converted model takes "
+            f"{need / 1e9:.1f}; free some, or set NANOCHAT_BASE_DIR"
         )
     lineage: dict[str, Any] = {
         "step": found.step,
@@ -72,18 +73,23 @@ def convert(found: Original, out: Path, arch: dict[str, Any] | None = None) -> N
     folder.save(out, weights, config, tokenizer, lineage, arrays=extra)
     if found.phase not in (None, phase):
         print(
-            f"note: {found.folder} holds a {phase} model, despite the name of its folder, and is used as such",
+            (
+                f"note: {found.folder} holds a {phase} model, despite the name of its folder, and "
+                "is used as such"
+            ),
             file=sys.stderr,
         )
     print(
-        f"converted {found.model_file}: arch {config.arch.name}, {counts.parameters(config)['total']:,} parameters, step {found.step:,}, "
+        f"converted {found.model_file}: arch {config.arch.name}, "
+        f"{counts.parameters(config)['total']:,} parameters, step {found.step:,}, "
         f"phase {phase or 'unknown'} -> {out}",
         file=sys.stderr,
     )
 
 
 def optimizer_state(path: Path, device: str = "cpu") -> dict[str, Any]:
-    """The optimizer of an imported checkpoint, from the files beside the one it was made of (`moments.read`). ValueError says why there is none."""
+    """The optimizer of an imported checkpoint, from the files beside the one it was made of
+    (`moments.read`). ValueError says why there is none."""
     source = (folder.read_lineage(path).get("imported") or {}).get("from")
     if source is None:
         raise ValueError(f"{path} has no state of an optimizer")

@@ -61,7 +61,8 @@ def command(
     *,
     words: Callable[[list[str]], list[str]] = list,
 ) -> Callable[[], Any]:
-    """A command-line entry point that composes `conf/{config_name}.yaml` and calls `run(cfg)` with it.
+    """A command-line entry point that composes `conf/{config_name}.yaml` and calls `run(cfg)` with
+    it.
 
     `words` may put others in the place of those typed, before Hydra reads them.
     """
@@ -239,7 +240,10 @@ def not_a_choice(group: str, value: str) -> str:
     depth = re.fullmatch(r"d(\d+)", value) if group == "model" else None
     if depth:
         there = ", ".join(choices(group))
-        return f"model={value} is not known; model.depth={depth[1]} makes a model of any depth. There are: {there}"
+        return (
+            f"model={value} is not known; model.depth={depth[1]} makes a model of any depth. There "
+            f"are: {there}"
+        )
     return f"{group}={value} is not known; choose from: {', '.join(choices(group))}"
 
 
@@ -330,7 +334,10 @@ def one_line(error: BaseException, config_name: str = "train") -> str:
         place = Path(str(error.filename or "")).absolute()
         if place.is_relative_to(base_dir()) or base_dir().is_relative_to(place):
             why = os.strerror(error.errno).lower()
-            return f"{base_dir()} cannot be written to ({why}: {place}); set NANOCHAT_BASE_DIR to another folder, or correct its permissions"
+            return (
+                f"{base_dir()} cannot be written to ({why}: {place}); set NANOCHAT_BASE_DIR to "
+                "another folder, or correct its permissions"
+            )
     text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
     if (
         match := re.match(r"Error merging override \+*(\S+)", text)
@@ -351,13 +358,17 @@ def one_line(error: BaseException, config_name: str = "train") -> str:
     if (match := re.search(r"Interpolation key '(\w+)' not found.* full_key: (\w+)", text)) and (
         phase := phase_of(match[1])
     ):
-        return f"this {match[2]} takes {match[1]}, a setting of phase {phase}; add +phase={phase}, or choose another {match[2]}=…"
+        return (
+            f"this {match[2]} takes {match[1]}, a setting of phase {phase}; add +phase={phase}, or "
+            f"choose another {match[2]}=…"
+        )
     if match := re.search(r"Error trying to access (\S+): node `(\w+)` is not a container", text):
         return f"{match[2]} must be a group of settings; set one of it, as {match[1]}=…"
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return missing_key(match.group(1))
     return text.removesuffix(
-        " See https://hydra.cc/docs/1.2/upgrades/1.0_to_1.1/changes_to_package_header for more information."
+        " See https://hydra.cc/docs/1.2/upgrades/1.0_to_1.1/changes_to_package_header for more "
+        "information."
     )
 
 
@@ -368,9 +379,8 @@ def unknown_key(key: str, config_name: str) -> str:
         return of_phase(key, phase)
     if key in known or (top in known and not any(k.startswith(f"{top}.") for k in known)):
         return missing_key(key) if key in group_names() else f"{key} is not a setting of this run"
-    same = [
-        k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]
-    ]  # lr=0.1: that of some group
+    # lr=0.1: that of some group
+    same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
     near = same or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if not near:
         return f"{key} is not a setting; see `python -m nanochat.{config_name} --help`"

@@ -1,6 +1,7 @@
 """Look-ups in the config folders: the names in a group, one choice, a whole command, every key.
 
-The folders are `conf/` and, if given, the folder of `--config-dir`, which holds a user's own choices.
+The folders are `conf/` and, if given, the folder of `--config-dir`, which holds a user's own
+choices.
 """
 
 import argparse
@@ -60,7 +61,8 @@ def compose_command(name: str, words: Sequence[str] = ()) -> DictConfig:
 
 
 def known_keys(name: str) -> list[str]:
-    """Every dotted key of the command's default composition, with the choices of this command line."""
+    """Every dotted key of the command's default composition, with the choices of this command
+    line."""
     chosen = [
         word
         for word in sys.argv[1:]

@@ -1,4 +1,5 @@
-"""The settings of every command: key, type and range. Those of a training run are in `runs/schema.py`."""
+"""The settings of every command: key, type and range. Those of a training run are in
+`runs/schema.py`."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -188,7 +189,8 @@ COMMANDS: dict[str, type[Settings]] = {
 
 
 def settings_of(command: str, values: Mapping[str, Any]) -> type[Settings]:
-    """The settings of a command with these values: those of a training run are its recipe's, which adds those of its phase."""
+    """The settings of a command with these values: those of a training run are its recipe's, which
+    adds those of its phase."""
     recipe = values.get("recipe")
     name = recipe.get("_target_") if command == "train" and isinstance(recipe, Mapping) else None
     try:

@@ -187,7 +187,8 @@ def show_help(command: str, words: list[str]) -> None:
     """The table on a terminal: `key=default`, then rule and meaning."""
     text = (conf_dir() / f"{command}.yaml").read_text().partition("\n")[0].removeprefix("# ")
     print(
-        f"{text}\n\nSettings, as key=default: what it may be; what it means. Groups are chosen by name:"
+        f"{text}\n\nSettings, as key=default: what it may be; what it means. Groups are chosen by "
+        "name:"
     )
     for group in group_names():
         if command == "train" or group in ("data", "tokenizer", "model", "arch"):
@@ -196,7 +197,8 @@ def show_help(command: str, words: list[str]) -> None:
     for key, default, rule, says in rows(command, words):
         print(f"  {key}={default}".ljust(44) + f"  {rule}" + (f"; {says}" if says else ""))
     print(
-        "\nAlso: -m for a sweep over key=a,b,c; --cfg job shows what a line composes to; debug=true shows tracebacks."
+        "\nAlso: -m for a sweep over key=a,b,c; --cfg job shows what a line composes to; "
+        "debug=true shows tracebacks."
     )
 
 
@@ -205,8 +207,14 @@ def page() -> str:
     lines = [
         "# Settings",
         "",
-        "Made by `python -m nanochat.commands.settings_page`; a test compares. Each command shows the same for its own words, as",
-        "`python -m nanochat.train +phase=rl --help`. A value is typed as `key=value`; `null` switches off what may be null. A whole number may be",
+        (
+            "Made by `python -m nanochat.commands.settings_page`; a test compares. Each command "
+            "shows the same for its own words, as"
+        ),
+        (
+            "`python -m nanochat.train +phase=rl --help`. A value is typed as `key=value`; `null` "
+            "switches off what may be null. A whole number may be"
+        ),
         "typed as 1e6; true and false also as yes, no, on, off.",
     ]
     known: set[str] = set()

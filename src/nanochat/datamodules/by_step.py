@@ -180,7 +180,8 @@ def share_out(
         near = max(round(batch_tokens / unit), 1) * unit
         ranks = f" x {world_size} ranks" if world_size > 1 else ""
         raise ValueError(
-            f"batch_tokens={batch_tokens:,} is not a multiple of {unit:,} ({sequence_len} tokens{ranks}); "
+            f"batch_tokens={batch_tokens:,} is not a multiple of {unit:,} ({sequence_len} "
+            f"tokens{ranks}); "
             f"try batch_tokens={near}"
         )
     rows = batch_tokens // sequence_len
@@ -192,7 +193,8 @@ def share_out(
     )
     if rows_per_device is not None and rows_per_device != fits:
         raise ValueError(
-            f"batch_tokens={batch_tokens:,} is not a multiple of {rows_per_device * unit:,} ({rows_per_device} rows x "
+            f"batch_tokens={batch_tokens:,} is not a multiple of {rows_per_device * unit:,} "
+            f"({rows_per_device} rows x "
             f"{sequence_len} tokens x {world_size} ranks); try data.rows_per_device={fits}"
         )
     return rows, fits

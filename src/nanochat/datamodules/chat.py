@@ -141,9 +141,8 @@ class ChatRows:
             n = len(self.mixture)
             order = permutation(n, mix(self.seed, PLAN, epoch))
             layout = LAYOUTS[self.packing](self.mixture.lengths[order], self.sequence_len + 1)
-            self._epochs = {
-                k: v for k, v in self._epochs.items() if k >= epoch - 1
-            }  # a batch spans at most two epochs, unless they are tiny
+            # a batch spans at most two epochs, unless they are tiny
+            self._epochs = {k: v for k, v in self._epochs.items() if k >= epoch - 1}
             self._epochs[epoch] = (order, layout)
         return self._epochs[epoch]
 
@@ -296,7 +295,8 @@ class ChatDataModule(ByStep):
                 )
         if not isinstance(num_epochs, int):
             raise ValueError(
-                f"data.num_epochs={num_epochs} must be a whole number; for a part of an epoch give max_steps"
+                f"data.num_epochs={num_epochs} must be a whole number; for a part of an epoch give "
+                "max_steps"
             )
         for name, number, low in (
             ("model.sequence_len", sequence_len, 2),
@@ -382,7 +382,8 @@ class ChatDataModule(ByStep):
         for name, task in tasks.items():
             if self.supervise == "all" and (count := task.counts.get(UNTRAINED, 0)):
                 raise ValueError(
-                    f"{count:,} conversations of {name} have messages of weight 0, and data.supervise=all trains every token; "
+                    f"{count:,} conversations of {name} have messages of weight 0, and "
+                    "data.supervise=all trains every token; "
                     "choose data.supervise=assistant"
                 )
         found = Mixture(
@@ -391,11 +392,13 @@ class ChatDataModule(ByStep):
         for name, task in tasks.items():
             if len(found) == 0 and task.bad:
                 raise ValueError(
-                    f"{task.bad_count:,} of {task.bad_count + len(task):,} conversations of {name} break the rules, e.g. {task.bad[0][1]}"
+                    f"{task.bad_count:,} of {task.bad_count + len(task):,} conversations of {name} "
+                    f"break the rules, e.g. {task.bad[0][1]}"
                 )
         if len(found) == 0:
             raise ValueError(
-                f"data.{split}_tasks have no conversation with a target ({found.dropped:,} dropped: no trained token within {limit} tokens); "
+                f"data.{split}_tasks have no conversation with a target ({found.dropped:,} "
+                f"dropped: no trained token within {limit} tokens); "
                 "choose other tasks, or a checkpoint with a longer context"
             )
         return found
@@ -473,11 +476,17 @@ class ChatDataModule(ByStep):
                 of = f"of {name} ({split})"
                 if count := found.counts.get(EMPTY, 0):
                     lines[
-                        f"{count:,} conversations {of} have an empty message, which is trained as it is"
+                        (
+                            f"{count:,} conversations {of} have an empty message, which is trained "
+                            "as it is"
+                        )
                     ] = None
                 if count := found.counts.get(UNTRAINED, 0):
                     lines[
-                        f"{count:,} conversations {of} have messages of weight 0, which are not trained"
+                        (
+                            f"{count:,} conversations {of} have messages of weight 0, which are "
+                            "not trained"
+                        )
                     ] = None
                 reasons = [
                     f"{n:,}: {why.removeprefix(BAD)}"
@@ -571,7 +580,8 @@ class ChatBatches(RowBatches):
         over = self.rows.last_row is not None and step * self.batch_rows >= self.rows.last_row
         if targets_of_step == 0 and not over:  # a loader prefetches beyond the end
             raise ShardError(
-                f"batch {step} has no token that the assistant writes; raise batch_tokens, or choose data.packing=best_fit"
+                f"batch {step} has no token that the assistant writes; raise batch_tokens, or "
+                "choose data.packing=best_fit"
             )
         idx, targets = self.rows.gather(self.numbers(step, part))
         if self.rows.packing == "single":

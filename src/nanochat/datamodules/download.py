@@ -58,11 +58,13 @@ class HubDataset:
         self._verified = Journal(self.folder / ".nanochat-verified.jsonl")
         if self.mirror and not self.mirror.is_dir():
             raise FileNotFoundError(
-                f"{dataset} is not in the mirror {mirror}; choose other data, or unset NANOCHAT_HUB_DIR"
+                f"{dataset} is not in the mirror {mirror}; choose other data, or unset "
+                "NANOCHAT_HUB_DIR"
             )
         if mirror_only and not self.mirror:
             raise ValueError(
-                f"{dataset} is only in a local mirror; set NANOCHAT_HUB_DIR to the folder with {dataset}/"
+                f"{dataset} is only in a local mirror; set NANOCHAT_HUB_DIR to the folder with "
+                f"{dataset}/"
             )
 
     def files(self, names: Sequence[str] | None = None) -> list[SourceFile]:
@@ -100,7 +102,8 @@ class HubDataset:
             names = sorted(known)
         if missing := [name for name in names if name not in known]:
             raise FileNotFoundError(
-                f"{missing[0]} is not a file of {self.dataset} on the hub ({len(missing)} not found)"
+                f"{missing[0]} is not a file of {self.dataset} on the hub ({len(missing)} not "
+                "found)"
             )
         return [SourceFile(name, *known[name]) for name in names]
 
@@ -186,7 +189,8 @@ class HubDataset:
             again = True
             if path.stat().st_size != file.size or checksum(path, file.sha256) != file.sha256:
                 raise OSError(
-                    f"{path} arrived with a wrong checksum; check for a proxy between this machine and the hub"
+                    f"{path} arrived with a wrong checksum; check for a proxy between this machine "
+                    "and the hub"
                 )
             self._verified.put(file.name, [file.sha256, path.stat().st_mtime_ns])
             return path
@@ -220,7 +224,8 @@ class HubDataset:
                 left = (total - done) / rate
                 size = f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
                 say(
-                    f"{i + 1} of {len(files)} files, {size}, {rate / 1e6:.1f} MB/s, {left:.0f} s left"
+                    f"{i + 1} of {len(files)} files, {size}, {rate / 1e6:.1f} MB/s, {left:.0f} s "
+                    "left"
                 )
                 yield file
         finally:
@@ -254,7 +259,8 @@ class HubDataset:
             if _offline(failure) or attempt == attempts:
                 reason = " ".join(str(failure).split())[:200] or type(failure).__name__
                 raise OSError(
-                    f"cannot get {what} of {self.dataset} from the hub ({reason}); go online, set NANOCHAT_HUB_DIR to "
+                    f"cannot get {what} of {self.dataset} from the hub ({reason}); go online, set "
+                    "NANOCHAT_HUB_DIR to "
                     f"a mirror with {self.dataset}/, or choose data=pydocs or data=local"
                 ) from failure
             log.warning(
@@ -375,7 +381,8 @@ def shards_needed(tokens: int, packing: str, there: int) -> int:
     """
     if packing not in CROPPED:
         raise ValueError(
-            f"packing={packing} is not known; choose data.packing={' or data.packing='.join(CROPPED)}"
+            f"packing={packing} is not known; choose "
+            f"data.packing={' or data.packing='.join(CROPPED)}"
         )
     characters = tokens * CHARACTERS_PER_TOKEN / (1 - CROPPED[packing])
     return min(max(math.ceil(characters / CHARACTERS_PER_SHARD), LEAST_SHARDS), there)
@@ -407,7 +414,8 @@ def split_files(dataset: HubDataset, config: str | None, split: str) -> list[str
             config = "default" if "default" in declared else next(iter(declared))
         if config not in declared:
             raise ValueError(
-                f"config={config} is not one of {dataset.dataset}: {', '.join(declared)}; set data.config=…"
+                f"config={config} is not one of {dataset.dataset}: {', '.join(declared)}; set "
+                "data.config=…"
             )
         splits = declared[config]
         if split not in splits:
@@ -423,7 +431,8 @@ def split_files(dataset: HubDataset, config: str | None, split: str) -> list[str
         if config is not None and not inside:
             folders = sorted({str(PurePosixPath(name).parent) for name in data})
             raise ValueError(
-                f"config={config} is not a folder of {dataset.dataset}; its folders are {', '.join(folders)}"
+                f"config={config} is not a folder of {dataset.dataset}; its folders are "
+                f"{', '.join(folders)}"
             )
         words = next((w for w in SPLIT_NAMES.values() if split in w), (split,))
         found = [name for name in inside if _words(name) & set(words)]
@@ -435,7 +444,8 @@ def split_files(dataset: HubDataset, config: str | None, split: str) -> list[str
             found = inside
     if not found:
         raise ValueError(
-            f"{dataset.dataset} has no {split} file that can be read; it has {', '.join(data[:5]) or 'none'}"
+            f"{dataset.dataset} has no {split} file that can be read; it has "
+            f"{', '.join(data[:5]) or 'none'}"
         )
     return found
 

@@ -85,7 +85,8 @@ class PyDocs(TextSource):
             found = importlib.util.find_spec(name)
             if found is None or not found.submodule_search_locations:
                 raise ValueError(
-                    f"packages: {name} is not an installed package; leave it out of data.packages or install it"
+                    f"packages: {name} is not an installed package; leave it out of data.packages "
+                    "or install it"
                 )
             self._roots[name] = Path(next(iter(found.submodule_search_locations)))
         self._parts: list[SourcePart] | None = None
@@ -98,7 +99,10 @@ class PyDocs(TextSource):
         }
 
     def validation(self) -> str:
-        return f"all documents of the files whose hash (blake2b of the text) is in the lowest {self.val_fraction:g} of all"
+        return (
+            "all documents of the files whose hash (blake2b of the text) is in the lowest "
+            f"{self.val_fraction:g} of all"
+        )
 
     def origin(self) -> dict[str, Any]:
         return {"python": platform.python_version(), "path": str(self._roots[""])}

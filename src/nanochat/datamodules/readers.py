@@ -67,7 +67,8 @@ def read_text(path: Path, bad_utf8: str, notes: Counter[str]) -> str:
     except UnicodeDecodeError as error:
         if bad_utf8 != "replace":
             raise ValueError(
-                f"{path} is not UTF-8 at byte {error.start:,}; convert it, or set data.bad_utf8=replace"
+                f"{path} is not UTF-8 at byte {error.start:,}; convert it, or set "
+                "data.bad_utf8=replace"
             ) from None
     text = raw.decode("utf-8-sig", "replace")
     notes["replaced_characters"] += text.count("\ufffd") - raw.count("\ufffd".encode())
@@ -251,7 +252,8 @@ def _decoded(raw: bytes, path: Path, number: int) -> str:
         return raw.decode()
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: the bytes of row {number:,} are not UTF-8 at byte {error.start:,}; write the column as text"
+            f"{path}: the bytes of row {number:,} are not UTF-8 at byte {error.start:,}; write the "
+            "column as text"
         ) from None
 
 
@@ -273,7 +275,8 @@ def _json_lines(path: Path, text_field: str, span: tuple[int, int] | None) -> It
                 ) from None
             if isinstance(value, list):
                 raise ValueError(
-                    f"{where} is a list, not an object; if it holds the documents, name the file .json"
+                    f"{where} is a list, not an object; if it holds the documents, name the file "
+                    ".json"
                 )
             yield _field(value, text_field, where)
 
@@ -322,7 +325,8 @@ def _field(value: Any, text_field: str, where: str) -> str | None:
         return value
     if not isinstance(value, dict):
         raise ValueError(
-            f"{where} is a {type(value).__name__}; it should be an object with a text field, or a string"
+            f"{where} is a {type(value).__name__}; it should be an object with a text field, or a "
+            "string"
         )
     if (
         text_field not in value
@@ -338,6 +342,7 @@ def _field(value: Any, text_field: str, where: str) -> str | None:
     text = value[text_field]
     if text is not None and not isinstance(text, str):
         raise ValueError(
-            f"{where}: field {text_field} is a {type(text).__name__}, not text; set data.text_field=…"
+            f"{where}: field {text_field} is a {type(text).__name__}, not text; set "
+            "data.text_field=…"
         )
     return text

@@ -89,7 +89,8 @@ class Rows:
         pack(packing, np.zeros(0, dtype=np.int64), sequence_len)
         if not self.specs:
             raise ValueError(
-                f"{folder.source.name} has no {split} documents; check data.path, data.split or data.num_shards"
+                f"{folder.source.name} has no {split} documents; check data.path, data.split or "
+                "data.num_shards"
             )
         self._journal = Journal(folder.folder / "segments.jsonl")
         # (epoch, number in the epoch, shards) of each segment
@@ -189,7 +190,8 @@ class Rows:
         tally = self.epoch_tally()
         more = self.folder.source.more(self.split, tally.documents_read)
         return (
-            f"the {self.split} split has {tally.tokens_read:,} tokens in {tally.documents_read:,} documents, less than "
+            f"the {self.split} split has {tally.tokens_read:,} tokens in {tally.documents_read:,} "
+            "documents, less than "
             f"a row of {self.sequence_len:,} + 1; {more}, or lower model.sequence_len"
         )
 
@@ -229,7 +231,8 @@ class Rows:
         name = next(shard.name for shard in opened if worst in shard.tokens)
         stems = [spec.stem for spec in self.specs if spec.part.name == name]
         return ShardError(
-            f"the token shard {self.folder.folder / stems[0]}.bin holds the token {worst:,}, and the vocabulary has "
+            f"the token shard {self.folder.folder / stems[0]}.bin holds the token {worst:,}, and "
+            "the vocabulary has "
             f"{self.folder.tokenizer.vocab_size:,}: it is damaged; delete it, and it is rebuilt"
         )
 

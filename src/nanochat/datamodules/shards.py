@@ -333,8 +333,10 @@ class ShardFolder:
         free = shutil.disk_usage(place).free
         if need > free:
             raise OSError(
-                f"token shards and what they are made from need about {need / 1e9:,.1f} GB more in {self.folder} and "
-                f"{free / 1e9:,.1f} GB are free; set NANOCHAT_BASE_DIR to a larger disk, or take less (data.num_shards)"
+                f"token shards and what they are made from need about {need / 1e9:,.1f} GB more in "
+                f"{self.folder} and "
+                f"{free / 1e9:,.1f} GB are free; set NANOCHAT_BASE_DIR to a larger disk, or take "
+                "less (data.num_shards)"
             )
 
     def _estimate(self, spec: ShardSpec) -> float:
@@ -400,7 +402,10 @@ class Builders:
         left, whole = len(self.folder.missing()), len(self.folder.order)
         log.info("%d of %d token shards to build, %d processes", left, whole, self.count)
         environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        start = "import pickle, sys; sys.path[:] = pickle.loads(sys.stdin.buffer.read(int(sys.argv[1])))"
+        start = (
+            "import pickle, sys; sys.path[:] = "
+            "pickle.loads(sys.stdin.buffer.read(int(sys.argv[1])))"
+        )
         code = f"{start}; from nanochat.datamodules.shards import work; work(int(sys.argv[2]))"
         paths = pickle.dumps(sys.path)
         body = pickle.dumps(self.folder)

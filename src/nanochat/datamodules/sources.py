@@ -201,7 +201,8 @@ class FileSource(TextSource):
             )
         if bad_utf8 not in ("error", "replace"):
             raise ValueError(
-                f"bad_utf8={bad_utf8} is not known; choose data.bad_utf8=error or data.bad_utf8=replace"
+                f"bad_utf8={bad_utf8} is not known; choose data.bad_utf8=error or "
+                "data.bad_utf8=replace"
             )
         if document_chars is not None and not (
             isinstance(document_chars, int) and document_chars >= 1
@@ -246,7 +247,10 @@ class FileSource(TextSource):
 
     def validation(self) -> str:
         return {
-            "hash": f"the documents whose hash (blake2b of the text) is in the lowest {self.val_fraction:g} of all",
+            "hash": (
+                "the documents whose hash (blake2b of the text) is in the lowest "
+                f"{self.val_fraction:g} of all"
+            ),
             "tail": f"the last {self.val_fraction:g} of each file's characters",
             "files": "all documents of the files under val",
         }[self.val_by]
@@ -303,15 +307,18 @@ class FileSource(TextSource):
         plain = kinds & set(TEXT_SUFFIXES)
         if self.rule != "file" and not plain:
             raise ValueError(
-                f"documents={self.rule} is for .txt and .md files and there is none; leave data.documents out"
+                f"documents={self.rule} is for .txt and .md files and there is none; leave "
+                "data.documents out"
             )
         if self.text_field != "text" and kinds and kinds == plain:
             raise ValueError(
-                f"text_field={self.text_field} is for parquet and JSON and there is none; leave data.text_field out"
+                f"text_field={self.text_field} is for parquet and JSON and there is none; leave "
+                "data.text_field out"
             )
         if self.val_by == "tail" and kinds != plain:
             raise ValueError(
-                f"val_by=tail is for .txt and .md files, not {' '.join(sorted(kinds - plain))}; set data.val_by=hash"
+                f"val_by=tail is for .txt and .md files, not {' '.join(sorted(kinds - plain))}; "
+                "set data.val_by=hash"
             )
 
     def check(self) -> None:
@@ -400,14 +407,16 @@ class LocalFiles(FileSource):
                     "hash": f"{val_fraction:.0%} of the documents",
                 }[val_by]
                 self.decided.append(
-                    f"for validation: {how} (data.val_by={val_by} data.val_fraction={val_fraction:g} data.documents={documents})"
+                    f"for validation: {how} (data.val_by={val_by} "
+                    f"data.val_fraction={val_fraction:g} data.documents={documents})"
                 )
         if document_chars == "auto":
             document_chars = auto_chars if whole else None
             self.cut_by_auto = document_chars is not None
             if document_chars and any(p.stat().st_size > document_chars for p in self.found):
                 self.decided.append(
-                    f"long documents are cut into pieces of up to {document_chars:,} characters (data.document_chars; null keeps them whole)"
+                    f"long documents are cut into pieces of up to {document_chars:,} characters "
+                    "(data.document_chars; null keeps them whole)"
                 )
         super().__init__(
             "local",
@@ -419,7 +428,8 @@ class LocalFiles(FileSource):
         )
         if not self.found:
             raise ValueError(
-                f"val_path={val_path} leaves no file of {path} for training; name other files in data.path"
+                f"val_path={val_path} leaves no file of {path} for training; name other files in "
+                "data.path"
             )
 
     def files(self, split: str) -> list[SourceFile]:
@@ -490,7 +500,8 @@ def find_files(path: str | Path) -> tuple[list[Path], Counter[str]]:
         ]
         if not names:
             raise FileNotFoundError(
-                f"path={path} matches no file; set data.path to a folder, a file or a glob in quotes"
+                f"path={path} matches no file; set data.path to a folder, a file or a glob in "
+                "quotes"
             )
     found = [p for p in names if suffix(p)]
     skipped = Counter(_ending(p) for p in names if not suffix(p))

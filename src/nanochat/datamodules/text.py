@@ -264,7 +264,8 @@ def crop_note(share: float, pieces: int) -> list[str]:
     if share <= CROP_LIMIT:
         return []
     return [
-        f"data.packing=best_fit will crop about {share:.0%} of the tokens, the ends of long documents; "
+        f"data.packing=best_fit will crop about {share:.0%} of the tokens, the ends of long "
+        "documents; "
         f"data.packing=stream crops none, data.document_chars={pieces} few"
     ]
 
@@ -375,7 +376,8 @@ def hub(
         isinstance(num_shards, int) and 1 <= num_shards <= len(names)
     ):
         raise ValueError(
-            f"num_shards={num_shards} is not a number from 1 to the {len(names):,} files of {dataset}; set data.num_shards"
+            f"num_shards={num_shards} is not a number from 1 to the {len(names):,} files of "
+            f"{dataset}; set data.num_shards"
         )
     val = [name for c in configs for name in split_files(where, c, val_split)] if val_split else []
     name = "-".join([dataset.split("/")[-1], *[c for c in configs if c]])

@@ -1,4 +1,5 @@
-"""Bits per byte: loss in bits over the bytes of the text, comparable across vocabularies (facts sheet 6.1)."""
+"""Bits per byte: loss in bits over the bytes of the text, comparable across vocabularies (facts
+sheet 6.1)."""
 
 import math
 from collections.abc import Iterable
@@ -32,9 +33,11 @@ class BitsPerByte(Evaluation):
 
 @torch.no_grad()
 def local_sums(gpt: GPT, batches: Iterable[dict[str, Any]], token_bytes: np.ndarray) -> Tensor:
-    """Nats, bytes and tokens that count in this process's batches, (3,) float64; no other process is involved.
+    """Nats, bytes and tokens that count in this process's batches, (3,) float64; no other process
+    is involved.
 
-    Sums stay on the device, so that no batch waits for the one before. Metal has no float64: there a batch is summed in fp32.
+    Sums stay on the device, so that no batch waits for the one before. Metal has no float64: there
+    a batch is summed in fp32.
     """
     device = gpt.device
     home, wide = (
@@ -44,9 +47,8 @@ def local_sums(gpt: GPT, batches: Iterable[dict[str, Any]], token_bytes: np.ndar
     sums = torch.zeros(3, dtype=torch.float64, device=home)
     for batch in batches:
         targets = batch["targets"].to(device)
-        counted = torch.where(
-            targets >= 0, lengths[targets.clamp_min(0)], 0
-        )  # (B, T) bytes of each target
+        # (B, T) bytes of each target
+        counted = torch.where(targets >= 0, lengths[targets.clamp_min(0)], 0)
         losses = gpt.losses(batch["idx"].to(device), targets)
         keep = counted > 0
         part = torch.stack(
@@ -59,10 +61,11 @@ def local_sums(gpt: GPT, batches: Iterable[dict[str, Any]], token_bytes: np.ndar
 def bits_per_byte(
     gpt: GPT, batches: Iterable[dict[str, Any]], token_bytes: np.ndarray
 ) -> dict[str, float]:
-    """`bpb` and mean `loss` in nats over batches of idx and targets (B, T), summed over processes before dividing.
+    """`bpb` and mean `loss` in nats over batches of idx and targets (B, T), summed over processes
+    before dividing.
 
-    A target counts if it is not -1 and its token has bytes (special tokens have none). Raises ValueError if none counts. What
-    raises on one process, the batches included, raises on all.
+    A target counts if it is not -1 and its token has bytes (special tokens have none). Raises
+    ValueError if none counts. What raises on one process, the batches included, raises on all.
     """
     return numbers_of(agreed(lambda: local_sums(gpt, batches, token_bytes), gpt.device))
 
@@ -73,6 +76,7 @@ def numbers_of(sums: Tensor) -> dict[str, float]:
     nats, total_bytes, tokens = sums.tolist()
     if total_bytes == 0:
         raise ValueError(
-            "no validation token has any bytes, so bits per byte is not defined; is the validation split empty?"
+            "no validation token has any bytes, so bits per byte is not defined; is the validation "
+            "split empty?"
         )
     return {"bpb": nats / math.log(2) / total_bytes, "loss": nats / tokens, "tokens": tokens}

@@ -8,7 +8,8 @@ from nanochat.runtime.settings import Count, Seed, Temperature, TopK
 
 
 class Samples(Evaluation):
-    """`num_samples` texts for each prompt, as plain text also where the model has learned to chat. No numbers."""
+    """`num_samples` texts for each prompt, as plain text also where the model has learned to chat.
+    No numbers."""
 
     def __init__(
         self,

@@ -1,11 +1,12 @@
 """Causal attention with a left window, by whichever back-end this machine can run.
 
-Every back-end has the signature `attend(q, k, v, window)` with q (B, T, H, D), k and v (B, S, G, D), S >= T, the queries being the
-last T of the S positions, and returns (B, T, H, D). A query at position t sees t and the `window` positions before it (so
-window + 1 keys), or all of them if `window` is None: the left window of FlashAttention.
+Every back-end has the signature `attend(q, k, v, window)` with q (B, T, H, D), k and v (B, S, G,
+D), S >= T, the queries being the last T of the S positions, and returns (B, T, H, D). A query at
+position t sees t and the `window` positions before it (so window + 1 keys), or all of them if
+`window` is None: the left window of FlashAttention.
 
-`choose` goes by capability, then proves its choice with one forward and one backward pass against `reference`: a
-kernel that imports but cannot run is found before training, not in it.
+`choose` goes by capability, then proves its choice with one forward and one backward pass against
+`reference`: a kernel that imports but cannot run is found before training, not in it.
 """
 
 import math
@@ -28,26 +29,25 @@ def sees(T: int, S: int, window: int | None, device: torch.device | None = None)
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """The definition: a masked softmax in float64, every score written out. On the CPU for Metal, which has no float64."""
+    """The definition: a masked softmax in float64, every score written out. On the CPU for Metal,
+    which has no float64."""
     H, G, D = q.size(2), k.size(2), q.size(3)
     near = (x.cpu() if x.device.type == "mps" else x for x in (q, k, v))
     q64, k64, v64 = (x.double().transpose(1, 2) for x in near)  # (B, heads, length, D)
-    k64, v64 = (
-        k64.repeat_interleave(H // G, 1),
-        v64.repeat_interleave(H // G, 1),
-    )  # each key head serves H // G queries
+    # each key head serves H // G queries
+    k64, v64 = (k64.repeat_interleave(H // G, 1), v64.repeat_interleave(H // G, 1))
     scores = q64 @ k64.mT / math.sqrt(D)  # (B, H, T, S)
     scores = scores.masked_fill(~sees(q.size(1), k.size(1), window, scores.device), -math.inf)
-    return (
-        (scores.softmax(-1) @ v64).transpose(1, 2).to(q.dtype).to(q.device)
-    )  # in this order: float64 stays on the CPU
+    # in this order: float64 stays on the CPU
+    return (scores.softmax(-1) @ v64).transpose(1, 2).to(q.dtype).to(q.device)
 
 
-# --- PyTorch's scaled_dot_product_attention: everywhere -------------------------------------------
+# --- PyTorch's scaled_dot_product_attention: everywhere ---
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """SDPA; a window shorter than the text is cut into blocks of queries, so the work grows with T * window, not T**2."""
+    """SDPA; a window shorter than the text is cut into blocks of queries, so the work grows with T
+    * window, not T**2."""
     B, T, H, D = q.shape
     S, G = k.size(1), k.size(2)
     gqa = H != G
@@ -71,14 +71,14 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
             q, k, v, attn_mask=sees(T, S, window, q.device), enable_gqa=gqa
         )
         return y.transpose(1, 2)
-    # the first block has nothing before it and is plainly causal; block n >= 1 sees the window before it and itself
+    # the first block has nothing before it and is plainly causal; block n >= 1 sees the window
+    # before it and itself
     first = sdpa(q[:, :block], k[:, :block], v[:, :block], None)
     N = T // block - 1
     qb = q[:, block:].reshape(B * N, block, H, D)
     span = window + block
-    kb = (
-        k.unfold(1, span, block).permute(0, 1, 4, 2, 3).reshape(B * N, span, G, D)
-    )  # (B, N, G, D, span) -> rows of blocks
+    # (B, N, G, D, span) -> rows of blocks
+    kb = k.unfold(1, span, block).permute(0, 1, 4, 2, 3).reshape(B * N, span, G, D)
     vb = v.unfold(1, span, block).permute(0, 1, 4, 2, 3).reshape(B * N, span, G, D)
     qb, kb, vb = qb.transpose(1, 2), kb.transpose(1, 2), vb.transpose(1, 2)
     rest = F.scaled_dot_product_attention(
@@ -88,11 +88,10 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     return torch.cat((first, rest), 1)
 
 
-# --- FlexAttention: compiled block-sparse kernels on CUDA -----------------------------------------
+# --- FlexAttention: compiled block-sparse kernels on CUDA ---
 
-_FLEX_MASKS: dict[
-    tuple, object
-] = {}  # (T, S, window, device) -> BlockMask; made before compiled code looks it up
+# (T, S, window, device) -> BlockMask; made before compiled code looks it up
+_FLEX_MASKS: dict[tuple, object] = {}
 
 
 def _flex_mask(T: int, S: int, window: int | None, device: torch.device):
@@ -124,7 +123,8 @@ def _effective(window: int | None, S: int) -> int | None:
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """FlexAttention with a block mask; blocks outside the window are skipped. Needs torch.compile on a CUDA device."""
+    """FlexAttention with a block mask; blocks outside the window are skipped. Needs torch.compile
+    on a CUDA device."""
     from torch.nn.attention.flex_attention import flex_attention
 
     T, S = q.size(1), k.size(1)
@@ -173,16 +173,15 @@ def prove(
     T: int,
     windows: set[int | None],
 ) -> str | None:
-    """One small forward and backward pass of every window on this device against `reference`; the reason it fails, or None."""
+    """One small forward and backward pass of every window on this device against `reference`; the
+    reason it fails, or None."""
     length = min(T, 256)
     generator = torch.Generator(device="cpu").manual_seed(0)
-    tolerance = (
-        1e-4 if dtype == torch.float32 else 0.03
-    )  # bf16 keeps 8 bits: 2**-8 times a few accumulated terms
+    # bf16 keeps 8 bits: 2**-8 times a few accumulated terms
+    tolerance = 1e-4 if dtype == torch.float32 else 0.03
     precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(
-        "highest"
-    )  # TF32 keeps 11 bits, less than the tolerance asks for
+    # TF32 keeps 11 bits, less than the tolerance asks for
+    torch.set_float32_matmul_precision("highest")
     try:
         with torch.inference_mode(False), torch.enable_grad():
             return _prove(name, device, dtype, H, G, D, length, windows, generator, tolerance)
@@ -226,7 +225,8 @@ def choose(
     T: int,
     windows: set[int | None],
 ) -> tuple[str, str]:
-    """The back-end to use and a sentence why. `wanted` is a name, or `auto`. Raises ValueError if a wanted one cannot run."""
+    """The back-end to use and a sentence why. `wanted` is a name, or `auto`. Raises ValueError if a
+    wanted one cannot run."""
     if wanted != "auto":
         problem = runnable(wanted, device, dtype) or prove(
             wanted, device, dtype, H=H, G=G, D=D, T=T, windows=windows

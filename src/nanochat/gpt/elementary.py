@@ -33,7 +33,8 @@ def _constant(value: float) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE (Su et al. 2021, arXiv:2104.09864): turn channel pairs by an angle that grows with position.
+    """RoPE (Su et al. 2021, arXiv:2104.09864): turn channel pairs by an angle that grows with
+    position.
 
     q · k then depends on how far apart two tokens are, not on where they stand. A pair is channel j
     and channel j + D/2, and the turn is by *minus* the angle: nanochat's convention, which stock

@@ -1,4 +1,5 @@
-"""A step begun before its tokens are known: a GPU works while the results of the last are looked at."""
+"""A step begun before its tokens are known: a GPU works while the results of the last are looked
+at."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,8 +1,10 @@
-"""The calculator that a model may call: arithmetic and `'word'.count('x')`, as nanochat's, but nothing is ever run (facts sheet 7.3).
+"""The calculator that a model may call: arithmetic and `'word'.count('x')`, as nanochat's, but
+nothing is ever run (facts sheet 7.3).
 
-Python's own parser reads the expression, so precedence, numbers and strings are exactly Python's, and the tree is walked here with the
-few nodes that count. One limit bounds everything: without powers and repeated strings no result has more digits than the expression
-has characters, and the tree is no deeper. So there is no clock, no signal, no process, and it works in any thread.
+Python's own parser reads the expression, so precedence, numbers and strings are exactly Python's,
+and the tree is walked here with the few nodes that count. One limit bounds everything: without
+powers and repeated strings no result has more digits than the expression has characters, and the
+tree is no deeper. So there is no clock, no signal, no process, and it works in any thread.
 """
 
 import ast
@@ -11,7 +13,8 @@ import operator
 import re
 from collections.abc import Callable
 
-MAX_LENGTH = 400  # guess: the longest call in the answers of GSM8K has 30 characters; parsing 400 takes 3 ms at worst
+# guess: the longest call in the answers of GSM8K has 30 characters; parsing 400 takes 3 ms at worst
+MAX_LENGTH = 400
 OPERATORS: dict[type, Callable] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -27,9 +30,11 @@ ALLOWED = re.compile(rf"(?:[0-9+\-*/%.() ]|\.count\(|{STRING})*")
 
 
 def calculate(expression: str) -> str | None:
-    """The result as Python writes it (`10/4` is `2.5`, `10/5` is `2.0`), or None for anything that is not a calculation.
+    """The result as Python writes it (`10/4` is `2.5`, `10/5` is `2.0`), or None for anything that
+    is not a calculation.
 
-    + - * / // % ( ) on ints and decimals, and `.count` of one string in another. Commas outside strings are dropped, as in 1,000.
+    + - * / // % ( ) on ints and decimals, and `.count` of one string in another. Commas outside
+    strings are dropped, as in 1,000.
 
     >>> calculate("1,200 * (3 - .5)")
     '3000.0'

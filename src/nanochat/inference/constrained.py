@@ -1,10 +1,12 @@
 """Answers that a grammar allows and nothing else: JSON by a schema, calls of functions.
 
-Which tokens may come next is worked out by llguidance, on the bytes of our tokens; special tokens never may, but for the end of the answer
-where the grammar ends. JSON has no blanks between its signs: a small model fills its context with them.
+Which tokens may come next is worked out by llguidance, on the bytes of our tokens; special tokens
+never may, but for the end of the answer where the grammar ends. JSON has no blanks between its
+signs: a small model fills its context with them.
 
-A model that never closes a string would run out of tokens in the middle. So a shortest way to the end is kept, nearly: signs that close
-whatever is open. When it is as long as what is left of `max_tokens`, it is taken.
+A model that never closes a string would run out of tokens in the middle. So a shortest way to the
+end is kept, nearly: signs that close whatever is open. When it is as long as what is left of
+`max_tokens`, it is taken.
 """
 
 import functools
@@ -18,14 +20,12 @@ import numpy as np
 
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-INTEGERS = {
-    "minimum": -(2**53) + 1,
-    "maximum": 2**53 - 1,
-}  # from: RFC 7493, 2.2; a small model never ends a number
-MAX_CLOSING = (
-    512  # guess: tokens of a way to the end; a schema that needs more is not closed in time
-)
-# which sign to take outside strings: one that closes something, or else the beginning of the shortest value
+# from: RFC 7493, 2.2; a small model never ends a number
+INTEGERS = {"minimum": -(2**53) + 1, "maximum": 2**53 - 1}
+# guess: tokens of a way to the end; a schema that needs more is not closed in time
+MAX_CLOSING = 512
+# which sign to take outside strings: one that closes something, or else the beginning of the
+# shortest value
 CLOSING = b'}]"0nft1'
 
 log = logging.getLogger(__name__)
@@ -54,26 +54,28 @@ class _Wrapped:
 def _tokenizer(tokenizer: Tokenizer) -> llguidance.LLTokenizer:
     if tokenizer.kind != "bpe":
         raise ValueError(
-            "a response_format or a forced call needs a tokenizer of bytes (tokenizer.kind=bpe), not one of characters"
+            "a response_format or a forced call needs a tokenizer of bytes (tokenizer.kind=bpe), "
+            "not one of characters"
         )
     return llguidance.LLTokenizer(_Wrapped(tokenizer))  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=64)
 def compiled(tokenizer: Tokenizer, grammar: str) -> llguidance.LLMatcher:
-    """The grammar at its beginning, to be copied. ValueError with llguidance's reason for one that cannot be kept to."""
+    """The grammar at its beginning, to be copied. ValueError with llguidance's reason for one that
+    cannot be kept to."""
     matcher = llguidance.LLMatcher(_tokenizer(tokenizer), grammar, log_level=0)
     if matcher.is_error():
-        reason = re.split(r"\n\s*\d+ \|", matcher.get_error())[
-            0
-        ]  # what follows is the grammar, which no user wrote
+        # what follows is the grammar, which no user wrote
+        reason = re.split(r"\n\s*\d+ \|", matcher.get_error())[0]
         reason = re.sub(r"^at \S+ failed to compile JSON schema: ", "", " ".join(reason.split()))
         raise ValueError(reason or "it cannot be compiled")
     return matcher
 
 
 def json_grammar(schema: dict[str, Any], *, lenient: bool = False) -> str:
-    """JSON of one line without blanks that `schema` allows. `lenient`: keywords that llguidance does not know are left out."""
+    """JSON of one line without blanks that `schema` allows. `lenient`: keywords that llguidance
+    does not know are left out."""
     return f"start: {_json(schema, lenient)}"
 
 
@@ -92,8 +94,9 @@ def _json(schema: dict[str, Any], lenient: bool) -> str:
 
 
 def _closed(schema: Any) -> Any:
-    """The schema without properties that it does not name, where it does not say that there may be others, which a small model invents, and
-    without integers that JSON's readers do not keep, where it has no bounds."""
+    """The schema without properties that it does not name, where it does not say that there may be
+    others, which a small model invents, and without integers that JSON's readers do not keep, where
+    it has no bounds."""
     if isinstance(schema, list):
         return [_closed(one) for one in schema]
     if not isinstance(schema, dict) or "allOf" in schema:
@@ -120,9 +123,8 @@ class Constraint:
     def __init__(self, tokenizer: Tokenizer, matcher: llguidance.LLMatcher) -> None:
         self.matcher = matcher
         self.end = tokenizer.specials["<|assistant_end|>"]
-        self.closing: list[int] | None = (
-            None  # tokens that end it from here, the end token among them; None: not known
-        )
+        # tokens that end it from here, the end token among them; None: not known
+        self.closing: list[int] | None = None
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, grammar: str) -> "Constraint":
@@ -131,7 +133,8 @@ class Constraint:
 
     @classmethod
     def beginning(cls, tokenizer: Tokenizer, grammar: str, token: int) -> "Constraint | None":
-        """For what begins with `token`, which is still to be taken; None if the grammar does not allow that."""
+        """For what begins with `token`, which is still to be taken; None if the grammar does not
+        allow that."""
         found = cls.of(tokenizer, grammar)
         return found if found.matcher.validate_tokens([token]) == 1 else None
 
@@ -146,7 +149,8 @@ class Constraint:
         return self.matcher.is_stopped()
 
     def instead_of(self, token: int, room: int) -> list[int]:
-        """Nothing, if `token` may be taken with so many tokens left, itself included. Otherwise what closes the text from here."""
+        """Nothing, if `token` may be taken with so many tokens left, itself included. Otherwise
+        what closes the text from here."""
         before = self._closing_now()
         after = self.matcher.deep_copy()
         if not after.consume_token(token):
@@ -178,7 +182,8 @@ def _bits(matcher: llguidance.LLMatcher) -> np.ndarray:
 
 
 def _closing(matcher: llguidance.LLMatcher, end: int) -> list[int] | None:
-    """Tokens of one byte that bring `matcher` to an end, and the end token; None if none is found soon."""
+    """Tokens of one byte that bring `matcher` to an end, and the end token; None if none is found
+    soon."""
     ahead = matcher.deep_copy()
     found: list[int] = []
     while not ahead.is_accepting():

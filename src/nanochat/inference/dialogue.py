@@ -12,11 +12,13 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 def fit(
     tokenizer: Tokenizer, messages: list[dict[str, Any]], *, context: int, room: int, forget: bool
 ) -> tuple[list[int], int]:
-    """Token ids that ask for the next answer, or for more of a last message of the assistant, and how many of the oldest turns were left out for it.
+    """Token ids that ask for the next answer, or for more of a last message of the assistant, and
+    how many of the oldest turns were left out for it.
 
-    With `forget` the oldest turns (of user and assistant together; never a system message or the last question) are left out until `room`
-    of the `context` tokens are free for the answer. Without, all of it has to fit, with one token free. TooLong if it does not,
-    BadConversation if it breaks the rules.
+    With `forget` the oldest turns (of user and assistant together; never a system message or the
+    last question) are left out until `room` of the `context` tokens are free for the answer.
+    Without, all of it has to fit, with one token free. TooLong if it does not, BadConversation if
+    it breaks the rules.
     """
     system = (
         messages[:1]
@@ -42,6 +44,7 @@ def fit(
         else ("the conversation", ", or leave out the oldest turns")
     )
     raise TooLong(
-        f"{what} has {len(without(forgotten)):,} tokens and leaves no room for an answer in the model's context of "
+        f"{what} has {len(without(forgotten)):,} tokens and leaves no room for an answer in the "
+        "model's context of "
         f"{context:,}; say it in fewer words{instead}"
     )

@@ -1,4 +1,5 @@
-"""A step of decoding whose shapes stay the same from token to token, so that it can be compiled and, on CUDA, recorded.
+"""A step of decoding whose shapes stay the same from token to token, so that it can be compiled
+and, on CUDA, recorded.
 
 `KVCache.step` looks no further than what is written and takes only the rows in use, so its shapes
 change with every token. Here every row there is room for takes part, over all slots there is room
@@ -29,8 +30,8 @@ WARM_UPS = 2  # from: PyTorch's notes on CUDA graphs, which ask for a few runs b
 
 
 def fixed_step(gpt: FrozenGPT, numbers: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
-    """Logits (R, V) after the second token of each row of numbers (R, 3): the token before it, it, and
-    how many tokens come before it.
+    """Logits (R, V) after the second token of each row of numbers (R, 3): the token before it, it,
+    and how many tokens come before it.
 
     Its key and value are written into those of every layer, (R, G, slots, D).
     """
@@ -69,10 +70,10 @@ COMPILED: weakref.WeakKeyDictionary[FrozenGPT, Callable[..., Tensor]] = weakref.
 def compiled(gpt: FrozenGPT) -> Callable[..., Tensor]:
     """`fixed_step` for this network, compiled for each size of a cache when it is first met.
 
-    torch.compile's guards check before each step whether a module has changed, which took a fifth of
-    it (d4). These modules cannot change, so the guards are left out. But numbers of the network become
-    constants, and compiled forms are kept by code object: each network gets a code object of its own,
-    or it could run with the numbers of another.
+    torch.compile's guards check before each step whether a module has changed, which took a fifth
+    of it (d4). These modules cannot change, so the guards are left out. But numbers of the network
+    become constants, and compiled forms are kept by code object: each network gets a code object of
+    its own, or it could run with the numbers of another.
     """
     if gpt not in COMPILED:
         torch._dynamo.config.recompile_limit = max(
@@ -124,9 +125,8 @@ class CompiledStep:
                 "steps run uncompiled, compiling failed: %s: %s", type(error).__name__, what
             )
             self._step = COMPILED[self.gpt] = fixed_step
-            return fixed_step(
-                self.gpt, numbers, keys, values
-            )  # writes the same into the same place
+            # writes the same into the same place
+            return fixed_step(self.gpt, numbers, keys, values)
 
     def _record(self, numbers: Tensor, keys: list[Tensor], values: list[Tensor]) -> None:
         with torch.cuda.device(numbers.device):  # not that of the thread, which may be another
@@ -143,7 +143,8 @@ class CompiledStep:
                 self._run(self._numbers, keys, values)
         torch.cuda.current_stream(numbers.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # a stream of its own: the default one belongs to the GPU that recorded first; other engines go on in their threads
+        # a stream of its own: the default one belongs to the GPU that recorded first; other engines
+        # go on in their threads
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             self._logits = self._run(self._numbers, keys, values)
         return graph

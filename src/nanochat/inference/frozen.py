@@ -15,16 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# rows; measured: packed for 16, products with 1 to 512 take the time they take packed for just these
+# rows; measured: packed for 16, products with 1 to 512 take the time they take packed for just
+# these
 PACKED_FOR = 16
 # measured, elements: a call of oneDNN costs 11 us, one of MKL 2; 256 x 256 is equal for 4 rows. In
 # bf16 all is oneDNN's but the smallest, which is quicker in fp32 (2 x 12 and 64 rows: 12 and 5 us)
 PACKING_PAYS = {torch.float32: 2**16, torch.bfloat16: 2**12}
 # Numbers of rows that oneDNN is called with; others are padded or split. It compiles a program for
-# every number of rows that it meets, and keeps it: 0.5 ms and 0.6 MiB for each (measured: 1024 x 256;
-# a server under load grew to twice its size).
+# every number of rows that it meets, and keeps it: 0.5 ms and 0.6 MiB for each (measured: 1024 x
+# 256; a server under load grew to twice its size).
 SIZES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 28, *range(32, 64, 8), *range(64, 513, 32))
-# measured: a loop over as many rows at once reads 440 MB at 28 GB/s; 1: 23, 2: 26, 8: 26 (two cores)
+# measured: a loop over as many rows at once reads 440 MB at 28 GB/s; 1: 23, 2: 26, 8: 26 (two
+# cores)
 STREAMS = 4
 
 
@@ -72,7 +74,8 @@ class FrozenWeight(NamedTuple):
         if self.onednn:
             return _in_sizes(x, self.weight)
         if x.is_cpu and x.dtype == torch.bfloat16 and self.weight.numel() < PACKING_PAYS[x.dtype]:
-            # F.linear would compile a program of oneDNN for every number of rows, which sums in fp32 too
+            # F.linear would compile a program of oneDNN for every number of rows, which sums in
+            # fp32 too
             return F.linear(x.float(), self.weight.float()).to(x.dtype)
         return F.linear(x, self.weight)
 

@@ -1,4 +1,5 @@
-"""Who joins the batch now that rows are free, first come first served, and how its prompt is read."""
+"""Who joins the batch now that rows are free, first come first served, and how its prompt is
+read."""
 
 import math
 from collections import deque

@@ -1,4 +1,5 @@
-"""How fast an engine reads and writes, and how much of the device's bandwidth and arithmetic that is (facts sheet 7.6)."""
+"""How fast an engine reads and writes, and how much of the device's bandwidth and arithmetic that
+is (facts sheet 7.6)."""
 
 import random
 import statistics
@@ -19,7 +20,8 @@ from nanochat.tokenizer.tokenizer import BPETokenizer, Tokenizer
 
 @dataclass(frozen=True)
 class Decoding:
-    """Rates with `batch` texts side by side. MBU counts weights and keys and values once per step; None where the peak is unknown."""
+    """Rates with `batch` texts side by side. MBU counts weights and keys and values once per step;
+    None where the peak is unknown."""
 
     batch: int
     first_token_seconds: float  # all prompts read, one token of each written
@@ -31,7 +33,8 @@ class Decoding:
 
 
 def any_tokenizer(vocab_size: int) -> Tokenizer:
-    """One with that many ids, for weights that have not learned any. ValueError for a size that bytes and specials do not leave."""
+    """One with that many ids, for weights that have not learned any. ValueError for a size that
+    bytes and specials do not leave."""
     pairs = vocab_size - BPETokenizer([]).vocab_size
     if not 0 <= pairs <= 256**2:
         least = BPETokenizer([]).vocab_size
@@ -50,8 +53,8 @@ def measure(
     repeats: int,
     compile: bool = False,
 ) -> dict[str, Any]:
-    """Rates of reading one prompt and of decoding `batches` different prompts; the best of `repeats` for
-    the prompt, all for the steps.
+    """Rates of reading one prompt and of decoding `batches` different prompts; the best of
+    `repeats` for the prompt, all for the steps.
 
     ValueError for sizes that do not fit the model.
     """
@@ -143,7 +146,8 @@ def _check(
         )
     if prompt_tokens + decode_tokens > config.sequence_len:
         raise ValueError(
-            f"prompt_tokens={prompt_tokens} and decode_tokens={decode_tokens} are more than the model's "
+            f"prompt_tokens={prompt_tokens} and decode_tokens={decode_tokens} are more than the "
+            "model's "
             f"sequence_len={config.sequence_len:,}; lower one of them"
         )
 

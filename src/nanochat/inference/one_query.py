@@ -31,8 +31,8 @@ def one_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
 def one_query_in_loops(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
     """q (R, H, D) over the `visible` (R, S) of k and v (R, G, S, D) -> (R, H, D), to be compiled.
 
-    Inductor makes two loops of it that read keys and values once (measured on two cores, d12 and 512
-    slots: a step of 28 ms became one of 22).
+    Inductor makes two loops of it that read keys and values once (measured on two cores, d12 and
+    512 slots: a step of 28 ms became one of 22).
     """
     R, H, D = q.shape
     G = k.size(1)

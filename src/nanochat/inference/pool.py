@@ -1,6 +1,8 @@
-"""Cache rows of texts that are finished, for those that go on from them: the next turn of a conversation reads only what is new.
+"""Cache rows of texts that are finished, for those that go on from them: the next turn of a
+conversation reads only what is new.
 
-Kept are tokens and rows of the most recent texts, up to a number of bytes. A text that another one goes on from is dropped for it.
+Kept are tokens and rows of the most recent texts, up to a number of bytes. A text that another one
+goes on from is dropped for it.
 """
 
 from typing import NamedTuple
@@ -14,11 +16,13 @@ MIN_SHARED = 16  # guess: fewer tokens are read again as cheaply, together with 
 
 
 class PrefixPool:
-    """At most `max_bytes` of finished rows; 0 keeps none. What was not used for longest leaves first."""
+    """At most `max_bytes` of finished rows; 0 keeps none. What was not used for longest leaves
+    first."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes, self.bytes = max_bytes, 0
-        # tokens as the bytes of int32, which compare much faster than lists; the most recently used last
+        # tokens as the bytes of int32, which compare much faster than lists; the most recently used
+        # last
         self.entries: list[tuple[bytes, KVCache]] = []
 
     def put(self, ids: list[int], cache: KVCache) -> None:
@@ -35,7 +39,8 @@ class PrefixPool:
             self._remove(0)
 
     def find(self, prompt: list[int]) -> "Found | None":
-        """The longest beginning of `prompt` that is here, less its last token; None if there is little. Nothing is copied yet."""
+        """The longest beginning of `prompt` that is here, less its last token; None if there is
+        little. Nothing is copied yet."""
         wanted = _bytes(prompt[:-1])  # what comes next is read off the last token
         most, number = MIN_SHARED - 1, -1
         for i, (ids, cache) in enumerate(self.entries):

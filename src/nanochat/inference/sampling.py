@@ -1,12 +1,14 @@
 """How a text is sampled, and the draw: a token per row for rows that each have their own settings.
 
-What a row may become is cut in this order: the repetition penalty, what is added to its logits (penalties of frequency and presence, biases,
--inf for what may not come), the temperature, the k likeliest, of these the likeliest that hold
-`top_p`, of these the ones at least `min_p` times as likely as the first. One uniform number is looked up in what is left.
+What a row may become is cut in this order: the repetition penalty, what is added to its logits
+(penalties of frequency and presence, biases, -inf for what may not come), the temperature, the k
+likeliest, of these the likeliest that hold `top_p`, of these the ones at least `min_p` times as
+likely as the first. One uniform number is looked up in what is left.
 
-Rows that look their number up in the same order of tokens are drawn together, so a batch is a few products over rows, however the other
-settings differ: by vocabulary where nothing has to be sorted, by likelihood where it has. Which order a row takes is decided by its
-own settings alone, never by its neighbours'.
+Rows that look their number up in the same order of tokens are drawn together, so a batch is a few
+products over rows, however the other settings differ: by vocabulary where nothing has to be sorted,
+by likelihood where it has. Which order a row takes is decided by its own settings alone, never by
+its neighbours'.
 """
 
 import math
@@ -33,24 +35,25 @@ class Sampling:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
-    repetition_penalty: float | None = (
-        None  # of tokens in prompt and answer (Keskar et al. 2019, arXiv:1909.05858)
-    )
+    # of tokens in prompt and answer (Keskar et al. 2019, arXiv:1909.05858)
+    repetition_penalty: float | None = None
     stop: tuple[str, ...] = ()  # the text ends before the first of these
     max_tokens: int | None = None  # None: until the context is full
     seed: int = 0
     tools: bool = True
-    python: bool = False  # run what the model calls as Python where the calculator has no result; see sandbox/execution.py
+    # run what the model calls as Python where the calculator has no result; see
+    # sandbox/execution.py
+    python: bool = False
     top_logprobs: int = 0  # how many of the likeliest tokens to return with each one
-    # as OpenAI's: each time that a token is in the answer already makes its logit smaller by the first, once at all by the second
+    # as OpenAI's: each time that a token is in the answer already makes its logit smaller by the
+    # first, once at all by the second
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()  # (id, what is added to its logit)
     min_tokens: int = 0  # no end token before so many; a stop string still ends it
     grammar: str | None = None  # of llguidance: what the answer must be (inference/constrained.py)
-    calls: str | None = (
-        None  # of llguidance: what a call that the model opens with "{" must be; the answer ends with it
-    )
+    # of llguidance: what a call that the model opens with "{" must be; the answer ends with it
+    calls: str | None = None
 
     def __post_init__(self) -> None:
         t, p, m, penalty = self.temperature, self.top_p, self.min_p, self.repetition_penalty
@@ -72,7 +75,10 @@ class Sampling:
             ),
             "repetition_penalty": (
                 penalty is None or (_number(penalty) and PENALTIES[0] <= penalty <= PENALTIES[1]),
-                f"must lie between {PENALTIES[0]} and {PENALTIES[1]}, or be null for none; 1.2 is a usual one",
+                (
+                    f"must lie between {PENALTIES[0]} and {PENALTIES[1]}, or be null for none; 1.2 "
+                    "is a usual one"
+                ),
             ),
             "stop": (
                 listed and all(isinstance(text, str) and text for text in self.stop),
@@ -142,9 +148,11 @@ def _count(value: object, least: int) -> bool:
 
 
 class Drawn(NamedTuple):
-    """A token, its log-probability in the distribution it was drawn from, and as many of the likeliest there as were asked for.
+    """A token, its log-probability in the distribution it was drawn from, and as many of the
+    likeliest there as were asked for.
 
-    At temperature 0 nothing is drawn; there it is the distribution of temperature 1. Tokens that were cut away have no place in it.
+    At temperature 0 nothing is drawn; there it is the distribution of temperature 1. Tokens that
+    were cut away have no place in it.
     """
 
     id: int
@@ -153,7 +161,8 @@ class Drawn(NamedTuple):
 
 
 class Drawing:
-    """Tokens drawn that may still be on their way from the device: `ids` (B,) are there, `read` waits for them."""
+    """Tokens drawn that may still be on their way from the device: `ids` (B,) are there, `read`
+    waits for them."""
 
     def __init__(self, ids: Tensor, parts: list["Part"]) -> None:
         self.ids, self._parts = ids, parts
@@ -177,7 +186,9 @@ class Part(NamedTuple):
 
     rows: list[int]
     samplings: Sequence[Sampling]
-    pairs: Tensor  # (N, 2): token and log-probability, on the CPU, as the two below; fp32 holds ids up to 2**24 exactly
+    # (N, 2): token and log-probability, on the CPU, as the two below; fp32 holds ids up to 2**24
+    # exactly
+    pairs: Tensor
     names: Tensor | None = None  # (N, n) the likeliest tokens …
     best: Tensor | None = None  # … and their log-probabilities
 
@@ -216,11 +227,13 @@ def begin_draw(
     seen: Sequence[np.ndarray | None] = (),
     added: Sequence[np.ndarray | None] = (),
 ) -> Drawing:
-    """A token per row of logits (B, V): the one at `uniform[r]` of the cumulative distribution that `samplings[r]` leaves.
+    """A token per row of logits (B, V): the one at `uniform[r]` of the cumulative distribution that
+    `samplings[r]` leaves.
 
-    Uniform numbers have 24 bits: times any fp32 total they are below it, so that what is looked up is always found.
-    `seen[r]` (V,) marks the tokens in the text of row r, for the rows with a repetition penalty, and `added[r]` (V,) is added
-    to its logits, for rows that have such. Only these wait for a GPU.
+    Uniform numbers have 24 bits: times any fp32 total they are below it, so that what is looked up
+    is always found. `seen[r]` (V,) marks the tokens in the text of row r, for the rows with a
+    repetition penalty, and `added[r]` (V,) is added to its logits, for rows that have such. Only
+    these wait for a GPU.
     """
     logits = _added_to(_penalised(logits, samplings, seen), added)
     groups: dict[tuple[str, int | None], list[int]] = {}
@@ -273,7 +286,8 @@ def _draw(
 
 
 def _kept(x: Tensor, samplings: Sequence[Sampling]) -> tuple[Tensor, Tensor | None]:
-    """Probabilities (N, n) of what the settings leave, and which tokens they are of, (N, n), or None for all in order."""
+    """Probabilities (N, n) of what the settings leave, and which tokens they are of, (N, n), or
+    None for all in order."""
     index = None
     kind, k = samplings[0].order
     if k is not None:
@@ -282,7 +296,8 @@ def _kept(x: Tensor, samplings: Sequence[Sampling]) -> tuple[Tensor, Tensor | No
         x, index = x.sort(dim=-1, descending=True, stable=True)
     if any(sampling.temperature != 1 for sampling in samplings):
         x = x / _column([sampling.temperature for sampling in samplings], x)
-    # a row without the setting has a bound that rounding cannot reach, so that it does not depend on the other rows
+    # a row without the setting has a bound that rounding cannot reach, so that it does not depend
+    # on the other rows
     mass = [math.inf if s.top_p is None or s.top_p == 1 else s.top_p for s in samplings]
     if min(mass) < math.inf:
         p = x.softmax(-1)
@@ -296,7 +311,8 @@ def _kept(x: Tensor, samplings: Sequence[Sampling]) -> tuple[Tensor, Tensor | No
 def _penalised(
     logits: Tensor, samplings: Sequence[Sampling], seen: Sequence[np.ndarray | None]
 ) -> Tensor:
-    """Logits of tokens seen before made smaller: divided by the penalty where positive, multiplied where negative."""
+    """Logits of tokens seen before made smaller: divided by the penalty where positive, multiplied
+    where negative."""
     rows = [row for row, sampling in enumerate(samplings) if sampling.penalises]
     if not rows:
         return logits

@@ -1,8 +1,10 @@
-"""Prompts that several rows of a cache go on from: kept once, and read once per step for all of these rows.
+"""Prompts that several rows of a cache go on from: kept once, and read once per step for all of
+these rows.
 
-Samples of one prompt ask the same keys. With a copy per row, attention is a product of a matrix and a vector for each, as slow as
-memory; with one for all it is a product of matrices (Juravsky et al. 2024, "Hydragen", arXiv:2402.05099). A row's softmax goes over the
-scores of both parts, prompt and own.
+Samples of one prompt ask the same keys. With a copy per row, attention is a product of a matrix and
+a vector for each, as slow as memory; with one for all it is a product of matrices (Juravsky et al.
+2024, "Hydragen", arXiv:2402.05099). A row's softmax goes over the scores of both parts, prompt and
+own.
 
 Prompts are aligned on the right, so that a layer with a window drops the same columns of all.
 """
@@ -16,21 +18,18 @@ import torch
 from torch import Tensor
 
 LEAST_COPIES = 4  # guess; 2 is measured to be too few: they save less than the other rows then pay
-LEAST_BYTES = (
-    2**20
-)  # measured: what a layer must save per step, best for 16 samples of 16 prompts (experiments/rl)
-MOST_PADDED = (
-    2  # guess: times as many rows in one product than there are; beyond, a product for each prompt
-)
+# measured: what a layer must save per step, best for 16 samples of 16 prompts (experiments/rl)
+LEAST_BYTES = 2**20
+# guess: times as many rows in one product than there are; beyond, a product for each prompt
+MOST_PADDED = 2
 
 
 class Groups(NamedTuple):
     """Which rows go together; made anew when one comes or goes."""
 
     members: list[Tensor]  # rows of each prompt
-    padded: (
-        tuple[Tensor, Tensor] | None
-    )  # the same (N, M), filled up with any, and where in it each row is, (B,)
+    # the same (N, M), filled up with any, and where in it each row is, (B,)
+    padded: tuple[Tensor, Tensor] | None
     without: Tensor | None  # rows without a prompt
 
     @classmethod
@@ -56,7 +55,8 @@ class Groups(NamedTuple):
         )
 
     def times(self, x: Tensor, matrices: Tensor) -> Tensor:
-        """Each row of x (B, G, R, X) times the matrix of its prompt, matrices (N, G, X, Y); (B, G, R, Y), 0 for a row without one."""
+        """Each row of x (B, G, R, X) times the matrix of its prompt, matrices (N, G, X, Y); (B, G,
+        R, Y), 0 for a row without one."""
         B, G, R, X = x.shape
         if self.padded is None:  # a few large groups and many small ones
             y = x.new_zeros(B, G, R, matrices.size(-1))
@@ -66,9 +66,8 @@ class Groups(NamedTuple):
             return y
         members, place = self.padded
         N, M = members.shape
-        together = (
-            x[members.flatten()].view(N, M, G, R, X).transpose(1, 2).flatten(2, 3)
-        )  # (N, G, M * R, X)
+        # (N, G, M * R, X)
+        together = x[members.flatten()].view(N, M, G, R, X).transpose(1, 2).flatten(2, 3)
         y = (together @ matrices).view(N, G, M, R, -1).transpose(1, 2).flatten(0, 1)[place]
         if self.without is not None:
             y[self.without] = 0
@@ -76,10 +75,12 @@ class Groups(NamedTuple):
 
 
 class SharedPrefixes:
-    """The prompts that rows share, of `lengths[i]` tokens each; `of[r]` is the prompt of row r, or None."""
+    """The prompts that rows share, of `lengths[i]` tokens each; `of[r]` is the prompt of row r, or
+    None."""
 
     def __init__(self, empty: Tensor, slots: Sequence[int]) -> None:
-        """`empty` (0, G, 0, D) says of what kind the tensors are; a layer keeps no more than `slots[layer]` tokens of a prompt."""
+        """`empty` (0, G, 0, D) says of what kind the tensors are; a layer keeps no more than
+        `slots[layer]` tokens of a prompt."""
         self._empty, self.slots = empty, slots
         self.clear()
 
@@ -107,7 +108,8 @@ class SharedPrefixes:
         N = len(self.lengths)
         return self._keys[layer][:N], self._values[layer][:N]
 
-    # --- what is in it -----------------------------------------------------------------------------------------
+    # --- what is in it
+    # -----------------------------------------------------------------------------------------
 
     def find(self, source: object, tokens: int) -> int | None:
         """The prompt of so many tokens that was added from `source`."""
@@ -122,7 +124,8 @@ class SharedPrefixes:
         )
 
     def put(self, layer: int, k: Sequence[Tensor], v: Sequence[Tensor]) -> None:
-        """Keys and values of one layer, (G, tokens, D) for each of some new prompts; `add` follows when all layers have them."""
+        """Keys and values of one layer, (G, tokens, D) for each of some new prompts; `add` follows
+        when all layers have them."""
         N = len(self.lengths)
         for tensors, new in ((self._keys, k), (self._values, v)):
             new = [one[:, -self.slots[layer] :] for one in new]
@@ -147,7 +150,8 @@ class SharedPrefixes:
         self._groups = None
 
     def drop(self, row: int) -> None:
-        """Forget `row`; the last row moves there. A prompt without rows is forgotten, and the last prompt moves there."""
+        """Forget `row`; the last row moves there. A prompt without rows is forgotten, and the last
+        prompt moves there."""
         gone, self.of[row] = self.of[row], self.of[-1]
         self.of.pop()
         self._groups = None
@@ -162,7 +166,8 @@ class SharedPrefixes:
         for tensors in (self._keys, self._values):
             for layer, kept in enumerate(tensors):
                 kept[gone] = kept[N]
-                # room that is far too large is given back, so that every prompt is copied for it a few times at most
+                # room that is far too large is given back, so that every prompt is copied for it a
+                # few times at most
                 room, P = kept.size(0), min(longest, self.slots[layer])
                 tensors[layer] = self._resized(
                     kept,
@@ -179,17 +184,18 @@ class SharedPrefixes:
         new[:n, :, P - p :] = kept[:n, :, kept.size(2) - p :]
         return new
 
-    # --- attention ---------------------------------------------------------------------------------------------
+    # --- attention
+    # ---------------------------------------------------------------------------------------------
 
     def visible(self, layer: int, own: Tensor, window: int | None) -> Tensor:
-        """What to add to the scores of a layer's columns, (B, 1, P): a row sees those of its prompt, in the window of its `own[r]`-th token."""
+        """What to add to the scores of a layer's columns, (B, 1, P): a row sees those of its
+        prompt, in the window of its `own[r]`-th token."""
         P = self._keys[layer].size(2)
         sizes = torch.tensor(
             [0 if prefix is None else self.lengths[prefix] for prefix in self.of], device=own.device
         )
-        distance = torch.arange(
-            P, 0, -1, device=own.device
-        )  # of each column from the row's first own token
+        # of each column from the row's first own token
+        distance = torch.arange(P, 0, -1, device=own.device)
         hidden = distance > sizes[:, None]  # (B, P)
         if window is not None:
             hidden |= distance + own[:, None] > window
@@ -199,7 +205,8 @@ class SharedPrefixes:
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, own_mask: Tensor | None
     ) -> Tensor:
-        """Attention of a query per row, q (B, H, D), over its prompt and its own k and v (B, G, S, D); (B, H, D).
+        """Attention of a query per row, q (B, H, D), over its prompt and its own k and v (B, G, S,
+        D); (B, H, D).
 
         `mask` is that of `visible`, `own_mask` (B, 1, S) is added to the scores of the own ones.
         """

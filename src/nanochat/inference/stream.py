@@ -1,4 +1,5 @@
-"""Token after token as text: whole characters only, and nothing that may turn out to be the beginning of a stop string."""
+"""Token after token as text: whole characters only, and nothing that may turn out to be the
+beginning of a stop string."""
 
 import codecs
 from bisect import bisect_left
@@ -7,17 +8,20 @@ from typing import NamedTuple
 
 
 class Fragment(NamedTuple):
-    """A piece of a text, whole characters only: `kind` is that of the part it is in, or "mark" for a token that opens or closes one."""
+    """A piece of a text, whole characters only: `kind` is that of the part it is in, or "mark" for
+    a token that opens or closes one."""
 
     kind: str  # "text" | "python" | "python_output" | "mark"
     text: str
 
 
 class TextStream:
-    """Takes the bytes of one token at a time and gives the text that is certain; its pieces together are the whole text.
+    """Takes the bytes of one token at a time and gives the text that is certain; its pieces
+    together are the whole text.
 
-    Bytes that are no UTF-8 become U+FFFD, exactly as if all tokens were decoded at once. Of several stop strings the one that is complete
-    first counts, so that where the tokens are cut makes no difference.
+    Bytes that are no UTF-8 become U+FFFD, exactly as if all tokens were decoded at once. Of several
+    stop strings the one that is complete first counts, so that where the tokens are cut makes no
+    difference.
 
     >>> stream = TextStream(("\\nuser:",))
     >>> [stream.feed(piece) for piece in (b"caf\\xc3", b"\\xa9\\nu", b"p\\nuser", b": hm")], stream.stopped
@@ -30,19 +34,20 @@ class TextStream:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""  # may be the beginning of a stop string
         self._given = 0  # characters
-        self._ends: list[
-            int
-        ] = []  # characters after each token, where there is a stop string to cut at
+        # characters after each token, where there is a stop string to cut at
+        self._ends: list[int] = []
 
     def feed(self, piece: bytes) -> str:
-        """Text that has become certain with the token of these bytes; after `stopped`, the text ends with it."""
+        """Text that has become certain with the token of these bytes; after `stopped`, the text
+        ends with it."""
         new = self._utf8.decode(piece)
         if self.stop:
             self._ends.append(0)  # set below
         return self._more(new)
 
     def pause(self) -> str:
-        """Text that has become certain because another part comes now: a character ends here. A stop string may still go on after it."""
+        """Text that has become certain because another part comes now: a character ends here. A
+        stop string may still go on after it."""
         return self._more(self._utf8.decode(b"", True))
 
     @property
@@ -78,8 +83,9 @@ class TextStream:
 
 
 class PartStream:
-    """The fragments of an answer that may have parts. Stop strings count in its text, from which calls of tools are left out: where one
-    begins before a call and may end after it, the call waits with it.
+    """The fragments of an answer that may have parts. Stop strings count in its text, from which
+    calls of tools are left out: where one begins before a call and may end after it, the call waits
+    with it.
 
     >>> stream = PartStream(("b c",))
     >>> [f for piece in (b"a", b"b ") for f in stream.feed(piece)] + stream.enter("python", "<") + stream.feed(b"1") + stream.enter("text", ">")
@@ -92,9 +98,8 @@ class PartStream:
         self.kind = "text"
         self._text = TextStream(stop)
         self._other = TextStream()  # of the part being written, where that is no text
-        self._waiting: list[
-            tuple[Fragment, int]
-        ] = []  # uncertain, from text that is held on; and how many tokens come before its end
+        # uncertain, from text that is held on; and how many tokens come before its end
+        self._waiting: list[tuple[Fragment, int]] = []
         self._tokens = 0
         self._text_tokens: list[int] = []  # tokens up to each one of text
         self._given_tokens = 0  # tokens up to the last fragment given that is no text

@@ -55,12 +55,15 @@ def arch_of(
     possible = candidates(shapes)
     if chosen is not None and chosen["name"] not in possible:
         raise ValueError(
-            f"arch={chosen['name']} does not fit: these are the tensors of {' or '.join(possible)}; drop arch="
+            f"arch={chosen['name']} does not fit: these are the tensors of "
+            f"{' or '.join(possible)}; drop arch="
         )
     if chosen is None and len(possible) > 1:
         raise ValueError(
-            "the file does not say which softcap it was trained with: 15 (17 January to 2 March 2026, arch=e2) or "
-            "20 (2 to 9 March 2026, arch=e4); convert it with python -m nanochat.import src=… out=DIR arch=e2 (or e4)"
+            "the file does not say which softcap it was trained with: 15 (17 January to 2 March "
+            "2026, arch=e2) or "
+            "20 (2 to 9 March 2026, arch=e4); convert it with python -m nanochat.import src=… "
+            "out=DIR arch=e2 (or e4)"
         )
     switches = dict(chosen or preset(possible[0]))
     if switches["name"] != "classic":

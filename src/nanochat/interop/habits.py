@@ -123,9 +123,18 @@ def page() -> str:
     lines = [
         "# Coming from nanochat",
         "",
-        "Every script and flag of nanochat (its 2025 and its 2026 generation) and what to type here. `python -m scripts.base_train …` typed",
-        "in a checkout of this project prints the line for exactly those flags. `torchrun` is not needed: `trainer=8xh100` starts the ranks.",
-        "Values that switch a flag off there (-1) are left out here. This page is made by `python -m nanochat.interop.habits`.",
+        (
+            "Every script and flag of nanochat (its 2025 and its 2026 generation) and what to type "
+            "here. `python -m scripts.base_train …` typed"
+        ),
+        (
+            "in a checkout of this project prints the line for exactly those flags. `torchrun` is "
+            "not needed: `trainer=8xh100` starts the ranks."
+        ),
+        (
+            "Values that switch a flag off there (-1) are left out here. This page is made by "
+            "`python -m nanochat.interop.habits`."
+        ),
     ]
     for script, entry in table().items():
         lines += ["", f"## {script}", "", f"`python -m {entry['ours']}`"]

@@ -1,7 +1,9 @@
-"""The optimizer of a checkpoint of the original, as a state that ours can begin with (facts sheet 2.1, 2.2 and 5.4).
+"""The optimizer of a checkpoint of the original, as a state that ours can begin with (facts sheet
+2.1, 2.2 and 5.4).
 
-Every process wrote a shard, `optim_021400_rank0.pt` and so on, without names: which moment belongs to which parameter follows from the
-order of the original's groups. Until January 2026 a shard is a list of two states, AdamW's and Muon's; later it is one.
+Every process wrote a shard, `optim_021400_rank0.pt` and so on, without names: which moment belongs
+to which parameter follows from the order of the original's groups. Until January 2026 a shard is a
+list of two states, AdamW's and Muon's; later it is one.
 """
 
 from pathlib import Path
@@ -30,7 +32,8 @@ States = list[dict[str, Any]]  # of the parameters of a group; empty where a pro
 
 
 def read(folder: Path, step: int, config: GPTConfig, device: str = "cpu") -> dict[str, Any]:
-    """The merged shards of a step, as `optim.load_moments` takes them. On the device `meta` it is only checked that they fit.
+    """The merged shards of a step, as `optim.load_moments` takes them. On the device `meta` it is
+    only checked that they fit.
 
     ValueError says why the moments cannot be used.
     """
@@ -139,15 +142,15 @@ def _whole(name: str, parts: list[Tensor], shape: tuple[int, ...]) -> Tensor:
 def _muon(
     parts: tuple[States, ...], shapes: dict[str, tuple[int, ...]]
 ) -> dict[str, dict[str, Any]]:
-    """A group of matrices. Stacked, a share of them in every process, or, in the classic generation, one by one at their owner's."""
+    """A group of matrices. Stacked, a share of them in every process, or, in the classic
+    generation, one by one at their owner's."""
     count = len(parts[0])
     owned = next(state for states in parts for state in states if state)["momentum_buffer"]
     stacked = owned.ndim == 3
     shape = tuple(owned.shape[-2:])
     names = [name for name in shapes if name.startswith(MATRICES) and shapes[name] == shape]
-    if (
-        not stacked and len(names) != count
-    ):  # the classic optimizer of one process groups by the number of elements
+    # the classic optimizer of one process groups by the number of elements
+    if not stacked and len(names) != count:
         names = [
             name
             for name, s in shapes.items()
@@ -155,7 +158,8 @@ def _muon(
         ]
     if len(names) != count:
         raise ValueError(
-            f"Muon's moments are those of {count} matrices of shape {shape}, and the model has {len(names)}"
+            f"Muon's moments are those of {count} matrices of shape {shape}, and the model has "
+            f"{len(names)}"
         )
     if stacked:
         whole = {
@@ -163,7 +167,8 @@ def _muon(
         }
         if short := [key for key, tensor in whole.items() if tensor.size(0) < count]:
             raise ValueError(
-                f"{short[0]} of {names[0]} is that of {whole[short[0]].size(0)} of {count} matrices: copy all shards"
+                f"{short[0]} of {names[0]} is that of {whole[short[0]].size(0)} of {count} "
+                "matrices: copy all shards"
             )
         result = {
             name: {key: tensor[k].float() for key, tensor in whole.items()}
@@ -183,6 +188,7 @@ def _muon(
     for name, state in result.items():
         if tuple(state["momentum_buffer"].shape) != shapes[name]:
             raise ValueError(
-                f"{name} has a momentum of shape {tuple(state['momentum_buffer'].shape)}, the model wants {shapes[name]}"
+                f"{name} has a momentum of shape {tuple(state['momentum_buffer'].shape)}, the "
+                f"model wants {shapes[name]}"
             )
     return result

@@ -1,4 +1,5 @@
-"""`metrics.csv` of a run, always written. On resume it keeps the rows up to the step it resumes from, and no others."""
+"""`metrics.csv` of a run, always written. On resume it keeps the rows up to the step it resumes
+from, and no others."""
 
 import csv
 from pathlib import Path
@@ -9,7 +10,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class CsvLogger(Logger):
-    """One row per step that logged something; a column per metric, `step` first. Rows are appended as they come."""
+    """One row per step that logged something; a column per metric, `step` first. Rows are appended
+    as they come."""
 
     def __init__(self, folder: Path, resume_step: int = 0) -> None:
         super().__init__()

@@ -7,7 +7,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 
 class TensorBoard(TensorBoardLogger):
-    """What an interrupted run wrote after the step it is resumed from is hidden; that step's points stay."""
+    """What an interrupted run wrote after the step it is resumed from is hidden; that step's points
+    stay."""
 
     def __init__(self, folder: Path, resume_step: int = 0) -> None:
         purge = resume_step + 1 if resume_step else 0
@@ -17,5 +18,6 @@ class TensorBoard(TensorBoardLogger):
     def check() -> None:
         if importlib.util.find_spec("tensorboard") is None:
             raise ValueError(
-                "logger=tensorboard needs the package tensorboard: pip install 'nanochat[tensorboard]', or choose logger=csv"
+                "logger=tensorboard needs the package tensorboard: pip install "
+                "'nanochat[tensorboard]', or choose logger=csv"
             )

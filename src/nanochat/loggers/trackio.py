@@ -1,4 +1,5 @@
-"""Trackio: experiment tracking on this machine, with the interface of W&B. `trackio show` opens its page."""
+"""Trackio: experiment tracking on this machine, with the interface of W&B. `trackio show` opens its
+page."""
 
 import importlib.util
 from pathlib import Path
@@ -24,7 +25,8 @@ class Trackio(Logger):
     def check(project: str = "nanochat") -> None:
         if importlib.util.find_spec("trackio") is None:
             raise ValueError(
-                "logger=trackio needs the package trackio: pip install trackio, or choose logger=csv"
+                "logger=trackio needs the package trackio: pip install trackio, or choose "
+                "logger=csv"
             )
 
     @property

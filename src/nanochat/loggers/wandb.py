@@ -14,8 +14,9 @@ INSTEAD = "or choose logger.wandb.offline=true or logger=csv"
 def wandb(folder: Path, resume_step: int, project: str, offline: bool) -> Logger:
     """The run id follows from the run folder, so a resumed run continues the same one, offline too.
 
-    W&B writes late: what it does not have of the steps before `resume_step`, since the run was killed, it gets from metrics.csv.
-    An offline run begins a new file, which so has every step. ValueError if W&B does not take the run.
+    W&B writes late: what it does not have of the steps before `resume_step`, since the run was
+    killed, it gets from metrics.csv. An offline run begins a new file, which so has every step.
+    ValueError if W&B does not take the run.
     """
     from wandb import Error
 
@@ -58,7 +59,8 @@ def check(project: str, offline: bool) -> None:
         there = wandb.login(prompt=False, verify=True)
     except wandb.Error as error:
         raise ValueError(
-            f"logger=wandb: W&B did not confirm the login ({error}); look at the network, type `wandb login --relogin` for another key, {INSTEAD}"
+            f"logger=wandb: W&B did not confirm the login ({error}); look at the network, type "
+            f"`wandb login --relogin` for another key, {INSTEAD}"
         ) from error
     if not there:
         raise ValueError(

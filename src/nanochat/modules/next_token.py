@@ -1,4 +1,5 @@
-"""Predict the next token: pretraining, midtraining and SFT differ only in their data, where a target of -1 does not count."""
+"""Predict the next token: pretraining, midtraining and SFT differ only in their data, where a
+target of -1 does not count."""
 
 from typing import Any
 
@@ -9,9 +10,11 @@ from nanochat.modules.phase import PhaseModule
 
 
 class NextTokenModule(PhaseModule):
-    """Next-token loss: of text every target counts, of conversations those that `data.supervise` names.
+    """Next-token loss: of text every target counts, of conversations those that `data.supervise`
+    names.
 
-    `trainer.validate(module, datamodule)` gives val/bpb, as the evaluations of a run do; `trainer.test` names it test/bpb.
+    `trainer.validate(module, datamodule)` gives val/bpb, as the evaluations of a run do;
+    `trainer.test` names it test/bpb.
     """
 
     sums: Tensor | None = None  # of the validation so far: nats, bytes, tokens

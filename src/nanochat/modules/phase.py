@@ -1,4 +1,5 @@
-"""What all phases share: one loss over the supervised tokens of the global batch, one optimizer, a schedule over steps."""
+"""What all phases share: one loss over the supervised tokens of the global batch, one optimizer, a
+schedule over steps."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from nanochat.runtime.lightning_private import count_micro_batches
 
 
 class Clock:
-    """Seconds spent training: wall-clock less what runs inside `paused()` (saving, evaluating, sampling)."""
+    """Seconds spent training: wall-clock less what runs inside `paused()` (saving, evaluating,
+    sampling)."""
 
     def __init__(self) -> None:
         self.before, self.started, self.pauses = 0.0, time.perf_counter(), 0.0
@@ -37,9 +39,11 @@ class Clock:
 
 
 class PhaseModule(L.LightningModule):
-    """A phase trains `gpt` by `micro_loss`, a sum over supervised tokens; the division by the global batch happens here.
+    """A phase trains `gpt` by `micro_loss`, a sum over supervised tokens; the division by the
+    global batch happens here.
 
-    `optim(gpt)` makes the optimizer (after a strategy has placed the weights); `total_steps` is the planned length.
+    `optim(gpt)` makes the optimizer (after a strategy has placed the weights); `total_steps` is the
+    planned length.
     """
 
     def __init__(
@@ -52,9 +56,8 @@ class PhaseModule(L.LightningModule):
         super().__init__()
         self.gpt, self.optim, self.schedule, self.total_steps = gpt, optim, schedule, total_steps
         self.clock = Clock()
-        self.loss_of_step: Tensor | None = (
-            None  # mean loss of the last finished step on this process's share, 0-d
-        )
+        # mean loss of the last finished step on this process's share, 0-d
+        self.loss_of_step: Tensor | None = None
         self.batch_step = 0
         self.numbers: dict[str, float] = {}  # other metrics of the last finished step, to be logged
         self._running: Tensor | None = None
@@ -64,15 +67,18 @@ class PhaseModule(L.LightningModule):
         raise NotImplementedError
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        # Lightning divides by the micro-batches of a step and DDP by the processes; both are undone here, because
-        # the loss is a sum over the global batch divided by its supervised tokens, however it is split
+        # Lightning divides by the micro-batches of a step and DDP by the processes; both are undone
+        # here, because
+        # the loss is a sum over the global batch divided by its supervised tokens, however it is
+        # split
         loss = self.micro_loss(batch) / batch["num_targets"]
         share = loss.detach()
         self._running = share if self._running is None else self._running + share
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def headline(self) -> str | None:
-        """The last finished step in a few words, for a phase with more numbers than loss and speed."""
+        """The last finished step in a few words, for a phase with more numbers than loss and
+        speed."""
         return None
 
     def where_the_batch_is(self, step: int) -> str:

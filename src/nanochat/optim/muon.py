@@ -1,9 +1,11 @@
-"""Muon: momentum, then the nearest orthogonal matrix (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+"""Muon: momentum, then the nearest orthogonal matrix (Jordan et al. 2024,
+https://kellerjordan.github.io/posts/muon).
 
-Two variants as in nanochat (facts sheet 2.1 and 2.2). `classic`: Newton-Schulz. `modern`: rows equilibrated (MuonEq), Polar Express
-(Amsel et al. 2025, arXiv:2505.16932), renormalised (Muon+), a factored second moment (NorMuon, Li et al. 2025, arXiv:2510.05491),
-cautious weight decay (Liang et al. 2024, arXiv:2411.16085). Matrices of one shape are updated together as a batch; the
-state is kept per matrix, so that it does not depend on which matrices a process holds.
+Two variants as in nanochat (facts sheet 2.1 and 2.2). `classic`: Newton-Schulz. `modern`: rows
+equilibrated (MuonEq), Polar Express (Amsel et al. 2025, arXiv:2505.16932), renormalised (Muon+), a
+factored second moment (NorMuon, Li et al. 2025, arXiv:2510.05491), cautious weight decay (Liang et
+al. 2024, arXiv:2411.16085). Matrices of one shape are updated together as a batch; the state is
+kept per matrix, so that it does not depend on which matrices a process holds.
 """
 
 import logging
@@ -33,9 +35,11 @@ POLAR_EXPRESS = (  # from: facts sheet 2.2, for five steps with a cushion of 1.0
 
 @dataclass(frozen=True)
 class Options:
-    """Of a group. `ns_dtype`: dtype of the orthogonalisation; auto follows the facts sheet where the hardware multiplies bf16.
+    """Of a group. `ns_dtype`: dtype of the orthogonalisation; auto follows the facts sheet where
+    the hardware multiplies bf16.
 
-    `compile`: auto is on CUDA only; on a CPU it costs 20 s and gains nothing (measured, d4 shapes: experiments/cpu_speed/README.md).
+    `compile`: auto is on CUDA only; on a CPU it costs 20 s and gains nothing (measured, d4 shapes:
+    experiments/cpu_speed/README.md).
     """
 
     lr: Rate
@@ -50,11 +54,13 @@ class Options:
     def __post_init__(self) -> None:
         if self.variant == "modern" and self.ns_steps > len(POLAR_EXPRESS):
             raise ValueError(
-                f"ns_steps={self.ns_steps} must be 1 to {len(POLAR_EXPRESS)} for muon's modern variant"
+                f"ns_steps={self.ns_steps} must be 1 to {len(POLAR_EXPRESS)} for muon's modern "
+                "variant"
             )
         if self.variant == "classic" and self.weight_decay:
             raise ValueError(
-                f"weight_decay={self.weight_decay} has no effect in muon's classic variant; set it to 0"
+                f"weight_decay={self.weight_decay} has no effect in muon's classic variant; set it "
+                "to 0"
             )
 
 
@@ -84,13 +90,15 @@ def orthogonalize_modern(g: Tensor, steps: int) -> Tensor:
         x = x.mT
     for a, b, c in POLAR_EXPRESS[:steps]:
         gram = x @ x.mT  # (K, k, k) with k = min(m, n)
-        # a x + (b A + c A A) x, the sums inside the products: 1.2 x as fast on a CPU, what compiling gained
+        # a x + (b A + c A A) x, the sums inside the products: 1.2 x as fast on a CPU, what
+        # compiling gained
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if m > n else x
 
 
 def normalize(x: Tensor, second: Tensor, beta2: float) -> tuple[Tensor, Tensor]:
-    """Muon+ and NorMuon on (K, m, n): unit mean square, then each row or column by its running size. Returns (update, new second)."""
+    """Muon+ and NorMuon on (K, m, n): unit mean square, then each row or column by its running
+    size. Returns (update, new second)."""
     m, n = x.shape[-2:]
     x = x * (min(m, n) ** 0.5 / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-6))
     mean = x.square().mean(dim=-1 if m >= n else -2, keepdim=True)  # (K, m, 1) or (K, 1, n)
@@ -111,13 +119,13 @@ def classic_update(g: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     return orthogonalize_classic(g.to(dtype), steps).float()
 
 
-_compiled: dict[
-    Callable, Callable
-] = {}  # update -> its compiled form, or itself where compiling failed
+# update -> its compiled form, or itself where compiling failed
+_compiled: dict[Callable, Callable] = {}
 
 
 def run(update: Callable, compile: bool, *args: Any) -> Any:
-    """`update(*args)`, if wanted compiled for static shapes. Where that fails one line says so and it stays uncompiled."""
+    """`update(*args)`, if wanted compiled for static shapes. Where that fails one line says so and
+    it stays uncompiled."""
     if not compile:
         return update(*args)
     if update not in _compiled:
@@ -144,7 +152,8 @@ def wants_compile(group: dict[str, Any], device: torch.device) -> bool:
 
 
 def ns_dtype(group: dict[str, Any], device: torch.device) -> torch.dtype:
-    """Dtype of the orthogonalisation (facts sheet 2.2, step 2, and 2.1): bf16 if the compute dtype is, for `classic` always.
+    """Dtype of the orthogonalisation (facts sheet 2.2, step 2, and 2.1): bf16 if the compute dtype
+    is, for `classic` always.
 
     An exception is hardware without bf16 arithmetic, where bf16 would be slower and coarser: fp32.
     """
@@ -155,7 +164,8 @@ def ns_dtype(group: dict[str, Any], device: torch.device) -> torch.dtype:
 
 
 def new_state(p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-    """momentum_buffer (m, n); modern also has second_momentum_buffer (m, 1), or (1, n) for a wide matrix."""
+    """momentum_buffer (m, n); modern also has second_momentum_buffer (m, 1), or (1, n) for a wide
+    matrix."""
     m, n = p.shape
     fresh = {"momentum_buffer": torch.zeros_like(p)}
     if group["variant"] == "modern":
@@ -194,7 +204,6 @@ def step(
         eta = lr * max(1.0, m / n) ** 0.5
         for p, y in zip(mine, update.unbind(), strict=True):
             if modern and group["weight_decay"]:
-                p.sub_(
-                    p * (y * p >= 0), alpha=eta * group["weight_decay"]
-                )  # cautious: only where the update agrees
+                # cautious: only where the update agrees
+                p.sub_(p * (y * p >= 0), alpha=eta * group["weight_decay"])
             p.sub_(y, alpha=eta)

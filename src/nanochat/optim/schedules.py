@@ -1,6 +1,7 @@
 """Learning rate, Muon momentum and Muon weight decay as functions of the step (facts sheet 2.3).
 
-A schedule has no state: what a step uses follows from (step, total), so a resumed run needs nothing but the step.
+A schedule has no state: what a step uses follows from (step, total), so a resumed run needs nothing
+but the step.
 """
 
 import math
@@ -14,9 +15,11 @@ Scheduled = Literal["lr", "momentum", "weight_decay"]  # what of a rule's option
 
 @dataclass(frozen=True)
 class Schedule:
-    """Multipliers for step `step` of `total`. Fractions are of the run; `*_steps` are optimizer steps.
+    """Multipliers for step `step` of `total`. Fractions are of the run; `*_steps` are optimizer
+    steps.
 
-    `warmup_steps: auto` is `warmup_auto_steps`, but at most a tenth of the run, so that a short run still reaches its full rate; a number holds.
+    `warmup_steps: auto` is `warmup_auto_steps`, but at most a tenth of the run, so that a short run
+    still reaches its full rate; a number holds.
     """
 
     warmup_steps: Whole | Literal["auto"] = "auto"  # up to the full rate
@@ -37,7 +40,8 @@ class Schedule:
         return round(self.warmdown_frac * total)
 
     def warmup(self, total: int) -> int:
-        """Warmup steps of a run of `total` steps. A tenth is a guess: nanochat's 40 are 8 % or less of its runs, and it never cuts them."""
+        """Warmup steps of a run of `total` steps. A tenth is a guess: nanochat's 40 are 8 % or less
+        of its runs, and it never cuts them."""
         if isinstance(self.warmup_steps, int):
             return self.warmup_steps
         return min(self.warmup_auto_steps, total // 10)
@@ -46,7 +50,8 @@ class Schedule:
         """ValueError for a warmup that a run of `total` steps does not come to the end of."""
         if self.warmup(total) > total:
             raise ValueError(
-                f"optim.schedule.warmup_steps={self.warmup_steps} is longer than the run of {total:,} steps, which would never reach its "
+                f"optim.schedule.warmup_steps={self.warmup_steps} is longer than the run of "
+                f"{total:,} steps, which would never reach its "
                 "full rate; lower it, or type auto"
             )
 
@@ -66,7 +71,8 @@ class Schedule:
         return f"{text}, warm-down {down:,}"
 
     def value(self, option: Scheduled, initial: float, step: int, total: int) -> float:
-        """A scheduled option of a group that is configured as `initial`. The momentum is always the schedule's."""
+        """A scheduled option of a group that is configured as `initial`. The momentum is always the
+        schedule's."""
         if option == "momentum":
             return self.momentum(step, total)
         return initial * (self.lr if option == "lr" else self.decay)(step, total)
@@ -88,7 +94,8 @@ class Schedule:
         return self.init_lr_frac * scale
 
     def momentum(self, step: int, total: int) -> float:
-        """Muon's momentum: up over the first `momentum_steps`, which win where they overlap the way down of the warmdown."""
+        """Muon's momentum: up over the first `momentum_steps`, which win where they overlap the way
+        down of the warmdown."""
         if step < self.momentum_steps:
             f = step / self.momentum_steps
             return (1 - f) * self.momentum_start + f * self.momentum_peak
@@ -106,5 +113,6 @@ class Schedule:
 
 
 def build_schedule(settings: dict[str, Any]) -> Schedule:
-    """A `Schedule` from plain values; a setting that does not exist is an error, a missing one keeps its default."""
+    """A `Schedule` from plain values; a setting that does not exist is an error, a missing one
+    keeps its default."""
     return Schedule(**check(settings, Schedule, "optim.schedule."))

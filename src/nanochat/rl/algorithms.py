@@ -61,7 +61,8 @@ class Algorithm:
         check_fields(self, "algo")
         if self.refill and not self.skip_dead:
             raise ValueError(
-                "algo.refill replaces groups that are left out; set algo.skip_dead=true, or refill=0"
+                "algo.refill replaces groups that are left out; set algo.skip_dead=true, or "
+                "refill=0"
             )
 
     @property

@@ -89,7 +89,8 @@ class Length:
     def __init__(self, free: Whole, longest: Count) -> None:
         if not 0 <= free < longest:
             raise ValueError(
-                f"free={free} and longest={longest}: an answer of `free` tokens must be shorter than one of `longest`"
+                f"free={free} and longest={longest}: an answer of `free` tokens must be shorter "
+                "than one of `longest`"
             )
         self.free, self.longest = free, longest
 
@@ -127,7 +128,8 @@ class Rewards:
             function = instantiate(own)
             if not callable(function):
                 raise ValueError(
-                    f"rewards.{name} names {own.get('_target_')}, which cannot be called with rollouts and a task"
+                    f"rewards.{name} names {own.get('_target_')}, which cannot be called with "
+                    "rollouts and a task"
                 )
             self.of[name] = Weighted(function, float(weight), float(timeout))
         if not any(reward.weight for reward in self.of.values()):
@@ -192,13 +194,17 @@ class Rewards:
                 ok = False
             if not ok:
                 raise ValueError(
-                    f"rewards.{name} gave {value!r} for {_named(rollout, task)}; a reward must be a number"
+                    f"rewards.{name} gave {value!r} for {_named(rollout, task)}; a reward must be "
+                    "a number"
                 )
         return [float(value) for value in given]
 
 
 def _named(rollout: Rollout, task: Task) -> str:
-    return f"question {rollout.question} of {task.name}, sample {rollout.sample} ({rollout.text[:60]!r})"
+    return (
+        f"question {rollout.question} of {task.name}, sample {rollout.sample} "
+        f"({rollout.text[:60]!r})"
+    )
 
 
 def _said(error: BaseException) -> str:
@@ -241,6 +247,7 @@ def _within(seconds: float, call: Callable[[], Any], name: str, where: str) -> A
         raise ValueError(f"rewards.{name} failed on {where}: {_said(failure[0])}") from failure[0]
     if not result:
         raise TooSlow(
-            f"rewards.{name} took more than {seconds:g} s for {where}; raise rewards.{name}.timeout, or make it faster"
+            f"rewards.{name} took more than {seconds:g} s for {where}; raise "
+            f"rewards.{name}.timeout, or make it faster"
         )
     return result[0]

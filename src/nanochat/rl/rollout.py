@@ -86,8 +86,10 @@ def sample_rollouts(
         prompt = render_prompt(tokenizer, conversation)
         if len(prompt) >= engine.gpt.config.sequence_len:
             raise ValueError(
-                f"question {number} of {task.name} has {len(prompt):,} tokens and leaves no room for an answer in the model's "
-                f"sequence_len={engine.gpt.config.sequence_len:,}; train on other questions (task.start, task.stop), or a model with a longer context"
+                f"question {number} of {task.name} has {len(prompt):,} tokens and leaves no room "
+                "for an answer in the model's "
+                f"sequence_len={engine.gpt.config.sequence_len:,}; train on other questions "
+                "(task.start, task.stop), or a model with a longer context"
             )
         asked.append((number, conversation, prompt))
     completions = engine.sample([prompt for _, _, prompt in asked], sampling, samples, list(seeds))

@@ -1,1 +1,2 @@
-"""A training run: its folder and record, its processes, and how it is put together from a config."""
+"""A training run: its folder and record, its processes, and how it is put together from a
+config."""

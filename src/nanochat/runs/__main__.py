@@ -1,4 +1,5 @@
-"""List the runs of the base folder, delete or archive some: `python -m nanochat.runs name=base-d4`."""
+"""List the runs of the base folder, delete or archive some: `python -m nanochat.runs
+name=base-d4`."""
 
 import json
 from pathlib import Path
@@ -39,7 +40,8 @@ def run(cfg: DictConfig) -> None:
         return
     if not kept:
         print(
-            f"no runs in {home} yet; `python -m nanochat.train +phase=base model=d4 trainer=cpu` makes one"
+            f"no runs in {home} yet; `python -m nanochat.train +phase=base model=d4 trainer=cpu` "
+            "makes one"
         )
         return
     show(kept)

@@ -1,4 +1,5 @@
-"""A run on conversations: its checkpoint brings sizes and tokenizer, and the epochs over the mixture set its length."""
+"""A run on conversations: its checkpoint brings sizes and tokenizer, and the epochs over the
+mixture set its length."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -74,7 +75,8 @@ class ChatRecipe(Recipe):
         if self.config["batch_tokens"] is None:
             phase = self.config["phase"]
             raise ValueError(
-                f"batch_tokens must be given for phase {phase} where it is not inherited; try batch_tokens=32768"
+                f"batch_tokens must be given for phase {phase} where it is not inherited; try "
+                "batch_tokens=32768"
             )
         return self.config["batch_tokens"]
 
@@ -85,7 +87,8 @@ class ChatRecipe(Recipe):
                 f"init_from=base-d{self.config['model']['depth']}@latest",
             )
             raise ValueError(
-                f"phase {phase} starts from a checkpoint; add init_from=RUN@latest, for example {start}"
+                f"phase {phase} starts from a checkpoint; add init_from=RUN@latest, for example "
+                f"{start}"
             )
 
     def check_data(self) -> None:
@@ -117,7 +120,10 @@ class ChatRecipe(Recipe):
 
     def no_effect(self) -> dict[str, str]:
         length = "data.num_epochs or max_steps set the length of a run on conversations"
-        decay = "the plan of a run on conversations has no weight decay; set optim.groups.matrix.weight_decay=…"
+        decay = (
+            "the plan of a run on conversations has no weight decay; set "
+            "optim.groups.matrix.weight_decay=…"
+        )
         return {
             **super().no_effect(),
             "plan.tokens": length,
@@ -140,7 +146,8 @@ class ChatRecipe(Recipe):
             wanted := self.batch_tokens // self.gpt_config.sequence_len
         ):
             print(
-                f"note: all epochs together are {rows:,} rows and a step is {wanted:,}: most of it is padding; lower batch_tokens"
+                f"note: all epochs together are {rows:,} rows and a step is {wanted:,}: most of it "
+                "is padding; lower batch_tokens"
             )
         if self.config["phase"] == "sft" and self.parent is not None:
             show.skipped_mid(checkpoint_folder.phase(self.parent))
@@ -148,7 +155,10 @@ class ChatRecipe(Recipe):
 
     def describe(self) -> str:
         data = self.data
-        return f"conversations of {', '.join(data.train_tasks)}; packing {data.packing}, supervise {data.supervise}"
+        return (
+            f"conversations of {', '.join(data.train_tasks)}; packing {data.packing}, supervise "
+            f"{data.supervise}"
+        )
 
     def sampled(self, gpt: GPT, prompts: list[str], settings: dict[str, Any]) -> list[str]:
         """The answer to each prompt as the first thing said, with the calculator at hand."""

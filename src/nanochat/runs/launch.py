@@ -131,12 +131,16 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> bool
             name = signal.Signals(told[0]).name
             raise EndedBy(
                 told[0],
-                f"{name} ended rank {number} before it could save; the same command with resume=auto continues in {folder.path}",
+                (
+                    f"{name} ended rank {number} before it could save; the same command with "
+                    f"resume=auto continues in {folder.path}"
+                ),
             )
         if code > 0:  # if a signal ended one rank, the others only report that it is missing
             print(traces.get(f".{number}", ""), end="", file=sys.stderr)
         raise ValueError(
-            f"rank {number} {became(code)}; its output is above. This command with resume=auto continues after the last "
+            f"rank {number} {became(code)}; its output is above. This command with resume=auto "
+            "continues after the last "
             f"checkpoint in {folder.path}"
         )
     return bool(sent)

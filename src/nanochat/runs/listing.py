@@ -1,4 +1,5 @@
-"""All runs of the base folder: what each is, how far it came, what it takes on disk; deleting and archiving them."""
+"""All runs of the base folder: what each is, how far it came, what it takes on disk; deleting and
+archiving them."""
 
 import fcntl
 import hashlib
@@ -20,7 +21,8 @@ GOING = ".going"  # ending of a run folder that is being deleted
 
 @dataclass(frozen=True)
 class RunInfo:
-    """One run. `size` is in bytes, `age` in seconds since it began, `best` the metric it is judged by (lower is better)."""
+    """One run. `size` is in bytes, `age` in seconds since it began, `best` the metric it is judged
+    by (lower is better)."""
 
     path: Path
     name: str  # NAME/TIME below the base folder's runs
@@ -37,7 +39,8 @@ class RunInfo:
 
 
 def list_runs(runs: Path, name: str | None = None) -> list[RunInfo]:
-    """Every run below `runs` (its name, or that of its sweep, is `name`), the one that began last first."""
+    """Every run below `runs` (its name, or that of its sweep, is `name`), the one that began last
+    first."""
     found = {p.parent for pattern in ("*/*", "*/*/*") for p in runs.glob(f"{pattern}/config.yaml")}
     kept = [p for p in found if name is None or p.relative_to(runs).parts[0] == name]
     return [
@@ -46,7 +49,8 @@ def list_runs(runs: Path, name: str | None = None) -> list[RunInfo]:
 
 
 def describe(path: Path, runs: Path) -> RunInfo:
-    """What a run folder holds. Damaged files are named in `state`; the rest is shown all the same."""
+    """What a run folder holds. Damaged files are named in `state`; the rest is shown all the
+    same."""
     config: dict[str, Any] = {}
     record: dict[str, Any] = {}
     wrong: str | None = None
@@ -113,7 +117,8 @@ def children(path: Path, runs: Path) -> list[str]:
 
 
 def choose(words: list[str], found: list[RunInfo], *, force: bool) -> list[RunInfo]:
-    """The runs that `words` name. ValueError for one that is not there, is training, or is needed by a run that stays."""
+    """The runs that `words` name. ValueError for one that is not there, is training, or is needed
+    by a run that stays."""
     chosen: list[RunInfo] = []
     for word in words:
         named = [
@@ -131,13 +136,15 @@ def choose(words: list[str], found: list[RunInfo], *, force: bool) -> list[RunIn
         left = [name for name in run.children if name not in {r.name for r in chosen}]
         if left and not force:
             raise ValueError(
-                f"{run.name} is what {left[0]} began from, which could not be begun again without it; add force=true"
+                f"{run.name} is what {left[0]} began from, which could not be begun again without "
+                "it; add force=true"
             )
     return chosen
 
 
 def delete(run: RunInfo) -> None:
-    """Delete a run. Killed midway it leaves a folder that is no run any more, and that the next call clears away."""
+    """Delete a run. Killed midway it leaves a folder that is no run any more, and that the next
+    call clears away."""
     gone = run.path.with_name(f".{run.path.name}{GOING}")
     run.path.rename(gone)
     shutil.rmtree(gone)
@@ -148,7 +155,8 @@ def delete(run: RunInfo) -> None:
 
 
 def archive(run: RunInfo, place: Path) -> Path:
-    """Pack a run into `place/NAME_TIME.tar` with its SHA-256 in a file next to it, read it back, then delete the run.
+    """Pack a run into `place/NAME_TIME.tar` with its SHA-256 in a file next to it, read it back,
+    then delete the run.
 
     The archive has its name only when it is whole. ValueError if one of that name is there already.
     """

@@ -1,4 +1,5 @@
-"""Callbacks and loggers of a run: each is built from its settings and what the run gives, ours and Lightning's alike."""
+"""Callbacks and loggers of a run: each is built from its settings and what the run gives, ours and
+Lightning's alike."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +14,17 @@ from nanochat.runtime.settings import Setting, locate, parameters
 
 # A run cannot be without these: why, and what to type instead.
 NEEDED = {
-    "report": "it stops a run whose loss is not finite and writes metrics.csv; progress=none shows nothing",
-    "save": "it writes the checkpoints and takes the signals that stop a run; save_every=null saves at the end alone",
+    "report": (
+        "it stops a run whose loss is not finite and writes metrics.csv; progress=none shows "
+        "nothing"
+    ),
+    "save": (
+        "it writes the checkpoints and takes the signals that stop a run; save_every=null saves at "
+        "the end alone"
+    ),
 }
-# What the run gives to the callbacks of these names, and the setting it comes from where there is one.
+# What the run gives to the callbacks of these names, and the setting it comes from where there is
+# one.
 GIVEN: dict[str, dict[str, str | None]] = {
     "report": {
         "log_every": "log_every=N",
@@ -37,19 +45,28 @@ GIVEN: dict[str, dict[str, str | None]] = {
 PLANNED = "the plan of a run sets it, and the checkpoints of a run are of one plan"
 # Callbacks of Lightning that cannot work in a run, and why.
 CANNOT: dict[type, str] = {
-    stock.StochasticWeightAveraging: "it averages at the ends of epochs, and to Lightning a run is one epoch without end; "
+    stock.StochasticWeightAveraging: "it averages at the ends of epochs, and to Lightning a run is "
+    "one epoch without end; "
     "use lightning.pytorch.callbacks.EMAWeightAveraging",
     stock.GradientAccumulationScheduler: f"it changes the batch, and {PLANNED}",
-    stock.BatchSizeFinder: f"it changes the batch, and {PLANNED}; data.rows_per_device=N sets the rows of a forward pass",
-    stock.LearningRateFinder: f"it changes the learning rate, and {PLANNED}; optim.groups.matrix.lr=… sets it",
+    stock.BatchSizeFinder: (
+        f"it changes the batch, and {PLANNED}; data.rows_per_device=N sets the rows of a forward "
+        "pass"
+    ),
+    stock.LearningRateFinder: (
+        f"it changes the learning rate, and {PLANNED}; optim.groups.matrix.lr=… sets it"
+    ),
     stock.ModelPruning: "it renames the weights, and a checkpoint has those of the network",
-    stock.BaseFinetuning: "it unfreezes layers by epochs, and to Lightning a run is one epoch without end",
+    stock.BaseFinetuning: (
+        "it unfreezes layers by epochs, and to Lightning a run is one epoch without end"
+    ),
     stock.BasePredictionWriter: "a run trains and predicts nothing",
 }
 
 
 def callback_settings(values: Mapping[str, Any], path: str) -> Mapping[str, Setting]:
-    """The settings of one of `callbacks`: the arguments of its class that the run does not give. ValueError if it cannot work."""
+    """The settings of one of `callbacks`: the arguments of its class that the run does not give.
+    ValueError if it cannot work."""
     target = _target(values, path, "lightning.pytorch.callbacks.Timer")
     if not (isinstance(target, type) and issubclass(target, stock.Callback)):
         raise ValueError(f"{path}._target_={values['_target_']} is no callback of Lightning")
@@ -122,9 +139,8 @@ def check_loggers(loggers: Mapping[str, Any]) -> None:
                 f"logger.{name}._target_={settings['_target_']} is no logger of Lightning"
             )
         try:
-            with (
-                TemporaryDirectory() as folder
-            ):  # none of Lightning's begins a run before it is given something to log
+            # none of Lightning's begins a run before it is given something to log
+            with TemporaryDirectory() as folder:
                 build(settings, of_folder(Path(folder)))
         except ImportError as error:
             line = str(error).splitlines()[0]

@@ -1,7 +1,9 @@
-"""From the one dial to a whole run: horizon, batch, rates and weight decay (facts sheet 2.3 and 2.4).
+"""From the one dial to a whole run: horizon, batch, rates and weight decay (facts sheet 2.3 and
+2.4).
 
-nanochat scales a run from a depth-12 reference of the same ratio of tokens to parameters. Here the same laws take the *actual* horizon,
-also when it is set by tokens, steps or FLOPs, so a short run gets a small batch; where the ratio sets it the numbers are nanochat's.
+nanochat scales a run from a depth-12 reference of the same ratio of tokens to parameters. Here the
+same laws take the *actual* horizon, also when it is set by tokens, steps or FLOPs, so a short run
+gets a small batch; where the ratio sets it the numbers are nanochat's.
 """
 
 import math
@@ -10,17 +12,18 @@ from dataclasses import dataclass, field
 from nanochat.gpt import GPTConfig, counts
 
 REF_BATCH = 2**19  # from: facts sheet 2.4, tokens per step of the d12 reference
-REF_RATIO = (
-    12.0  # from: facts sheet 5.2, tokens per scaling parameter, where the run names no ratio
-)
+# from: facts sheet 5.2, tokens per scaling parameter, where the run names no ratio
+REF_RATIO = 12.0
 REF_DEPTH = 12
 BATCH_EXPONENT = 0.383  # from: Bergsma et al. 2025, arXiv:2505.13738
-MIN_STEPS = 500  # guess: the batch law was fitted at 1,000 steps and more; nanochat's shortest planned run (d4) has 528
-# measured: experiments/open_prose_10min/README.md; sqrt(B / REF_BATCH) makes the rates of batches of a few thousand tokens far too low
+# guess: the batch law was fitted at 1,000 steps and more; nanochat's shortest planned run (d4) has
+# 528
+MIN_STEPS = 500
+# measured: experiments/open_prose_10min/README.md; sqrt(B / REF_BATCH) makes the rates of batches
+# of a few thousand tokens far too low
 MIN_LR_FACTOR = 0.5
-MAX_WEIGHT_DECAY = (
-    2.0  # guess: nanochat's d4 has 1.89; beyond the law's range decay would outrun the updates
-)
+# guess: nanochat's d4 has 1.89; beyond the law's range decay would outrun the updates
+MAX_WEIGHT_DECAY = 2.0
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,8 @@ class Plan:
     lr_factor: float
     weight_decay: float
     horizon_source: str
-    notes: tuple[str, ...] = field(
-        default=(), compare=False
-    )  # where it is not what the law or the original gives
+    # where it is not what the law or the original gives
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def tokens(self) -> int:
@@ -48,12 +50,14 @@ class Plan:
 
 
 def reference_tokens(reference: GPTConfig, ratio: float | None) -> float:
-    """Horizon of the depth-12 reference run with the same shape options, at the run's own ratio (facts sheet 2.4: D_ref = R * P12)."""
+    """Horizon of the depth-12 reference run with the same shape options, at the run's own ratio
+    (facts sheet 2.4: D_ref = R * P12)."""
     return (ratio or REF_RATIO) * counts.parameters(reference)["scaling"]
 
 
 def auto_batch_tokens(horizon: float, ref_horizon: float, min_steps: int = MIN_STEPS) -> int:
-    """Tokens per step for a run of `horizon` tokens: a power of two near REF_BATCH * (horizon / ref_horizon)**0.383.
+    """Tokens per step for a run of `horizon` tokens: a power of two near REF_BATCH * (horizon /
+    ref_horizon)**0.383.
 
     Never so large that fewer than `min_steps` steps are left.
 
@@ -65,12 +69,14 @@ def auto_batch_tokens(horizon: float, ref_horizon: float, min_steps: int = MIN_S
 
 
 def scaled_rates(batch_tokens: int) -> tuple[float, list[str]]:
-    """The factor on the rates for a batch of another size than the reference's, and a note where it is not the square root."""
+    """The factor on the rates for a batch of another size than the reference's, and a note where it
+    is not the square root."""
     law = math.sqrt(batch_tokens / REF_BATCH)
     if law >= MIN_LR_FACTOR:
         return law, []
     return MIN_LR_FACTOR, [
-        f"rates x {MIN_LR_FACTOR:g} for a batch of {batch_tokens:,} tokens, and not the {law:.4g} of the law, which is too low for small "
+        f"rates x {MIN_LR_FACTOR:g} for a batch of {batch_tokens:,} tokens, and not the {law:.4g} "
+        "of the law, which is too low for small "
         "batches (measured); optim.groups.….lr sets a rate"
     ]
 
@@ -93,12 +99,15 @@ def make_plan(
     scale: str = "modern",
     world_size: int = 1,
 ) -> Plan:
-    """The plan of a pretraining run. At most one of `tokens`, `flops`, `max_steps` may be given; else `ratio` decides.
+    """The plan of a pretraining run. At most one of `tokens`, `flops`, `max_steps` may be given;
+    else `ratio` decides.
 
-    `ratio` is tokens per scaling parameter (matrices + head), of this run and of the reference that it is scaled from, so that batch
-    and weight decay do not depend on it; beside another length it is the ratio of the reference alone. `reference` is the depth-12 model with
-    the same shape options. `scale` `modern` fits batch, rates and weight decay to the horizon; `classic` takes REF_BATCH, unscaled
-    rates and all parameters for the ratio (facts sheet 2.4, [C]). Raises ValueError for a horizon of zero steps or contradictory settings.
+    `ratio` is tokens per scaling parameter (matrices + head), of this run and of the reference that
+    it is scaled from, so that batch and weight decay do not depend on it; beside another length it
+    is the ratio of the reference alone. `reference` is the depth-12 model with the same shape
+    options. `scale` `modern` fits batch, rates and weight decay to the horizon; `classic` takes
+    REF_BATCH, unscaled rates and all parameters for the ratio (facts sheet 2.4, [C]). Raises
+    ValueError for a horizon of zero steps or contradictory settings.
     """
     given = {
         name: value
@@ -111,7 +120,8 @@ def make_plan(
     }
     if len(given) > 1:
         raise ValueError(
-            f"{' and '.join(f'{k}={v:,.12g}' for k, v in given.items())} each set the length of the run; keep one of them"
+            f"{' and '.join(f'{k}={v:,.12g}' for k, v in given.items())} each set the length of "
+            "the run; keep one of them"
         )
     check_scale(scale)
     for name, value in {**given, "plan.ratio": ratio, "batch_tokens": batch_tokens}.items():
@@ -131,7 +141,8 @@ def make_plan(
         source = f"plan.ratio={ratio:g}"
     else:
         raise ValueError(
-            "nothing sets the length of the run; give plan.ratio, plan.tokens, plan.flops or max_steps"
+            "nothing sets the length of the run; give plan.ratio, plan.tokens, plan.flops or "
+            "max_steps"
         )
 
     typed = batch_tokens
@@ -144,7 +155,8 @@ def make_plan(
 
     if max_steps is not None:
         if batch_tokens is None:
-            # batch and horizon follow from each other: B = REF_BATCH (steps * B / ref)**e; never above that of the full run
+            # batch and horizon follow from each other: B = REF_BATCH (steps * B / ref)**e; never
+            # above that of the full run
             law = (REF_BATCH * (max_steps / ref) ** BATCH_EXPONENT) ** (1 / (1 - BATCH_EXPONENT))
             full = batch_for((ratio or REF_RATIO) * sizes["scaling"])
             batch_tokens = (
@@ -174,23 +186,25 @@ def make_plan(
             else f"a step is at least one row of {row:,} tokens; make the run longer"
         )
         raise ValueError(
-            f"{source} is {horizon:,} tokens, less than one step of batch_tokens={batch_tokens:,}: zero steps; {instead}"
+            f"{source} is {horizon:,} tokens, less than one step of batch_tokens={batch_tokens:,}: "
+            f"zero steps; {instead}"
         )
     if scale == "classic":
         return Plan(config, horizon, batch_tokens, steps, 1.0, 0.0, source)
     lr_factor, notes = scaled_rates(batch_tokens)
-    law = auto_batch_tokens(
-        (ratio or REF_RATIO) * sizes["scaling"], ref, min_steps=0
-    )  # the original's, however long the run is
+    # the original's, however long the run is
+    law = auto_batch_tokens((ratio or REF_RATIO) * sizes["scaling"], ref, min_steps=0)
     if typed is None and batch_tokens < law and round(law / row) * row > batch_tokens:
         fits = max(1, round(law / row)) * row
         why = "fitted to the shorter run" if given else f"so that {MIN_STEPS} steps are left"
         notes.insert(
             0,
-            f"{source} makes a step {batch_tokens:,} tokens, {why}; for the original's {law:,} (that of plan.ratio={ratio or REF_RATIO:g}) "
+            f"{source} makes a step {batch_tokens:,} tokens, {why}; for the original's {law:,} "
+            f"(that of plan.ratio={ratio or REF_RATIO:g}) "
             f"type batch_tokens={fits}",
         )
-    # nanochat's D_ref / D is that of the parameters: it takes D for ratio * P also when steps or FLOPs make the run another length
+    # nanochat's D_ref / D is that of the parameters: it takes D for ratio * P also when steps or
+    # FLOPs make the run another length
     decay = (
         weight_decay
         * math.sqrt(batch_tokens / REF_BATCH)
@@ -199,7 +213,8 @@ def make_plan(
     )
     if decay > MAX_WEIGHT_DECAY:
         notes.append(
-            f"Muon weight decay {MAX_WEIGHT_DECAY:g}, and not the {decay:.4g} of the law, with which it would outrun the updates; "
+            f"Muon weight decay {MAX_WEIGHT_DECAY:g}, and not the {decay:.4g} of the law, with "
+            "which it would outrun the updates; "
             "optim.groups.matrix.weight_decay sets it"
         )
     return Plan(
@@ -223,9 +238,11 @@ def make_epochs_plan(
     max_steps: int | None = None,
     scale: str = "modern",
 ) -> Plan:
-    """The plan of a run over `rows` rows of conversations, `epochs` times all of them; `max_steps` makes it another length.
+    """The plan of a run over `rows` rows of conversations, `epochs` times all of them; `max_steps`
+    makes it another length.
 
-    Rates follow the batch as in pretraining, which nanochat's SFT forgets (facts sheet 5.5, 10.2). Muon decays nothing (5.7, 5.8).
+    Rates follow the batch as in pretraining, which nanochat's SFT forgets (facts sheet 5.5, 10.2).
+    Muon decays nothing (5.7, 5.8).
     """
     if max_steps is not None and max_steps < 1:
         raise ValueError(f"max_steps={max_steps} gives a run of zero steps; it must be above 0")

@@ -1,4 +1,5 @@
-"""A run of reinforcement learning: questions of one task, answered by the checkpoint it starts from and rewarded."""
+"""A run of reinforcement learning: questions of one task, answered by the checkpoint it starts from
+and rewarded."""
 
 import os
 from collections.abc import Sequence
@@ -30,7 +31,8 @@ from nanochat.runs.schema import Train
 from nanochat.runtime.settings import Built, Count, MinP, Positive, Settings, TopK, TopP
 from nanochat.tasks.task import Task
 
-# padded tokens of a forward pass of the update. On a CPU measured (d4, 2 cores: 2,048 took 0.6 of the time of 16,384); else a guess
+# padded tokens of a forward pass of the update. On a CPU measured (d4, 2 cores: 2,048 took 0.6 of
+# the time of 16,384); else a guess
 MICRO_TOKENS = {"cpu": 2048}
 MICRO_TOKENS_GPU = 16384
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "tools", "python")
@@ -107,7 +109,8 @@ class RLRecipe(ChatRecipe):
             return found
         if "split" not in task:
             raise ValueError(
-                "this task has no test split: name held-out questions with +task@evals.pass_at_k.task=NAME "
+                "this task has no test split: name held-out questions with "
+                "+task@evals.pass_at_k.task=NAME "
                 "evals.pass_at_k.task.path=…, for example another file"
             )
         return {**found, "pass_at_k": {**asked, "task": task}}
@@ -120,18 +123,23 @@ class RLRecipe(ChatRecipe):
 
     @cached_property
     def plan(self) -> Plan:
-        """A step is an optimizer step; answers are as long as they turn out, so tokens are a bound."""
+        """A step is an optimizer step; answers are as long as they turn out, so tokens are a
+        bound."""
         config, rollout = self.config, self.config["rollout"]
         rollouts = len(self.data.task) // rollout["questions"] * self.data.num_epochs
         steps = config["max_steps"] or rollouts * self.algorithm.updates
         source = (
             f"max_steps={steps:,}"
             if config["max_steps"]
-            else f"{self.data.num_epochs} x {len(self.data.task):,} questions of {self.data.task.name}"
+            else (
+                f"{self.data.num_epochs} x {len(self.data.task):,} questions of "
+                f"{self.data.task.name}"
+            )
         )
         if steps < 1:
             raise ValueError(
-                f"{source} are less than one step of rollout.questions={rollout['questions']}: zero steps; lower rollout.questions"
+                f"{source} are less than one step of rollout.questions={rollout['questions']}: "
+                "zero steps; lower rollout.questions"
             )
         tokens = rollout["questions"] * rollout["samples"] * rollout["max_tokens"]
         return Plan(self.gpt_config, steps * tokens, tokens, steps, 1.0, 0.0, source)
@@ -143,25 +151,31 @@ class RLRecipe(ChatRecipe):
         algorithm = self.algorithm
         if algorithm.normalise == "pass" and rollout["samples"] % algorithm.pass_rows:
             raise ValueError(
-                f"rollout.samples={rollout['samples']} is not a multiple of algo.pass_rows={algorithm.pass_rows}; change one of the two"
+                f"rollout.samples={rollout['samples']} is not a multiple of "
+                f"algo.pass_rows={algorithm.pass_rows}; change one of the two"
             )
         if rollout["questions"] % self.world_size:
             raise ValueError(
-                f"rollout.questions={rollout['questions']} cannot be shared out over {self.world_size} processes; make it a multiple"
+                f"rollout.questions={rollout['questions']} cannot be shared out over "
+                f"{self.world_size} processes; make it a multiple"
             )
         if algorithm.minibatches > rollout["questions"]:
             raise ValueError(
-                f"algo.minibatches={algorithm.minibatches} is more than rollout.questions={rollout['questions']}; lower it"
+                f"algo.minibatches={algorithm.minibatches} is more than "
+                f"rollout.questions={rollout['questions']}; lower it"
             )
         if rollout["max_tokens"] >= self.gpt_config.sequence_len:
             raise ValueError(
-                f"rollout.max_tokens={rollout['max_tokens']} leaves no room for a question in the model's context of "
-                f"{self.gpt_config.sequence_len:,}; try rollout.max_tokens={self.gpt_config.sequence_len // 2}"
+                f"rollout.max_tokens={rollout['max_tokens']} leaves no room for a question in the "
+                "model's context of "
+                f"{self.gpt_config.sequence_len:,}; try "
+                f"rollout.max_tokens={self.gpt_config.sequence_len // 2}"
             )
         task = self.data.task
         if task.kind == "chat":
             raise ValueError(
-                f"{task.name} cannot be rewarded: nothing in it is right or wrong; choose a task with a score"
+                f"{task.name} cannot be rewarded: nothing in it is right or wrong; choose a task "
+                "with a score"
             )
         len(task)  # is its data there?
         _ = self.rewards, self.plan
@@ -175,10 +189,16 @@ class RLRecipe(ChatRecipe):
             "plan": length,
             "batch_tokens": batch,
             "eval_tokens": "answers are evaluated here, not text; see evals.pass_at_k",
-            "trainer.limit_train_batches": "a step asks new questions; data.num_epochs and task.stop say which",
-            "trainer.overfit_batches": "a step asks new questions; data.num_epochs and task.stop say which",
+            "trainer.limit_train_batches": (
+                "a step asks new questions; data.num_epochs and task.stop say which"
+            ),
+            "trainer.overfit_batches": (
+                "a step asks new questions; data.num_epochs and task.stop say which"
+            ),
             "trainer.gradient_clip_algorithm": "phase rl clips by the norm",
-            "compute.compile": "shapes change with every answer, so nothing is compiled in phase rl",
+            "compute.compile": (
+                "shapes change with every answer, so nothing is compiled in phase rl"
+            ),
         }
 
     def print_plan(self, inherited: Sequence[tuple[str, str, str]] = ()) -> None:

@@ -21,19 +21,21 @@ from nanochat.runtime.settings import (
     TopK,
 )
 
-MAX_DEPTH = (
-    512  # guess: four times the deepest of published models; a mistyped one would build for minutes
-)
+# guess: four times the deepest of published models; a mistyped one would build for minutes
+MAX_DEPTH = 512
 MAX_WIDTH = 2**17  # guess, likewise
 MAX_CONTEXT = 2**24  # guess, likewise
 MAX_VOCAB = 2**24  # guess, likewise
-# one folder under runs/: no way out of it, and nothing that a shell or another system would read otherwise
+# one folder under runs/: no way out of it, and nothing that a shell or another system would read
+# otherwise
 RunName = Annotated[
     str,
     Field(
         pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+=@-]*$",
         max_length=200,
-        description="the name of one folder: letters, digits and _ . + = @ -, not beginning with . or -",
+        description=(
+            "the name of one folder: letters, digits and _ . + = @ -, not beginning with . or -"
+        ),
         examples=["my-run"],
     ),
 ]
@@ -92,9 +94,8 @@ class OfEval(Settings):
     every: Count | None = None
 
 
-Evals = Annotated[
-    dict, Built(more=OfEval, each=True, null=True)
-]  # name: an evaluation, as in conf/eval
+# name: an evaluation, as in conf/eval
+Evals = Annotated[dict, Built(more=OfEval, each=True, null=True)]
 
 
 class Checkpoints(Settings):
@@ -104,9 +105,8 @@ class Checkpoints(Settings):
 
 class TokenizerSettings(Settings):
     kind: Literal["bpe", "char"]
-    vocab_size: (
-        Annotated[int, Field(le=MAX_VOCAB)] | Literal["auto"] | None
-    )  # tokenizer/training.py knows the least
+    # tokenizer/training.py knows the least
+    vocab_size: Annotated[int, Field(le=MAX_VOCAB)] | Literal["auto"] | None
     max_chars: Count | Literal["auto"] | None
     doc_cap: Count | Literal["auto"] | None
 

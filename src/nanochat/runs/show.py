@@ -46,7 +46,8 @@ def plan(
     table = Table(title=f"{name}: plan", title_justify="left", show_header=False)
     table.add_row(
         "model",
-        f"{config.n_layer} layers, width {config.n_embd}, {config.n_head} heads of {config.head_dim}, arch {config.arch.name}, "
+        f"{config.n_layer} layers, width {config.n_embd}, {config.n_head} heads of "
+        f"{config.head_dim}, arch {config.arch.name}, "
         f"context {config.sequence_len:,}, vocabulary {config.vocab_size:,}",
     )
     table.add_row(
@@ -101,7 +102,8 @@ def rl_plan(recipe: Any) -> None:
     )
     table.add_row(
         "model",
-        f"{config.n_layer} layers, width {config.n_embd}, arch {config.arch.name}, context {config.sequence_len:,}, "
+        f"{config.n_layer} layers, width {config.n_embd}, arch {config.arch.name}, context "
+        f"{config.sequence_len:,}, "
         f"{sizes['total']:,} parameters; from {recipe.config['init_from']}",
     )
     table.add_row(
@@ -111,11 +113,17 @@ def rl_plan(recipe: Any) -> None:
     )
     table.add_row(
         "steps",
-        f"{plan.steps:,} optimizer steps, {algorithm.updates} per rollout, from {plan.horizon_source}",
+        (
+            f"{plan.steps:,} optimizer steps, {algorithm.updates} per rollout, from "
+            f"{plan.horizon_source}"
+        ),
     )
     table.add_row(
         "rollout",
-        f"{rollout['questions']} questions x {rollout['samples']} answers of up to {rollout['max_tokens']} tokens; "
+        (
+            f"{rollout['questions']} questions x {rollout['samples']} answers of up to "
+            f"{rollout['max_tokens']} tokens; "
+        )
         + sampled(recipe.sampling),
     )
     table.add_row(
@@ -225,7 +233,8 @@ def mixture(shares: Sequence[Share], utilisation: float, dropped: int) -> None:
 def skipped_mid(phase: str | None) -> None:
     if phase == "base":
         print(
-            "note: init_from is a base checkpoint, which was not trained on conversations: SFT then teaches format and content at "
+            "note: init_from is a base checkpoint, which was not trained on conversations: SFT "
+            "then teaches format and content at "
             "once. That needs a large mixture; with a small one run +phase=mid first"
         )
 
@@ -251,7 +260,8 @@ def optimizer(optimizer: GroupedOptimizer) -> None:
 
 def stopped(step: int, steps: int, place: Path) -> None:
     print(
-        f"stopped after step {step:,} of {steps:,}, saved in {place}; the same command with resume=auto continues"
+        f"stopped after step {step:,} of {steps:,}, saved in {place}; the same command with "
+        "resume=auto continues"
     )
 
 

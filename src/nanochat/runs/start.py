@@ -1,4 +1,5 @@
-"""A run that begins or goes on: what it is compared with, where it goes on from, and what is prepared once before any process trains."""
+"""A run that begins or goes on: what it is compared with, where it goes on from, and what is
+prepared once before any process trains."""
 
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from nanochat.runtime.paths import base_dir
 
 
 def check_plan(recipe: Recipe, folder: RunFolder) -> None:
-    """ValueError if the run to continue was planned otherwise. It may become longer where a run of the new length would have done the
-    steps so far as they were done: it then ends as that one, bit for bit."""
+    """ValueError if the run to continue was planned otherwise. It may become longer where a run of
+    the new length would have done the steps so far as they were done: it then ends as that one, bit
+    for bit."""
     old, new = read_record(folder).get("plan") if folder.resumed else None, recipe.plan_facts()
     if not old or old == new:
         return
@@ -27,7 +29,8 @@ def check_plan(recipe: Recipe, folder: RunFolder) -> None:
             else "resume on a number of devices that divides its batch"
         )
         raise ValueError(
-            f"{folder.path} was planned with {wrong[0]}={old[wrong[0]]}, this command gives {new[wrong[0]]}; {instead}"
+            f"{folder.path} was planned with {wrong[0]}={old[wrong[0]]}, this command gives "
+            f"{new[wrong[0]]}; {instead}"
         )
     done = (recipe.checkpoints(folder).steps() or [0])[-1]
     why = (
@@ -42,7 +45,10 @@ def check_plan(recipe: Recipe, folder: RunFolder) -> None:
             else None
         )
         raise ValueError(
-            f"{folder.path} was planned with {old['steps']:,} steps and cannot have another length: {why}; drop max_steps, or begin a "
+            (
+                f"{folder.path} was planned with {old['steps']:,} steps and cannot have another "
+                f"length: {why}; drop max_steps, or begin a "
+            )
             + (
                 f"new run from its weights: init_from={start}, without resume="
                 if start
@@ -52,8 +58,8 @@ def check_plan(recipe: Recipe, folder: RunFolder) -> None:
 
 
 def newest(recipe: Recipe, folder: RunFolder) -> tuple[Path | None, list[str]]:
-    """The checkpoint that a resumed run goes on from, None if it never wrote one, and a line for each newer one that cannot be used.
-    ValueError if there are some and none can be used."""
+    """The checkpoint that a resumed run goes on from, None if it never wrote one, and a line for
+    each newer one that cannot be used. ValueError if there are some and none can be used."""
     checkpoints = recipe.checkpoints(folder)
     start, problems = checkpoints.latest_sound() if folder.resumed else (None, [])
     if problems and start is None:
@@ -89,7 +95,10 @@ def is_finished(recipe: Recipe, folder: RunFolder) -> bool:
         )
         grows = recipe.length_shows(recipe.config, length, length, 2 * length) is None
         more = f"resume={folder.path} max_steps=N{batch} makes it longer, for N above {length}"
-        again = f"init_from={lasting_name(end, base_dir() / 'runs')} begins a new run from it, without resume="
+        again = (
+            f"init_from={lasting_name(end, base_dir() / 'runs')} begins a new run from it, without "
+            "resume="
+        )
         print(f"this run is finished: {end}; {more if grows else again}")
         return True
     return False
@@ -110,7 +119,8 @@ def prepare(recipe: Recipe, folder: RunFolder) -> None:
     manifest = recipe.data.manifest()
     if (before := record.get("data")) and before["hash"] != manifest["hash"]:
         raise ValueError(
-            f"the data of {folder.path} are not what they were when it began; drop resume= for a new run on the new ones"
+            f"the data of {folder.path} are not what they were when it began; drop resume= for a "
+            "new run on the new ones"
         )
     newest(recipe, folder)
     facts = {

@@ -1,4 +1,5 @@
-"""A run on text: the tokens of the plan set its length, and its tokenizer may have to be trained first."""
+"""A run on text: the tokens of the plan set its length, and its tokenizer may have to be trained
+first."""
 
 from functools import cached_property
 from typing import Annotated, Any
@@ -45,7 +46,8 @@ class TextRecipe(Recipe):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The parent checkpoint's tokenizer, the run's own, or one trained on the run's text (and kept for the next run)."""
+        """The parent checkpoint's tokenizer, the run's own, or one trained on the run's text (and
+        kept for the next run)."""
         if self.tokenizer_folder is not None:
             return load_tokenizer(self.tokenizer_folder)
         if self.parent is not None:
@@ -76,9 +78,8 @@ class TextRecipe(Recipe):
                 self.build_optimizer(plan)(GPT(sizes))
 
         if "dataset" not in self.config["data"]:
-            _ = (
-                self.data
-            )  # files of one's own are looked for; those of the hub when they are needed
+            # files of one's own are looked for; those of the hub when they are needed
+            _ = self.data
 
     def no_effect(self) -> dict[str, str]:
         if self.config["plan"]["scale"] == "classic":
@@ -95,9 +96,8 @@ class TextRecipe(Recipe):
     def _about_text(self) -> list[str]:
         """What was decided about the text without being asked for."""
         data, dry = self.config["data"], self.config["dry_run"]
-        if (
-            dry and "path" not in data and "dataset" not in data
-        ):  # text of this Python, which takes seconds to gather
+        # text of this Python, which takes seconds to gather
+        if dry and "path" not in data and "dataset" not in data:
             return []
         if dry and "dataset" in data:  # a dry run asks no hub
             share = CROPPED[data["packing"]] if data.get("document_chars") is None else 0.0
@@ -112,7 +112,10 @@ class TextRecipe(Recipe):
     def notes(self) -> tuple[str, ...]:
         mixed = mixed_generations(self.config, self.gpt_config.vocab_size)
         size = self.config["size"]
-        small = f"size={size} set context, vocabulary, length and data that were not typed; size=full sets those for a GPU"
+        small = (
+            f"size={size} set context, vocabulary, length and data that were not typed; size=full "
+            "sets those for a GPU"
+        )
         return (
             *([small] if size != "full" else []),
             *([mixed] if mixed else []),
@@ -125,29 +128,35 @@ class TextRecipe(Recipe):
         data = self.config["data"]
         name = str(data.get("dataset") or data.get("path") or data["_target_"].rpartition(".")[2])
         if "val_shard" not in data:
-            return f"{name}; about {self.plan.tokens * CHARACTERS_PER_TOKEN / 1e6:,.1f} M characters trained"
+            return (
+                f"{name}; about {self.plan.tokens * CHARACTERS_PER_TOKEN / 1e6:,.1f} M characters "
+                "trained"
+            )
         needed, taken = (
             shards_needed(self.plan.tokens, data["packing"], data["val_shard"]),
             data["num_shards"],
         )
         text = f"{name}; {needed:,} shards for one epoch"
         if taken != "auto" and taken < needed:
-            text += f", data.num_shards={taken} repeats them about {needed / taken:.1f} times; auto takes enough"
+            text += (
+                f", data.num_shards={taken} repeats them about {needed / taken:.1f} times; auto "
+                "takes enough"
+            )
         return text
 
     def sampled(self, gpt: GPT, prompts: list[str], settings: dict[str, Any]) -> list[str]:
         return complete(gpt, self.tokenizer, prompts, num_samples=1, **settings)
 
     def _vocab_asked_for(self) -> int | None:
-        """The vocabulary that a BPE tokenizer to be trained will have; None if only the tokenizer knows."""
+        """The vocabulary that a BPE tokenizer to be trained will have; None if only the tokenizer
+        knows."""
         words = dict(self.config["tokenizer"])
         known = self.parent is None and words.pop("path") is None and words["kind"] == "bpe"
         return (resolve_settings(**words)[0] or 0) if known else None
 
     def _vocab_size(self) -> int:
-        asked = (
-            self._vocab_asked_for() if self.config["dry_run"] else None
-        )  # a dry run trains no tokenizer
+        # a dry run trains no tokenizer
+        asked = self._vocab_asked_for() if self.config["dry_run"] else None
         return self.tokenizer.vocab_size if asked is None else asked
 
     def _sizes(self, vocab_size: int, depth: int, **more: Any) -> GPTConfig:
@@ -169,7 +178,8 @@ class TextRecipe(Recipe):
 
 
 def mixed_generations(config: dict[str, Any], vocab_size: int) -> str | None:
-    """A line that names which of a run's choices belong to which of nanochat's generations, if some are classic and others modern.
+    """A line that names which of a run's choices belong to which of nanochat's generations, if some
+    are classic and others modern.
 
     What neither generation has (other rules, a small vocabulary) is no part of the mixture.
     """

@@ -213,7 +213,8 @@ def check_compiler(key: str, device: torch.device) -> None:
     """ValueError if `key`=true asks for compilation on `device` and no compiler is installed."""
     if device.type == "cpu" and not has_compiler():
         raise ValueError(
-            f"{key}=true needs a C++ compiler on a CPU, and there is none here; on Debian or Ubuntu: apt-get install g++, or {key}=false"
+            f"{key}=true needs a C++ compiler on a CPU, and there is none here; on Debian or "
+            f"Ubuntu: apt-get install g++, or {key}=false"
         )
 
 

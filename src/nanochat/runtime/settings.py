@@ -1,10 +1,10 @@
 """The one mechanism that checks settings: every key has a type and a range, checked at composition,
 before anything is built.
 
-The settings of a command are the annotations of a class in a `schema.py`. The settings of everything
-that the configs build (`_target_`) are the annotated arguments of its constructor, and of the
-functions to which it passes its `**` arguments. An addition is therefore checked without being
-registered.
+The settings of a command are the annotations of a class in a `schema.py`. The settings of
+everything that the configs build (`_target_`) are the annotated arguments of its constructor, and
+of the functions to which it passes its `**` arguments. An addition is therefore checked without
+being registered.
 
 Types are Python's, ranges are pydantic's `Annotated[int, Field(ge=1)]`. The same annotations give
 the rule in errors and in the table of settings. `Field(description=…)` replaces the rule where
@@ -75,8 +75,8 @@ class Built:
     `given` are arguments passed by the code and not by the user. `more` are settings besides the
     arguments. `each`: a group of such groups, by name. `of` may be a function that chooses the
     settings by the group's values (`chosen`): it is called with them and the group's key, and
-    raises ValueError.
-    `makes`: the class that the `_target_` is or returns; `instead`: what to choose where it is another.
+    raises ValueError. `makes`: the class that the `_target_` is or returns; `instead`: what to
+    choose where it is another.
     """
 
     of: str | None = None

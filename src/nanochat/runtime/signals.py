@@ -135,9 +135,9 @@ def handle_stops(handler: Callable[[int, FrameType | None], None]) -> dict[int, 
 
 
 def restore_stops(old: dict[int, Any], *, stopped: bool) -> None:
-    """Put the handlers from before `handle_stops` back. After a stop that was obeyed, ignore SIGTERM
-    and SIGHUP instead: the process is about to end, the same signal may arrive again, and Python
-    removes its own handlers (not an ignored signal) before it has ended."""
+    """Put the handlers from before `handle_stops` back. After a stop that was obeyed, ignore
+    SIGTERM and SIGHUP instead: the process is about to end, the same signal may arrive again, and
+    Python removes its own handlers (not an ignored signal) before it has ended."""
     for number, handler in old.items():
         if not stopped:
             signal.signal(number, handler)

@@ -2,8 +2,8 @@
 
 Three processes, so that the program never judges itself: the launcher makes the namespaces, pid 1
 of the new pid namespace keeps the clock and reports how the program ended, and the program runs as
-pid 2 under limits, Landlock and seccomp (filters.py). When pid 1 ends, the kernel ends everything in
-its namespace. A guard that the kernel refuses is left out; `had` lists those that are active.
+pid 2 under limits, Landlock and seccomp (filters.py). When pid 1 ends, the kernel ends everything
+in its namespace. A guard that the kernel refuses is left out; `had` lists those that are active.
 Standard library only: the child imports nothing of nanochat but these two files, which it is sent.
 Tested on Linux 6.18; macOS is untested.
 """
@@ -23,12 +23,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-CLONE = {
-    "mount": 0x20000,
-    "ipc": 0x8000000,
-    "net": 0x40000000,
-    "pid": 0x20000000,
-}  # from: linux/sched.h
+# from: linux/sched.h
+CLONE = {"mount": 0x20000, "ipc": 0x8000000, "net": 0x40000000, "pid": 0x20000000}
 CLONE_NEWUSER = 0x10000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
     1,
@@ -43,7 +39,8 @@ MNT_DETACH = 2
 # flag of statvfs(3): flag of mount(2)
 ATTRIBUTES = {2: 2, 4: 4, 8: 8, 1024: 1024, 2048: 2048, 4096: 1 << 21}
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
-# guess: above the ids of people, services and containers; plus a pid (below 2**22), one for each run
+# guess: above the ids of people, services and containers; plus a pid (below 2**22), one for each
+# run
 FIRST_UID = 2_000_000_000
 CPU_GRACE = 1  # seconds between SIGXCPU and SIGKILL, the least that the kernel can tell apart
 OPEN_FILES = 64  # guess: bounds pipes, whose buffers no memory limit counts
@@ -57,9 +54,8 @@ def main(request: dict[str, Any]) -> None:
     if sys.platform == "linux":
         call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
         isolate(request, off, had)
-        call(
-            "prctl", PR_SET_PDEATHSIG, signal.SIGKILL
-        )  # again: the kernel forgets it with a change of user
+        # again: the kernel forgets it with a change of user
+        call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
     if "pid" in had:
         first = os.fork()
         if first:
@@ -110,10 +106,11 @@ def supervise(pid: int, report: int, status: int, limits: dict[str, Any]) -> NoR
 def ended_by_cpu_limit(number: int, used_seconds: float, cpu_seconds: int) -> bool:
     """Whether a program that signal `number` ended had used up its processor time.
 
-    The kernel sends SIGXCPU at the limit, and SIGKILL `CPU_GRACE` later to a program that ignores it. It
-    counts ticks for the limit and exact times for `used_seconds`, so the two differ on a busy machine:
-    0.881 to 1.017 s were reported at a limit of 1 s with six other busy processes. SIGXCPU alone is proof.
-    For SIGKILL, which has other causes too, half the limit is taken as enough.
+    The kernel sends SIGXCPU at the limit, and SIGKILL `CPU_GRACE` later to a program that ignores
+    it. It counts ticks for the limit and exact times for `used_seconds`, so the two differ on a
+    busy machine: 0.881 to 1.017 s were reported at a limit of 1 s with six other busy processes.
+    SIGXCPU alone is proof. For SIGKILL, which has other causes too, half the limit is taken as
+    enough.
     """
     return number == signal.SIGXCPU or (number == signal.SIGKILL and used_seconds > cpu_seconds / 2)
 
@@ -149,9 +146,8 @@ def run(request: dict[str, Any], off: set[str], had: set[str], says: int) -> Non
     except SystemExit:
         raise
     except BaseException as error:
-        error.with_traceback(
-            error.__traceback__ and error.__traceback__.tb_next
-        )  # without this frame
+        # without this frame
+        error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
         sys.__excepthook__(type(error), error, error.__traceback__)
     else:
         os.write(3, token)
@@ -159,7 +155,7 @@ def run(request: dict[str, Any], off: set[str], had: set[str], says: int) -> Non
     sys.exit(1)
 
 
-# --- before the program's process: namespaces, files, user ------------------------------------------------------------
+# --- before the program's process: namespaces, files, user ---
 
 
 def isolate(request: dict[str, Any], off: set[str], had: set[str]) -> None:
@@ -202,7 +198,8 @@ def isolate(request: dict[str, Any], off: set[str], had: set[str]) -> None:
             had.add("uid")
         except OSError:  # an id that this container has not
             pass
-    # Linux counts processes per user and user namespace since 5.14; before, all of this user's would count
+    # Linux counts processes per user and user namespace since 5.14; before, all of this user's
+    # would count
     release = tuple(int(part) for part in os.uname().release.split(".")[:2])
     if "uid" in had or ("user" in had and uid != 0 and release >= (5, 14)):
         had.add("counted")
@@ -229,7 +226,8 @@ def readable_by_all(path: str) -> bool:
 
 
 def mount_own_files(request: dict[str, Any], owner: int) -> None:
-    """Make a root with the standard library and its shared libraries, read-only, and a /tmp of limited size."""
+    """Make a root with the standard library and its shared libraries, read-only, and a /tmp of
+    limited size."""
     root = request["directory"]
     size = request["limits"]["file_bytes"]
     call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
@@ -284,7 +282,8 @@ def mount(kind: str, target: str, flags: int, options: str) -> None:
     call("mount", kind.encode(), os.fsencode(target), kind.encode(), flags, options.encode())
 
 
-# --- in the program's process: limits, capabilities, Landlock, seccomp --------------------------------------------------
+# --- in the program's process: limits, capabilities, Landlock, seccomp
+# --------------------------------------------------
 
 
 def confine(request: dict[str, Any], off: set[str], had: set[str]) -> None:
@@ -296,9 +295,8 @@ def confine(request: dict[str, Any], off: set[str], had: set[str]) -> None:
         return
     drop_capabilities()
     call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    call(
-        "prctl", PR_SET_DUMPABLE, 0, 0, 0, 0
-    )  # nobody of the same user can attach, and no core file
+    # nobody of the same user can attach, and no core file
+    call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
     for name, guard in (("landlock", landlock), ("seccomp", seccomp)):
         if name not in off:
             try:

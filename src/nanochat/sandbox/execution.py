@@ -1,11 +1,13 @@
-"""Runs Python that a model wrote, in a confined process: for HumanEval and as an optional tool of the chat.
+"""Runs Python that a model wrote, in a confined process: for HumanEval and as an optional tool of
+the chat.
 
 How confined it is depends on the kernel, so each result lists what was not guarded. On Linux, with
-seccomp and either namespaces or Landlock, a program can read the standard library and has no socket, no
-second process and bounded memory. With a mount namespace it also has one directory of bounded size to
-write to; without one it can write no file. It still shares the kernel with everything else, so a hole in
-the kernel is a hole here. It sees the machine's name and clock and, without a mount namespace, which
-files exist. On macOS there are only rlimits and a clock (untested). The child's side is confined.py.
+seccomp and either namespaces or Landlock, a program can read the standard library and has no
+socket, no second process and bounded memory. With a mount namespace it also has one directory of
+bounded size to write to; without one it can write no file. It still shares the kernel with
+everything else, so a hole in the kernel is a hole here. It sees the machine's name and clock and,
+without a mount namespace, which files exist. On macOS there are only rlimits and a clock
+(untested). The child's side is confined.py.
 """
 
 import contextlib
@@ -30,13 +32,13 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-START_SECONDS = (
-    10.0  # guess: for the launcher, on top of the program's own time; 0.04 measured when idle
-)
+# guess: for the launcher, on top of the program's own time; 0.04 measured when idle
+START_SECONDS = 10.0
 TOOL_CHARACTERS = 1000  # guess: a few hundred tokens of the context
 REMOVALS = 50  # guess: tries, a tenth of a second apart
 LOOK_SECONDS = 0.05  # guess: between two checks of a directory that is not a file system of its own
-# the child's modules come as compiled code: it can then read none of our files, and compiles nothing
+# the child's modules come as compiled code: it can then read none of our files, and compiles
+# nothing
 CHILD = ("filters", "confined")
 START = """import marshal, sys; f = sys.stdin.buffer
 for name, code in marshal.load(f): sys.modules[name] = m = type(sys)(name); exec(code, m.__dict__)
@@ -68,8 +70,8 @@ print(json.dumps([os.path.dirname(os.__file__), sorted(maps)]))
 class ProgramLimits:
     """What a program may use.
 
-    `memory_bytes` bounds the address space, `file_bytes` the directory and each file in it. `processes`
-    counts the program and its threads; with seccomp there is no second process.
+    `memory_bytes` bounds the address space, `file_bytes` the directory and each file in it.
+    `processes` counts the program and its threads; with seccomp there is no second process.
     """
 
     wall_seconds: float = 5.0  # from: facts sheet 8
@@ -77,9 +79,8 @@ class ProgramLimits:
     memory_bytes: int = 256 * 2**20  # from: facts sheet 8
     file_bytes: int = 16 * 2**20  # guess
     processes: int = 8  # guess
-    output_bytes: int = (
-        2**20
-    )  # guess: of stdout and of stderr each; a program that writes more is killed
+    # guess: of stdout and of stderr each; a program that writes more is killed
+    output_bytes: int = 2**20
 
     def __post_init__(self) -> None:
         if not (isinstance(self.wall_seconds, int | float) and 0 < self.wall_seconds < math.inf):
@@ -106,9 +107,8 @@ class ProgramLimits:
 @dataclass(frozen=True)
 class Result:
     success: bool  # it ended by itself, with exit code 0
-    finished: (
-        bool  # it reached its last line; os._exit(0) before that is a success, but not finished
-    )
+    # it reached its last line; os._exit(0) before that is a success, but not finished
+    finished: bool
     stdout: str
     stderr: str
     error: str | None  # "Type: message", or what ended it
@@ -119,7 +119,8 @@ class Result:
 
 @dataclass(frozen=True)
 class Guards:
-    """What this machine offers: `had` are mechanisms, `missing` is what nothing guards (of GUARDED)."""
+    """What this machine offers: `had` are mechanisms, `missing` is what nothing guards (of
+    GUARDED)."""
 
     had: tuple[str, ...]
     missing: tuple[str, ...]
@@ -146,21 +147,23 @@ GUARDED = {
 def run_python(
     program: str, limits: ProgramLimits | None = None, *, off: Collection[str] = ()
 ) -> Result:
-    """Run `program` as __main__ in a new interpreter, with no environment, no stdin and a temporary directory.
+    """Run `program` as __main__ in a new interpreter, with no environment, no stdin and a temporary
+    directory.
 
     Can be called from any thread, many at once. An empty program takes 40 to 55 ms, of which a bare
-    interpreter takes 15 (measured, two shared cores). Site-packages cannot be imported. The result is not
-    proof: a program that tries can claim, in its own process, that it finished. `off` switches off
-    mechanisms of `Guards.had`, for tests. RuntimeError if the process cannot be started at all.
+    interpreter takes 15 (measured, two shared cores). Site-packages cannot be imported. The result
+    is not proof: a program that tries can claim, in its own process, that it finished. `off`
+    switches off mechanisms of `Guards.had`, for tests. RuntimeError if the process cannot be
+    started at all.
     """
     result, had = _run(program, limits or ProgramLimits(), off)
-    return (
-        result if had else replace(result, missing=find_guards(frozenset(off)).missing)
-    )  # ended before it could tell
+    # ended before it could tell
+    return result if had else replace(result, missing=find_guards(frozenset(off)).missing)
 
 
 def python_tool(program: str) -> str | None:
-    """The end of what a program printed, or its error, for the chat model that wrote it; None if there is neither."""
+    """The end of what a program printed, or its error, for the chat model that wrote it; None if
+    there is neither."""
     result = run_python(program)
     return (result.stdout.strip() or result.error or "")[-TOOL_CHARACTERS:] or None
 
@@ -171,7 +174,8 @@ def find_guards(off: frozenset[str] = frozenset()) -> Guards:
     result, had = _run("", ProgramLimits(), off)
     if not result.finished:
         raise RuntimeError(
-            f"an empty program cannot be run: {result.error}; on a machine this busy, try again later"
+            f"an empty program cannot be run: {result.error}; on a machine this busy, try again "
+            "later"
         )
     found = Guards(tuple(sorted(had)), _missing(had))
     if found.missing:
@@ -207,9 +211,8 @@ def _run(program: str, limits: ProgramLimits, off: Collection[str]) -> tuple[Res
         "directory": directory,
         "token": token,
     }
-    environment = {
-        name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ
-    }  # to start at all
+    # to start at all
+    environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     read_status, write_status = os.pipe()
     try:
         with tempfile.TemporaryFile() as given, os.fdopen(read_status, "rb", 0) as status:
@@ -246,7 +249,10 @@ def _run(program: str, limits: ProgramLimits, off: Collection[str]) -> tuple[Res
     late = late or reason == "time"
     error: str | None
     if late:
-        error = f"TimeoutError: more than {limits.wall_seconds:g} s, or {limits.cpu_seconds} s of processor time"
+        error = (
+            f"TimeoutError: more than {limits.wall_seconds:g} s, or {limits.cpu_seconds} s of "
+            "processor time"
+        )
     elif reason:
         error = reason
     elif code < 0:
@@ -270,7 +276,8 @@ def _run(program: str, limits: ProgramLimits, off: Collection[str]) -> tuple[Res
 def _follow(
     process: subprocess.Popen, status: Any, directory: str, limits: ProgramLimits
 ) -> tuple[bytes, bytes, bytes, str | None]:
-    """(report of the supervisor, stdout, stderr, why it was killed from here); keeps no more output than allowed."""
+    """(report of the supervisor, stdout, stderr, why it was killed from here); keeps no more output
+    than allowed."""
     got = {status: b"", process.stdout: b"", process.stderr: b""}
     deadline = time.monotonic() + limits.wall_seconds + START_SECONDS
     reason = None
@@ -285,9 +292,8 @@ def _follow(
                 got[stream] += data
                 if not data:
                     selector.unregister(stream)
-                    if (
-                        stream is status
-                    ):  # the program has ended; leftovers must not hold the pipes open
+                    # the program has ended; leftovers must not hold the pipes open
+                    if stream is status:
                         _kill(process)
                         deadline = time.monotonic() + 1
                 elif (
@@ -327,7 +333,8 @@ def _text(output: bytes, limits: ProgramLimits) -> str:
 
 
 def _size(directory: str) -> float:
-    """Bytes on disk; an empty file or folder counts as a block, folders too deep to list as infinite."""
+    """Bytes on disk; an empty file or folder counts as a block, folders too deep to list as
+    infinite."""
     total, folders = 0, [directory]
     while folders:
         try:
@@ -347,7 +354,8 @@ def _remove(directory: str) -> None:
     try:
         os.rmdir(directory)
     except OSError:
-        # without a pid namespace only the supervisor is waited for: the program it ran was killed at the
+        # without a pid namespace only the supervisor is waited for: the program it ran was killed
+        # at the
         # same time, and until it has ended on a busy machine it may go on making files
         for _ in range(REMOVALS):
             subprocess.run(["chmod", "-R", "u+rwX", directory], stderr=subprocess.DEVNULL)
@@ -358,7 +366,8 @@ def _remove(directory: str) -> None:
 
 
 def _python() -> str:
-    """The interpreter itself, not a virtual environment's link to it, whose packages would come along."""
+    """The interpreter itself, not a virtual environment's link to it, whose packages would come
+    along."""
     return os.path.realpath(sys.executable)
 
 
@@ -376,7 +385,8 @@ def _launcher() -> bytes:
 
 @functools.cache
 def _readable() -> dict[str, Any]:
-    """What a running interpreter must read: the standard library, and the shared libraries of its modules by name."""
+    """What a running interpreter must read: the standard library, and the shared libraries of its
+    modules by name."""
     ran = subprocess.run(
         [_python(), "-I", "-S", "-B", "-c", READABLE],
         stdout=subprocess.PIPE,

@@ -1,7 +1,8 @@
-"""The guards that the kernel checks at each call: Landlock for files, seccomp for the calls themselves.
+"""The guards that the kernel checks at each call: Landlock for files, seccomp for the calls
+themselves.
 
-Part of the child's side, like confined.py: standard library only. The numbers for x86_64 are tested on
-Linux 6.18; those for aarch64 are from the kernel's headers and untested.
+Part of the child's side, like confined.py: standard library only. The numbers for x86_64 are tested
+on Linux 6.18; those for aarch64 are from the kernel's headers and untested.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 libc: Any = ctypes.CDLL(None, use_errno=True)
 PR_SET_SECCOMP = 22
 
-# System calls a program may make: name, number on x86_64, number on aarch64 (-: it has no such call).
-# From: linux/unistd.h. Every other call is refused, also those that later kernels add: no socket, exec,
+# System calls a program may make: name, number on x86_64, number on aarch64 (-: it has no such
+# call).
+# From: linux/unistd.h. Every other call is refused, also those that later kernels add: no socket,
+# exec,
 # fork, ptrace, mount, bpf, keyctl, io_uring, memfd, chmod or truncate by path.
 CALLS = """
 read 0 63, write 1 64, readv 19 65, writev 20 66, pread64 17 67, pwrite64 18 68, preadv 295 69, pwritev 296 70, open 2 -, openat 257 56, creat 85 -,
@@ -41,7 +44,8 @@ getpriority 140 141, sysinfo 99 179, uname 63 160, getrandom 318 278, getcpu 309
 sched_getaffinity 204 123, sched_getparam 143 121, sched_getscheduler 145 120, sched_get_priority_max 146 125,
 sched_get_priority_min 147 126, wait4 61 260, waitid 247 95, exit 60 93, exit_group 231 94, restart_syscall 219 128
 """
-# Of these, the ones that can take room on a disk or change a file; and those that open a file, with the
+# Of these, the ones that can take room on a disk or change a file; and those that open a file, with
+# the
 # index of the argument that holds the flags.
 WRITES = set(
     "creat mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 symlink symlinkat "
@@ -53,7 +57,8 @@ OPEN_TO_WRITE = 0o3 | os.O_CREAT | os.O_TRUNC | 0o20000000  # the last is O_TMPF
 CLONE_CALL, KILL, TGKILL = (56, 220), (62, 129), (234, 131)
 FCNTL, IOCTL, PRLIMIT, SOCKETPAIR = (72, 25), (16, 29), (302, 261), (53, 199)
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-# From 424 on the numbers are the same on every machine. These are refused as unknown (ENOSYS), so that
+# From 424 on the numbers are the same on every machine. These are refused as unknown (ENOSYS), so
+# that
 # libc falls back on older calls.
 NEWEST = 424
 ALLOW, KILL_PROCESS = 0x7FFF0000, 0x80000000
@@ -61,17 +66,14 @@ DENY, UNKNOWN = 0x50000 | 1, 0x50000 | 38  # fails with EPERM, with ENOSYS
 
 LANDLOCK = (444, 445, 446)  # create_ruleset, add_rule, restrict_self
 READ_FILE, READ_DIR, WRITE_FILE = 1 << 2, 1 << 3, 1 << 1
-FILE_RIGHTS = {
-    1: (1 << 13) - 1,
-    2: 1 << 13,
-    3: 1 << 14,
-    5: 1 << 15,
-}  # by the version of Landlock that brought them
-OWN_RIGHTS = 0x7FFF & ~(
-    1 | 1 << 6 | 1 << 9 | 1 << 11
-)  # in its own directory all but exec, devices and sockets
-# Only a file system of its own has a size. Without one nothing may be written: RLIMIT_FSIZE bounds each
-# file by itself, fallocate can pass it, and a check of the directory comes too late (13 GB in 0.25 s).
+# by the version of Landlock that brought them
+FILE_RIGHTS = {1: (1 << 13) - 1, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
+# in its own directory all but exec, devices and sockets
+OWN_RIGHTS = 0x7FFF & ~(1 | 1 << 6 | 1 << 9 | 1 << 11)
+# Only a file system of its own has a size. Without one nothing may be written: RLIMIT_FSIZE bounds
+# each
+# file by itself, fallocate can pass it, and a check of the directory comes too late (13 GB in 0.25
+# s).
 # Landlock, seccomp and the limit each enforce this.
 
 
@@ -84,7 +86,8 @@ def call(name: str, *args: Any) -> int:
 
 
 def devices() -> list[str]:
-    """Those that are harmless, and are devices: a plain file in the place of one could be written."""
+    """Those that are harmless, and are devices: a plain file in the place of one could be
+    written."""
     names = ("/dev/null", "/dev/urandom")
     return [
         path
@@ -94,7 +97,8 @@ def devices() -> list[str]:
 
 
 def landlock(request: dict[str, Any], directory: str, had: set[str]) -> None:
-    """Only these files may be opened. From version 4 on no TCP; from 6 on no signals or abstract sockets to the outside."""
+    """Only these files may be opened. From version 4 on no TCP; from 6 on no signals or abstract
+    sockets to the outside."""
     version = call("syscall", LANDLOCK[0], None, ctypes.c_size_t(0), 1)
     files = sum(right for since, right in FILE_RIGHTS.items() if since <= version)
     ruleset = struct.pack("QQQ", files, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
@@ -142,13 +146,13 @@ def seccomp(request: dict[str, Any], directory: str, had: set[str]) -> None:
     code = [op(0x20, 4), op(0x15, AUDIT_ARCH[machine], 1, 0), op(0x06, KILL_PROCESS), op(0x20, 0)]
 
     def allow(number: int, *conditions: tuple[int, int, tuple[int, ...]]) -> None:
-        """Allow a call if each argument, masked, is one of its values (ints: the kernel reads their lower half)."""
+        """Allow a call if each argument, masked, is one of its values (ints: the kernel reads their
+        lower half)."""
         body: list[bytes] = []
         for argument, mask, values in reversed(conditions):
             test = [op(0x20, 16 + 8 * argument), op(0x54, mask)]
-            test += [
-                op(0x15, value, len(values) - n) for n, value in enumerate(values)
-            ]  # equal: past the refusal
+            # equal: past the refusal
+            test += [op(0x15, value, len(values) - n) for n, value in enumerate(values)]
             test.append(op(0x06, DENY))
             body = test + body
         body.append(op(0x06, ALLOW))
@@ -163,18 +167,15 @@ def seccomp(request: dict[str, Any], directory: str, had: set[str]) -> None:
             allow(int(numbers[column]), (OPENS[name], OPEN_TO_WRITE, (0,)))
         else:
             allow(int(numbers[column]))
-    if (
-        "counted" in had and "rlimits" in had
-    ):  # threads only, and none without a limit on their number
+    # threads only, and none without a limit on their number
+    if "counted" in had and "rlimits" in had:
         allow(CLONE_CALL[column], (0, 0x7E030000, (0x10000,)))
     allow(KILL[column], (0, 0xFFFFFFFF, (own,)))
     allow(TGKILL[column], (0, 0xFFFFFFFF, (own,)))
-    allow(
-        FCNTL[column], (1, 0xFFFFFFFF, (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032))
-    )  # not F_SETOWN and the like
-    allow(
-        IOCTL[column], (1, 0xFFFFFFFF, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451))
-    )  # isatty and the like
+    # not F_SETOWN and the like
+    allow(FCNTL[column], (1, 0xFFFFFFFF, (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032)))
+    # isatty and the like
+    allow(IOCTL[column], (1, 0xFFFFFFFF, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)))
     allow(PRLIMIT[column], (0, 0xFFFFFFFF, (0,)))  # its own
     allow(SOCKETPAIR[column], (0, 0xFFFFFFFF, (1,)), (1, 0xF, (1,)))  # asyncio needs one
     code += [op(0x35, NEWEST, 0, 1), op(0x06, UNKNOWN), op(0x06, DENY)]
@@ -186,5 +187,6 @@ def seccomp(request: dict[str, Any], directory: str, had: set[str]) -> None:
 
 
 def op(code: int, k: int, yes: int = 0, no: int = 0) -> bytes:
-    """One instruction of classic BPF: load, and, jump if equal (or not less) by `yes` or `no`, return."""
+    """One instruction of classic BPF: load, and, jump if equal (or not less) by `yes` or `no`,
+    return."""
     return struct.pack("HBBI", code, yes, no, k)

@@ -24,7 +24,8 @@ def open_models(
     pool_bytes: int = POOL_BYTES,
     compile: bool = False,
 ) -> list[ServedModel]:
-    """A model for each of `ckpts`, each with an engine on every one of `gpus` GPUs. ValueError where one cannot be had."""
+    """A model for each of `ckpts`, each with an engine on every one of `gpus` GPUs. ValueError
+    where one cannot be had."""
     if gpus < 1:
         raise ValueError(f"gpus={gpus} must be at least 1")
     if gpus > 1:
@@ -60,7 +61,8 @@ def open_models(
 
 
 def model_name(opened: Opened, taken: set[str]) -> str:
-    """RUN@STEP for a checkpoint in a run's folder, else the name of its own folder; with a number if that is `taken`."""
+    """RUN@STEP for a checkpoint in a run's folder, else the name of its own folder; with a number
+    if that is `taken`."""
     path = opened.path.resolve()
     step = re.fullmatch(r"step_(\d+)", path.name)
     in_run = step is not None and path.parent.name == "checkpoints"

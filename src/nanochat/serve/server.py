@@ -36,11 +36,16 @@ def serve(app: FastAPI, service: Service, bound: socket.socket) -> None:
             f"model {model.name}: {model.phase or 'unknown phase'}, {sizes}, {device}, {model.path}"
         )
     print(
-        f"page and API: {url_of(bound)} (OpenAI clients: base_url={url_of(bound)}/v1); Ctrl-C ends it",
+        (
+            f"page and API: {url_of(bound)} (OpenAI clients: base_url={url_of(bound)}/v1); Ctrl-C "
+            "ends it"
+        ),
         flush=True,
     )
     gc.collect()
-    gc.freeze()  # what the libraries hold is never garbage, and looking through it stopped everything for 0.2 s at a time
+    # what the libraries hold is never garbage, and looking through it stopped everything for 0.2 s
+    # at a time
+    gc.freeze()
     try:
         uvicorn.Server(config).run(sockets=[bound])
     except KeyboardInterrupt:

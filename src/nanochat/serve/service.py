@@ -1,4 +1,5 @@
-"""The checkpoints being served, by name, with their engines: what the page and the API ask for answers."""
+"""The checkpoints being served, by name, with their engines: what the page and the API ask for
+answers."""
 
 import re
 import time
@@ -13,9 +14,8 @@ from nanochat.serve.worker import Reply, Worker
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 MAX_CHARACTERS = 100_000  # guess: 30,000 tokens of English, read in 0.1 s at most
-WEB_CHAT = Sampling(
-    temperature=0.8, top_k=50, max_tokens=512
-)  # from: nanochat's web chat, facts sheet 7.5
+# from: nanochat's web chat, facts sheet 7.5
+WEB_CHAT = Sampling(temperature=0.8, top_k=50, max_tokens=512)
 
 
 class UnknownModel(ValueError):
@@ -80,7 +80,8 @@ class Service:
         return [worker for model in self.models.values() for worker in model.workers]
 
     def model(self, name: str | None) -> ServedModel:
-        """The model called `name`, the first one for None; RUN is the latest step there is of it. UnknownModel if there is none, or several."""
+        """The model called `name`, the first one for None; RUN is the latest step there is of it.
+        UnknownModel if there is none, or several."""
         if name is None:
             return self.default
         if name in self.models:
@@ -93,7 +94,8 @@ class Service:
         newest = [found for found in steps if steps[found] == max(steps.values())]
         if len(newest) > 1:
             raise UnknownModel(
-                f"{name!r} may be several models that are served here; name one of: {', '.join(newest)}"
+                f"{name!r} may be several models that are served here; name one of: "
+                f"{', '.join(newest)}"
             )
         if not newest:
             raise UnknownModel(
@@ -112,8 +114,9 @@ class Service:
         strict: bool = False,
         call: bool = False,
     ) -> tuple[Reply, int]:
-        """The answer to a conversation, and how many of its oldest turns were forgotten, which `forget` allows. `strict`: all of `max_tokens`
-        must fit. `call`: the answer begins within a call.
+        """The answer to a conversation, and how many of its oldest turns were forgotten, which
+        `forget` allows. `strict`: all of `max_tokens` must fit. `call`: the answer begins within a
+        call.
 
         UnknownModel, WrongKind, BadConversation, TooLong or Busy where there will be no answer.
         """
@@ -146,7 +149,8 @@ class Service:
         num_samples: int = 1,
         strict: bool = False,
     ) -> Reply:
-        """What follows a text (then bos is put before it) or token ids, as they are. Same errors as `chat`."""
+        """What follows a text (then bos is put before it) or token ids, as they are. Same errors as
+        `chat`."""
         model = self.model(name)
         self.make_room(model, num_samples)
         ids = self.ids(model, prompt)
@@ -154,7 +158,8 @@ class Service:
         return model.idlest().submit(ids, sampling, num_samples)
 
     def ids(self, model: ServedModel, prompt: str | list[int]) -> list[int]:
-        """Ids of a prompt, with bos before a text. TooLong for a text that nobody has to read to know."""
+        """Ids of a prompt, with bos before a text. TooLong for a text that nobody has to read to
+        know."""
         if not isinstance(prompt, str):
             return prompt
         if len(prompt) > MAX_CHARACTERS:
@@ -168,7 +173,8 @@ class Service:
         rows = sum(worker.engine.max_rows for worker in model.workers)
         if texts > max(self.max_queue, 0) + rows:
             raise ValueError(
-                f"{texts} answers at once are more than this server ever takes ({self.max_queue + rows})"
+                f"{texts} answers at once are more than this server ever takes "
+                f"({self.max_queue + rows})"
             )
         load = sum(worker.load for worker in model.workers)
         if load + texts > self.max_queue + rows:
@@ -214,6 +220,7 @@ def _check_room(model: ServedModel, prompt: list[int], sampling: Sampling, stric
     room = model.context - len(prompt)
     if strict and (sampling.max_tokens or 0) > room:
         raise TooLong(
-            f"max_tokens={sampling.max_tokens:,} is more than the {room:,} that the prompt of {len(prompt):,} tokens leaves in the model's "
+            f"max_tokens={sampling.max_tokens:,} is more than the {room:,} that the prompt of "
+            f"{len(prompt):,} tokens leaves in the model's "
             f"context of {model.context:,}; lower it, or leave out strict"
         )

@@ -1,7 +1,7 @@
 """An engine in its own thread, whose answers arrive in the asyncio event loop that asked for them.
 
-The thread only steps the engine. The pieces of a step are handed to the event loop in one call, so a loop
-with many clients is woken once per token, not once per client.
+The thread only steps the engine. The pieces of a step are handed to the event loop in one call, so
+a loop with many clients is woken once per token, not once per client.
 """
 
 import asyncio
@@ -19,9 +19,8 @@ from nanochat.inference.request import Piece, Request
 from nanochat.inference.sampling import Sampling
 from nanochat.runtime import hardware
 
-PIECES_PER_SECOND = (
-    250  # guess: to all clients of an engine; 64 of them get 4 each, one gets every token
-)
+# guess: to all clients of an engine; 64 of them get 4 each, one gets every token
+PIECES_PER_SECOND = 250
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,8 @@ class EngineFailed(RuntimeError):
 
 
 class Reply:
-    """An answer on its way. Iterating it gives its pieces; leaving the iteration before the end cancels it."""
+    """An answer on its way. Iterating it gives its pieces; leaving the iteration before the end
+    cancels it."""
 
     def __init__(self, worker: "Worker", request: Request, loop: asyncio.AbstractEventLoop) -> None:
         self.worker, self.request, self.loop = worker, request, loop
@@ -50,7 +50,8 @@ class Reply:
                 yield piece
 
     async def batches(self) -> AsyncIterator[list[Piece]]:
-        """The pieces since the last batch; with more clients the batches are larger, since sending takes time too."""
+        """The pieces since the last batch; with more clients the batches are larger, since sending
+        takes time too."""
         ended = 0
         try:
             while ended < len(self.request.texts):
@@ -112,7 +113,8 @@ class Worker:
         return self._thread.is_alive() and not self._closing
 
     def submit(self, prompt: list[int], sampling: Sampling, num_samples: int = 1) -> Reply:
-        """Ask for `num_samples` answers, from a coroutine. ValueError for a prompt that cannot be answered, EngineFailed after the end."""
+        """Ask for `num_samples` answers, from a coroutine. ValueError for a prompt that cannot be
+        answered, EngineFailed after the end."""
         if self._closing:
             raise EngineFailed("the engine has stopped; start the server anew")
         request = self.engine.request(prompt, sampling, num_samples)
@@ -122,7 +124,8 @@ class Worker:
         return reply
 
     async def call(self, do: Callable[[], Any]) -> Any:
-        """What `do` returns, run by the engine's thread between two tokens. EngineFailed for what is not a ValueError."""
+        """What `do` returns, run by the engine's thread between two tokens. EngineFailed for what
+        is not a ValueError."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
 
@@ -151,7 +154,8 @@ class Worker:
                 while not self._closing:
                     self._wanted.clear()
                     if not self._calls.empty():
-                        self._calls.get()()  # one between two tokens, so that neither waits for all of the other
+                        # one between two tokens, so that neither waits for all of the other
+                        self._calls.get()()
                     elif not self.engine.busy:
                         self._wanted.wait()
                     if self.engine.busy:

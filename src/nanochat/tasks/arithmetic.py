@@ -178,7 +178,8 @@ class Arithmetic(Generated):
             if is_held_out(named(a, operator, b), self.held_out) == (self.split == "test"):
                 return a, operator, b
         raise ValueError(
-            f"{self.name}: too few problems with digits={self.digits} and operators={self.operators} belong to "
+            f"{self.name}: too few problems with digits={self.digits} and "
+            f"operators={self.operators} belong to "
             f"the {self.split} split at held_out={self.held_out}; raise digits"
         )
 

@@ -24,7 +24,8 @@ class Generated(Task):
         self.size = whole("size", size, 1)
         if size > TEST_SEEDS:
             raise ValueError(
-                f"size={size} is above {TEST_SEEDS:,}, the first seed of the test split; lower `size`"
+                f"size={size} is above {TEST_SEEDS:,}, the first seed of the test split; lower "
+                "`size`"
             )
         if split not in ("train", "test"):
             raise ValueError(f"split={split} is not known; set `split` to train or test")

@@ -81,7 +81,8 @@ def load_rows(
     place = "in the mirror" if mirror else "on the hub"
     if mirror and not (mirror / dataset).is_dir():
         raise FileNotFoundError(
-            f"{dataset} is not in the mirror {mirror}; put it there, set NANOCHAT_HUB_DIR (paths.hub_dir=) to a mirror that "
+            f"{dataset} is not in the mirror {mirror}; put it there, set NANOCHAT_HUB_DIR "
+            "(paths.hub_dir=) to a mirror that "
             "has it, or unset it and go online"
         )
     source = str(mirror / dataset) if mirror else dataset
@@ -91,21 +92,24 @@ def load_rows(
         builder = datasets.load_dataset_builder(source, subset, cache_dir=cache)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise FileNotFoundError(
-            f"{dataset} is not on the hub, or is private or gated; check `dataset`, or log in with `hf auth login`"
+            f"{dataset} is not on the hub, or is private or gated; check `dataset`, or log in with "
+            "`hf auth login`"
         ) from error
     # the libraries below report a missing network with many exception types
     except Exception as error:
         if configs := _configs(source, subset):
             raise ValueError(
-                f"subset={subset} is not a config of {dataset} {place}; set `subset` to one of: {configs}"
+                f"subset={subset} is not a config of {dataset} {place}; set `subset` to one of: "
+                f"{configs}"
             ) from error
         raise _unreadable(dataset, error) from error
     splits = list(builder.config.data_files or builder.info.splits or ())
     if splits and split not in splits:
         raise ValueError(
-            f"split={split} is not in {dataset} {subset or ''} {place}; set `split` to one of: {', '.join(splits)}".replace(
-                "  ", " "
-            )
+            (
+                f"split={split} is not in {dataset} {subset or ''} {place}; set `split` to one of: "
+                f"{', '.join(splits)}"
+            ).replace("  ", " ")
         )
     try:
         builder.download_and_prepare()
@@ -114,7 +118,8 @@ def load_rows(
         raise _unreadable(dataset, error) from error
     if missing := [name for name in columns if name not in rows.column_names]:
         raise ValueError(
-            f"{dataset} {split} {place} has no column {missing[0]}; its columns are: {', '.join(rows.column_names)}"
+            f"{dataset} {split} {place} has no column {missing[0]}; its columns are: "
+            f"{', '.join(rows.column_names)}"
         )
     unread = [
         name
@@ -123,7 +128,8 @@ def load_rows(
     ]
     if unread:
         raise ValueError(
-            f"{dataset} {split} also has {', '.join(unread)}, which would not be read; if the conversations are complete without, set "
+            f"{dataset} {split} also has {', '.join(unread)}, which would not be read; if the "
+            "conversations are complete without, set "
             f"`ignore` to [{','.join(unread)}]"
         )
     return rows.select_columns(list(columns))
@@ -148,6 +154,7 @@ def _unreadable(dataset: str, error: Exception) -> OSError:
             f"{dataset} in the mirror {mirror} cannot be read ({reason}); copy it there again"
         )
     return OSError(
-        f"cannot get {dataset} from the hub ({reason}); go online, or set NANOCHAT_HUB_DIR (paths.hub_dir=) to a mirror "
+        f"cannot get {dataset} from the hub ({reason}); go online, or set NANOCHAT_HUB_DIR "
+        "(paths.hub_dir=) to a mirror "
         f"with {dataset}/"
     )

@@ -46,7 +46,8 @@ class JSONL(Task):
         self.path = Path(path).expanduser().absolute()
         if not self.path.is_file():
             raise FileNotFoundError(
-                f"path={path} is not a file; set `path` to a file of conversations, one JSON value per line"
+                f"path={path} is not a file; set `path` to a file of conversations, one JSON value "
+                "per line"
             )
         if split not in ("all", "train", "test"):
             raise ValueError(f"split={split} is not known; set `split` to all, train or test")
@@ -67,7 +68,8 @@ class JSONL(Task):
             raise ValueError(f"{self.path} holds no conversation; write one JSON value per line")
         if not found:
             raise ValueError(
-                f"{self.path} holds no conversation for {self.split} at held_out={self.held_out:g}; raise it "
+                f"{self.path} holds no conversation for {self.split} at "
+                f"held_out={self.held_out:g}; raise it "
                 "(data.val_fraction=0.3), or give another file (data.val_path=FILE)"
             )
         return found

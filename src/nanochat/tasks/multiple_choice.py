@@ -17,7 +17,10 @@ def prompt(question: str, choices: Sequence[str], letters: Sequence[str]) -> str
     lines = "".join(
         f"- {choice}={letter}\n" for choice, letter in zip(choices, letters, strict=True)
     )
-    return f"Multiple Choice question: {question}\n{lines}\nRespond only with the letter of the correct answer."
+    return (
+        f"Multiple Choice question: {question}\n{lines}\nRespond only with the letter of the "
+        "correct answer."
+    )
 
 
 class MultipleChoice(HubTask):
@@ -36,7 +39,8 @@ class MultipleChoice(HubTask):
         question, choices, letters, answer = self.problem(row)
         if len(choices) != len(letters) or answer not in letters:
             raise BadConversation(
-                f"{self.where(i)}: the answer {answer!r} is not one of {len(choices)} choices {letters}"
+                f"{self.where(i)}: the answer {answer!r} is not one of {len(choices)} choices "
+                f"{letters}"
             )
         return {
             "messages": [

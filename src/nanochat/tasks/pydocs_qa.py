@@ -117,7 +117,8 @@ class PyDocsQA(Generated):
         ]
         if not chosen:
             raise ValueError(
-                f"no name belongs to the {self.split} split at held_out={self.held_out}; try held_out: 0.1"
+                f"no name belongs to the {self.split} split at held_out={self.held_out}; try "
+                "held_out: 0.1"
             )
         Random(SHUFFLE_SEED).shuffle(chosen)
         return chosen

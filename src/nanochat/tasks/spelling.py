@@ -108,8 +108,10 @@ class Words(Generated):
         if path is None:
             if mirror is None:
                 raise FileNotFoundError(
-                    f"{self.name} needs a list of words; set `path` to a file with one word per line (such as words_alpha.txt of "
-                    "github.com/dwyl/english-words) or to library, or NANOCHAT_HUB_DIR to a mirror with dwyl/english-words/"
+                    f"{self.name} needs a list of words; set `path` to a file with one word per "
+                    "line (such as words_alpha.txt of "
+                    "github.com/dwyl/english-words) or to library, or NANOCHAT_HUB_DIR to a mirror "
+                    "with dwyl/english-words/"
                 )
             path = mirror / WORDS_FILE
         if not path.is_file():
@@ -122,7 +124,8 @@ class Words(Generated):
             if word := line.strip():
                 if not word.isalpha():
                     raise ValueError(
-                        f"{path} line {number}: {word!r} is not a word of letters only; take it out of the list"
+                        f"{path} line {number}: {word!r} is not a word of letters only; take it "
+                        "out of the list"
                     )
                 words.append(word)
         if not words:
@@ -141,7 +144,8 @@ class Words(Generated):
         ]
         if not chosen:
             raise ValueError(
-                f"none of the {len(self.all_words)} words belongs to the {self.split} split at held_out={self.held_out}; give a "
+                f"none of the {len(self.all_words)} words belongs to the {self.split} split at "
+                f"held_out={self.held_out}; give a "
                 "longer list, or held_out: 0"
             )
         return chosen

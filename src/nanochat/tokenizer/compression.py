@@ -47,7 +47,10 @@ def reference_encodings() -> tuple[dict[str, Counter], str | None]:
     fetch = "; ".join(f"tiktoken.get_encoding('{ENCODINGS[name][0]}')" for name in missing)
     return (
         found,
-        f'{names} not shown: no files in {kept} (with a network: python -c "import tiktoken; {fetch}")',
+        (
+            f'{names} not shown: no files in {kept} (with a network: python -c "import tiktoken; '
+            f'{fetch}")'
+        ),
     )
 
 

@@ -2,11 +2,11 @@
 
 The rule is the plain one (Sennrich et al. 2016, arXiv:1508.07909, on bytes as in GPT-2): merge the
 most frequent pair of neighbours everywhere, again and again. Ties go to the pair with the smaller
-left id, then the smaller right id, so the result depends on the words and their counts alone, not on
-the order of the text. A test compares it with a plain loop.
+left id, then the smaller right id, so the result depends on the words and their counts alone, not
+on the order of the text. A test compares it with a plain loop.
 
-`tokenizers` has a trainer too, but its ties follow another numbering of the bytes, and it takes three
-times as long (measured: experiments/LOG.md).
+`tokenizers` has a trainer too, but its ties follow another numbering of the bytes, and it takes
+three times as long (measured: experiments/LOG.md).
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,5 @@
-"""Making a tokenizer from text, and keeping what was made so that the same text and settings never train twice."""
+"""Making a tokenizer from text, and keeping what was made so that the same text and settings never
+train twice."""
 
 import hashlib
 import itertools
@@ -22,7 +23,8 @@ from nanochat.tokenizer.tokenizer import (
 from nanochat.tokenizer.words import well_formed
 
 SMALLEST_VOCAB = FIRST_MERGE + len(SPECIAL_TOKENS)
-# What `auto` means. from: nanochat (vocab_size, max_chars, doc_cap); a character table has to see every character.
+# What `auto` means. from: nanochat (vocab_size, max_chars, doc_cap); a character table has to see
+# every character.
 AUTO: dict[str, dict[str, int | None]] = {
     "bpe": {"vocab_size": 32768, "max_chars": 2_000_000_000, "doc_cap": 10_000},
     "char": {"vocab_size": None, "max_chars": None, "doc_cap": None},
@@ -48,12 +50,13 @@ def train_bpe(
     doc_cap: int | None,
     fewer: bool = False,
 ) -> BPETokenizer:
-    """Byte-level BPE with exactly `vocab_size` ids: bytes, merges, nine specials. Same words and counts, same ids.
+    """Byte-level BPE with exactly `vocab_size` ids: bytes, merges, nine specials. Same words and
+    counts, same ids.
 
-    max_chars: stop once more than this many characters were read (the document that crosses it still counts).
-    doc_cap: only this many characters of each document; None = all.
-    fewer: text that runs out of merges makes a smaller vocabulary.
-    ValueError: vocab_size below 265, nothing to read, or text that runs out of merges before `vocab_size`.
+    max_chars: stop once more than this many characters were read (the document that crosses it
+    still counts). doc_cap: only this many characters of each document; None = all. fewer: text that
+    runs out of merges makes a smaller vocabulary. ValueError: vocab_size below 265, nothing to
+    read, or text that runs out of merges before `vocab_size`.
     """
     if (
         isinstance(vocab_size, bool)
@@ -73,7 +76,8 @@ def train_bpe(
 
 def _too_large(vocab_size: int, reached: int) -> ValueError:
     return ValueError(
-        f"vocab_size={vocab_size:,} is more than this text can fill: at {reached:,} every word in it is one token;"
+        f"vocab_size={vocab_size:,} is more than this text can fill: at {reached:,} every word in "
+        "it is one token;"
         f" set vocab_size={reached} or less, or auto, or give more text"
     )
 
@@ -81,7 +85,8 @@ def _too_large(vocab_size: int, reached: int) -> ValueError:
 def train_char(
     texts: Iterable[str], *, max_chars: int | None, doc_cap: int | None
 ) -> CharTokenizer:
-    """One id for every character of the texts (limits as in `train_bpe`) in code point order, and nine specials."""
+    """One id for every character of the texts (limits as in `train_bpe`) in code point order, and
+    nine specials."""
     characters: set[str] = set()
     for text in limited(texts, max_chars=max_chars, doc_cap=doc_cap):
         characters.update(text)
@@ -89,11 +94,13 @@ def train_char(
 
 
 def limited(texts: Iterable[str], *, max_chars: int | None, doc_cap: int | None) -> Iterator[str]:
-    """The texts as training reads them: well formed, cut, no more than asked for. ValueError if there is nothing."""
+    """The texts as training reads them: well formed, cut, no more than asked for. ValueError if
+    there is nothing."""
     for name, value in (("max_chars", max_chars), ("doc_cap", doc_cap)):
         if value is not None and value < 1:
             raise ValueError(
-                f"{name}={value} leaves nothing to read; give a positive number, or null for no limit"
+                f"{name}={value} leaves nothing to read; give a positive number, or null for no "
+                "limit"
             )
     read = 0
     for text in texts:
@@ -104,7 +111,8 @@ def limited(texts: Iterable[str], *, max_chars: int | None, doc_cap: int | None)
             break
     if not read:
         raise ValueError(
-            "no text to make a tokenizer from; check that the data config names documents that exist"
+            "no text to make a tokenizer from; check that the data config names documents that "
+            "exist"
         )
 
 
@@ -117,14 +125,15 @@ def train_or_load(
     path: Path | str | None = None,
     auto_vocab_size: int | None = None,
 ) -> Tokenizer:
-    """The tokenizer of a text source with these settings: from `path`, or as made before, or made now and kept.
+    """The tokenizer of a text source with these settings: from `path`, or as made before, or made
+    now and kept.
 
-    `auto` takes the value of AUTO, for the vocabulary `auto_vocab_size` where that is given, or as many as a small text
-    can fill. Kept under `base_dir()/tokenizers/<key>`, where the key covers the settings and
-    the manifest of what is read (the source's `head`); the folder appears whole or not at all. A character table reads
-    the validation documents as well, as it must know every character.
-    ValueError for settings as in `train_bpe`, a vocab_size for kind "char", and settings that contradict what is in
-    `path`.
+    `auto` takes the value of AUTO, for the vocabulary `auto_vocab_size` where that is given, or as
+    many as a small text can fill. Kept under `base_dir()/tokenizers/<key>`, where the key covers
+    the settings and the manifest of what is read (the source's `head`); the folder appears whole or
+    not at all. A character table reads the validation documents as well, as it must know every
+    character. ValueError for settings as in `train_bpe`, a vocab_size for kind "char", and settings
+    that contradict what is in `path`.
     """
     if path is not None:
         return chosen_by_path(Path(path).expanduser(), kind, vocab_size, max_chars, doc_cap)
@@ -137,7 +146,8 @@ def train_or_load(
         known = load_tokenizer(folder)
         if (folder / HASH).is_file() and (folder / HASH).read_text().strip() != known.hash:
             raise ValueError(
-                f"{folder} is damaged or was changed: not the tokenizer that was trained; delete this folder to train it again"
+                f"{folder} is damaged or was changed: not the tokenizer that was trained; delete "
+                "this folder to train it again"
             )
         return _as_asked(known, vocab_size, fewer)
     source = source.head(max_chars)
@@ -166,7 +176,8 @@ def train_or_load(
 
 
 def _as_asked(tokenizer: Tokenizer, vocab_size: int | None, fewer: bool) -> Tokenizer:
-    """The tokenizer; where its text could not fill the vocabulary that is said, or with a size that was given is an error."""
+    """The tokenizer; where its text could not fill the vocabulary that is said, or with a size that
+    was given is an error."""
     if vocab_size is not None and tokenizer.vocab_size < vocab_size:
         if not fewer:
             raise _too_large(vocab_size, tokenizer.vocab_size)
@@ -185,11 +196,13 @@ def chosen_by_path(
     max_chars: int | str | None,
     doc_cap: int | str | None,
 ) -> Tokenizer:
-    """The tokenizer in `path`; ValueError if the settings ask for another one, or for another training."""
+    """The tokenizer in `path`; ValueError if the settings ask for another one, or for another
+    training."""
     tokenizer = load_tokenizer(path)
     if kind != tokenizer.kind:
         raise ValueError(
-            f"kind={kind}, but {path} holds a {tokenizer.kind} tokenizer; choose tokenizer={tokenizer.kind}"
+            f"kind={kind}, but {path} holds a {tokenizer.kind} tokenizer; choose "
+            f"tokenizer={tokenizer.kind}"
         )
     if vocab_size not in ("auto", None, tokenizer.vocab_size):
         raise ValueError(
@@ -199,7 +212,8 @@ def chosen_by_path(
     for name, value in (("max_chars", max_chars), ("doc_cap", doc_cap)):
         if value not in ("auto", None):
             raise ValueError(
-                f"{name}={value} has no effect on the finished tokenizer in {path}; leave tokenizer.{name}=auto"
+                f"{name}={value} has no effect on the finished tokenizer in {path}; leave "
+                f"tokenizer.{name}=auto"
             )
     return tokenizer
 
@@ -211,7 +225,8 @@ def resolve_settings(
     doc_cap: int | str | None,
     auto_vocab_size: int | None = None,
 ) -> tuple[int | None, int | None, int | None]:
-    """(vocab_size, max_chars, doc_cap) with `auto` worked out; ValueError for what cannot be meant."""
+    """(vocab_size, max_chars, doc_cap) with `auto` worked out; ValueError for what cannot be
+    meant."""
     if kind not in AUTO:
         raise ValueError(f"tokenizer kind={kind} is not known; choose bpe or char")
     given = {"vocab_size": vocab_size, "max_chars": max_chars, "doc_cap": doc_cap}
@@ -230,7 +245,8 @@ def resolve_settings(
         values[name] = chosen
     if kind == "char" and values["vocab_size"] is not None:
         raise ValueError(
-            f"vocab_size={vocab_size} has no effect with kind=char, which counts characters; set it to auto"
+            f"vocab_size={vocab_size} has no effect with kind=char, which counts characters; set "
+            "it to auto"
         )
     if kind == "bpe" and values["vocab_size"] is None:
         raise ValueError(

@@ -1,11 +1,13 @@
-r"""Text to words: the split that comes before byte-pair merging. No merge ever crosses the border of a word.
+r"""Text to words: the split that comes before byte-pair merging. No merge ever crosses the border
+of a word.
 
-The pattern is nanochat's (GPT-4's, but numbers in groups of at most two digits). Python's own `re` runs it, several
-times faster than the libraries' engines because it can use plain character sets: the pattern is compiled with
-`\p{L}`, `\p{N}` and `\s` spelled out from the frozen tables of `unicode16`. There are two such compilations, one for
-pure ASCII text and one for the basic plane. `re` is slow with sets that reach beyond the basic plane, so for the rest
-(emoji, rare scripts) every character up there is represented by one of the same class, and the cuts found are applied
-to the text itself.
+The pattern is nanochat's (GPT-4's, but numbers in groups of at most two digits). Python's own `re`
+runs it, several times faster than the libraries' engines because it can use plain character sets:
+the pattern is compiled with `\p{L}`, `\p{N}` and `\s` spelled out from the frozen tables of
+`unicode16`. There are two such compilations, one for pure ASCII text and one for the basic plane.
+`re` is slow with sets that reach beyond the basic plane, so for the rest (emoji, rare scripts)
+every character up there is represented by one of the same class, and the cuts found are applied to
+the text itself.
 """
 
 import functools
@@ -17,12 +19,16 @@ import numpy as np
 from nanochat.tokenizer.unicode16 import LETTERS, NUMBERS, SPACES
 
 # from: nanochat, identical in all its generations; as `tiktoken` and `tokenizers` write it
-SPLIT_PATTERN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+SPLIT_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| "
+    r"?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
 BASIC_PLANE = 0x10000  # from: Unicode, the first 65,536 code points
 
 
 def well_formed(text: str) -> str:
-    """`text` as it would be in UTF-16 and back: surrogate pairs become their character, a lone surrogate U+FFFD.
+    """`text` as it would be in UTF-16 and back: surrogate pairs become their character, a lone
+    surrogate U+FFFD.
 
     Such strings come from broken JSON escapes; they have no UTF-8. `tiktoken` has the same rule.
     """
@@ -30,7 +36,8 @@ def well_formed(text: str) -> str:
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a well-formed text; joined again they are the text. UnicodeEncodeError if it has surrogates.
+    """The words of a well-formed text; joined again they are the text. UnicodeEncodeError if it has
+    surrogates.
 
     >>> split_words("It's 2024,  isn't it?")
     ['It', "'s", ' ', '20', '24', ',', ' ', ' isn', "'t", ' it', '?']
@@ -50,7 +57,8 @@ def split_words(text: str) -> list[str]:
 def compiled_pattern(limit: int) -> re.Pattern[str]:
     r"""The split pattern for text whose code points are all below `limit`.
 
-    `(?i:…)` is spelled out: `s` has a third form, the long s (U+017F); the other letters have only their two cases.
+    `(?i:…)` is spelled out: `s` has a third form, the long s (U+017F); the other letters have only
+    their two cases.
     """
     letters, numbers, spaces = (char_set(table, limit) for table in (LETTERS, NUMBERS, SPACES))
     long_s = "\\u017f" if limit > 0x17F else ""
@@ -79,7 +87,8 @@ def ranges(table: str) -> list[tuple[int, int]]:
 
 @functools.cache
 def stand_ins() -> np.ndarray:
-    """For every code point one of the basic plane in the same class (0x110000,): itself, or a letter, digit or sign."""
+    """For every code point one of the basic plane in the same class (0x110000,): itself, or a
+    letter, digit or sign."""
     table = np.full(0x110000, ord("!"), dtype=np.uint16)
     for classes, char in ((LETTERS, "a"), (NUMBERS, "0"), (SPACES, "\t")):
         for first, last in ranges(classes):

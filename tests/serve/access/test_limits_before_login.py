@@ -1,4 +1,5 @@
-"""What a client costs before anybody knows who it is: sizes, time, numbers; and which pages a browser may ask from."""
+"""What a client costs before anybody knows who it is: sizes, time, numbers; and which pages a
+browser may ask from."""
 
 import asyncio
 import contextlib
@@ -44,7 +45,8 @@ EVIL = (
 
 @contextlib.contextmanager
 def server(*, key=None, local=True, cors=(), per_minute=None, page=False, store=None, **bounds):
-    """(host, port) of a server as `nanochat.chat` builds it, with bounds that do not take a test's time."""
+    """(host, port) of a server as `nanochat.chat` builds it, with bounds that do not take a test's
+    time."""
     torch.manual_seed(0)
     model = served("tiny", GPT.build(GPTConfig(256, TOKENIZER.vocab_size, 2, 2, 2, 32)).eval())
     service = Service([model], max_queue=8)
@@ -260,7 +262,10 @@ def test_no_body_is_read_before_the_key(path, tmp_path):
         connect(url) as connection,
     ):
         connection.sendall(
-            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 90000\r\n\r\n{{".encode()
+            (
+                f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: "
+                "application/json\r\nContent-Length: 90000\r\n\r\n{"
+            ).encode()
         )
         assert b" 401 " in answer(connection)  # and the rest is not waited for
 
@@ -288,9 +293,8 @@ def test_wrong_keys_are_limited_however_the_path_is_spelled(path, monkeypatch):
         ]
         assert wrong == [401, 401, 401, 429, 429]
         right = client.get("/v1/models", headers={"authorization": f"Bearer {KEY}"})
-        assert (
-            right.status_code == 429 and int(right.headers["retry-after"]) >= 1
-        )  # not looked at: a guess is not told from a hit
+        # not looked at: a guess is not told from a hit
+        assert right.status_code == 429 and int(right.headers["retry-after"]) >= 1
         assert client.get("/health").status_code == 200
 
 
@@ -306,10 +310,8 @@ def test_wrong_passwords_are_limited_however_the_path_is_spelled(monkeypatch, tm
                 client.post(httpx.URL(url, raw_path=path.encode()), data=form).status_code
                 for _ in range(5)
             ]
-            assert 200 not in got and (429 in got or got == [404] * 5), (
-                path,
-                got,
-            )  # limited, or not there
+            # limited, or not there
+            assert 200 not in got and (429 in got or got == [404] * 5), (path, got)
             assert (path != "/login") or got == [400, 400, 400, 429, 429]
 
 
@@ -351,7 +353,8 @@ def test_canonical_paths():
     ]
 
 
-# --- origins ----------------------------------------------------------------------------------------------------
+# --- origins --------------------------------------------------------------------------------------
+# --------------
 
 
 @pytest.mark.parametrize(("key", "local"), [(None, True), (None, False), (KEY, False)])

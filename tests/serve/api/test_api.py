@@ -73,7 +73,8 @@ def shown(completion) -> str:
     return "".join(part["text"] for part in completion.parts if part["type"] == "text")
 
 
-# --- chat ----------------------------------------------------------------------------------------------------------
+# --- chat -----------------------------------------------------------------------------------------
+# -----------------
 
 
 def test_models_are_listed_and_found(client):
@@ -158,7 +159,8 @@ def test_a_call_of_the_calculator_is_a_part_beside_the_content_and_may_be_sent_b
         streamed += [(part["type"], part["text"]) for part in getattr(delta, "parts", None) or []]
     assert "".join(text for kind, text in streamed if kind == "python") == "1+2"
     assert "".join(text for kind, text in streamed if kind == "python_output") == "3"
-    # as the client returns it, with its nulls, it is a message of the next request: the same ids, so its cache is reused
+    # as the client returns it, with its nulls, it is a message of the next request: the same ids,
+    # so its cache is reused
     engine = at[1].model("adds").workers[0].engine
     before = engine.stats.reused_tokens
     client.chat.completions.create(model="adds", messages=[*THERE, answer.model_dump(), *THERE])
@@ -225,7 +227,8 @@ def test_requests_at_once_get_what_they_would_alone(client):
     assert together == one_by_one and len(set(together.values())) > 6
 
 
-# --- completions ---------------------------------------------------------------------------------------------------
+# --- completions ----------------------------------------------------------------------------------
+# -----------------
 
 
 def test_completions_of_text_and_ids(client, calm):
@@ -262,19 +265,14 @@ def test_echoed_logprobs_are_those_of_the_whole_text(client, calm):
     )
     values = given.choices[0].logprobs.token_logprobs
     assert values[0] is None and values[1:7] == pytest.approx(true, abs=1e-5) and len(values) == 9
-    assert given.choices[0].logprobs.text_offset[:4] == [
-        0,
-        7,
-        8,
-        8,
-    ]  # <|bos|> has 7 characters, é two tokens
+    # <|bos|> has 7 characters, é two tokens
+    assert given.choices[0].logprobs.text_offset[:4] == [0, 7, 8, 8]
     best = [max(top, key=top.get) for top in text.logprobs.top_logprobs]
     assert [max(top.values()) for top in text.logprobs.top_logprobs] == pytest.approx(
         logp[:-1].amax(-1).tolist(), abs=1e-5
     )
-    assert len(best) == 6 and all(
-        len(top) <= 4 for top in text.logprobs.top_logprobs
-    )  # and its own
+    # and its own
+    assert len(best) == 6 and all(len(top) <= 4 for top in text.logprobs.top_logprobs)
 
 
 def test_texts_become_tokens_and_tokens_texts(at):
@@ -293,7 +291,8 @@ def test_texts_become_tokens_and_tokens_texts(at):
 
 
 def test_the_token_that_ended_a_text_is_told_with_its_logprob(at):
-    """lm_eval leaves out the last token of what comes back: without it that would be one of the prompt's."""
+    """lm_eval leaves out the last token of what comes back: without it that would be one of the
+    prompt's."""
     ends = scripted({ord("c"): TOKENIZER.bos_id})
     with server(served("ends", ends, phase="base")) as (url, _):
         own = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
@@ -324,7 +323,8 @@ def test_an_empty_answer_may_be_sent_back(client):
     assert client.chat.completions.create(model="calm", messages=messages).usage.completion_tokens
 
 
-# --- what cannot be done -------------------------------------------------------------------------------------------
+# --- what cannot be done
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -432,7 +432,8 @@ def test_a_wrong_method_is_405_and_says_the_right_one(at, method, path, allowed)
     assert got.json()["error"]["message"] == f"/{path} does not take {method}; use {allowed}"
 
 
-# --- the original's ------------------------------------------------------------------------------------------------
+# --- the original's
+# ------------------------------------------------------------------------------------------------
 
 
 def test_the_originals_stream_works(at):
@@ -467,7 +468,8 @@ def test_the_originals_stream_works(at):
         )
 
 
-# --- under way -----------------------------------------------------------------------------------------------------
+# --- under way ------------------------------------------------------------------------------------
+# -----------------
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -612,9 +614,8 @@ def test_an_engine_that_fails_says_so_and_goes_on(calm):
             client.chat.completions.create(model="frail", messages=HELLO)
         with pytest.raises(openai.APIError, match="out of luck"):
             list(client.chat.completions.create(model="frail", messages=HELLO, stream=True))
-        with httpx.stream(
-            "POST", f"{url}/chat/completions", json={"messages": HELLO}
-        ) as got:  # the original's
+        # the original's
+        with httpx.stream("POST", f"{url}/chat/completions", json={"messages": HELLO}) as got:
             assert "out of luck" in next(iter(got.iter_lines()))
         gpt.broken = False
         assert client.chat.completions.create(model="frail", messages=HELLO).usage.completion_tokens
@@ -642,7 +643,8 @@ def test_requests_go_to_the_least_busy_engine():
             thread.join()
 
 
-# --- keys, limits and numbers --------------------------------------------------------------------------------------
+# --- keys, limits and numbers
+# --------------------------------------------------------------------------------------
 
 
 def test_without_the_key_nothing_but_health_answers(calm):

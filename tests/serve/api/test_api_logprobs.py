@@ -1,4 +1,5 @@
-"""Log-probabilities of the API where tokens are pieces of characters: offsets in the text, a name for each token."""
+"""Log-probabilities of the API where tokens are pieces of characters: offsets in the text, a name
+for each token."""
 
 import random
 

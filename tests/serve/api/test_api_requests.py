@@ -1,4 +1,5 @@
-"""What other servers take too: messages to be continued, names without a step, paths with a slash, more tokens than fit."""
+"""What other servers take too: messages to be continued, names without a step, paths with a slash,
+more tokens than fit."""
 
 import httpx
 import openai

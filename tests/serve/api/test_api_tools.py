@@ -1,4 +1,5 @@
-"""JSON by a schema and calls of functions, by the openai client: what comes is by the schema, whatever the network wants."""
+"""JSON by a schema and calls of functions, by the openai client: what comes is by the schema,
+whatever the network wants."""
 
 import json
 from typing import Literal
@@ -65,7 +66,8 @@ def client(at):
     return openai.OpenAI(base_url=f"{at[0]}/v1", api_key="none", max_retries=0)
 
 
-# --- JSON ----------------------------------------------------------------------------------------------------------
+# --- JSON -----------------------------------------------------------------------------------------
+# -----------------
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -90,7 +92,8 @@ def test_a_response_format_is_kept_to(client, seed):
     assert all(isinstance(number, int) and abs(number) < 2**53 for number in numbers)
 
 
-# --- calls ---------------------------------------------------------------------------------------------------------
+# --- calls ----------------------------------------------------------------------------------------
+# -----------------
 
 
 @pytest.mark.parametrize("choice", ["required", NAMED])
@@ -176,7 +179,8 @@ def test_the_calculator_stays_beside_functions(client, stream):
 
 
 def test_a_call_and_its_result_are_the_turn_that_goes_on(client, at):
-    """`render_prompt` by hand: the answer goes on after the result, in the same turn, and the ids are those that were written."""
+    """`render_prompt` by hand: the answer goes on after the result, in the same turn, and the ids
+    are those that were written."""
     asked = {"model": "calls", "tools": [LOOK]}
     message = client.chat.completions.create(messages=HELLO, **asked).choices[0].message
     result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "sun"}
@@ -192,9 +196,8 @@ def test_a_call_and_its_result_are_the_turn_that_goes_on(client, at):
     before = engine.stats.reused_tokens
     got = client.chat.completions.create(messages=[*HELLO, message, result], max_tokens=4, **asked)
     assert got.usage.prompt_tokens == len(ids) and ids[-1] == SPECIAL["<|output_end|>"]
-    assert (
-        engine.stats.reused_tokens - before >= len(ids) - len("sun") - 4
-    )  # all up to the end of the call
+    # all up to the end of the call
+    assert engine.stats.reused_tokens - before >= len(ids) - len("sun") - 4
     later = [*HELLO, message, result, {"role": "assistant", "content": "It shines."}, *HELLO]
     assert client.chat.completions.create(
         messages=later, max_tokens=4, **asked
@@ -217,7 +220,8 @@ def test_two_calls_of_a_message_have_their_results_by_id(client):
     assert got[0].choices[0].message == got[1].choices[0].message and got[0].usage == got[1].usage
 
 
-# --- what cannot be done -------------------------------------------------------------------------------------------
+# --- what cannot be done
+# -------------------------------------------------------------------------------------------
 
 CALL = {
     "role": "assistant",

@@ -1,4 +1,5 @@
-"""No client of the page gets a file of the server, or another's conversation: every event x every input x every way to name a file."""
+"""No client of the page gets a file of the server, or another's conversation: every event x every
+input x every way to name a file."""
 
 import json
 import os
@@ -41,7 +42,8 @@ def tiny(name):
 
 @contextmanager
 def page(folder: Path, *, gate: bool = True, compare: bool = False, key: str | None = None):
-    """(address, store, folder of the uploads) of a server as `nanochat.chat` builds it; `gate=False` leaves Gradio to its own checks."""
+    """(address, store, folder of the uploads) of a server as `nanochat.chat` builds it;
+    `gate=False` leaves Gradio to its own checks."""
     store = Store(folder / "conversations.sqlite")
     store.put(Conversation([Q, A], owner="alice", id="of-alice", title=SECRET))
 
@@ -67,7 +69,8 @@ def client(url: str, password: str | None = None) -> httpx.Client:
 
 @pytest.fixture
 def planted(tmp_path):
-    """Ways to name a file that holds the secret, a link to it, the store, and what this machine serves on another port."""
+    """Ways to name a file that holds the secret, a link to it, the store, and what this machine
+    serves on another port."""
     file, link = tmp_path / "planted.txt", tmp_path / "link.txt"
     file.write_text(SECRET)
     link.symlink_to(file)
@@ -176,7 +179,8 @@ NEWEST = [
 def attack(
     url: str, visitor: httpx.Client, paths: list[str], uploads: Path, some: slice = slice(None)
 ) -> tuple[str, int]:
-    """All that came back of every event x every input x every path and every shape, and how many were taken up."""
+    """All that came back of every event x every input x every path and every shape, and how many
+    were taken up."""
     said, taken = [], 0
     config = visitor.get("/config").json()
     events = inputs_of(config)
@@ -401,7 +405,8 @@ def test_an_answer_is_stopped_by_its_owner_alone(tmp_path):
 
 @pytest.mark.parametrize("umask", [0, 0o022])
 def test_other_users_of_the_machine_read_nothing(tmp_path, umask):
-    """Neither the store with what SQLite keeps beside it, nor uploads, nor what was made open by another program."""
+    """Neither the store with what SQLite keeps beside it, nor uploads, nor what was made open by
+    another program."""
     code = """if True:
         import os, sys, stat
         os.umask(int(sys.argv[1]))

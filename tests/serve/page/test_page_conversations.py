@@ -57,9 +57,8 @@ def test_nothing_is_done_to_a_conversation_that_is_being_left():
     talk, other = (store.put(Conversation(list(TALK), owner="me")) for _ in range(2))
     shown = Page(SERVICE, store, Sampling(), private=True)
     opened = {"id": talk.id, "revision": talk.revision}
-    assert (
-        shown.current("s", opened, "me").id == talk.id
-    )  # after a restart nobody knows what is shown
+    # after a restart nobody knows what is shown
+    assert shown.current("s", opened, "me").id == talk.id
     shown.shown["s"] = talk.id
     assert shown.current("s", opened, "me").id == talk.id
     for opening in (other.id, "a new one"):

@@ -65,7 +65,8 @@ def test_an_answer_is_shown_and_kept_in_parts() -> None:
 
 
 def test_wherever_an_answer_is_cut_the_conversation_goes_on() -> None:
-    """After every number of tokens: the parts render to what was written, closed, and a next question is answered."""
+    """After every number of tokens: the parts render to what was written, closed, and a next
+    question is answered."""
     whole = [
         SPECIAL["<|python_start|>"],
         *b"1+2",
@@ -319,9 +320,8 @@ def test_a_later_turn_reads_only_what_is_new() -> None:
     with it.engine.frozen():
         it.take("01234567890123456789")
         it.take("ab")
-    assert it.engine.stats.reused_tokens == 24 + len(
-        "xy"
-    )  # bos, three marks and the question; the answer
+    # bos, three marks and the question; the answer
+    assert it.engine.stats.reused_tokens == 24 + len("xy")
 
 
 def test_a_conversation_that_was_saved_goes_on_as_if_it_had_not_ended(
@@ -435,7 +435,8 @@ def test_a_bad_file_is_refused_and_changes_nothing(
 
 
 def test_no_control_character_but_newline_and_tab_is_written() -> None:
-    """A model that writes ESC ]0;…BEL, CSI in one byte of Latin-1, CR, NUL, DEL: none of it reaches the terminal."""
+    """A model that writes ESC ]0;…BEL, CSI in one byte of Latin-1, CR, NUL, DEL: none of it reaches
+    the terminal."""
     out = io.StringIO()
     screen = Screen(out)
     every = "".join(map(chr, [*range(0x20), *range(0x7F, 0xA0)]))

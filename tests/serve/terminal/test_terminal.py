@@ -29,7 +29,8 @@ TALKS = [sys.executable, "-m", "nanochat.cli", "temperature=0", "device=cpu"]
 
 @pytest.fixture(scope="module")
 def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A chat checkpoint with random weights: its answers go on until they are cut, in bytes of all kinds."""
+    """A chat checkpoint with random weights: its answers go on until they are cut, in bytes of all
+    kinds."""
     path, tokenizer = tmp_path_factory.mktemp("terminal") / "c", BPETokenizer([])
     gpt = GPT.build(GPTConfig(4096, tokenizer.vocab_size, 2, 2, 2, 32))
     drawn = torch.Generator().manual_seed(1)
@@ -84,7 +85,8 @@ class Person:
             self.sees(shown or keys)
 
     def presses_ctrl_c(self) -> None:
-        """Once the program waits for keys: Python's line editor does not notice one in the microseconds before it does."""
+        """Once the program waits for keys: Python's line editor does not notice one in the
+        microseconds before it does."""
         asleep, deadline = 0, time.monotonic() + 30
         while asleep < 5 and time.monotonic() < deadline:
             state = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -17,7 +17,8 @@ def is_local(host: str) -> bool:
 
 
 def check_address(host: str, *, api_key: str | None, open: bool) -> None:
-    """ValueError for an address that others can reach, unless a key or open=true says who may use it."""
+    """ValueError for an address that others can reach, unless a key or open=true says who may use
+    it."""
     if api_key is not None and not (
         api_key and api_key.isascii() and api_key.isprintable() and " " not in api_key
     ):
@@ -28,23 +29,27 @@ def check_address(host: str, *, api_key: str | None, open: bool) -> None:
         raise ValueError("api_key=… and open=true contradict each other; leave out one")
     if not is_local(host) and api_key is None and not open:
         raise ValueError(
-            f"host={host} can be reached by others: give api_key=… (they send it), or open=true to let anybody use it; "
+            f"host={host} can be reached by others: give api_key=… (they send it), or open=true to "
+            "let anybody use it; "
             "host=127.0.0.1 is this machine only"
         )
 
 
 def check_python(host: str) -> None:
-    """ValueError for running a model's Python for other machines where this one cannot confine it."""
+    """ValueError for running a model's Python for other machines where this one cannot confine
+    it."""
     found = find_guards()
     if not is_local(host) and not found.complete:
         raise ValueError(
-            f"python=true with host={host}: this machine cannot guard {', '.join(found.missing)} from programs, so it runs none for others; "
+            f"python=true with host={host}: this machine cannot guard {', '.join(found.missing)} "
+            "from programs, so it runs none for others; "
             "leave out python=true, or serve on 127.0.0.1"
         )
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, so that a port in use is known before a checkpoint is read. ValueError if it cannot be had."""
+    """A socket bound to the address, so that a port in use is known before a checkpoint is read.
+    ValueError if it cannot be had."""
     if not 0 <= port <= 65535:
         raise ValueError(f"port={port} must lie between 0 and 65535; 0 takes any that is free")
     try:
@@ -60,7 +65,8 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         bound.close()
         raise ValueError(
-            f"port={port} on {host} cannot be had ({error.strerror}); try port=0 for any that is free"
+            f"port={port} on {host} cannot be had ({error.strerror}); try port=0 for any that is "
+            "free"
         ) from error
     return bound
 

@@ -1,9 +1,9 @@
 """Bounds on connections, below HTTP.
 
-With httptools, uvicorn bounds neither the length of a header, nor the time a request takes to arrive, nor
-the number of requests. A request is unfinished until its last byte has arrived; a new connection counts as
-one. Their number is bounded per address and in all: the oldest gives way to a new one, so that clients
-that keep theirs open keep nobody out.
+With httptools, uvicorn bounds neither the length of a header, nor the time a request takes to
+arrive, nor the number of requests. A request is unfinished until its last byte has arrived; a new
+connection counts as one. Their number is bounded per address and in all: the oldest gives way to a
+new one, so that clients that keep theirs open keep nobody out.
 """
 
 import asyncio
@@ -14,23 +14,23 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-HEAD_BYTES = (
-    2**16
-)  # from: h11's own bound, https://h11.readthedocs.io/en/latest/api.html; nginx and Apache have 8 KiB to a header
+# from: h11's own bound, https://h11.readthedocs.io/en/latest/api.html; nginx and Apache have 8 KiB
+# to a header
+HEAD_BYTES = 2**16
 HEAD_SECONDS = 20.0  # from: Apache's mod_reqtimeout, header=20-40
 BODY_SECONDS = 20.0  # from: Apache's mod_reqtimeout, body=20,MinRate=500
 BODY_RATE = 500.0  # bytes/s, from: the same
 FRAMING = 8  # bytes of a chunked body to one of its content: "1\r\nx\r\n" has 6
 LINGER_SECONDS = 2.0  # guess: for the rest of a body that was refused already
 LINGER_BYTES = 2**20  # guess: of it
-PIPELINED = 16  # guess: requests sent before the answer to the one before; browsers and the usual clients send none
+# guess: requests sent before the answer to the one before; browsers and the usual clients send none
+PIPELINED = 16
 SEND_SECONDS = 60.0  # from: nginx's send_timeout; a client that reads nothing for so long is gone
 PER_ADDRESS = 64  # guess: unfinished; a browser opens 6
 UNFINISHED = 256  # guess: in all
 GRACE_SECONDS = 2.0  # guess: as old an unfinished request must be before it gives way
-CONNECTIONS = (
-    1000  # guess: in all, with those that answers go to; 1,024 files is a usual limit of a process
-)
+# guess: in all, with those that answers go to; 1,024 files is a usual limit of a process
+CONNECTIONS = 1000
 SWEEP_SECONDS = 0.5
 
 REPLIES = {
@@ -108,11 +108,8 @@ class Bounded(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.unfinished, self.address = unfinished, ""
         self.since = time.monotonic()  # of the first byte of a request, or the connection
-        self.head, self.came, self.content = (
-            True,
-            0,
-            0,
-        )  # is in its head; bytes of the request, and of its body
+        # is in its head; bytes of the request, and of its body
+        self.head, self.came, self.content = (True, 0, 0)
         self.refused_at: float | None = None  # answered before all of it came
         self.content_then = 0  # bytes of its body when it was
         self.writing: asyncio.TimerHandle | None = None
@@ -195,9 +192,8 @@ class Bounded(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= PIPELINED:
-            raise ValueError(
-                "too many requests before an answer"
-            )  # httptools stops; see send_400_response
+            # httptools stops; see send_400_response
+            raise ValueError("too many requests before an answer")
         super().on_message_begin()
         if self not in self.unfinished.all:  # one of several in what came
             self.begin()

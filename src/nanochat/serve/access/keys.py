@@ -25,7 +25,8 @@ def is_api(path: str) -> bool:
 
 
 class KeyRequired:
-    """Refuses requests to the API without `Authorization: Bearer KEY`; the page has its own login."""
+    """Refuses requests to the API without `Authorization: Bearer KEY`; the page has its own
+    login."""
 
     def __init__(self, app: Any, api_key: str) -> None:
         self.app, self.expected = app, f"Bearer {api_key}".encode()

@@ -18,12 +18,10 @@ from nanochat.serve.openai_error import error_response
 LOGIN_BYTES = 2**13  # guess: a name and a password
 HELD_BYTES = 2**26  # guess: of all bodies that are being read
 LOGIN = "/login"
-CLIENTS = (
-    10_000  # guess: addresses remembered; the one that was quiet for longest is forgotten first
-)
-WRONG_PER_MINUTE = (
-    30  # guess: keys and passwords that an address may guess; a person mistypes a few
-)
+# guess: addresses remembered; the one that was quiet for longest is forgotten first
+CLIENTS = 10_000
+# guess: keys and passwords that an address may guess; a person mistypes a few
+WRONG_PER_MINUTE = 30
 
 
 def add_limits(
@@ -31,8 +29,8 @@ def add_limits(
 ) -> None:
     """Put the limits around `app`, so that refusals come before anything else is read.
 
-    From the outside in: which pages may ask at all (`Origins`), how often, with which key; only then is a
-    body read. ValueError for bounds that make no sense.
+    From the outside in: which pages may ask at all (`Origins`), how often, with which key; only
+    then is a body read. ValueError for bounds that make no sense.
     """
     if request_bytes < 1024:
         raise ValueError(f"limits.request_bytes={request_bytes} must be at least 1024")
@@ -65,7 +63,8 @@ class _BytesHeld:
 
 
 async def read_body(scope: Any, receive: Any, limit: int) -> bytes:
-    """A body of at most `limit` bytes. Unread for a longer one, before all of it came, and where too much is being read already."""
+    """A body of at most `limit` bytes. Unread for a longer one, before all of it came, and where
+    too much is being read already."""
     body, more, too_large = bytearray(), True, (413, f"the request is larger than {limit:,} bytes")
     try:
         announced = int(dict(scope["headers"]).get(b"content-length", b"0"))
@@ -105,7 +104,8 @@ def given_again(body: bytes, receive: Any) -> Any:
 
 
 class BodyLimit:
-    """413 for a body of the API, or a login, of more than `max_bytes`; the page has bounds of its own (`visitors`)."""
+    """413 for a body of the API, or a login, of more than `max_bytes`; the page has bounds of its
+    own (`visitors`)."""
 
     def __init__(self, app: Any, max_bytes: int) -> None:
         self.app, self.max_bytes = app, max_bytes
@@ -135,12 +135,12 @@ class Budget:
 
     def __init__(self, per_minute: int) -> None:
         self.per_minute = per_minute
-        self.left: OrderedDict[str, tuple[float, float]] = (
-            OrderedDict()
-        )  # address -> left, when (seconds)
+        # address -> left, when (seconds)
+        self.left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, address: str, number: int = 1) -> int:
-        """Take so many (0: only look); 0, or the seconds until there is one again, and then none was taken."""
+        """Take so many (0: only look); 0, or the seconds until there is one again, and then none
+        was taken."""
         now = time.monotonic()
         left, since = self.left.pop(address, (float(self.per_minute), now))
         left = min(self.per_minute, left + (now - since) * self.per_minute / 60)
@@ -166,7 +166,8 @@ def _too_many(what: str, wait: int) -> Any:
 
 
 class RateLimit:
-    """429 for an address that has used up its `per_minute` requests of the API; they come back evenly over the minute."""
+    """429 for an address that has used up its `per_minute` requests of the API; they come back
+    evenly over the minute."""
 
     def __init__(self, app: Any, per_minute: int) -> None:
         self.app, self.budget = app, Budget(per_minute)

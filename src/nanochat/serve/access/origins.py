@@ -12,8 +12,8 @@ PORTS = {"http": 80, "https": 443}
 class Origins:
     """403 for what a foreign page makes a browser send here, on any route, with or without a key.
 
-    With `local`, also for a Host that is not this machine (DNS rebinding). A request without an Origin comes
-    from a program or a followed link, whose response the linking page cannot read.
+    With `local`, also for a Host that is not this machine (DNS rebinding). A request without an
+    Origin comes from a program or a followed link, whose response the linking page cannot read.
     """
 
     def __init__(self, app: Any, cors: list[str], *, local: bool) -> None:

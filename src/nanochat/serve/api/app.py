@@ -1,10 +1,11 @@
-"""OpenAI's API over a service (chat completions, completions, responses, models), and the original's stream.
+"""OpenAI's API over a service (chat completions, completions, responses, models), and the
+original's stream.
 
-What a small model cannot do is refused by name. Beyond OpenAI's fields a request may set top_k, min_p,
-repetition_penalty, min_tokens and strict. The message of an answer that called the calculator has `parts`,
-which may be sent back. A last message of the assistant is continued, and what comes back does not repeat
-it. max_tokens beyond the context are reduced to what fits, unless strict=true. Sampling settings that a
-request leaves out are the server's.
+What a small model cannot do is refused by name. Beyond OpenAI's fields a request may set top_k,
+min_p, repetition_penalty, min_tokens and strict. The message of an answer that called the
+calculator has `parts`, which may be sent back. A last message of the assistant is continued, and
+what comes back does not repeat it. max_tokens beyond the context are reduced to what fits, unless
+strict=true. Sampling settings that a request leaves out are the server's.
 """
 
 from typing import Any
@@ -30,10 +31,10 @@ ROUTES = (status, chat, responses, completions, tokens, original)
 
 
 def build_api(service: Service, *, defaults: Sampling, api_key: str | None = None) -> FastAPI:
-    """The application without a page. `defaults` is how an answer is sampled where a request does not say."""
-    app = FastAPI(
-        title="nanochat", docs_url=None, redoc_url=None
-    )  # those pages load scripts from elsewhere
+    """The application without a page. `defaults` is how an answer is sampled where a request does
+    not say."""
+    # those pages load scripts from elsewhere
+    app = FastAPI(title="nanochat", docs_url=None, redoc_url=None)
     context = Context(service, defaults, Metrics(service))
     add_error_handlers(app, context.metrics)
     if api_key is not None:

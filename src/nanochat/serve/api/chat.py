@@ -32,7 +32,8 @@ from nanochat.serve.api.streams import (
 from nanochat.serve.service import ServedModel
 from nanochat.serve.worker import EngineFailed, Reply
 
-# guess: without max_tokens a required call takes a quarter of the context, since its result has to fit too
+# guess: without max_tokens a required call takes a quarter of the context, since its result has to
+# fit too
 CALL_SHARE = 4
 
 
@@ -91,7 +92,7 @@ async def begin(context: Context, asked: ChatRequest) -> tuple[ServedModel, Repl
     return model, reply
 
 
-# --- whole -----------------------------------------------------------------------------------------
+# --- whole ---
 
 
 def content(answer: Completion) -> str:
@@ -118,7 +119,7 @@ def finish_reason(asked: ChatRequest, reason: str | None) -> str | None:
     return "tool_calls" if asked.forced and reason == "stop" else reason
 
 
-# --- as chunks -------------------------------------------------------------------------------------
+# --- as chunks ---
 
 
 class Chunks:

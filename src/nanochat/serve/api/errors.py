@@ -16,7 +16,8 @@ from nanochat.serve.openai_error import error_response
 from nanochat.serve.service import Busy, UnknownModel
 from nanochat.serve.worker import EngineFailed
 
-# words of pydantic's location of an error that name no field, like "list[int]" and "function-after[…]"
+# words of pydantic's location of an error that name no field, like "list[int]" and
+# "function-after[…]"
 NOT_FIELDS = ("body", "str", "int")
 NOT_A_FIELD = re.compile(r"[^\w]")
 # what the routes declare in /openapi.json
@@ -34,7 +35,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def validation_error(error: RequestValidationError) -> Response:
-    """Of the errors of a field that may be one of several types, the one that came closest to a type."""
+    """Of the errors of a field that may be one of several types, the one that came closest to a
+    type."""
     errors = error.errors()
     first = max(errors, key=lambda one: (one["loc"][:2] == errors[0]["loc"][:2], len(one["loc"])))
     fields = [

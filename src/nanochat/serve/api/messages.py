@@ -10,13 +10,13 @@ MAX_FUNCTIONS = 128  # from: OpenAI's limit of tools
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", strict=True
-    )  # strict: true is no number, and "5" neither
+    # strict: true is no number, and "5" neither
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class MessagePart(Strict):
-    """A part of a message: text, or in one of the assistant a call of the calculator and its result."""
+    """A part of a message: text, or in one of the assistant a call of the calculator and its
+    result."""
 
     type: Literal["text", "python", "python_output"]
     text: str
@@ -72,12 +72,14 @@ class ChatMessage(BaseModel):
             raise ValueError(f"tool_calls are of the assistant, not of {self.role}")
         if (self.tool_call_id is None) == (self.role == "tool"):
             raise ValueError(
-                "a message of the role tool, and no other, has the tool_call_id of the call that it answers"
+                "a message of the role tool, and no other, has the tool_call_id of the call that "
+                "it answers"
             )
         return self
 
     def as_project(self) -> dict[str, Any]:
-        """As the tokenizer takes it: content is text, or parts for an assistant's that has more than text."""
+        """As the tokenizer takes it: content is text, or parts for an assistant's that has more
+        than text."""
         role = "system" if self.role == "developer" else self.role
         content: Any = self.parts if self.role == "assistant" and self.parts else self.content
         if isinstance(content, list):

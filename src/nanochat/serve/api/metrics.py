@@ -25,10 +25,8 @@ ENGINE_METRICS = (
     ("queued", GaugeMetricFamily, "Texts waiting for a row."),
     ("cache_bytes", GaugeMetricFamily, "Keys and values, of live and finished texts."),
 )
-NAMES = {
-    "live": "live_texts",
-    "queued": "queued_texts",
-}  # where the metric is not called as the key
+# where the metric is not called as the key
+NAMES = {"live": "live_texts", "queued": "queued_texts"}
 
 
 class Metrics(Collector):
@@ -58,7 +56,8 @@ class Metrics(Collector):
         self.cancellations[self.models[reply.worker]] += 1
 
     def stats(self) -> dict[str, Any]:
-        """The original's fields (facts sheet 7.5), where a worker is an engine, and what each one is doing."""
+        """The original's fields (facts sheet 7.5), where a worker is an engine, and what each one
+        is doing."""
         workers: list[dict[str, Any]] = []
         for number, (worker, name) in enumerate(self.models.items()):
             engine, done = worker.engine, worker.engine.stats

@@ -17,9 +17,8 @@ from nanochat.serve.api.streams import STREAM, event, event_stream, failure_even
 from nanochat.serve.service import WEB_CHAT
 from nanochat.serve.worker import EngineFailed, Reply
 
-MAX_CHARACTERS = (
-    32_000  # from: facts sheet 7.5, of all messages; other requests are bounded in bytes
-)
+# from: facts sheet 7.5, of all messages; other requests are bounded in bytes
+MAX_CHARACTERS = 32_000
 MAX_CHARACTERS_EACH = 8_000  # from: the same
 
 

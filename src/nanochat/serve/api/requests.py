@@ -59,7 +59,8 @@ class StreamOptions(Strict):
 
 
 def neutral(data: Any, kind: type[BaseModel], values: dict[str, tuple[Any, ...]]) -> Any:
-    """A request without the fields that ask for nothing; ValueError for a field of `values` that asks for more."""
+    """A request without the fields that ask for nothing; ValueError for a field of `values` that
+    asks for more."""
     if not isinstance(data, dict):
         return data
     data = {
@@ -207,13 +208,15 @@ class ChatRequest(SharedFields):
             )
         if self.wants_json and names and self.choice != "none":
             raise ValueError(
-                f"response_format={self.wants_json} is not supported together with tools and tool_choice={self.choice}; "
+                f"response_format={self.wants_json} is not supported together with tools and "
+                f"tool_choice={self.choice}; "
                 "leave one out, or say tool_choice=none"
             )
         last = self.messages[-1]
         if self.wants_json and last.role == "assistant" and last.as_project()["content"]:
             raise ValueError(
-                f"response_format={self.wants_json} cannot continue a message of the assistant; leave that message out"
+                f"response_format={self.wants_json} cannot continue a message of the assistant; "
+                "leave that message out"
             )
         continues = last.role == "assistant"
         if self.continue_final_message not in (
@@ -221,7 +224,8 @@ class ChatRequest(SharedFields):
             continues,
         ) or self.add_generation_prompt not in (None, not continues):
             raise ValueError(
-                f"the last message is of {last.role}: one of the assistant is always continued, any other answered"
+                f"the last message is of {last.role}: one of the assistant is always continued, "
+                "any other answered"
             )
         return self
 

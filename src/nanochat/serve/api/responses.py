@@ -49,7 +49,7 @@ RESPONSES_NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-# --- the request -----------------------------------------------------------------------------------
+# --- the request ---
 
 
 class ResponsesPart(BaseModel):
@@ -143,7 +143,7 @@ class ResponsesRequest(Strict):
         )
 
 
-# --- the answer ------------------------------------------------------------------------------------
+# --- the answer ---
 
 
 def routes(context: Context) -> APIRouter:

@@ -40,7 +40,8 @@ def client_left() -> Response:
 
 
 async def watched(reply: Reply, metrics: Metrics) -> AsyncIterator[tuple[int, list[Piece]]]:
-    """(sample, its pieces that have arrived) of a reply, which is counted in the metrics however it ends."""
+    """(sample, its pieces that have arrived) of a reply, which is counted in the metrics however it
+    ends."""
     try:
         async for batch in reply.batches():
             for sample in dict.fromkeys(piece.sample for piece in batch):
@@ -59,7 +60,8 @@ async def gather(
     metrics: Metrics,
     also: Coroutine[Any, Any, None] | None = None,
 ) -> bool:
-    """Wait for all replies and for `also`; False, and the replies are cancelled, if the client leaves first."""
+    """Wait for all replies and for `also`; False, and the replies are cancelled, if the client
+    leaves first."""
 
     async def all_of_them() -> None:
         if also is not None:

@@ -1,4 +1,5 @@
-"""/tokenize, /detokenize and /tokenizer_info, as vLLM has them; lm_eval uses them with tokenizer_backend=remote."""
+"""/tokenize, /detokenize and /tokenizer_info, as vLLM has them; lm_eval uses them with
+tokenizer_backend=remote."""
 
 import re
 from typing import Annotated, Any
@@ -76,7 +77,8 @@ def routes(context: Context) -> APIRouter:
 
 
 def with_specials(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of a text in which, unlike everywhere else, the names of special tokens stand for those tokens."""
+    """Ids of a text in which, unlike everywhere else, the names of special tokens stand for those
+    tokens."""
     specials = tokenizer.specials
     pieces = re.split(f"({'|'.join(map(re.escape, specials))})", text)
     return [i for p in pieces for i in ([specials[p]] if p in specials else tokenizer.encode(p))]

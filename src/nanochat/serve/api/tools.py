@@ -1,10 +1,11 @@
 """Calls of a client's functions, by the special tokens of the calculator.
 
 A call and its result have the form of the calculator's:
-`<|python_start|>{"name":"add","arguments":{"a":1}}<|python_end|><|output_start|>2<|output_end|>`, all within one turn of the assistant. A
-JSON object is no calculation, so the two cannot be confused. The functions are listed at the end of the
-system message, one per line. A required call begins with <|python_start|> in the prompt and is decoded by
-the functions' schemas; a call that the model opens by itself is, from its first character `{` on.
+`<|python_start|>{"name":"add","arguments":{"a":1}}<|python_end|><|output_start|>2<|output_end|>`,
+all within one turn of the assistant. A JSON object is no calculation, so the two cannot be
+confused. The functions are listed at the end of the system message, one per line. A required call
+begins with <|python_start|> in the prompt and is decoded by the functions' schemas; a call that the
+model opens by itself is, from its first character `{` on.
 """
 
 import re
@@ -20,11 +21,12 @@ BEGINNING = '{"name":"'
 OPENED = re.compile(r'\{"name":"([\w-]+)","arguments":')
 
 
-# --- what is asked ---------------------------------------------------------------------------------------------
+# --- what is asked ---
 
 
 def grammars(asked: ChatRequest, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Settings of sampling that make the answer what is asked for. ValueError for a schema that cannot be kept to. May take seconds."""
+    """Settings of sampling that make the answer what is asked for. ValueError for a schema that
+    cannot be kept to. May take seconds."""
     if asked.wants_json:
         given = (
             asked.response_format.json_schema
@@ -62,9 +64,10 @@ def _checked(tokenizer: Tokenizer, grammar: str, what: str) -> str:
 
 
 def as_turns(messages: list[ChatMessage], tools: list[Tool] | None = None) -> list[dict[str, Any]]:
-    """Messages as the tokenizer takes them: system messages at the beginning are one, and messages of the user in a row, with an empty line
-    between them; messages of the assistant in a row, with results of calls among them, are one. ValueError for a call without a
-    result and a result without a call."""
+    """Messages as the tokenizer takes them: system messages at the beginning are one, and messages
+    of the user in a row, with an empty line between them; messages of the assistant in a row, with
+    results of calls among them, are one. ValueError for a call without a result and a result
+    without a call."""
     found: list[dict[str, Any]] = []
     calls: dict[str, dict[str, str]] = {}  # id -> the part of a call that has no result yet
     for number, message in enumerate(messages):
@@ -73,7 +76,8 @@ def as_turns(messages: list[ChatMessage], tools: list[Tool] | None = None) -> li
             call = calls.pop(message.tool_call_id or "", None)
             if call is None:
                 raise ValueError(
-                    f"messages.{number}: there is no call {message.tool_call_id!r} before it that has no result yet"
+                    f"messages.{number}: there is no call {message.tool_call_id!r} before it that "
+                    "has no result yet"
                 )
             parts = found[-1]["content"]
             where = next(i for i, part in enumerate(parts) if part is call)
@@ -81,7 +85,8 @@ def as_turns(messages: list[ChatMessage], tools: list[Tool] | None = None) -> li
             continue
         if calls:
             raise ValueError(
-                f"messages.{number}: a message of the role tool must answer the call {next(iter(calls))!r} first"
+                f"messages.{number}: a message of the role tool must answer the call "
+                f"{next(iter(calls))!r} first"
             )
         if new["role"] == "assistant":
             parts = (
@@ -140,7 +145,7 @@ def _described(function: Function) -> str:
     return f"{function.name}({', '.join(arguments)})" + (f": {about}" if about else "")
 
 
-# --- what is answered ------------------------------------------------------------------------------------------
+# --- what is answered ---
 
 
 def call_id() -> str:
@@ -148,7 +153,8 @@ def call_id() -> str:
 
 
 def called(text: str, *, whole: bool) -> dict[str, Any] | None:
-    """A call as a message has it, from its JSON, which ends early unless it is `whole`; None if it is not one."""
+    """A call as a message has it, from its JSON, which ends early unless it is `whole`; None if it
+    is not one."""
     found = OPENED.match(text)
     if found is None:
         return None
@@ -161,7 +167,8 @@ def called(text: str, *, whole: bool) -> dict[str, Any] | None:
 
 
 class CallStream:
-    """The JSON of a call, piece by piece, as the deltas of a stream have it; a python part that is no call is given back."""
+    """The JSON of a call, piece by piece, as the deltas of a stream have it; a python part that is
+    no call is given back."""
 
     def __init__(self) -> None:
         self.held = ""
@@ -184,10 +191,8 @@ class CallStream:
             self.opened, self.held = True, self.held[found.end() :]
             function = {"name": found[1], "arguments": ""}
             deltas.append({"index": 0, "id": call_id(), "type": "function", "function": function})
-        arguments, self.held = (
-            self.held[:-1],
-            self.held[-1:],
-        )  # the last sign may be the one that ends the call
+        # the last sign may be the one that ends the call
+        arguments, self.held = (self.held[:-1], self.held[-1:])
         if arguments:
             deltas.append({"index": 0, "function": {"arguments": arguments}})
         return deltas, ""

@@ -1,8 +1,9 @@
 """Branches of a conversation: answers that were made again are kept, each with everything after it.
 
-The messages of a conversation are what is shown. A question with several answers has `branches`: {"at": n, "others": [messages, …]}, the
-lists of messages that followed it on other branches, in the order in which they were begun; the shown one would be number `at` of all.
-So the conversation is a tree in which nothing is stored twice, and reading only roles and contents gives one path.
+The messages of a conversation are what is shown. A question with several answers has `branches`:
+{"at": n, "others": [messages, …]}, the lists of messages that followed it on other branches, in the
+order in which they were begun; the shown one would be number `at` of all. So the conversation is a
+tree in which nothing is stored twice, and reading only roles and contents gives one path.
 """
 
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ def branches(messages: Messages, question: int) -> tuple[int, list[Messages]]:
 
 
 def anew(messages: Messages, question: int) -> Messages:
-    """Up to the question, for another answer; what follows it now is kept, if anything was answered."""
+    """Up to the question, for another answer; what follows it now is kept, if anything was
+    answered."""
     now, tails = branches(messages, question)
     if not tails[now] or tails[now][0]["content"] == NOTHING:
         del tails[now]

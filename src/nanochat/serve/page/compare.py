@@ -23,10 +23,12 @@ from nanochat.serve.service import Busy, ServedModel, Service
 
 
 class Compare(AnswersPage):
-    """A column for each model, all asked the same with the same seed; each goes on with its own answers.
+    """A column for each model, all asked the same with the same seed; each goes on with its own
+    answers.
 
-    Nothing is stored. Gradio keeps the messages for the session, here: as a value in the browser they came
-    back with every question, and a long conversation was more than a request of the page may have.
+    Nothing is stored. Gradio keeps the messages for the session, here: as a value in the browser
+    they came back with every question, and a long conversation was more than a request of the page
+    may have.
     """
 
     def __init__(self, service: Service, defaults: Sampling) -> None:
@@ -44,7 +46,8 @@ class Compare(AnswersPage):
                 with gr.Column(min_width=260, elem_classes="side"):
                     what = model.phase or "checkpoint"
                     gr.Markdown(
-                        f"**{plain(model.name)}** ({plain(what)}, {'chats' if model.chats else 'continues the text as it is'})"
+                        f"**{plain(model.name)}** ({plain(what)}, "
+                        f"{'chats' if model.chats else 'continues the text as it is'})"
                     )
                     chat = gr.Chatbot(
                         show_label=False,

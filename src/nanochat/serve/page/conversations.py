@@ -1,10 +1,10 @@
 """Conversations of the store as the page shows them, and answers being written to them.
 
-The store holds what is true; the browser holds the id and the revision of the conversation that it shows, in
-components that nobody sees. So a page that stayed open goes on after a restart of the server, and two tabs
-with the same conversation cannot overwrite each other: the second one shows it again, with a line that says
-so. Answers are written by `Turn`s, which a page watches: they go on while the page shows another
-conversation, and end when it is closed.
+The store holds what is true; the browser holds the id and the revision of the conversation that it
+shows, in components that nobody sees. So a page that stayed open goes on after a restart of the
+server, and two tabs with the same conversation cannot overwrite each other: the second one shows it
+again, with a line that says so. Answers are written by `Turn`s, which a page watches: they go on
+while the page shows another conversation, and end when it is closed.
 """
 
 import asyncio
@@ -43,8 +43,8 @@ class Conversations(Window):
         # by session: the conversation it shows, and those it searched for
         self.shown: dict[str, str] = {}
         self.sought: dict[str, set[str]] = {}
-        # By session: held while a view is chosen and sent. Gradio resumes a handler when what it yielded is
-        # in the session's queue, so views arrive in the order in which they were chosen.
+        # By session: held while a view is chosen and sent. Gradio resumes a handler when what it
+        # yielded is in the session's queue, so views arrive in the order in which they were chosen.
         self.sending: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def left(self, request: gr.Request) -> None:
@@ -73,7 +73,8 @@ class Conversations(Window):
         return view
 
     def all_of(self, c: Conversation, owner: str, session: str) -> dict[Any, Any]:
-        """Everything about a conversation that is not being written; settings only if it is in the store."""
+        """Everything about a conversation that is not being written; settings only if it is in the
+        store."""
         made = next((m["made"] for m in reversed(c.messages) if "made" in m), None)
         view = {
             self.chat: chat_rows(answered(c.messages))[0],
@@ -102,7 +103,8 @@ class Conversations(Window):
     # --- the store ---
 
     def whose(self, owner: str) -> str | None:
-        """The owner for the store, where "" is everybody; the page sends "" before it knows its owner."""
+        """The owner for the store, where "" is everybody; the page sends "" before it knows its
+        owner."""
         return (owner or "nobody") if self.private else None
 
     def stored(self, id: str, owner: str) -> Conversation:
@@ -111,7 +113,8 @@ class Conversations(Window):
         return (self.store.get(id, self.whose(owner)) if id else None) or new
 
     def current(self, session: str, opened: dict[str, Any], owner: str) -> Conversation:
-        """What the page shows, to be changed. NotNow if it is being written, Changed if the store has another."""
+        """What the page shows, to be changed. NotNow if it is being written, Changed if the store
+        has another."""
         if opened["id"] and self.shown.get(session, opened["id"]) != opened["id"]:
             raise NotNow("another conversation is being opened; do this again when it is here")
         # one that is new there may have its first question already, and the page not know it yet
@@ -135,7 +138,8 @@ class Conversations(Window):
         owner: str,
         do: Callable[[Conversation], Done],
     ) -> Shown:
-        """What `do` makes of the conversation on the page. Where it is refused, why; what was typed stays."""
+        """What `do` makes of the conversation on the page. Where it is refused, why; what was typed
+        stays."""
         session = str(request.session_hash)
         turn = None
         async with self.sending[session]:
@@ -164,7 +168,8 @@ class Conversations(Window):
         *values: Any,
         also: Conversation | None = None,
     ) -> Conversation:
-        """Ask for the answer to the last message of `c`, and store `c` (and `also`); nothing where refused."""
+        """Ask for the answer to the last message of `c`, and store `c` (and `also`); nothing where
+        refused."""
         settings, sampling = self.with_seed(self.settings_of(values))
         messages = with_system(settings, c.messages)
         reply, forgotten = self.service.chat(model, messages, sampling, forget=True)

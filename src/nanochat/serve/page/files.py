@@ -10,7 +10,8 @@ ATTACHED = MAX_CHARACTERS // 2  # guess: characters of a file; a conversation ma
 
 
 def quoted(file: Any) -> str:
-    """The text of {name, bytes, text}, with its name, as it goes into a message. ValueError of one line."""
+    """The text of {name, bytes, text}, with its name, as it goes into a message. ValueError of one
+    line."""
     if not isinstance(file, dict) or not isinstance(file.get("text"), str | None):
         raise ValueError("this is no file; choose one")
     name, size, text = shortened(str(file.get("name"))), file.get("bytes"), file.get("text")
@@ -23,7 +24,8 @@ def quoted(file: Any) -> str:
             else "no size"
         )
         raise ValueError(
-            f"{name} has {size}; at most {ATTACHED:,} characters can be attached: paste the part that matters"
+            f"{name} has {size}; at most {ATTACHED:,} characters can be attached: paste the part "
+            "that matters"
         )
     if text is None or "\0" in text:
         raise ValueError(f"{name} is not text in UTF-8; only that can be attached")

@@ -1,9 +1,9 @@
 """The page as a part of an application.
 
-Nothing is fetched from elsewhere: fonts are the system's, and a Content-Security-Policy (headers.py) stops
-the browser from loading what a model may write, such as an image on another server. A conversation belongs
-to the browser that made it (`private`), by an id in its local storage; anyone who can read the store's file
-can read all of them.
+Nothing is fetched from elsewhere: fonts are the system's, and a Content-Security-Policy
+(headers.py) stops the browser from loading what a model may write, such as an image on another
+server. A conversation belongs to the browser that made it (`private`), by an id in its local
+storage; anyone who can read the store's file can read all of them.
 """
 
 import hmac
@@ -24,7 +24,8 @@ from nanochat.serve.service import WEB_CHAT, Service
 
 MOST_COLUMNS = 4  # guess: more are too narrow to read
 UPLOAD_BYTES = 2**25  # guess: of an import
-QUEUE_SECONDS = 0.02  # guess: between two checks for an event; gradio's 0.001 takes 4 % of a core when idle (measured)
+# guess: between two checks for an event; gradio's 0.001 takes 4 % of a core when idle (measured)
+QUEUE_SECONDS = 0.02
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 CSS = (Path(__file__).parent / "page.css").read_text()
@@ -40,7 +41,8 @@ def mount_page(
     password: str | None = None,
     **options: Any,
 ) -> None:
-    """Put the page at / of `app`; routes added before take precedence. `options` are those of `build_page`.
+    """Put the page at / of `app`; routes added before take precedence. `options` are those of
+    `build_page`.
 
     With a `password` one has to log in, under any name.
     """
@@ -85,14 +87,16 @@ def build_page(
     private: bool = True,
     defaults: Sampling = WEB_CHAT,
 ) -> gr.Blocks:
-    """The page for `mount_page`. With `compare`, a column for each of 2 to 4 checkpoints, and nothing is stored.
+    """The page for `mount_page`. With `compare`, a column for each of 2 to 4 checkpoints, and
+    nothing is stored.
 
-    `private`: a browser sees only the conversations that it made. Without, every browser sees all of them:
-    for one person with several. ValueError for a wrong number of checkpoints to compare.
+    `private`: a browser sees only the conversations that it made. Without, every browser sees all
+    of them: for one person with several. ValueError for a wrong number of checkpoints to compare.
     """
     if compare and not 2 <= len(service.models) <= MOST_COLUMNS:
         raise ValueError(
-            f"compare=true with {len(service.models)} checkpoint(s); give 2 to {MOST_COLUMNS}, as ckpt=base ckpt=sft"
+            f"compare=true with {len(service.models)} checkpoint(s); give 2 to {MOST_COLUMNS}, as "
+            "ckpt=base ckpt=sft"
         )
     page = (
         Compare(service, defaults) if compare else Page(service, store, defaults, private=private)

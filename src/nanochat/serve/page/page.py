@@ -183,7 +183,8 @@ class Page(Conversations):
     async def turn_to(
         self, request: gr.Request, asked: Any, opened: dict[str, Any], owner: str, *ask: Any
     ) -> Shown:
-        """Another answer to a question: a stored one, or a new one where `branch` is None. All are kept."""
+        """Another answer to a question: a stored one, or a new one where `branch` is None. All are
+        kept."""
 
         def turned(c: Conversation) -> Done:
             question, branch = read_asked(c.messages, asked)
@@ -200,7 +201,8 @@ class Page(Conversations):
     async def edit(
         self, request: gr.Request, event: gr.EditData, opened: dict[str, Any], owner: str, *ask: Any
     ) -> Shown:
-        """What followed the message goes; if that is more than one answer, a copy of the old one is kept."""
+        """What followed the message goes; if that is more than one answer, a copy of the old one is
+        kept."""
 
         def edited(c: Conversation) -> Done:
             at = question_at(c.messages, event.index)
@@ -240,7 +242,8 @@ class Page(Conversations):
             turn.stop()
 
     def own_turn(self, opened: dict[str, Any], owner: str) -> Turn | None:
-        """The answer being written in a conversation, for its owner only: the id stands in the address bar."""
+        """The answer being written in a conversation, for its owner only: the id stands in the
+        address bar."""
         return self.writing.get(opened["id"]) if self.stored(opened["id"], owner).revision else None
 
     def attach(self, file: Any, typed: str) -> Any:

@@ -1,4 +1,5 @@
-"""Messages as Gradio's Chatbot shows them, and names from elsewhere so that Gradio shows them as they are."""
+"""Messages as Gradio's Chatbot shows them, and names from elsewhere so that Gradio shows them as
+they are."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from nanochat.serve.page.turn import NOTHING, Turn, numbers
 def chat_rows(
     messages: list[dict[str, Any]], *, writing: bool = False
 ) -> tuple[list[dict[str, Any]], list[int]]:
-    """What a Chatbot shows, and the number of the message that each of it is of. `writing`: the last message may have an open call."""
+    """What a Chatbot shows, and the number of the message that each of it is of. `writing`: the
+    last message may have an open call."""
     shown: list[dict[str, Any]] = []
     number_of: list[int] = []
     for number, message in enumerate(messages):
@@ -49,7 +51,8 @@ def _rows_of(role: str, parts: list[dict[str, str]], writing: bool) -> Iterator[
 
 
 def escaped(text: str) -> str:
-    """What follows a call goes on with a line: a result with a full stop, "91.", is no list, nor is "+ 3" or "# 4"."""
+    """What follows a call goes on with a line: a result with a full stop, "91.", is no list, nor is
+    "+ 3" or "# 4"."""
     return re.sub(r"^(\s*\d*)([.)#>+*-])(?=\s|$)", r"\1\\\2", text)
 
 
@@ -61,7 +64,8 @@ def fenced(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """As Markdown and as HTML, both show it as it is: no link, formula or tag is found in it, nor an address to make a link of."""
+    """As Markdown and as HTML, both show it as it is: no link, formula or tag is found in it, nor
+    an address to make a link of."""
     return re.sub(r"[!-/:-@\[-`{-~]", lambda sign: f"&#{ord(sign[0])};", text)
 
 
@@ -71,7 +75,8 @@ def line_of(made: dict[str, Any]) -> str:
 
 
 def choices_of(messages: list[dict[str, Any]]) -> list[list[int]]:
-    """For each answer: the number of its question, which branch is shown there, and of how many. `page.js` draws them."""
+    """For each answer: the number of its question, which branch is shown there, and of how many.
+    `page.js` draws them."""
     found = []
     for number, message in enumerate(messages):
         if message["role"] == "assistant":
@@ -81,7 +86,8 @@ def choices_of(messages: list[dict[str, Any]]) -> list[list[int]]:
 
 
 def begun(turn: Turn) -> list[dict[str, Any]]:
-    """Its message as far as it is; none before the first token, where Gradio shows that it is waiting."""
+    """Its message as far as it is; none before the first token, where Gradio shows that it is
+    waiting."""
     return [turn.message()] if turn.parts or turn.task.done() else []
 
 

@@ -1,10 +1,11 @@
 """Conversations in one SQLite file, which survives the server however it ends.
 
-A conversation is stored whole under its id, its messages in the form of `tokenizer/conversations.py`. A
-message of the assistant also has `made`, which says by what model and how; one of the user may have
-`branches` (`branches.py`). Every change is one transaction, written to the log before the call returns: a
-killed process loses nothing that was put; a power failure may lose the last moments. Revisions detect
-conflicts: putting an older revision raises Changed, and nothing is overwritten.
+A conversation is stored whole under its id, its messages in the form of
+`tokenizer/conversations.py`. A message of the assistant also has `made`, which says by what model
+and how; one of the user may have `branches` (`branches.py`). Every change is one transaction,
+written to the log before the call returns: a killed process loses nothing that was put; a power
+failure may lose the last moments. Revisions detect conflicts: putting an older revision raises
+Changed, and nothing is overwritten.
 """
 
 import json
@@ -45,14 +46,13 @@ class Changed(ValueError):
 
 @dataclass(frozen=True)
 class Conversation:
-    """`owner` may see it, everybody for ""; `revision` counts how often it was put, 0 for a new one."""
+    """`owner` may see it, everybody for ""; `revision` counts how often it was put, 0 for a new
+    one."""
 
-    messages: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # without a system message, which is a setting
-    settings: dict[str, Any] = field(
-        default_factory=dict
-    )  # {"system": text, "sampling": {…}, "random_seed": bool}
+    # without a system message, which is a setting
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    # {"system": text, "sampling": {…}, "random_seed": bool}
+    settings: dict[str, Any] = field(default_factory=dict)
     model: str | None = None
     title: str = ""  # "": from the first message
     owner: str = ""
@@ -73,8 +73,8 @@ class Listing(NamedTuple):
 class Store:
     """Opens or creates `path`, readable by its user only; None keeps everything in memory.
 
-    Safe from any thread and several processes. `owner` in its methods leaves out what others own; None
-    leaves out nothing.
+    Safe from any thread and several processes. `owner` in its methods leaves out what others own;
+    None leaves out nothing.
     """
 
     def __init__(self, path: Path | str | None) -> None:
@@ -85,9 +85,8 @@ class Store:
                 self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
                 for file in (self.path, *(Path(f"{self.path}{kind}") for kind in ("-wal", "-shm"))):
-                    if (
-                        file.exists() and file.stat().st_mode & 0o077
-                    ):  # one made elsewhere may be open to others
+                    # one made elsewhere may be open to others
+                    if file.exists() and file.stat().st_mode & 0o077:
                         file.chmod(0o600)
             self._db = sqlite3.connect(
                 self.path or ":memory:",
@@ -102,7 +101,8 @@ class Store:
                 (version,) = db.execute("PRAGMA user_version").fetchone()
                 if version > VERSION:
                     raise ValueError(
-                        f"store={self.path} was written by a later nanochat (version {version}, this one reads {VERSION}); "
+                        f"store={self.path} was written by a later nanochat (version {version}, "
+                        f"this one reads {VERSION}); "
                         "name another file"
                     )
                 for statement in filter(str.strip, TABLE.split(";")):
@@ -110,7 +110,8 @@ class Store:
                 db.execute(f"PRAGMA user_version={VERSION}")
         except (OSError, sqlite3.Error) as error:
             raise ValueError(
-                f"store={self.path} cannot be used ({error}); name another file, or null to keep nothing"
+                f"store={self.path} cannot be used ({error}); name another file, or null to keep "
+                "nothing"
             ) from None
 
     def close(self) -> None:
@@ -127,17 +128,18 @@ class Store:
         return [Listing(*row) for row in rows]
 
     def search(self, text: str, owner: str | None = None) -> list[Listing]:
-        """The entries that have every word of `text` in their title or in what was written, on any branch, in any case.
+        """The entries that have every word of `text` in their title or in what was written, on any
+        branch, in any case.
 
-        Reads them all; how long that takes, and why there is no index: experiments/chat_page/README.md.
+        Reads them all; how long that takes, and why there is no index:
+        experiments/chat_page/README.md.
         """
         words = _folded(text).split()
         return [entry for entry in self.entries(owner) if self._has(entry, words)]
 
     def _has(self, entry: Listing, words: list[str]) -> bool:
-        rows = self._all(
-            "SELECT messages FROM conversations WHERE id = ?", [entry.id]
-        )  # one at a time: writers wait for no more
+        # one at a time: writers wait for no more
+        rows = self._all("SELECT messages FROM conversations WHERE id = ?", [entry.id])
         whole = _folded(
             "\n".join([entry.title, *(text for row in rows for text in texts(json.loads(row[0])))])
         )
@@ -151,7 +153,8 @@ class Store:
         return _from_row(rows[0]) if rows else None
 
     def put(self, conversation: Conversation) -> Conversation:
-        """What is kept from now on. Changed if the store has another revision than the one this came from, or none any more."""
+        """What is kept from now on. Changed if the store has another revision than the one this
+        came from, or none any more."""
         now = time.time()
         new = replace(
             conversation,
@@ -173,7 +176,8 @@ class Store:
         return new
 
     def set(self, id: str, owner: str | None = None, **values: Any) -> None:
-        """Change `title`, `model` or `settings` without a new revision; nothing if there is no such conversation."""
+        """Change `title`, `model` or `settings` without a new revision; nothing if there is no such
+        conversation."""
         assert set(values) <= {"title", "model", "settings"}
         if "title" in values and not (title := shortened(values["title"])):
             raise ValueError(
@@ -186,7 +190,10 @@ class Store:
         where, owned = _owned(owner)
         with self._writing() as db:
             db.execute(
-                f"UPDATE conversations SET {', '.join(f'{key} = ?' for key in values)} WHERE id = ? AND {where}",
+                (
+                    f"UPDATE conversations SET {', '.join(f'{key} = ?' for key in values)} WHERE "
+                    f"id = ? AND {where}"
+                ),
                 [*values.values(), id, *owned],
             )
 

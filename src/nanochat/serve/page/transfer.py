@@ -22,7 +22,8 @@ def export(store: Store, id: str | None = None, owner: str | None = None) -> str
 
 
 def load(store: Store, text: str | bytes, owner: str = "") -> list[Conversation]:
-    """Add the conversations of an export as new ones, or one that is {"messages": […]} or only a list of messages.
+    """Add the conversations of an export as new ones, or one that is {"messages": […]} or only a
+    list of messages.
 
     ValueError for a file that cannot be read; then nothing of it is added.
     """
@@ -44,7 +45,8 @@ def parsed(text: str | bytes) -> Iterator[Conversation]:
     version = data.get("nanochat_conversations", VERSION) if isinstance(data, dict) else VERSION
     if version != VERSION:
         raise ValueError(
-            f"this file is of version {version!r}, which is not {VERSION}; export it again from there"
+            f"this file is of version {version!r}, which is not {VERSION}; export it again from "
+            "there"
         )
     if isinstance(data, dict) and "conversations" in data:
         data = data["conversations"]
@@ -54,7 +56,8 @@ def parsed(text: str | bytes) -> Iterator[Conversation]:
         data = [data]
     if not isinstance(data, list) or not data:
         raise ValueError(
-            "this file has no conversations; it should be an export, or a list of messages [{role, content}, …]"
+            "this file has no conversations; it should be an export, or a list of messages [{role, "
+            "content}, …]"
         )
     for number, item in enumerate(data, 1):
         try:
@@ -87,7 +90,8 @@ def _checked(item: dict[str, Any]) -> Conversation:
 
 
 def _without_notes(messages: Any) -> Any:
-    """What `check` has to see: without `made` and `branches`. BadConversation where one of the branches cannot follow its question."""
+    """What `check` has to see: without `made` and `branches`. BadConversation where one of the
+    branches cannot follow its question."""
     if not isinstance(messages, list):
         return messages
     plain = [
@@ -108,7 +112,8 @@ def _without_notes(messages: Any) -> Any:
             or not 0 <= at <= len(others)
         ):
             raise BadConversation(
-                f'message {number} has branches that are not {{"at": number, "others": [messages, …]}} of a question'
+                f'message {number} has branches that are not {{"at": number, "others": [messages, '
+                "…]} of a question"
             )
         for tail in others:
             check(

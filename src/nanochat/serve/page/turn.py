@@ -1,4 +1,5 @@
-"""An answer that is being written: its parts so far, its numbers, and a record of how it was made."""
+"""An answer that is being written: its parts so far, its numbers, and a record of how it was
+made."""
 
 import asyncio
 import time
@@ -11,9 +12,8 @@ from nanochat.inference.stream import Fragment, merge_parts
 from nanochat.serve.service import ServedModel
 from nanochat.serve.worker import EngineFailed, Reply
 
-UPDATES_PER_SECOND = (
-    15  # guess: faster is not readable, and a browser that renders Markdown cannot keep up
-)
+# guess: faster is not readable, and a browser that renders Markdown cannot keep up
+UPDATES_PER_SECOND = 15
 NOTHING = [{"type": "text", "text": "…"}]  # what stands for an answer without a token
 
 
@@ -65,7 +65,8 @@ class Turn:
             self.reply.cancel()
 
     async def updates(self) -> AsyncIterator[None]:
-        """Ticks a few times a second until the answer has ended; look at it once more after that."""
+        """Ticks a few times a second until the answer has ended; look at it once more after
+        that."""
         while not self.task.done():
             await asyncio.wait([self.task], timeout=1 / UPDATES_PER_SECOND)
             if not self.task.done():

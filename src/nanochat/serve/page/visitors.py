@@ -1,16 +1,16 @@
 """A browser may use only its own sessions, events and files of the page's server.
 
-Gradio trusts anyone who knows a path, or the name of a session or of an event. Here each of them belongs
-to a visitor, identified by a random cookie:
+Gradio trusts anyone who knows a path, or the name of a session or of an event. Here each of them
+belongs to a visitor, identified by a random cookie:
 
 - only the routes that the page uses exist, spelled in one way;
-- a session (`session_hash`) belongs to the visitor that used it first: nobody else starts, cancels or
-  reads anything in it;
+- a session (`session_hash`) belongs to the visitor that used it first: nobody else starts, cancels
+  or reads anything in it;
 - an event may name only files that the same visitor uploaded, by exactly the path that the upload
   returned: no address, no other spelling of a path. Only such files can be downloaded.
 
-`Sealed` is a second barrier, inside Gradio: its own check of inputs is switched on, and no value that a
-handler returns may name a file.
+`Sealed` is a second barrier, inside Gradio: its own check of inputs is switched on, and no value
+that a handler returns may name a file.
 """
 
 import json
@@ -33,11 +33,13 @@ from nanochat.serve.openai_error import error_response
 
 COOKIE = "nanochat_visitor"
 ID = re.compile(r"[A-Za-z0-9_-]{32}")
-REMEMBERED = 100_000  # guess: sessions, events and uploads; the one not used for longest is forgotten, and then refused
+# guess: sessions, events and uploads; the one not used for longest is forgotten, and then refused
+REMEMBERED = 100_000
 PAGE_BYTES = 2**20  # guess: what a page sends at a click; a question of MAX_CHARACTERS is a tenth
 REPLY_BYTES = 2**20  # guess: of an answer that names uploads
 API = "/gradio_api"
-# what the page loads and posts; Gradio's other routes (proxy, streams, recordings, monitoring …) answer 404
+# what the page loads and posts; Gradio's other routes (proxy, streams, recordings, monitoring …)
+# answer 404
 READ = (
     "/",
     "/config",
@@ -76,11 +78,11 @@ OPEN = (
 
 @cache
 def private_folder() -> tempfile.TemporaryDirectory[str]:
-    """Where this process keeps uploads: closed to other users of the machine, removed when the process ends."""
+    """Where this process keeps uploads: closed to other users of the machine, removed when the
+    process ends."""
     folder = tempfile.TemporaryDirectory(prefix="nanochat-uploads-")  # mode 0700
-    os.environ["GRADIO_TEMP_DIR"] = (
-        folder.name
-    )  # read by every component as it is made, and at every check
+    # read by every component as it is made, and at every check
+    os.environ["GRADIO_TEMP_DIR"] = folder.name
     return folder
 
 
@@ -105,15 +107,16 @@ class Sealed(gr.Blocks):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         private_folder()
         super().__init__(*args, **kwargs)
-        self.has_launched = True  # what a mounted application never is: without it Gradio does not check the paths in an input
+        # what a mounted application never is: without it Gradio does not check the paths in an
+        # input
+        self.has_launched = True
 
     async def preprocess_data(
         self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any
     ) -> Any:
         for file in names_files(inputs):
-            if (
-                not isinstance(file.get("path"), str) or "://" in file["path"]
-            ):  # which Gradio would fetch
+            # which Gradio would fetch
+            if not isinstance(file.get("path"), str) or "://" in file["path"]:
                 raise gr.Error("only a file that was uploaded can be used")
         return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
 
@@ -130,7 +133,8 @@ class Refusal(Exception):
 
 
 class Visitors:
-    """ASGI around Gradio's application. With a password, nothing of a body is read before the login."""
+    """ASGI around Gradio's application. With a password, nothing of a body is read before the
+    login."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -203,9 +207,8 @@ class Visitors:
                 ):
                     raise Refusal(403, "a file that was uploaded has the address that it was given")
             known = self.kept(send, visitor, "event") if path == JOIN else send
-            checked = json.dumps(
-                body
-            ).encode()  # as it was understood here, not as another parser might
+            # as it was understood here, not as another parser might
+            checked = json.dumps(body).encode()
             await self.app(
                 _of_length(_plain(scope), len(checked)), given_again(checked, receive), known
             )
@@ -213,7 +216,8 @@ class Visitors:
             raise Refusal(404, f"there is no {method} {path} here")
 
     def owned(self, kind: str, name: Any, visitor: str, *, begins: bool = False) -> None:
-        """Refusal unless `name` is the visitor's; with `begins` it becomes so if it is nobody's yet."""
+        """Refusal unless `name` is the visitor's; with `begins` it becomes so if it is nobody's
+        yet."""
         if not isinstance(name, str) or not name:
             raise Refusal(400, f"a {kind} must be named by a text")
         owner = self.owners.get((kind, name))
@@ -232,7 +236,8 @@ class Visitors:
             self.owners.popitem(last=False)
 
     def kept(self, send: Send, visitor: str, kind: str) -> Send:
-        """`send` that also notes whose the files or the event are that an answer names, before it is sent."""
+        """`send` that also notes whose the files or the event are that an answer names, before it
+        is sent."""
         held: list[Message] = []
 
         async def answer(message: Message) -> None:
@@ -280,7 +285,8 @@ def _same(url: str, scope: Scope) -> bool:
 
 
 def _plain(scope: Scope) -> Scope:
-    """The request of a client that takes nothing compressed, so that the answer can be read here."""
+    """The request of a client that takes nothing compressed, so that the answer can be read
+    here."""
     return {
         **scope,
         "headers": [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"],

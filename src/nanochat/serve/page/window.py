@@ -11,7 +11,8 @@ from nanochat.serve.service import Service
 
 
 class Window(AnswersPage):
-    """A sidebar with conversations and settings, and a chat; for a base checkpoint a text instead."""
+    """A sidebar with conversations and settings, and a chat; for a base checkpoint a text
+    instead."""
 
     def __init__(self, service: Service, defaults: Sampling) -> None:
         super().__init__(service, defaults)
@@ -53,9 +54,8 @@ class Window(AnswersPage):
     def build_hidden(self) -> None:
         """Values that are in the page but never seen."""
         self.owner = gr.BrowserState("", storage_key="nanochat", secret="nanochat")
-        self.opened = gr.JSON(
-            {"id": "", "revision": 0}, visible="hidden"
-        )  # the conversation that is shown
+        # the conversation that is shown
+        self.opened = gr.JSON({"id": "", "revision": 0}, visible="hidden")
         self.arrival = gr.JSON(visible="hidden")
         self.file = gr.Textbox(visible="hidden")  # on its way to the browser
         self.attached = gr.JSON(visible="hidden")

@@ -1,7 +1,8 @@
 """A Talk with the person at the terminal, or with the lines of a pipe.
 
-At a terminal lines are edited and recalled with the keys of readline, and one that ends in a backslash goes on in the next. In a pipe
-each line is a turn, written out before its answer. Commands work in both.
+At a terminal lines are edited and recalled with the keys of readline, and one that ends in a
+backslash goes on in the next. In a pipe each line is a turn, written out before its answer.
+Commands work in both.
 """
 
 import contextlib
@@ -21,7 +22,8 @@ TWO_PRESSES = 0.05  # guess: seconds; a person who presses twice in a row to qui
 
 @contextmanager
 def streams() -> Iterator[None]:
-    """Inside, bytes that are not text are replaced, and a closed pipe (`| head -1`) ends the program silently."""
+    """Inside, bytes that are not text are replaced, and a closed pipe (`| head -1`) ends the
+    program silently."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -29,9 +31,8 @@ def streams() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # for what Python flushes at its end
+        # for what Python flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def once(talk: Talk, question: str) -> None:
@@ -45,7 +46,8 @@ def once(talk: Talk, question: str) -> None:
 
 
 def converse(talk: Talk) -> None:
-    """Until the input ends, /quit, or Ctrl-C twice in a row at the prompt. A line that is refused is reported and changes nothing."""
+    """Until the input ends, /quit, or Ctrl-C twice in a row at the prompt. A line that is refused
+    is reported and changes nothing."""
     if sys.stdin is None:
         raise ValueError("there is no input to read; type prompt=… for one answer")
     person = talk.stoppable = sys.stdin.isatty()
@@ -85,7 +87,8 @@ def converse(talk: Talk) -> None:
 
 
 def _line() -> str:
-    """The next line without its end; several for a person who ends them in a backslash. EOFError after the last."""
+    """The next line without its end; several for a person who ends them in a backslash. EOFError
+    after the last."""
     line = _raw_line("you: ")
     while sys.stdin.isatty() and line.endswith("\\"):
         line = f"{line[:-1]}\n{_raw_line('...: ')}"

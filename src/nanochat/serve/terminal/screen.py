@@ -1,11 +1,12 @@
-"""What a person reads in a terminal or a pipe: answers as they are written, and notes about them."""
+"""What a person reads in a terminal or a pipe: answers as they are written, and notes about
+them."""
 
 import os
 from typing import TextIO
 
-# Text from a model, a file or a pipe must not move the cursor, rename the window or fake keyboard input: of
-# the control characters (C0, DEL and C1, with ESC and CSI) only newline and tab are written. Carriage returns
-# are removed, so that no line is overwritten.
+# Text from a model, a file or a pipe must not move the cursor, rename the window or fake keyboard
+# input: of the control characters (C0, DEL and C1, with ESC and CSI) only newline and tab are
+# written. Carriage returns are removed, so that no line is overwritten.
 CONTROLS = {
     code: "\N{REPLACEMENT CHARACTER}"
     for code in [*range(0x20), *range(0x7F, 0xA0)]
@@ -15,7 +16,8 @@ CONTROLS[ord("\r")] = ""
 
 
 class Screen:
-    """Writes text without control characters but newline and tab, at once. Notes go to `notes` (default: where the text goes)."""
+    """Writes text without control characters but newline and tab, at once. Notes go to `notes`
+    (default: where the text goes)."""
 
     def __init__(self, out: TextIO, notes: TextIO | None = None) -> None:
         self.out, self.notes = out, notes or out
