@@ -19,6 +19,7 @@ from nanochat.checkpoint import folder as checkpoint_folder
 from nanochat.checkpoint.runs import RunCheckpoints
 from nanochat.commands.schema import COMMANDS
 from nanochat.evals.bpb import bits_per_byte
+from nanochat.modules.next_token import NextTokenModule
 from nanochat.runs import parts
 from nanochat.runtime.settings import check
 from tests.configs.test_every_yaml import composed
@@ -114,6 +115,46 @@ def test_several_of_lightnings_own_in_one_run(
         str(s): v for s, v in losses(run).items()
     }
     assert any(row["lr-GroupedOptimizer/pg1"] for row in rows)
+
+
+class LoggingPhase(NextTokenModule):
+    """Logs the square of the loss of a micro-batch, as any LightningModule would."""
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("train/z", loss.detach() ** 2, prog_bar=True)
+        return loss
+
+
+@pytest.mark.slow
+def test_what_a_phase_logs_is_a_metric_of_its_step(
+    base: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        f"module._target_={__name__}.LoggingPhase",
+        "data.rows_per_device=16",  # one micro-batch a step
+        f"+callbacks.stop._target_={STOCK}.EarlyStopping",
+        "+callbacks.stop.monitor=train/z",
+        "+callbacks.stop.mode=max",  # it falls: the second evaluation stops
+        "+callbacks.stop.patience=1",
+        f"+callbacks.best._target_={STOCK}.ModelCheckpoint",
+        "+callbacks.best.monitor=train/z",
+        "+callbacks.best.filename='{train/z:.3f}'",
+        "+logger.more._target_=lightning.pytorch.loggers.CSVLogger",
+    ]
+    run = trained(base, corpus, "run_name=logging", *words).path
+    trained_losses = losses(run)
+    assert sorted(trained_losses) == [1, 2, 3, 4], "stopped after the evaluation of step 4"
+    want = {step: float(loss) ** 2 for step, loss in trained_losses.items()}
+    for file in (run / "metrics.csv", run / "lightning_logs" / "version_0" / "metrics.csv"):
+        with file.open(newline="") as rows:
+            found = {
+                int(r["step"]): float(r["train/z"]) for r in csv.DictReader(rows) if r["train/z"]
+            }
+        assert found == pytest.approx(want, rel=1e-6), "squared in fp32, and in fp64"
+    assert f"train/z {want[1]:.4g}" in capsys.readouterr().out
+    (best,) = (run / "best").rglob("model.safetensors")
+    assert f"{want[4]:.3f}" in str(best)
 
 
 @pytest.mark.slow

@@ -31,6 +31,12 @@ class StepCallback(L.Callback):
         raise NotImplementedError
 
 
+SHOWN = (
+    "train/loss",
+    "val/bpb",
+)  # in a progress bar of Lightning's; ours has them in its own words
+
+
 @contextmanager
 def evaluating(trainer: L.Trainer, module: PhaseModule) -> Iterator[None]:
     """As in Lightning's validation: the network is in eval mode, and a callback may put other
@@ -53,10 +59,9 @@ def publish(trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
     trainer.callback_metrics.update(
         {name: torch.tensor(float(value)) for name, value in metrics.items()}
     )
-    shown = {
-        name: float(value) for name, value in metrics.items() if name in ("train/loss", "val/bpb")
-    }
-    trainer.progress_bar_metrics.update(shown)
+    trainer.progress_bar_metrics.update(
+        {name: float(metrics[name]) for name in SHOWN if name in metrics}
+    )
 
 
 def is_due(step: int, every: int | None, last: int) -> bool:

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from nanochat.callbacks.every import StepCallback, publish
+from nanochat.callbacks.every import SHOWN, StepCallback, publish
 from nanochat.checkpoint.folder import write_json
 from nanochat.distributed import summed
 from nanochat.modules.phase import PhaseModule
@@ -167,9 +167,11 @@ class Report(StepCallback):
         publish(trainer, row)
         self.waiting.clear()
         if trainer.is_global_zero:
-            self.display(step, row, module)
+            self.display(trainer, step, row, module)
 
-    def display(self, step: int, row: dict[str, float], module: PhaseModule) -> None:
+    def display(
+        self, trainer: L.Trainer, step: int, row: dict[str, float], module: PhaseModule
+    ) -> None:
         left = short_time((module.total_steps - step) / self.speed if self.speed else 0.0)
         mfu = f"  mfu {100 * row['perf/mfu']:.1f}%" if "perf/mfu" in row else ""
         speed = (
@@ -183,6 +185,9 @@ class Report(StepCallback):
         )
         if headline := module.headline():
             numbers = f"{headline}  {left} left"
+        for name, value in trainer.progress_bar_metrics.items():  # logged with prog_bar=True
+            if name not in SHOWN:
+                numbers += f"  {name} {value:.4g}"
         if self.progress is not None:
             self.progress.update(
                 self.task,

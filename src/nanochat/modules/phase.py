@@ -58,7 +58,7 @@ class PhaseModule(L.LightningModule):
         self.clock = Clock()
         # mean loss of the last finished step on this process's share, 0-d
         self.loss_of_step: Tensor | None = None
-        self.batch_step = 0
+        self.number = 1  # of the step that the current batch belongs to, from 1
         self.numbers: dict[str, float] = {}  # other metrics of the last finished step, to be logged
         self._running: Tensor | None = None
 
@@ -68,13 +68,22 @@ class PhaseModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         # Lightning divides by the micro-batches of a step and DDP by the processes; both are undone
-        # here, because
-        # the loss is a sum over the global batch divided by its supervised tokens, however it is
-        # split
+        # here, because the loss is a sum over the global batch divided by its supervised tokens,
+        # however it is split
         loss = self.micro_loss(batch) / batch["num_targets"]
         share = loss.detach()
         self._running = share if self._running is None else self._running + share
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.number = self.global_step + 1
+
+    def log(self, name: str, value: Any, *args: Any, **more: Any) -> None:
+        """Lightning's, for a phase's own metrics. In training the loggers get them under the number
+        of the step as everything else counts it, from 1; Lightning alone counts from 0."""
+        super().log(name, value, *args, **more)
+        if self.trainer.training:
+            super().log("step", float(self.number))
 
     def headline(self) -> str | None:
         """The last finished step in a few words, for a phase with more numbers than loss and
