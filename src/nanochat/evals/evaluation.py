@@ -4,8 +4,8 @@
 `python -m nanochat.evaluate`, so both give the same number.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +22,9 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 class Context:
     """What an evaluation may look at. It runs on all `world_size` processes at once; numbers are those of all of them together.
 
-    `record` takes each question that this process has judged.
+    `record` takes each question that this process has judged. An evaluation that can go on where it
+    was calls `expect` with the number of its questions, and does not ask those in `recorded` again:
+    they are by task and index.
     """
 
     gpt: GPT
@@ -31,6 +33,8 @@ class Context:
     rank: int = 0
     world_size: int = 1
     record: Callable[[Item], None] = lambda item: None
+    recorded: Mapping[tuple[str, int], Item] = field(default_factory=dict)
+    expect: Callable[[int], None] = lambda questions: None
 
     @cached_property
     def data(self) -> Any:
@@ -53,9 +57,14 @@ class Evaluation:
     lower_is_better: tuple[
         str, ...
     ] = ()  # those of its numbers that may choose the best checkpoint
+    version: int = 1  # one more whenever a change of the code changes its numbers
 
     def check(self) -> None:
         """Raise ValueError or OSError for what cannot work, before anything heavy is built: are the data there?"""
+
+    def identity(self) -> dict[str, Any]:
+        """What its numbers depend on apart from model and settings: which questions are in the files."""
+        return {}
 
     def __call__(self, context: Context) -> Result:
         raise NotImplementedError

@@ -158,6 +158,7 @@ class GPT(nn.Module):
 
     cos: Tensor  # (1, positions, 1, D/2)
     sin: Tensor
+    longest: int | None = None  # tokens that it can read at most; None: any number, the tables grow
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()

@@ -1,16 +1,23 @@
 """How likely given continuations of given texts are: what every evaluation with known answers asks.
 
-A text of no tokens cannot be continued: there is nothing to predict the first token from.
+Continuations of one text share it: it is read once, and each of them sees it and itself, as samples
+of one prompt do in the engine (Juravsky et al. 2024, "Hydragen", arXiv:2402.05099). All tokens of a
+batch are one row of the forward pass, none of them padding; texts are padded for attention alone,
+and logits are made where something is judged and nowhere else.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from nanochat.gpt import GPT
-from nanochat.inference.scoring import hidden_of
+from nanochat.gpt.attention import Attend, sdpa
+from nanochat.gpt.loss import chunk_rows
+from nanochat.inference.frozen_gpt import FrozenGPT
 
 
 class Continuation(NamedTuple):
@@ -23,6 +30,18 @@ class Continuation(NamedTuple):
 class Likelihood(NamedTuple):
     nats: tuple[float, ...]  # negative log-likelihood of each token of the continuation
     greedy: bool  # every one of them is the likeliest in its place
+    likeliest: tuple[int, ...] = ()  # the token that is, after the text and those before it
+
+
+class Tree(NamedTuple):
+    """A text and what may follow it."""
+
+    trunk: tuple[int, ...]
+    branches: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        """Tokens of the longest way through it: how far a row reaches that is padded to it."""
+        return len(self.trunk) + sum(len(branch) - 1 for branch in self.branches)
 
 
 @torch.no_grad()  # not inference_mode: the RoPE tables may grow here, and training goes on with them
@@ -35,32 +54,175 @@ def likelihoods(gpt: GPT, asked: Sequence[Continuation], *, batch_tokens: int) -
     """
     if any(not one.context or not one.continuation for one in asked):
         raise ValueError("a continuation and the text before it have at least one token each")
-    texts = [(*one.context, *one.continuation) for one in asked]
-    keys = [(text, len(one.continuation)) for text, one in zip(texts, asked, strict=True)]
-    found: dict[tuple[tuple[int, ...], int], Likelihood] = {}
-    for batch in batches_of(sorted(set(keys), key=lambda key: len(key[0])), batch_tokens):
-        hidden = hidden_of(gpt, [list(text) for text, _ in batch])  # (B, T, C)
-        for key, states in zip(batch, hidden, strict=True):
-            text, n = key
-            targets = torch.tensor(text[-n:], device=states.device)  # (n,)
-            logits = gpt.logits(states[len(text) - 1 - n : len(text) - 1]).float()  # (n, V)
-            nats = F.cross_entropy(logits, targets, reduction="none")
-            found[key] = Likelihood(
-                tuple(nats.tolist()), bool((logits.argmax(-1) == targets).all())
-            )
+    frozen = FrozenGPT.of(gpt)
+    keys = [(tuple(one.context), tuple(one.continuation)) for one in asked]
+    found: dict[tuple[tuple[int, ...], tuple[int, ...]], Likelihood] = {}
+    for trees in batches_of(sorted(trees_of(keys), key=len), batch_tokens):
+        ways = [(tree.trunk, branch) for tree in trees for branch in tree.branches]
+        found.update(zip(ways, _likelihoods(frozen, trees), strict=True))
     return [found[key] for key in keys]
 
 
-def batches_of(
-    keys: list[tuple[tuple[int, ...], int]], batch_tokens: int
-) -> Iterator[list[tuple[tuple[int, ...], int]]]:
-    """Runs of texts, which come in order of length, of at most `batch_tokens` with their padding; at
-    least one text each."""
-    batch: list[tuple[tuple[int, ...], int]] = []
-    for key in keys:
-        if batch and (len(batch) + 1) * len(key[0]) > batch_tokens:
+def trees_of(keys: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[Tree]:
+    """One for each context, with its different continuations."""
+    branches: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
+    for context, continuation in keys:
+        branches.setdefault(context, {})[continuation] = None
+    return [Tree(context, tuple(own)) for context, own in branches.items()]
+
+
+def batches_of(trees: Sequence[Tree], batch_tokens: int) -> Iterator[list[Tree]]:
+    """Runs of trees, which come in order of length, of at most `batch_tokens` if each is padded to the
+    last; at least one tree each."""
+    batch: list[Tree] = []
+    for tree in trees:
+        if batch and (len(batch) + 1) * len(tree) > batch_tokens:
             yield batch
             batch = []
-        batch.append(key)
+        batch.append(tree)
     if batch:
         yield batch
+
+
+def _likelihoods(gpt: FrozenGPT, trees: Sequence[Tree]) -> list[Likelihood]:
+    """Of every branch of every tree, in order, by one forward pass."""
+    before: list[int] = []
+    tokens: list[int] = []
+    at: list[int] = []
+    judged_at: list[int] = []
+    targets: list[int] = []
+    layout: list[tuple[int, list[int]]] = []  # of each tree: tokens of its trunk and branches
+    for trunk, branches in trees:
+        end = len(tokens) + len(trunk) - 1  # where the first token of every branch is judged
+        tokens += trunk
+        before += (0, *trunk[:-1])
+        at += range(len(trunk))
+        for branch in branches:
+            # the last token of a branch is judged, and nothing is after it
+            judged_at += [end, *range(len(tokens), len(tokens) + len(branch) - 1)]
+            targets += branch
+            tokens += branch[:-1]
+            before += (trunk[-1], *branch[:-1])[: len(branch) - 1]
+            at += range(len(trunk), len(trunk) + len(branch) - 1)
+        layout.append((len(trunk), [len(branch) - 1 for branch in branches]))
+    device = gpt.device
+    gpt.grow_rope(max(at) + 1)
+    idx = torch.tensor([before, tokens], device=device).T  # (M, 2)
+    positions = torch.tensor(at, device=device)[:, None]  # (M, 1)
+    attends = attend_trees(layout, positions[:, 0], gpt.config.windows)
+    first = (positions[:, 0] == 0).nonzero()[:, 0]
+    hidden = gpt.hidden_cached(idx, positions, attends, 1, first)[:, 0]  # (M, C)
+    nats, best = _judged(gpt, hidden, judged_at, targets)
+    found, start = [], 0
+    for tree in trees:
+        for branch in tree.branches:
+            part = slice(start, start := start + len(branch))
+            likeliest = tuple(best[part])
+            found.append(Likelihood(tuple(nats[part]), likeliest == branch, likeliest))
+    return found
+
+
+def _judged(
+    gpt: GPT, hidden: Tensor, places: list[int], targets: list[int]
+) -> tuple[list[float], list[int]]:
+    """Nats of each target and the likeliest token instead, after hidden[place]; hidden (M, C)."""
+    device, size = hidden.device, chunk_rows(gpt.config.vocab_size, hidden.device)
+    where, wanted = (torch.tensor(x, device=device) for x in (places, targets))  # (n,)
+    nats, best = [], []
+    for part, target in zip(where.split(size), wanted.split(size), strict=True):
+        logits = gpt.logits(hidden[part])  # (rows, V)
+        nats.append(F.cross_entropy(logits, target, reduction="none"))
+        best.append(logits.argmax(-1))
+    return torch.cat(nats).tolist(), torch.cat(best).tolist()
+
+
+def attend_trees(
+    layout: Sequence[tuple[int, Sequence[int]]], at: Tensor, windows: Sequence[int | None]
+) -> list[Attend]:
+    """For the tokens of trees, one after the other, as a batch of single tokens: q (M, 1, H, D) -> the
+    same. `layout` has the tokens of each trunk and of its branches, at (M) are their positions.
+
+    Tokens of trunks are padded to (N, P), those of the branches of a tree together to (N, S).
+    """
+    device, N = at.device, len(layout)
+    P, S = max(n for n, _ in layout), max(sum(own) for _, own in layout)
+    trunk: list[int] = []  # places of the tokens in a batch of (N, P)
+    inner: list[int] = []  # and of (N, S)
+    branch_of = torch.full((N, S), -1)
+    start = 0
+    for row, (n, own) in enumerate(layout):
+        size = sum(own)
+        trunk += range(row * P, row * P + n)
+        inner += range(row * S, row * S + size)
+        of = torch.arange(len(own)).repeat_interleave(torch.tensor(own, dtype=torch.long))
+        branch_of[row, :size] = of
+        start += n + size
+    in_trunk = torch.tensor(
+        [i < n for n, own in layout for i in range(n + sum(own))], device=device
+    )  # (M)
+    to_trunk, to_inner = (torch.tensor(x, device=device, dtype=torch.long) for x in (trunk, inner))
+    lengths = torch.tensor([n for n, _ in layout], device=device)
+    masks = (
+        {
+            w: _branch_mask(lengths, branch_of.to(device), at[~in_trunk], to_inner, P, w)
+            for w in set(windows)
+        }
+        if S
+        else {}
+    )
+
+    def padded(
+        x: Tensor, places: Tensor, width: int
+    ) -> Tensor:  # (m, heads, D) -> (N, width, heads, D)
+        room = x.new_zeros(N * width, *x.shape[1:])
+        room[places] = x
+        return room.view(N, width, *x.shape[1:])
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        q, k, v = q[:, 0], k[:, 0], v[:, 0]
+        y = torch.empty_like(q)  # (M, H, D)
+        qt, kt, vt = (padded(x[in_trunk], to_trunk, P) for x in (q, k, v))
+        y[in_trunk] = sdpa(qt, kt, vt, window).flatten(0, 1)[to_trunk]
+        if S:
+            qs, ks, vs = (padded(x[~in_trunk], to_inner, S) for x in (q, k, v))
+            keys, values = torch.cat((kt, ks), 1), torch.cat((vt, vs), 1)  # (N, P + S, G, D)
+            own = F.scaled_dot_product_attention(
+                qs.transpose(1, 2),
+                keys.transpose(1, 2),
+                values.transpose(1, 2),
+                attn_mask=masks[window].to(q.dtype),
+                enable_gqa=q.size(1) != k.size(1),
+            )  # (N, H, S, D)
+            y[~in_trunk] = own.transpose(1, 2).flatten(0, 1)[to_inner]
+        return y[:, None]
+
+    return [attend] * len(windows)
+
+
+def _branch_mask(
+    lengths: Tensor, branch_of: Tensor, at: Tensor, places: Tensor, P: int, window: int | None
+) -> Tensor:
+    """What to add to the scores of tokens in branches, (N, 1, S, P + S): each sees the trunk of its
+    tree, and of its own branch what is not after it, as far as its window reaches.
+
+    lengths (N) of the trunks; branch_of (N, S) the branch of each token, -1 for padding; at are the
+    positions of the tokens at `places` of (N * S).
+    """
+    N, S = branch_of.shape
+    own = torch.zeros(N * S, dtype=torch.long, device=at.device)
+    own[places] = at
+    own = own.view(N, S)  # positions of the queries
+    trunk = torch.arange(P, device=at.device).expand(N, P)
+    seen = torch.cat(
+        (
+            (trunk < lengths[:, None])[:, None].expand(N, S, P),
+            branch_of[:, :, None] == branch_of[:, None],
+        ),
+        2,
+    )
+    distance = own[:, :, None] - torch.cat((trunk, own), 1)[:, None]  # (N, S, P + S)
+    seen = seen & (distance >= 0)
+    if window is not None:
+        seen &= distance <= window
+    mask = torch.zeros(seen.shape, device=at.device)
+    return mask.masked_fill_(~seen, -math.inf)[:, None]

@@ -1,7 +1,5 @@
 """How likely a given text is, token by token, and the state after it: no decoding."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -46,21 +44,17 @@ def token_logprobs(
     return found
 
 
-def hidden_of(gpt: GPT, texts: Sequence[Sequence[int]]) -> Tensor:
-    """Hidden states (N, T, C) of texts of any lengths in one forward pass, padded on the right to the
-    longest."""
-    longest = max(map(len, texts))
-    rows = [[*text, *[0] * (longest - len(text))] for text in texts]
-    idx = torch.tensor(rows, device=gpt.device)  # (N, T)
+def last_hidden(gpt: GPT, texts: list[list[int]]) -> Tensor:
+    """Hidden state after the last token of each text, (N, C): texts of any lengths in one forward
+    pass, padded on the right."""
+    device, longest = gpt.device, max(map(len, texts))
+    idx = torch.tensor(
+        [text + [0] * (longest - len(text)) for text in texts], device=device
+    )  # (N, T)
     gpt.grow_rope(longest)
     x, bigram = gpt.embed(idx)
     cos, sin = gpt.cos[:, :longest], gpt.sin[:, :longest]
     # not `gpt.hidden`: flex would compile a kernel for every length
-    return gpt.blocks(x, bigram, idx, cos, sin, [sdpa] * gpt.config.n_layer)
-
-
-def last_hidden(gpt: GPT, texts: list[list[int]]) -> Tensor:
-    """Hidden state after the last token of each text, (N, C)."""
-    hidden = hidden_of(gpt, texts)
-    ends = torch.tensor([len(text) - 1 for text in texts], device=gpt.device)
-    return hidden[torch.arange(len(texts), device=gpt.device), ends]
+    hidden = gpt.blocks(x, bigram, idx, cos, sin, [sdpa] * gpt.config.n_layer)
+    ends = torch.tensor([len(text) - 1 for text in texts], device=device)
+    return hidden[torch.arange(len(texts), device=device), ends]

@@ -1,0 +1,195 @@
+"""CORE of a model: v1 as nanochat scores it, v2 with DCLM's corrected baselines, from the same
+decisions (facts sheet 6.2; mlfoundations/dclm#114 and #115)."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from nanochat.distributed import agreed, summed
+from nanochat.evals.core.bundle import TASKS, Bundle, CoreTask, download, find
+from nanochat.evals.core.judge import judge
+from nanochat.evals.core.prompts import TEMPLATE, ask, examples_of, reads_a_passage, swapped
+from nanochat.evals.evaluation import Context, Evaluation, Result
+from nanochat.evals.items import Item
+from nanochat.inference.frozen_gpt import FrozenGPT
+from nanochat.runtime.settings import Count, Positive, Seed
+
+SHUFFLE = 1337  # from: facts sheet 6.2; with another seed it is not nanochat's order
+TOGETHER = 128  # guess: items that are made into tokens at once, and lost by an interruption
+SWAPPED = "_swapped"  # ends the name of a task whose items have passages of other items
+
+
+class Core(Evaluation):
+    """Accuracy on the tasks of the bundle, and their mean after centring.
+
+    `limit` takes the first so many items of each task after the shuffle; few-shot examples are drawn
+    from all, so an item is asked as in a whole evaluation. `passage_swap` asks reading tasks once
+    more with passages of other items: a model that scores the same does not read them. A run that
+    would take longer than `budget_seconds` ends with the limit that fits: what happened to be done
+    by then is no number to compare.
+    """
+
+    version = 1
+
+    def __init__(
+        self,
+        bundle: str | None = None,
+        tasks: list[str] | None = None,
+        limit: Count | None = None,
+        seed: Seed = SHUFFLE,
+        batch_tokens: Count = 16384,
+        passage_swap: bool = True,
+        budget_seconds: Positive | None = None,
+    ) -> None:
+        self.path, self.names, self.limit, self.seed = bundle, tasks, limit, seed
+        self.batch_tokens, self.swap, self.budget = batch_tokens, passage_swap, budget_seconds
+
+    def check(self) -> None:
+        self.tasks_of(find(self.path) or download())
+
+    def tasks_of(self, bundle: Bundle) -> list[CoreTask]:
+        """Those that are asked. ValueError for a name that is not in the bundle."""
+        known = [task.label for task in bundle.tasks]
+        for name in self.names or ():
+            if name not in known:
+                raise ValueError(
+                    f"evals.core.tasks has {name}, which is not in {bundle.path}; choose from {', '.join(known)}"
+                )
+        return [task for task in bundle.tasks if self.names is None or task.label in self.names]
+
+    def identity(self) -> dict[str, Any]:
+        bundle = find(self.path) or download()
+        tasks = {task.label: len(self._part(task)) for task in self.tasks_of(bundle)}
+        return {
+            "bundle": bundle.hash,
+            "items": tasks,
+            "subset seed": self.seed,
+            "template": TEMPLATE,
+        }
+
+    def __call__(self, context: Context) -> Result:
+        def mine() -> tuple[list[CoreTask], Counter[str], Counter[str]]:
+            tasks = self.tasks_of(find(self.path) or download())
+            right, count = self._judged(context, tasks)
+            return tasks, right, count
+
+        tasks, right, count = agreed(mine, context.device)
+        names = [name for task in tasks for name in self._names(task)]
+        sums = torch.tensor([[right[n] for n in names], [count[n] for n in names]])  # (2, names)
+        sums = summed(sums.float().to(context.device)).cpu()  # counts below 2**24 are exact
+        count = Counter({name: int(n) for name, n in zip(names, sums[1], strict=True)})
+        points = zip(names, sums[0].tolist(), strict=True)
+        return numbers(tasks, {name: r / count[name] for name, r in points}, count)
+
+    def _names(self, task: CoreTask) -> list[str]:
+        """Of what is asked of a task."""
+        twice = self.swap and reads_a_passage(task)
+        return [task.label, task.label + SWAPPED] if twice else [task.label]
+
+    def _part(self, task: CoreTask) -> range:
+        """Places in the order of `task` of the items that are asked."""
+        return range(min(self.limit or len(task.items), len(task.items)))
+
+    def _judged(
+        self, context: Context, tasks: Sequence[CoreTask]
+    ) -> tuple[Counter[str], Counter[str]]:
+        """How many of this process's items are right, and how many there are, by name."""
+        context = replace(context, gpt=FrozenGPT.of(context.gpt))  # once, not for every batch
+        started, done = time.monotonic(), 0
+        right: Counter[str] = Counter()
+        count: Counter[str] = Counter()
+        mine = {
+            (task, name): self._part(task)[context.rank :: context.world_size]
+            for task in tasks
+            for name in self._names(task)
+        }
+        total = sum(map(len, mine.values()))
+        context.expect(total)
+        for (task, name), part in mine.items():
+            order, count[name] = task.order(self.seed), len(part)
+            known = {
+                i: context.recorded[name, order[i]]
+                for i in part
+                if (name, order[i]) in context.recorded
+            }
+            right[name] += sum(int(item.correct) for item in known.values())
+            ahead, done = [i for i in part if i not in known], done + len(known)
+            for first in range(0, len(ahead), TOGETHER):
+                places = ahead[first : first + TOGETHER]
+                for item in self._items(context, task, name, order, places):
+                    context.record(item)
+                    right[name] += int(item.correct)
+                done += len(places)
+                self._within_budget(time.monotonic() - started, done, total)
+        return right, count
+
+    def _items(
+        self, context: Context, task: CoreTask, name: str, order: list[int], places: list[int]
+    ) -> list[Item]:
+        """The items at these places of `order`, judged together."""
+        gpt, tokenizer = context.gpt, context.tokenizer
+        asked = []
+        for i in places:
+            item = task.items[order[i]] if name == task.label else swapped(task, order, i)
+            examples = examples_of(task, order, i)
+            asked.append((order[i], ask(task, item, examples, tokenizer, gpt.longest)))
+        return judge(gpt, tokenizer, name, asked, batch_tokens=self.batch_tokens)
+
+    def _within_budget(self, seconds: float, done: int, total: int) -> None:
+        if self.budget is None or seconds <= self.budget or done == total:
+            return
+        most = max(len(self._part(task)) for task in self.tasks_of(find(self.path) or download()))
+        fits = max(1, int(most * done / total))
+        raise ValueError(
+            f"evals.core.budget_seconds={self.budget:g} are over after {done} of {total} items; try evals.core.limit={fits}"
+        )
+
+
+def centred(accuracy: float, baseline: float) -> float:
+    """0 where guessing is, 1 where all is right. `baseline` in percent, as in the bundle.
+
+    >>> centred(0.625, 25.0)
+    0.5
+    """
+    return (accuracy - 0.01 * baseline) / (1 - 0.01 * baseline)
+
+
+def numbers(tasks: Sequence[CoreTask], accuracy: dict[str, float], count: dict[str, int]) -> Result:
+    """The accuracies by name, and the means under a name that says what they are of: CORE is that of
+    all items of the 22 tasks and of nothing else."""
+    v1 = [centred(accuracy[task.label], task.baseline) for task in tasks]
+    v2 = [centred(accuracy[task.label], task.corrected_baseline) for task in tasks]
+    items = sum(count[task.label] for task in tasks)
+    whole = {task.label: task.uri for task in tasks} == TASKS and all(
+        count[task.label] == len(task.items) for task in tasks
+    )
+    name = "CORE" if whole else f"centred_{len(tasks)}of22_{items}items"
+    found: Result = {name: sum(v1) / len(v1), f"{name}_v2": sum(v2) / len(v2)}
+    found.update({f"core/{label}": value for label, value in accuracy.items()})
+    what = "" if whole else f", not CORE: {len(tasks)} of its 22 tasks, {items:,} items"
+    found["core"] = [
+        f"{name}: as nanochat centres it, comparable with nanochat{what}",
+        f"{name}_v2: with the baselines that DCLM corrected (mlfoundations/dclm#114, #115){what}",
+        *passage_lines(tasks, accuracy, count),
+    ]
+    return found
+
+
+def passage_lines(
+    tasks: Sequence[CoreTask], accuracy: dict[str, float], count: dict[str, int]
+) -> list[str]:
+    """Whether the score of a reading task depends on its passage."""
+    lines = []
+    for task in tasks:
+        if (other := task.label + SWAPPED) in accuracy:
+            own, swap, n = accuracy[task.label], accuracy[other], count[task.label]
+            error = ((own * (1 - own) + swap * (1 - swap)) / n) ** 0.5
+            says = "depends" if own - swap > 2 * error else "is not seen to depend"
+            lines.append(
+                f"{task.label} {own:.4f}, with passages of other items {swap:.4f} ({n} items, ± {error:.4f}): the score {says} on the passage"
+            )
+    return lines

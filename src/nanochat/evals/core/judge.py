@@ -1,0 +1,55 @@
+"""Items of CORE judged by a network: which choice has the lowest mean loss, or whether an answer is
+what greedy decoding writes."""
+
+import math
+from collections.abc import Sequence
+
+from nanochat.evals.core.prompts import Asked
+from nanochat.evals.items import Item
+from nanochat.gpt import GPT
+from nanochat.inference.likelihood import Likelihood, likelihoods
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+
+def judge(
+    gpt: GPT,
+    tokenizer: Tokenizer,
+    task: str,
+    asked: Sequence[tuple[int, Asked]],
+    *,
+    batch_tokens: int,
+) -> list[Item]:
+    """The items, given by their number in `task` and as they are asked, decided together."""
+    every = [one for _, item in asked for one in item.continuations]
+    given = iter(likelihoods(gpt, [o for o in every if o.continuation], batch_tokens=batch_tokens))
+    # what is empty has no likelihood
+    found = iter([next(given) if one.continuation else Likelihood((), False) for one in every])
+    items = []
+    for index, item in asked:
+        own = [next(found) for _ in item.continuations]
+        items.append(decided(task, index, item, own, tokenizer))
+    return items
+
+
+def decided(
+    task: str, index: int, asked: Asked, found: Sequence[Likelihood], tokenizer: Tokenizer
+) -> Item:
+    """The item, decided from the likelihoods of its continuations.
+
+    The lowest mean loss is chosen, the first of equal ones. A choice without a token of its own, as
+    one that all others begin with, is chosen only if it is the first (facts sheet 6.2: its mean is
+    not a number).
+    """
+    scores = {
+        "nats": tuple(math.fsum(one.nats) if one.nats else math.nan for one in found),
+        "tokens": tuple(float(max(1, len(one.nats))) for one in found),
+        "bytes": tuple(float(len(text.encode())) for text in asked.judged),
+    }
+    if not asked.choices:
+        right = all(one.greedy for one in found)
+        answer = tokenizer.decode(list(found[0].likeliest))
+        return Item(task, index, asked.prompt, (), asked.gold, answer, float(right), scores)
+    means = [n / t for n, t in zip(scores["nats"], scores["tokens"], strict=True)]
+    chosen = means.index(min(means))
+    right = chosen == asked.gold
+    return Item(task, index, asked.prompt, asked.choices, asked.gold, chosen, float(right), scores)

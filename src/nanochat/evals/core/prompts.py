@@ -1,0 +1,124 @@
+"""What is asked for an item of CORE: texts, few-shot examples and the tokens that are judged, as
+nanochat renders them (facts sheet 6.2)."""
+
+import random
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from nanochat.evals.core.bundle import CoreTask
+from nanochat.inference.likelihood import Continuation
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+EXAMPLES_SEED = 1234  # from: facts sheet 6.2
+TEMPLATE = "core"  # name of this rendering in passports
+PASSAGE_ENDS = "\nQuestion:"  # what reading tasks put between a passage and its question
+
+
+class Asked(NamedTuple):
+    """An item as it is asked. `continuations` holds one for each choice; of a free answer, one."""
+
+    prompt: str  # what is read before the answer, for people
+    choices: tuple[str, ...]
+    judged: tuple[str, ...]  # the text of each continuation
+    gold: int | str
+    continuations: list[Continuation]
+
+
+def examples_of(task: CoreTask, order: Sequence[int], idx: int) -> list[dict[str, Any]]:
+    """The few-shot examples of item order[idx], drawn from all other items, whatever part of them is
+    asked; as many as there are where the task wants more."""
+    rest = [i for i in range(len(order)) if i != idx]
+    drawn = random.Random(EXAMPLES_SEED + idx).sample(rest, min(task.shots, len(rest)))
+    return [task.items[order[i]] for i in drawn]
+
+
+def render(
+    task: CoreTask, item: dict[str, Any], examples: Sequence[dict[str, Any]]
+) -> tuple[list[str], str]:
+    """The texts of an item, and what they begin with: one for each choice or context; of a free
+    answer the text without it, stripped, and the one with it."""
+    dl = task.delimiter
+    blocks = "".join(f"{_solved(task, example)}\n\n" for example in examples)
+    if task.kind == "multiple_choice":
+        return [f"{blocks}{item['query']}{dl}{c}" for c in item["choices"]], blocks + item["query"]
+    if task.kind == "schema":
+        texts = [f"{blocks}{c}{dl}{item['continuation']}" for c in item["context_options"]]
+        return texts, blocks
+    asked = f"{blocks}{item['context'].strip()}{dl}"
+    return [asked.strip(), f"{asked}{item['continuation']}"], asked
+
+
+def _solved(task: CoreTask, example: dict[str, Any]) -> str:
+    dl = task.delimiter
+    if task.kind == "multiple_choice":
+        return f"{example['query']}{dl}{example['choices'][example['gold']]}"
+    if task.kind == "schema":
+        return f"{example['context_options'][example['gold']]}{dl}{example['continuation']}"
+    return f"{example['context'].strip()}{dl}{example['continuation']}"
+
+
+def ask(
+    task: CoreTask,
+    item: dict[str, Any],
+    examples: Sequence[dict[str, Any]],
+    tokenizer: Tokenizer,
+    longest: int | None = None,
+) -> Asked:
+    """The item in tokens: a choice is judged from where the choices of the item differ to its end, a
+    context by the tokens that all texts of the item end with, a free answer by its own tokens.
+
+    A text of more than `longest` tokens loses its beginning (facts sheet 6.2); None: none does.
+    """
+    texts, prompt = render(task, item, examples)
+    ids = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
+    choices = tuple(item.get("choices") or item.get("context_options") or ())
+    if task.kind == "schema":
+        shared = common_prefix([row[::-1] for row in ids])
+        starts = [len(row) - shared for row in ids]
+    else:
+        starts = [common_prefix(ids)] * len(ids)
+    if task.kind == "language_modeling":
+        # A tokenizer may join the end of the question with the answer; then both are judged. Where
+        # it does not, this is the whole text without the answer.
+        ids, starts = ids[1:], starts[1:]
+    cut = [max(0, len(row) - longest) if longest else 0 for row in ids]
+    # of a text that loses even its first judged token, only the rest is judged
+    spans = [max(start, n + 1) for start, n in zip(starts, cut, strict=True)]
+    continuations = [
+        Continuation(row[n:start], row[start:])
+        for row, n, start in zip(ids, cut, spans, strict=True)
+    ]
+    judged = choices if task.kind == "multiple_choice" else (item["continuation"],) * len(ids)
+    gold = item["continuation"] if task.kind == "language_modeling" else item["gold"]
+    return Asked(prompt, choices, judged, gold, continuations)
+
+
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with."""
+    shortest = min(map(len, rows))
+    for i in range(shortest):
+        if any(row[i] != rows[0][i] for row in rows):
+            return i
+    return shortest
+
+
+def reads_a_passage(task: CoreTask) -> bool:
+    """Whether every item asks about a passage before it."""
+    return task.kind != "schema" and all(PASSAGE_ENDS in _question(item) for item in task.items)
+
+
+def swapped(task: CoreTask, order: Sequence[int], idx: int) -> dict[str, Any]:
+    """Item order[idx] with the passage of the next item that has another one: what it is worth to
+    have read it. The item as it is if all have one passage."""
+    item = task.items[order[idx]]
+    passage, _, question = _question(item).partition(PASSAGE_ENDS)
+    for step in range(1, len(order)):
+        other = _question(task.items[order[(idx + step) % len(order)]]).partition(PASSAGE_ENDS)[0]
+        if other != passage:
+            key = "query" if "query" in item else "context"
+            return {**item, key: f"{other}{PASSAGE_ENDS}{question}"}
+    return item
+
+
+def _question(item: dict[str, Any]) -> str:
+    return item.get("query") or item.get("context") or ""
