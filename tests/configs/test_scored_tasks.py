@@ -8,7 +8,7 @@ from tests.configs.test_every_yaml import choices, composed
 
 def test_an_unknown_evaluation_is_answered_with_those_that_can_be_scored() -> None:
     with pytest.raises(
-        ValueError, match=r"evals=bogus is not known; choose from bpb, core, pass_at_k, sample, "
+        ValueError, match=r"evals=bogus is not known; choose from bpb, chat, core, pass_at_k, sample, "
     ) as error:
         evaluate.named(["ckpt=x", "evals=[bogus]"])
     offered = str(error.value).partition("choose from ")[2].partition(";")[0].split(", ")
@@ -34,5 +34,5 @@ def test_evals_names_files_of_conf_eval_and_of_conf_task(
 
 
 def test_every_evaluation_is_found_and_those_of_the_command_are_its_default() -> None:
-    assert {"bpb", "core", "pass_at_k", "sample", "tasks"} == set(choices("eval"))
+    assert {"bpb", "chat", "core", "pass_at_k", "sample", "tasks"} == set(choices("eval"))
     assert {*evaluate.DEFAULT, "tasks"} == set(composed("ckpt=x", name="evaluate")["evals"])

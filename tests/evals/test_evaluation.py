@@ -11,7 +11,7 @@ from tests.evals.test_two_processes import LENGTHS, V, batches, network
 from tests.test_additions import ROOT, save_untrained
 
 from nanochat.evals.bpb import BitsPerByte, bits_per_byte
-from nanochat.evals.chat import Answers, accuracy
+from nanochat.evals.chat import Answers, numbers
 from nanochat.evals.evaluation import Context, build_evaluations
 from nanochat.evals.pass_at_k import PassAtK
 from nanochat.evals.sample import Samples
@@ -65,8 +65,9 @@ def test_bpb_is_that_of_the_first_tokens_of_the_data() -> None:
 def test_answers_are_those_of_each_task_of_the_split_that_is_named(chat: Context) -> None:
     found = Answers({"sums": SUMS, "gone": None}, limit=4, max_tokens=3)(chat)  # type: ignore[dict-item]
     task = Arithmetic(name="sums", size=6, digits=1, split="test")
-    plain = accuracy(chat.gpt, chat.tokenizer, task, limit=4, max_tokens=3)
-    assert found == {"sums_accuracy": plain["accuracy"], "sums_of": f"{plain['correct']:g} of 4"}
+    items = Answers({}, limit=4, max_tokens=3).items(chat, task)
+    assert found == {f"sums_{key}": value for key, value in numbers(items).items()}
+    assert found["sums_of"] == f"{sum(item.correct for item in items):g} of 4"
     assert (
         Answers({"sums": SUMS}).of["sums"].settings()
         == task.settings()

@@ -1,41 +1,68 @@
-"""Accuracy on a task of conversations (facts sheet 6.4): letters by their logits, free answers by what the model writes.
+"""Answers to tasks of conversations (facts sheet 6.4): letters by their likelihood, free answers by what the model writes.
 
-A multiple choice is one forward pass and no decoding: of the question's own letters the one with the highest logit right after
-<|assistant_start|>. A free answer is decoded greedily with the calculator, many at a time, and the task judges it.
+A multiple choice needs no decoding: the answer is the likeliest of the question's own letters right
+after <|assistant_start|>, a letter of several tokens by all of them. A free answer is decoded with
+the calculator, many at a time, and the task judges it. Both also give the likelihood of the right
+answer (evals/smooth.py), which tells small models apart where accuracy is at chance.
 """
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
-
-from nanochat.distributed import agreed, summed
+from nanochat.distributed import agreed, gathered
+from nanochat.evals.asking import Judged, Question, engine_for, judged_answers, questions
 from nanochat.evals.evaluation import Context, Evaluation, Result, task_of
+from nanochat.evals.items import Item
+from nanochat.evals.pass_at_k import counts, unbiased
+from nanochat.evals.smooth import smooth
+from nanochat.evals.uncertainty import standard_error
 from nanochat.gpt import GPT
-from nanochat.inference.engine import Engine
-from nanochat.inference.scoring import last_hidden
-from nanochat.runtime.settings import Count
+from nanochat.inference.likelihood import Continuation, likelihoods
+from nanochat.inference.sampling import Sampling
+from nanochat.runtime.schema import Temperature, TopK
+from nanochat.runtime.settings import Count, Seed
 from nanochat.tasks.task import Task
-from nanochat.tokenizer.conversations import render_prompt
+from nanochat.tokenizer.conversations import render
 from nanochat.tokenizer.tokenizer import Tokenizer
+
+# from: facts sheet 6.4; what guessing gives
+BASELINES = {"arc_easy": 0.25, "arc_challenge": 0.25, "mmlu": 0.25}
+FIVE = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval")
+# from: facts sheet 6.4; with five tasks until 2025-10-24 and again in the modern generation
+CHATCORE = {"chatcore_5": FIVE, "chatcore_6": (*FIVE, "spelling_bee")}
 
 
 class Answers(Evaluation):
-    """`NAME_accuracy` of each of the tasks `of`, given by their settings: of `split`, where a task has several, the first `limit`."""
+    """Of each of the tasks `of`, given by their settings: of `split`, where a task has several, the
+    first `limit` questions.
+
+    `NAME_accuracy` and its standard error; with `samples`, `NAME_pass@k` of that many answers to each
+    question; the smooth numbers; and ChatCORE where all its tasks are there.
+    """
 
     def __init__(
         self,
         of: dict[str, Any],
         split: str | None = "test",
         limit: Count | None = 256,
+        samples: Count = 1,
         max_tokens: Count = 256,
+        temperature: Temperature = 0.0,
+        top_k: TopK = 50,
+        seed: Seed = 42,
         rows_per_device: Count = 16,
     ) -> None:
+        if samples > 1 and temperature == 0:
+            raise ValueError(
+                f"samples={samples} at temperature=0 are {samples} times the same answer; try temperature=1"
+            )
         self.of = {name: task_of(settings, split) for name, settings in of.items() if settings}
-        self.settings: dict[str, Any] = {
-            "limit": limit,
-            "max_tokens": max_tokens,
-            "batch_rows": rows_per_device,
-        }
+        self.limit, self.samples, self.rows = limit, samples, rows_per_device
+        self.sampling = Sampling(
+            temperature=temperature, top_k=top_k, seed=seed, max_tokens=max_tokens
+        )
 
     def check(self) -> None:
         for task in self.of.values():
@@ -44,115 +71,168 @@ class Answers(Evaluation):
     def __call__(self, context: Context) -> Result:
         found: Result = {}
         for name, task in self.of.items():
+            items = self.items(context, task)
+            found |= {f"{name}_{key}": value for key, value in numbers(items).items()}
+            if task.kind == "answer" and self.samples > 1:
+                found |= passes(name, items, self.samples)
+        return found | chatcore(found)
+
+    def items(self, context: Context, task: Task) -> list[Item]:
+        """What was asked, of all processes together and without prompts; this process records its own."""
+
+        def mine() -> list[Item]:
             ranks = {"rank": context.rank, "world_size": context.world_size}
-            one = accuracy(context.gpt, context.tokenizer, task, **self.settings, **ranks)
-            skipped = f", {one['skipped']:g} too long" if one["skipped"] else ""
-            found[f"{name}_accuracy"] = one["accuracy"]
-            found[f"{name}_of"] = f"{one['correct']:g} of {one['total']:g}{skipped}"
-        return found
+            asked = questions(context.tokenizer, task, limit=self.limit, **ranks)
+            if task.kind == "choice":
+                return lettered(context.gpt, context.tokenizer, task, asked, self.rows)
+            return self._written(context, task, asked)
 
+        own = agreed(mine, context.device)
+        for item in own:
+            context.record(item)
+        return [item for part in gathered([replace(i, prompt="") for i in own]) for item in part]
 
-def accuracy(
-    gpt: GPT,
-    tokenizer: Tokenizer,
-    task: Task,
-    *,
-    limit: int | None = None,
-    max_tokens: int = 128,
-    batch_rows: int = 16,
-    rank: int = 0,
-    world_size: int = 1,
-) -> dict[str, float]:
-    """`accuracy`, `correct`, `total` and `skipped` over the first `limit` conversations of `task`, summed over processes.
-
-    Process `rank` takes every `world_size`-th of them, `batch_rows` at a time. A prompt too long for the model's context is wrong, and counted
-    in `skipped` too. ValueError for a task without a score. What raises on one process raises on all.
-    """
-    device = gpt.device
-
-    def mine() -> tuple[float, int, int]:
-        for name, value in (
-            ("limit", limit),
-            ("max_tokens", max_tokens),
-            ("batch_rows", batch_rows),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
-        if task.kind not in ("choice", "answer"):
-            raise ValueError(
-                f"{task.name} holds conversations of kind {task.kind!r}, which have no score; leave it out"
+    def _written(self, context: Context, task: Task, asked: Sequence[Question]) -> list[Item]:
+        gpt, tokenizer = context.gpt, context.tokenizer
+        engine = engine_for(gpt, tokenizer, self.rows)
+        with engine.frozen():
+            given = judged_answers(engine, task, asked, self.sampling, self.samples)
+        known = right_answers(gpt, tokenizer, asked, self.rows)
+        return [
+            Item(
+                task=task.name,
+                index=task.place(question.number),
+                prompt=tokenizer.decode(question.prompt),
+                choices=(),
+                gold=task.answer(question.conversation),
+                answer=each[0].text if each else "",
+                correct=self._share(each),
+                scores=scores if each else {},
             )
-        total = len(task) if limit is None else min(limit, len(task))
-        conversations = [task[i] for i in range(rank, total, world_size)]
-        correct, skipped = _score(gpt, tokenizer, task, conversations, max_tokens, batch_rows)
-        return correct, len(conversations), skipped
-
-    sums = torch.tensor(
-        agreed(mine, device), dtype=torch.float32, device=device
-    )  # counts below 2**24 are exact
-    if world_size > 1:
-        summed(sums)
-    correct, total, skipped = sums.tolist()
-    return {"accuracy": correct / total, "correct": correct, "total": total, "skipped": skipped}
-
-
-def _score(
-    gpt: GPT,
-    tokenizer: Tokenizer,
-    task: Task,
-    conversations: list[dict[str, Any]],
-    max_tokens: int,
-    batch_rows: int,
-) -> tuple[float, int]:
-    """Points of these conversations, and how many did not fit."""
-    asked = [
-        (render_prompt(tokenizer, conversation), conversation) for conversation in conversations
-    ]
-    fit = [
-        (prompt, conversation)
-        for prompt, conversation in asked
-        if len(prompt) < gpt.config.sequence_len
-    ]
-    prompts = [prompt for prompt, _ in fit]
-    if task.kind == "choice":
-        answers = choose_letters(
-            gpt, tokenizer, prompts, [c["letters"] for _, c in fit], batch_rows
-        )
-    else:
-        engine = Engine(gpt, tokenizer, max_rows=batch_rows)
-        answers = [
-            completion.text for completion in engine.generate(prompts, max_tokens=max_tokens)
+            for question, each, scores in zip(asked, given, known, strict=True)
         ]
-    points = sum(task.scores([conversation for _, conversation in fit], answers))
-    return points, len(asked) - len(fit)
+
+    def _share(self, given: Sequence[Judged]) -> float:
+        """The score of one answer, or the share of right ones among several; 0 for none."""
+        if self.samples > 1:
+            return sum(answer.right for answer in given) / self.samples
+        return given[0].score if given else 0.0
 
 
-@torch.no_grad()
-def choose_letters(
-    gpt: GPT,
-    tokenizer: Tokenizer,
-    prompts: list[list[int]],
-    letters: list[list[str]],
-    batch_rows: int,
-) -> list[str]:
-    """For each prompt the one of its letters whose token is the likeliest to come next."""
-    ids = [[_letter_id(tokenizer, letter) for letter in row] for row in letters]
-    answers = [""] * len(prompts)
-    order = sorted(
-        range(len(prompts)), key=lambda i: len(prompts[i])
-    )  # side by side, little is padded
-    for first in range(0, len(order), batch_rows):
-        batch = order[first : first + batch_rows]
-        logits = gpt.logits(last_hidden(gpt, [prompts[i] for i in batch])).cpu()  # (B, V)
-        for i, row in zip(batch, logits, strict=True):
-            answers[i] = letters[i][int(row[ids[i]].argmax())]
-    return answers
-
-
-def _letter_id(tokenizer: Tokenizer, letter: str) -> int:
-    ids = tokenizer.encode(letter)
-    if len(ids) != 1:
-        raise ValueError(
-            f"the letter {letter!r} is {len(ids)} tokens in this vocabulary; a choice is read off one, so it must be one token"
+def lettered(
+    gpt: GPT, tokenizer: Tokenizer, task: Task, asked: Sequence[Question], rows: int
+) -> list[Item]:
+    """Multiple choices: the likeliest of the letters of each. What does not fit is wrong."""
+    room, batch_tokens = gpt.config.sequence_len, rows * gpt.config.sequence_len
+    ids = [[tokenizer.encode(letter) for letter in one.conversation["letters"]] for one in asked]
+    fits = [
+        len(one.prompt) + max(map(len, each)) <= room for one, each in zip(asked, ids, strict=True)
+    ]
+    bare = [tokenizer.bos_id, *(tokenizer.specials[name] for name in EMPTY)]
+    wanted = [
+        Continuation(context, letter)
+        for one, each, fit in zip(asked, ids, fits, strict=True)
+        for context in ((one.prompt, bare) if fit else ())
+        for letter in each
+    ]
+    nats = iter(
+        [math.fsum(found.nats) for found in likelihoods(gpt, wanted, batch_tokens=batch_tokens)]
+    )
+    items = []
+    for one, each, fit in zip(asked, ids, fits, strict=True):
+        letters = one.conversation["letters"]
+        scores = (
+            {
+                "nats": tuple(next(nats) for _ in letters),
+                "unconditional": tuple(next(nats) for _ in letters),
+                "tokens": tuple(map(float, map(len, each))),
+                "bytes": tuple(float(len(letter.encode())) for letter in letters),
+            }
+            if fit
+            else {}
         )
-    return ids[0]
+        chosen = min(range(len(letters)), key=scores["nats"].__getitem__) if fit else ""
+        correct = task.score(one.conversation, letters[chosen]) if isinstance(chosen, int) else 0.0
+        items.append(
+            Item(
+                task=task.name,
+                index=task.place(one.number),
+                prompt=tokenizer.decode(one.prompt),
+                choices=tuple(letters),
+                gold=letters.index(task.answer(one.conversation)),
+                answer=chosen,
+                correct=correct,
+                scores=scores,
+                cluster=one.conversation.get("subject"),
+            )
+        )
+    return items
+
+
+# what stands where the question would: a turn of the user that says nothing
+EMPTY = ("<|user_start|>", "<|user_end|>", "<|assistant_start|>")
+
+
+def right_answers(
+    gpt: GPT, tokenizer: Tokenizer, asked: Sequence[Question], rows: int
+) -> list[dict[str, tuple[float, ...]]]:
+    """Nats, tokens and bytes of the task's own answer to each question: of what the assistant writes,
+    without special tokens and the results of tools, which stand in the context."""
+    wanted, kept = [], []
+    for one in asked:
+        ids, mask = render(tokenizer, one.conversation)
+        start = len(one.prompt)
+        wanted.append(Continuation(ids[:start], ids[start:]))
+        sizes = [int(tokenizer.token_bytes[token]) for token in ids[start:]]
+        kept.append([size if m else 0 for size, m in zip(sizes, mask[start:], strict=True)])
+    found = likelihoods(gpt, wanted, batch_tokens=rows * gpt.config.sequence_len)
+    return [
+        {
+            "nats": (math.fsum(n for n, size in zip(one.nats, sizes, strict=True) if size),),
+            "tokens": (float(sum(size > 0 for size in sizes)),),
+            "bytes": (float(sum(sizes)),),
+        }
+        for one, sizes in zip(found, kept, strict=True)
+    ]
+
+
+def numbers(items: Sequence[Item]) -> Result:
+    """Of the items of one task: accuracy, its standard error (questions of one subject clustered;
+    Miller 2024, arXiv:2411.00640), how many, and the smooth numbers."""
+    rights = [item.correct for item in items]
+    clusters = [item.cluster if item.cluster is not None else item.index for item in items]
+    skipped = sum(not item.scores for item in items)
+    of = f"{math.fsum(rights):g} of {len(items):,}" + (f", {skipped:,} too long" if skipped else "")
+    return {
+        "accuracy": math.fsum(rights) / len(items),
+        "stderr": standard_error(rights, clusters),
+        "of": of,
+        **smooth(items),
+    }
+
+
+def passes(name: str, items: Sequence[Item], samples: int) -> Result:
+    """`NAME_pass@k` of items whose `correct` is the share of right ones among `samples` answers."""
+    rights = [round(item.correct * samples) for item in items]
+    return {
+        f"{name}_pass@{k}": math.fsum(unbiased(samples, right, k) for right in rights) / len(items)
+        for k in counts(samples)
+    }
+
+
+def chatcore(found: Mapping[str, Any]) -> Result:
+    """ChatCORE in each definition whose tasks are all there, with its standard error: the mean of
+    (accuracy - baseline) / (1 - baseline). Values of different definitions are not comparable."""
+    scores: Result = {}
+    for name, tasks in CHATCORE.items():
+        if not all(f"{task}_accuracy" in found for task in tasks):
+            continue
+        scale = {task: 1 / (1 - BASELINES.get(task, 0.0)) for task in tasks}
+        centred = [
+            (found[f"{task}_accuracy"] - BASELINES.get(task, 0.0)) * scale[task] for task in tasks
+        ]
+        errors = [found[f"{task}_stderr"] * scale[task] for task in tasks]
+        scores[name] = math.fsum(centred) / len(tasks)
+        scores[f"{name}_stderr"] = math.hypot(*errors) / len(tasks)
+        scores[f"{name}_of"] = "; ".join(f"{task} {found[f'{task}_of']}" for task in tasks)
+    return scores

@@ -12,7 +12,10 @@ class Item:
     """`scores` holds, by name, one number for each of `choices`: `nats` (summed negative
     log-likelihood), `tokens` and `bytes` of the choice, and what else an evaluation computes.
 
-    A free answer has no choices; `gold` and `answer` are then texts, else indices of `choices`.
+    A free answer has no choices; `gold` and `answer` are then texts, else indices of `choices`, and
+    the one number of each of `scores` is that of the right answer. Of a prompt that did not fit,
+    `answer` is empty and there are no scores. Questions of one `cluster`, as of one passage, depend
+    on each other.
     """
 
     task: str
@@ -23,6 +26,7 @@ class Item:
     answer: int | str
     correct: float  # 0 to 1; between them for the share of several samples
     scores: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    cluster: str | None = None
 
 
 def write_items(path: Path, items: Iterable[Item]) -> None:

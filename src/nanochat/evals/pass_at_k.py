@@ -1,24 +1,17 @@
 """How often one of k sampled answers is right, and how often the greedy one is (facts sheet 5.9; Chen et al. 2021, arXiv:2107.03374)."""
 
-from collections.abc import Sequence
+import math
 from dataclasses import replace
 from math import comb
 from typing import Any
 
-import torch
-
-from nanochat.distributed import agreed, summed
+from nanochat.distributed import agreed, gathered
+from nanochat.evals.asking import engine_for, judged_answers, questions
 from nanochat.evals.evaluation import Context, Evaluation, Result, task_of
-from nanochat.gpt import GPT
-from nanochat.inference.engine import Engine
+from nanochat.evals.items import Item
 from nanochat.inference.sampling import Sampling
 from nanochat.runtime.settings import Count, Seed, Temperature, TopK
 from nanochat.sandbox.execution import python_tool
-from nanochat.tasks.task import Task
-from nanochat.tokenizer.conversations import render_prompt
-from nanochat.tokenizer.tokenizer import Tokenizer
-
-RIGHT = 0.5  # a score above it is a right answer
 
 
 def unbiased(n: int, right: int, k: int) -> float:
@@ -30,8 +23,21 @@ def unbiased(n: int, right: int, k: int) -> float:
     return 1 - comb(n - right, k) / comb(n, k)
 
 
+def counts(samples: int) -> list[int]:
+    """The k of pass@k that `samples` answers allow: powers of two, and all of them.
+
+    >>> counts(6)
+    [1, 2, 4, 6]
+    """
+    return sorted({2**i for i in range(samples.bit_length()) if 2**i <= samples} | {samples})
+
+
 class PassAtK(Evaluation):
-    """Of a task given by its settings: of `split`, where it has several, the first `limit` questions."""
+    """Of a task given by its settings: of `split`, where it has several, the first `limit` questions.
+
+    `pass@k` for k = 1, 2, 4, … and `samples`, and `greedy_accuracy`. A question that leaves no room
+    for an answer counts as wrong.
+    """
 
     lower_is_better = ("error",)
 
@@ -54,7 +60,7 @@ class PassAtK(Evaluation):
                 "evals.pass_at_k.task must be given: add +task@evals.pass_at_k.task=NAME"
             )
         self.task = task_of(task, split)
-        self.settings: dict[str, Any] = {"limit": limit, "samples": samples, "max_rows": max_rows}
+        self.limit, self.samples, self.max_rows = limit, samples, max_rows
         self.sampling = Sampling(
             temperature=temperature,
             top_k=top_k,
@@ -68,93 +74,42 @@ class PassAtK(Evaluation):
         len(self.task)
 
     def __call__(self, context: Context) -> Result:
-        ranks = {"rank": context.rank, "world_size": context.world_size}
-        return {
-            **pass_at_k(
-                context.gpt,
-                context.tokenizer,
-                self.task,
-                sampling=self.sampling,
-                **self.settings,
-                **ranks,
-            )
+        judged = agreed(lambda: self._judged(context), context.device)
+        for item, _ in judged:
+            context.record(item)
+        counted = [(round(item.correct * self.samples), greedy) for item, greedy in judged]
+        everywhere = [pair for part in gathered(counted) for pair in part]
+        n = len(everywhere)
+        found: Result = {
+            f"pass@{k}": math.fsum(unbiased(self.samples, right, k) for right, _ in everywhere) / n
+            for k in counts(self.samples)
         }
+        greedy = sum(right for _, right in everywhere) / n
+        return {**found, "greedy_accuracy": greedy, "error": 1 - greedy}
 
-
-def pass_at_k(
-    gpt: GPT,
-    tokenizer: Tokenizer,
-    task: Task,
-    *,
-    limit: int | None,
-    samples: int,
-    sampling: Sampling,
-    max_rows: int = 64,
-    rank: int = 0,
-    world_size: int = 1,
-) -> dict[str, float]:
-    """`pass@k` for k = 1, 2, 4, … and `samples`, and `greedy_accuracy`, over the first `limit` questions of `task`, all processes together.
-
-    A question that leaves no room for an answer counts as wrong. What is drawn for a question follows from the seed and its number. ValueError
-    for a task without a score.
-    """
-    device = gpt.device
-    ks = sorted({2**i for i in range(samples.bit_length()) if 2**i <= samples} | {samples})
-
-    def mine() -> list[float]:
-        if task.kind == "chat":
-            raise ValueError(f"{task.name} cannot be scored: nothing in it is right or wrong")
-        total = len(task) if limit is None else min(limit, len(task))
-        numbers = list(range(rank, total, world_size))
-        rights, greedy = _right(gpt, tokenizer, task, numbers, samples, sampling, max_rows)
+    def _judged(self, context: Context) -> list[tuple[Item, bool]]:
+        """Each question of this process, with the share of its sampled answers that are right, and
+        whether the greedy one is."""
+        task, tokenizer = self.task, context.tokenizer
+        ranks = {"rank": context.rank, "world_size": context.world_size}
+        asked = questions(tokenizer, task, limit=self.limit, **ranks)
+        tool = python_tool if self.sampling.python else None
+        engine = engine_for(context.gpt, tokenizer, self.max_rows, run_python=tool)
+        with engine.frozen():
+            sampled = judged_answers(engine, task, asked, self.sampling, self.samples)
+            greedy = judged_answers(engine, task, asked, replace(self.sampling, temperature=0), 1)
         return [
-            float(len(numbers)),
-            float(sum(greedy)),
-            *(sum(unbiased(samples, r, k) for r in rights) for k in ks),
+            (
+                Item(
+                    task=task.name,
+                    index=task.place(question.number),
+                    prompt=tokenizer.decode(question.prompt),
+                    choices=(),
+                    gold=task.answer(question.conversation),
+                    answer=best[0].text if best else "",
+                    correct=sum(a.right for a in each) / self.samples,
+                ),
+                bool(best and best[0].right),
+            )
+            for question, each, best in zip(asked, sampled, greedy, strict=True)
         ]
-
-    sums = torch.tensor(agreed(mine, device), dtype=torch.float32, device=device)
-    if world_size > 1:
-        summed(sums)
-    count, greedy, *passes = sums.tolist()
-    found = {f"pass@{k}": value / count for k, value in zip(ks, passes, strict=True)}
-    return {**found, "greedy_accuracy": greedy / count, "error": 1 - greedy / count}
-
-
-def _right(
-    gpt: GPT,
-    tokenizer: Tokenizer,
-    task: Task,
-    numbers: Sequence[int],
-    samples: int,
-    sampling: Sampling,
-    max_rows: int,
-) -> tuple[list[int], list[bool]]:
-    """How many of `samples` answers to each question are right, and whether the greedy one is."""
-    asked: list[tuple[dict[str, Any], list[int]]] = [
-        (task[n], render_prompt(tokenizer, task[n])) for n in numbers
-    ]
-    fits = [len(prompt) < gpt.config.sequence_len for _, prompt in asked]
-    prompts = [prompt for (_, prompt), ok in zip(asked, fits, strict=True) if ok]
-    conversations = [c for (c, _), ok in zip(asked, fits, strict=True) if ok]
-    seeds = [f"{sampling.seed}/{n}" for n, ok in zip(numbers, fits, strict=True) if ok]
-    engine = Engine(
-        gpt,
-        tokenizer,
-        max_rows=max_rows,
-        prefill_tokens=None,
-        pool_bytes=0,
-        run_python=python_tool if sampling.python else None,
-    )
-    with engine.frozen():
-        sampled = engine.sample(prompts, sampling, samples, seeds)
-        greedy = engine.sample(prompts, replace(sampling, temperature=0), 1, seeds)
-    texts = [completion.text for group in sampled for completion in group]
-    of_each = task.scores([c for c in conversations for _ in range(samples)], texts)
-    rights = [
-        sum(score > RIGHT for score in of_each[i : i + samples])
-        for i in range(0, len(of_each), samples)
-    ]
-    first = task.scores(conversations, [group[0].text for group in greedy])
-    missing = len(numbers) - len(prompts)
-    return rights + [0] * missing, [score > RIGHT for score in first] + [False] * missing

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from nanochat.evals.pass_at_k import RIGHT, unbiased
+from nanochat.evals.asking import RIGHT
+from nanochat.evals.pass_at_k import unbiased
 from nanochat.gpt import GPT
 from nanochat.inference.text import Completion
 from nanochat.rl.algorithms import has_signal

@@ -74,6 +74,10 @@ class Task(ABC):
         only `score` can decide."""
         return None
 
+    def answer(self, conversation: dict[str, Any]) -> str:
+        """The right answer as text: `reference`, or else the last text of the conversation."""
+        return self.reference(conversation) or last_answer(conversation)
+
     @cached_property
     def _indices(self) -> range:
         total = self.total()
@@ -92,6 +96,10 @@ class Task(ABC):
         if not 0 <= i < len(self):
             raise IndexError(f"{self.name} has no conversation {i}; it has {len(self):,}")
         return self.conversation(self._indices[i])
+
+    def place(self, i: int) -> int:
+        """The number of conversation i among all `total()` ones."""
+        return self._indices[i]
 
     def notes(self) -> list[str]:
         """Decisions about the data that were made automatically, one line each."""

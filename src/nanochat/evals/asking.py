@@ -1,0 +1,63 @@
+"""The questions of a task as a process asks them, and the answers that the engine writes."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from nanochat.inference.engine import Engine
+from nanochat.inference.sampling import Sampling
+from nanochat.tasks.task import Task
+from nanochat.tokenizer.conversations import render_prompt
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+RIGHT = 0.5  # a score above it is a right answer
+
+
+class Question(NamedTuple):
+    number: int  # in the task
+    conversation: dict[str, Any]
+    prompt: list[int]
+
+
+class Judged(NamedTuple):
+    text: str
+    score: float
+
+    @property
+    def right(self) -> bool:
+        return self.score > RIGHT
+
+
+def questions(
+    tokenizer: Tokenizer, task: Task, *, limit: int | None, rank: int = 0, world_size: int = 1
+) -> list[Question]:
+    """Every `world_size`-th of the first `limit` questions of `task`, from `rank` on. ValueError for
+    a task without a score."""
+    if task.kind not in ("choice", "answer"):
+        raise ValueError(
+            f"{task.name} holds conversations of kind {task.kind!r}, which have no score; leave it out"
+        )
+    total = len(task) if limit is None else min(limit, len(task))
+    numbers = range(rank, total, world_size)
+    return [Question(n, c, render_prompt(tokenizer, c)) for n in numbers for c in [task[n]]]
+
+
+def judged_answers(
+    engine: Engine, task: Task, asked: Sequence[Question], sampling: Sampling, samples: int
+) -> list[list[Judged]]:
+    """`samples` answers to each question, judged by the task. None to one that leaves no room for an
+    answer. What is drawn for a question follows from the seed and its number."""
+    room = engine.gpt.config.sequence_len
+    fit = [one for one in asked if len(one.prompt) < room]
+    seeds = [f"{sampling.seed}/{one.number}" for one in fit]
+    written = engine.sample([one.prompt for one in fit], sampling, samples, seeds)
+    conversations = [one.conversation for one in fit for _ in range(samples)]
+    texts = [completion.text for group in written for completion in group]
+    judged = [Judged(*pair) for pair in zip(texts, task.scores(conversations, texts), strict=True)]
+    of = {one.number: judged[i * samples : (i + 1) * samples] for i, one in enumerate(fit)}
+    return [of.get(one.number, []) for one in asked]
+
+
+def engine_for(gpt: Any, tokenizer: Tokenizer, max_rows: int, **more: Any) -> Engine:
+    """An engine for questions that are all known beforehand: prompts are read whole, and nothing is
+    kept of finished answers."""
+    return Engine(gpt, tokenizer, max_rows=max_rows, prefill_tokens=None, pool_bytes=0, **more)

@@ -1,0 +1,115 @@
+"""Smooth numbers of questions with known answers, for models whose accuracy is still at chance.
+
+Accuracy sees a model only when its choices change. The likelihood of the right answer changes with
+every step, so it ranks small models where accuracy cannot (Schaeffer et al. 2024, arXiv:2406.04391;
+DataDecide: Magnusson et al. 2025, arXiv:2504.11393).
+
+All of it is computed from what an evaluation recorded: `nats`, `tokens` and `bytes` of each choice,
+and where it asked for them `unconditional` nats, those of the choice without its question.
+"""
+
+import math
+from collections.abc import Sequence
+
+from nanochat.evals.items import Item
+
+BITS = 1 / math.log(2)  # of a nat
+
+
+def smooth(items: Sequence[Item]) -> dict[str, float]:
+    """The numbers below that these items of one task allow, by name. Left out are items without
+    scores, as of prompts that did not fit, and rules that choose alike where all choices are of one
+    length."""
+    scored = [item for item in items if "nats" in item.scores and all(item.scores["bytes"])]
+    if not scored:
+        return {}
+    found = {"right_bpb": right_bpb(scored)}
+    lettered = [item for item in scored if len(item.choices) > 1]
+    if len(lettered) < len(scored):
+        return found
+    found["right_share"] = _mean([right_share(item) for item in lettered])
+    found["margin"] = _mean([margin(item) for item in lettered])
+    rules = {}
+    if any(len(set(item.scores[size])) > 1 for item in lettered for size in ("tokens", "bytes")):
+        rules = {"sum": by_sum, "token": by_token, "byte": by_byte}
+    if all("unconditional" in item.scores for item in lettered):
+        rules["unconditional"] = by_gain
+    for name, rule in rules.items():
+        found[f"accuracy_{name}"] = _mean([float(rule(item) == item.gold) for item in lettered])
+    return found
+
+
+def right_bits(item: Item) -> tuple[float, float]:
+    """Bits and bytes of the right answer."""
+    gold = _gold(item)
+    return item.scores["nats"][gold] * BITS, item.scores["bytes"][gold]
+
+
+def right_bpb(items: Sequence[Item]) -> float:
+    """Bits per byte of the right answers, all bits over all bytes: the task loss of model ladders
+    (Bhagia et al. 2024, arXiv:2412.04403), with more signal and less noise than accuracy (Heineman et
+    al. 2025, arXiv:2508.13144)."""
+    bits, size = zip(*map(right_bits, items), strict=True)
+    return math.fsum(bits) / math.fsum(size)
+
+
+def right_share(item: Item) -> float:
+    """Probability of the right choice among the choices (Schaeffer et al. 2024, arXiv:2406.04391,
+    p of the correct choice over those offered)."""
+    nats = item.scores["nats"]
+    least = min(nats)
+    weights = [math.exp(least - n) for n in nats]
+    return weights[_gold(item)] / math.fsum(weights)
+
+
+def margin(item: Item) -> float:
+    """Bits per byte of the likeliest wrong choice minus those of the right one; above 0 it is chosen.
+
+    Margin as in DataDecide (arXiv:2504.11393), there of probabilities; those of long choices vanish,
+    so here per byte and in bits.
+    """
+    each = [n * BITS / b for n, b in zip(item.scores["nats"], item.scores["bytes"], strict=True)]
+    right = each.pop(_gold(item))
+    return min(each) - right
+
+
+def by_sum(item: Item) -> int:
+    """The choice with the highest likelihood as a whole, which favours short ones: `acc` of the
+    lm-evaluation-harness."""
+    return _least(item.scores["nats"])
+
+
+def by_token(item: Item) -> int:
+    """The choice with the highest likelihood per token (Brown et al. 2020, arXiv:2005.14165, section
+    2.4), as CORE scores; it depends on the tokenizer."""
+    return _least(_over(item.scores["nats"], item.scores["tokens"]))
+
+
+def by_byte(item: Item) -> int:
+    """The choice with the highest likelihood per byte, whatever the tokenizer: `acc_norm` of the
+    lm-evaluation-harness (Biderman et al. 2024, arXiv:2405.14782)."""
+    return _least(_over(item.scores["nats"], item.scores["bytes"]))
+
+
+def by_gain(item: Item) -> int:
+    """The choice that the question makes more likely by most: its likelihood over its unconditional
+    one (Brown et al. 2020, section 2.4; Holtzman et al. 2021, arXiv:2104.08315, PMI)."""
+    pairs = zip(item.scores["nats"], item.scores["unconditional"], strict=True)
+    return _least([after - alone for after, alone in pairs])
+
+
+def _gold(item: Item) -> int:
+    return item.gold if isinstance(item.gold, int) else 0  # a free answer has one score, its own
+
+
+def _over(values: Sequence[float], sizes: Sequence[float]) -> list[float]:
+    return [value / size for value, size in zip(values, sizes, strict=True)]
+
+
+def _least(values: Sequence[float]) -> int:
+    """Index of the smallest; of equal ones the first."""
+    return min(range(len(values)), key=values.__getitem__)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
