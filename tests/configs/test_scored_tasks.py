@@ -8,7 +8,8 @@ from tests.configs.test_every_yaml import choices, composed
 
 def test_an_unknown_evaluation_is_answered_with_those_that_can_be_scored() -> None:
     with pytest.raises(
-        ValueError, match=r"evals=bogus is not known; choose from bpb, chat, core, pass_at_k, sample, "
+        ValueError,
+        match=r"evals=bogus is not known; choose from bpb, chat, core, pass_at_k, sample, ",
     ) as error:
         evaluate.named(["ckpt=x", "evals=[bogus]"])
     offered = str(error.value).partition("choose from ")[2].partition(";")[0].split(", ")

@@ -154,11 +154,7 @@ def test_choices_equal_a_plain_loop_over_logits(gpt, batch_rows):
         right += best == questions[i][1]
     assert 0 < right < 24
     result = accuracy(gpt, task, rows_per_device=batch_rows)
-    assert result == {
-        "correct": right,
-        "total": 24,
-        "skipped": 0,
-    }
+    assert result == {"correct": right, "total": 24, "skipped": 0}
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 16])
@@ -203,11 +199,7 @@ def test_answers_equal_a_plain_loop_of_generation(gpt):
     assert seen == plain  # each answer beside its own question
     right = sum(sum(map(ord, answer)) % 2 == 0 for _, answer in plain)
     assert 0 < right < 7
-    assert result == {
-        "correct": right,
-        "total": 7,
-        "skipped": 0,
-    }
+    assert result == {"correct": right, "total": 7, "skipped": 0}
 
 
 # --- what is counted ----------------------------------------------------------------------------------------------
@@ -235,11 +227,7 @@ def test_what_does_not_fit_the_context_is_wrong_and_counted(kind):
 
 def test_limit_takes_the_first_ones():
     model = Parrot.build(CONFIG)
-    assert accuracy(model, Letters(ITEMS), limit=3) == {
-        "correct": 2,
-        "total": 3,
-        "skipped": 0,
-    }
+    assert accuracy(model, Letters(ITEMS), limit=3) == {"correct": 2, "total": 3, "skipped": 0}
     assert accuracy(model, Letters(ITEMS), limit=1000)["total"] == 7
 
 

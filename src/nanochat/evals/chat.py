@@ -21,8 +21,7 @@ from nanochat.evals.uncertainty import standard_error
 from nanochat.gpt import GPT
 from nanochat.inference.likelihood import Continuation, likelihoods
 from nanochat.inference.sampling import Sampling
-from nanochat.runtime.schema import Temperature, TopK
-from nanochat.runtime.settings import Count, Seed
+from nanochat.runtime.settings import Count, Seed, Temperature, TopK
 from nanochat.tasks.task import Task
 from nanochat.tokenizer.conversations import render
 from nanochat.tokenizer.tokenizer import Tokenizer
