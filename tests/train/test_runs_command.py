@@ -1,8 +1,8 @@
 """`python -m nanochat.runs`: what it says of real run folders, and what it deletes."""
 
 import json
+import shutil
 import subprocess
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -101,8 +101,7 @@ def test_the_command_lists_deletes_and_archives(runs: Path) -> None:
     )
     (packed,) = (base / "archive").glob("*.tar")
     before = {run["name"] for run in json.loads(say(base, "format=json").stdout)}
-    with tarfile.open(packed) as tar:
-        tar.extractall(runs, filter="data")
+    shutil.unpack_archive(packed, runs)
     assert {run.name for run in listing.list_runs(runs)} == before | {"two/2026-01-03_00-00-00Z"}
     assert "deleted two/" in say(base, "delete=[two,one]", "confirm=true").stdout
     assert not listing.list_runs(runs) and not list(runs.iterdir())

@@ -693,9 +693,11 @@ def test_large_bodies_and_too_many_requests_are_refused(calm):
             == 413
         )
         asked = {"messages": HELLO, "max_tokens": 1}
+        start = time.monotonic()
         got = [httpx.post(f"{url}/v1/chat/completions", json=asked) for _ in range(6)]
+        passed = time.monotonic() - start
         assert [response.status_code for response in got] == [200] * 4 + [429] * 2
-        assert math.isclose(int(got[-1].headers["retry-after"]), 10, abs_tol=1)
+        assert 9 - passed <= int(got[-1].headers["retry-after"]) <= 11
 
 
 def test_metrics_are_read_by_prometheus_rules(at, client):
