@@ -26,7 +26,9 @@ from nanochat.datamodules.text import TextDataModule
 
 def run(cfg: DictConfig) -> None:
     show: Callable[[Any, DictConfig], Iterator[str]] | None
-    show = {"stats": stats, "batch": batch, "ledger": ledger, "download": download}.get(cfg.show)
+    show = {"stats": show_stats, "batch": show_batch, "ledger": ledger, "download": download}.get(
+        cfg.show
+    )
     if show is None:
         raise ValueError(
             f"show={cfg.show} is not known; choose show=stats, show=batch, show=ledger or "
@@ -34,7 +36,7 @@ def run(cfg: DictConfig) -> None:
         )
     data = instantiate(cfg.data)
     if isinstance(data, ChatDataModule):
-        show = {"stats": mixture, "batch": chat_batch, "ledger": ledger}.get(cfg.show)
+        show = {"stats": show_mixture, "batch": chat_batch, "ledger": ledger}.get(cfg.show)
         if show is None:
             raise ValueError(
                 f"show={cfg.show} is for text; conversations have show=stats, show=batch and "
@@ -65,7 +67,7 @@ def run(cfg: DictConfig) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def stats(data: TextDataModule, cfg: DictConfig) -> Iterator[str]:
+def show_stats(data: TextDataModule, cfg: DictConfig) -> Iterator[str]:
     """Documents, characters and tokens of every shard; rows, utilisation and loss by packing."""
     data.prepare_all()
     folder = data.folder
@@ -116,7 +118,7 @@ def line(name: str, counts: list[int], tally: Tally) -> str:
     )
 
 
-def batch(data: TextDataModule, cfg: DictConfig) -> Iterator[str]:
+def show_batch(data: TextDataModule, cfg: DictConfig) -> Iterator[str]:
     """The text of batch `step`. ⟦ ⟧ enclose what is not text: the documents, and rows that end
     within one."""
     found = data.batch(cfg.step)
@@ -181,11 +183,11 @@ def prepare_chat(data: ChatDataModule, cfg: DictConfig) -> None:
         raise ValueError(f"step={cfg.step} is past the end: {length}")
 
 
-def mixture(data: ChatDataModule, cfg: DictConfig) -> Iterator[str]:
+def show_mixture(data: ChatDataModule, cfg: DictConfig) -> Iterator[str]:
     """The parts of the mixture, and how full its rows are."""
     from nanochat.runs import show
 
-    show.mixture(data.shares(), data.utilisation(), data.rows("train").mixture.dropped)
+    show.shares(data.shares(), data.utilisation(), data.rows("train").mixture.dropped)
     rows = data.epochs_rows()
     epochs = "an epoch is" if data.num_epochs == 1 else f"{data.num_epochs} epochs are"
     yield (

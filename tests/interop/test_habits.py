@@ -115,4 +115,6 @@ def test_the_habit_is_answered_in_one_line(words: list[str], said: str) -> None:
 
 
 def test_the_page_is_current() -> None:
-    assert (ROOT / "docs" / "from-nanochat.md").read_text(encoding="utf-8") == habits.page()
+    assert (ROOT / "docs" / "from-nanochat.md").read_text(
+        encoding="utf-8"
+    ) == habits.habits_markdown()

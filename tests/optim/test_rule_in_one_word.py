@@ -80,6 +80,6 @@ def test_the_plan_speaks_of_the_rules_there_are(
 ) -> None:
     sizes = from_depth(2, vocab_size=300, arch=build_arch({}))
     plan = make_plan(sizes, sizes, max_steps=10, batch_tokens=2048)
-    show.plan("r", plan, batch="", text="", machine=None, groups=groups(*words, chosen=chosen))
+    show.planned("r", plan, batch="", text="", machine=None, groups=groups(*words, chosen=chosen))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "│ rates" in line]
     assert rates in line and line.count("Muon") == rates.count("Muon")

@@ -407,13 +407,13 @@ def test_a_base_folder_that_cannot_be_written_is_named(
 def test_every_setting_has_a_rule_and_a_meaning() -> None:
     for command, compositions in settings_page.PAGES.items():
         for words in compositions:
-            for key, _, rule, meaning in settings_page.rows(command, words):
+            for key, _, rule, meaning in settings_page.settings_rows(command, words):
                 assert rule and rule != "anything" and meaning, (command, key, rule, meaning)
 
 
 def test_the_page_of_settings_is_current() -> None:
     page = Path(__file__).parents[2] / "docs" / "settings.md"
-    assert page.read_text() == settings_page.page(), (
+    assert page.read_text() == settings_page.settings_markdown(), (
         "run `python -m nanochat.commands.settings_page`"
     )
 

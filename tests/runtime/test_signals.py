@@ -5,9 +5,9 @@ import sys
 
 PROGRAM = """
 import signal, sys, time
-from nanochat.runtime.signals import StopAtOnce, stop_at_once
+from nanochat.runtime.signals import StopAtOnce, raise_stop_at_once
 
-signal.signal(signal.SIGINT, lambda *_: stop_at_once())
+signal.signal(signal.SIGINT, lambda *_: raise_stop_at_once())
 
 class Holder:
     def __del__(self):

@@ -13,7 +13,7 @@ from nanochat.callbacks.every import StepCallback, check_every, is_due
 from nanochat.checkpoint.runs import RunCheckpoints
 from nanochat.modules.phase import PhaseModule
 from nanochat.runtime.lightning_private import leave_signals_alone
-from nanochat.runtime.signals import CtrlC, handle_stops, restore_stops, stop_at_once
+from nanochat.runtime.signals import CtrlC, handle_stops, raise_stop_at_once, restore_stops
 
 
 class Save(StepCallback):
@@ -62,7 +62,7 @@ class Save(StepCallback):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._ctrl_c.again():
-            stop_at_once()
+            raise_stop_at_once()
         if number == signal.SIGINT and not self.told_to_stop and self._speaks:
             # not by print, which may be at work where the signal came
             with contextlib.suppress(OSError):

@@ -10,13 +10,13 @@ from nanochat.runs.schema import (
     MAX_VOCAB,
     Arch,
     Bare,
-    Command,
     Data,
     Device,
     Evals,
     Length,
     Model,
     Precision,
+    Seeded,
     TokenizerChoice,
     TokenizerSettings,
     Train,
@@ -41,7 +41,7 @@ class OnlyLength(Settings):
     sequence_len: Length
 
 
-class LoadsCheckpoint(Command):
+class LoadsCheckpoint(Seeded):
     ckpt: str
     device: Device
     precision: Precision
@@ -104,7 +104,7 @@ class Chat(Bare):
     limits: Limits
 
 
-class Bench(Command):
+class Bench(Seeded):
     ckpt: str | None
     device: Device
     precision: Precision
@@ -119,7 +119,7 @@ class Bench(Command):
     arch: Arch
 
 
-class Evaluate(LoadsCheckpoint):
+class EvaluateCommand(LoadsCheckpoint):
     ckpt: list[str] | str  # type: ignore[assignment]
     evals: Evals
     data: Annotated[dict | None, Built()] = None
@@ -128,7 +128,7 @@ class Evaluate(LoadsCheckpoint):
     model: OnlyLength
 
 
-class DataCommand(Command):
+class DataCommand(Seeded):
     data: Data
     tokenizer: TokenizerChoice
     show: Literal["stats", "batch", "ledger", "download"]
@@ -139,7 +139,7 @@ class DataCommand(Command):
     model: OnlyLength
 
 
-class Tokenizer(Command, TokenizerSettings):
+class TokenizerCommand(Seeded, TokenizerSettings):
     data: Data
     out: str | None
     model: OnlyLength
@@ -179,9 +179,9 @@ COMMANDS: dict[str, type[Settings]] = {
     "cli": Cli,
     "chat": Chat,
     "bench": Bench,
-    "evaluate": Evaluate,
+    "evaluate": EvaluateCommand,
     "data": DataCommand,
-    "tokenizer": Tokenizer,
+    "tokenizer": TokenizerCommand,
     "import": Import,
     "runs": Runs,
     "pipeline": Pipeline,

@@ -164,7 +164,7 @@ def _beside(file: str) -> dict[str, str]:
     return dict(re.findall(r"^    (\w+): .*?(?:\(\n.*?)?# (.*)$", text, re.M))
 
 
-def rows(command: str, words: list[str]) -> Iterator[Row]:
+def settings_rows(command: str, words: list[str]) -> Iterator[Row]:
     """The settings of a command with these words on its command line."""
     from omegaconf import OmegaConf
 
@@ -194,7 +194,7 @@ def show_help(command: str, words: list[str]) -> None:
         if command == "train" or group in ("data", "tokenizer", "model", "arch"):
             print(f"  {group}={'|'.join(choices(group))}")
     print()
-    for key, default, rule, says in rows(command, words):
+    for key, default, rule, says in settings_rows(command, words):
         print(f"  {key}={default}".ljust(44) + f"  {rule}" + (f"; {says}" if says else ""))
     print(
         "\nAlso: -m for a sweep over key=a,b,c; --cfg job shows what a line composes to; "
@@ -202,7 +202,7 @@ def show_help(command: str, words: list[str]) -> None:
     )
 
 
-def page() -> str:
+def settings_markdown() -> str:
     """The content of docs/settings.md."""
     lines = [
         "# Settings",
@@ -223,7 +223,7 @@ def page() -> str:
             # those of data have tables below
             found = [
                 r
-                for r in rows(command, words)
+                for r in settings_rows(command, words)
                 if not number or not (r[0] in known or r[0].startswith("data."))
             ]
             known |= {row[0] for row in found}
@@ -248,7 +248,7 @@ def _of_group(group: str, name: str, key: str) -> Iterator[Row]:
         "algo": ["+phase=rl", f"algo={name}"],
         "reward": ["+phase=rl", "~reward@rewards.answer", f"+reward@rewards.NAME={name}"],
     }.get(group, ["+phase=base", f"{group}={name}"])
-    for row in rows("train", words):
+    for row in settings_rows("train", words):
         if row[0].startswith(f"{key}.") and row[0].rpartition(".")[2] not in SPECIAL:
             yield row
 
@@ -267,4 +267,4 @@ def _markdown(found: list[Row]) -> list[str]:
 if __name__ == "__main__":
     sys.argv[1:] = []
     Path("docs").mkdir(exist_ok=True)
-    Path("docs/settings.md").write_text(page())
+    Path("docs/settings.md").write_text(settings_markdown())

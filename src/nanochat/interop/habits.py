@@ -118,7 +118,7 @@ def dashed(name: str) -> str:
     return f"-{name}" if len(name) == 1 else f"--{name}"
 
 
-def page() -> str:
+def habits_markdown() -> str:
     """docs/from-nanochat.md."""
     lines = [
         "# Coming from nanochat",
@@ -153,4 +153,6 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    (Path(__file__).parents[3] / "docs" / "from-nanochat.md").write_text(page(), encoding="utf-8")
+    (Path(__file__).parents[3] / "docs" / "from-nanochat.md").write_text(
+        habits_markdown(), encoding="utf-8"
+    )

@@ -137,7 +137,7 @@ class ChatRecipe(Recipe):
         if inherited:
             show.inherited(inherited)
         self.data.use(self.tokenizer)
-        show.mixture(
+        show.shares(
             self.data.shares(), self.data.utilisation(), self.data.rows("train").mixture.dropped
         )
         for note in self.data.notes():

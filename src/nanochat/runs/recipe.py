@@ -173,7 +173,7 @@ class Recipe:
         """The derived numbers, before anything is trained. `inherited`: (setting, value, source) of what the parent's run gives."""
         machine = None if self.config["dry_run"] else (self.hardware.name, self.expected_seconds)
         schedule = optim.build_schedule(self.config["optim"]["schedule"]).describe(self.plan.steps)
-        show.plan(
+        show.planned(
             self.config["run_name"],
             self.plan,
             batch=self.data_shape(),

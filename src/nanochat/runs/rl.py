@@ -266,7 +266,7 @@ class RLRecipe(ChatRecipe):
                 self.collector(), questions=settings["questions"], micro_tokens=self.micro_tokens
             ),
             folder.path,
-            tell=show.preflight,
+            tell=show.findings,
             force=self.config["force"],
         )
         table_every = self.config["rollout"]["table_every"]

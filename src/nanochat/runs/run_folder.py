@@ -62,7 +62,7 @@ class RunFolder:
         return self.path / "checkpoints"
 
 
-def identity(config: dict[str, Any]) -> dict[str, Any]:
+def fixed_settings(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of a composed config that determine the numbers of a run, flattened to dotted
     keys."""
     flat: dict[str, Any] = {}
@@ -85,7 +85,7 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`key: old -> new` for each setting that differs and determines the numbers."""
     # through YAML, in which a tuple becomes a list
-    a, b = identity(old), identity(yaml.safe_load(yaml.safe_dump(new)))
+    a, b = fixed_settings(old), fixed_settings(yaml.safe_load(yaml.safe_dump(new)))
     return [
         f"{key}: {a.get(key)} -> {b.get(key)}"
         for key in sorted(set(a) | set(b))

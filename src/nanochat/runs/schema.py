@@ -74,7 +74,7 @@ class Compute(Settings):
     expected_mfu: Annotated[float, Field(gt=0, le=1)]
 
 
-class Plan(Settings):
+class PlanSettings(Settings):
     ratio: Positive | None
     tokens: Positive | None  # so that 1e9 may be typed
     flops: Positive | None
@@ -82,7 +82,7 @@ class Plan(Settings):
     scale: Literal["modern", "classic"]
 
 
-class Sample(Settings):
+class SampleSettings(Settings):
     prompts: list[str]
     max_tokens: Count
     temperature: Temperature
@@ -140,11 +140,11 @@ class Bare(Settings):
     paths: Paths
 
 
-class Command(Bare):
+class Seeded(Bare):
     seed: Seed
 
 
-class Train(Command):
+class Train(Seeded):
     """Of every run; the recipe of a phase may add to them."""
 
     phase: str
@@ -160,7 +160,7 @@ class Train(Command):
     progress: Literal["auto", "bar", "lines", "none"]
     max_steps: Count | None
     batch_tokens: Count | None
-    plan: Plan
+    plan: PlanSettings
     log_every: Count
     save_every: Count | None
     eval_every: Count | None
@@ -168,7 +168,7 @@ class Train(Command):
     eval_at_start: bool
     evals: Evals
     sample_every: Count | None
-    sample: Sample
+    sample: SampleSettings
     checkpoints: Checkpoints
     model: Model
     trainer: Annotated[dict, Built("nanochat.runs.trainer.flags", chosen=True)]

@@ -26,7 +26,7 @@ def console() -> Console:
     return out if out.is_terminal else Console(highlight=False, width=140)
 
 
-def plan(
+def planned(
     name: str,
     plan: Plan,
     *,
@@ -157,7 +157,7 @@ def sampled(sampling: Sampling) -> str:
     )
 
 
-def preflight(finding: Finding) -> None:
+def findings(finding: Finding) -> None:
     """Print the results of the checks before the start, and the decision."""
     table = Table(title="go or no-go", title_justify="left")
     for column in ("check", "verdict", "found", "advice"):
@@ -184,7 +184,7 @@ def inherited(rows: Sequence[tuple[str, str, str]]) -> None:
     console().print(table)
 
 
-def mixture(shares: Sequence[Share], utilisation: float, dropped: int) -> None:
+def shares(shares: Sequence[Share], utilisation: float, dropped: int) -> None:
     """Print the parts of a mixture of tasks, in conversations and trained tokens, and
     what is lost."""
     table = Table(title="mixture", title_justify="left")

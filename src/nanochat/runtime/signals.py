@@ -28,7 +28,7 @@ class StopAtOnce(BaseException):
     """Raised by a second Ctrl-C. Lightning would turn a KeyboardInterrupt into exit code 1."""
 
 
-def stop_at_once() -> NoReturn:
+def raise_stop_at_once() -> NoReturn:
     """For signal handlers: raise StopAtOnce, and again if it was raised in a `__del__` or an
     `atexit` function, whose exceptions Python drops."""
     said = sys.unraisablehook

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from nanochat.inference.sampling import Sampling
 from nanochat.serve.access.keys import KeyRequired, is_api
 from nanochat.serve.api import chat, completions, original, responses, status, tokens
-from nanochat.serve.api.context import Context
+from nanochat.serve.api.context import ApiContext
 from nanochat.serve.api.errors import add_error_handlers
 from nanochat.serve.api.metrics import Metrics
 from nanochat.serve.openai_error import error_response
@@ -35,7 +35,7 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
     not say."""
     # those pages load scripts from elsewhere
     app = FastAPI(title="nanochat", docs_url=None, redoc_url=None)
-    context = Context(service, defaults, Metrics(service))
+    context = ApiContext(service, defaults, Metrics(service))
     add_error_handlers(app, context.metrics)
     if api_key is not None:
         app.add_middleware(KeyRequired, api_key=api_key)

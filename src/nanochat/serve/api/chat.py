@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from nanochat.inference.request import Piece
 from nanochat.inference.text import Completion
 from nanochat.serve.api import logprobs, tools
-from nanochat.serve.api.context import Context
+from nanochat.serve.api.context import ApiContext
 from nanochat.serve.api.errors import ERRORS
 from nanochat.serve.api.metrics import Metrics
 from nanochat.serve.api.requests import ChatRequest
@@ -37,7 +37,7 @@ from nanochat.serve.worker import EngineFailed, Reply
 CALL_SHARE = 4
 
 
-def routes(context: Context) -> APIRouter:
+def routes(context: ApiContext) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/chat/completions", responses=ERRORS | STREAM)
@@ -70,7 +70,7 @@ def routes(context: Context) -> APIRouter:
     return router
 
 
-async def begin(context: Context, asked: ChatRequest) -> tuple[ServedModel, Reply]:
+async def begin(context: ApiContext, asked: ChatRequest) -> tuple[ServedModel, Reply]:
     """Start the answer to a conversation, decoded as the request asks for."""
     model = context.service.model(asked.model)
     most = asked.max_completion_tokens or asked.max_tokens

@@ -14,7 +14,7 @@ from fastapi.responses import Response
 
 from nanochat.inference.request import Piece
 from nanochat.serve.api import logprobs
-from nanochat.serve.api.context import Context
+from nanochat.serve.api.context import ApiContext
 from nanochat.serve.api.errors import ERRORS
 from nanochat.serve.api.logprobs import EMPTY, Offsets, ScoredText
 from nanochat.serve.api.metrics import Metrics
@@ -36,7 +36,7 @@ from nanochat.serve.worker import EngineFailed, Reply
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 
-def routes(context: Context) -> APIRouter:
+def routes(context: ApiContext) -> APIRouter:
     router, service = APIRouter(), context.service
 
     @router.post("/v1/completions", responses=ERRORS | STREAM)
@@ -74,7 +74,10 @@ def routes(context: Context) -> APIRouter:
 
 
 def begin(
-    context: Context, asked: CompletionRequest, model: ServedModel, prompts: list[str | list[int]]
+    context: ApiContext,
+    asked: CompletionRequest,
+    model: ServedModel,
+    prompts: list[str | list[int]],
 ) -> list[Reply]:
     """A reply for each prompt; none for max_tokens=0, which only echoes. All or nothing is started."""
     service = context.service
@@ -129,7 +132,7 @@ async def events(
         for number, reply in enumerate(replies):
             offsets = [Offsets() for _ in range(asked.samples)]
             async for sample, pieces in watched(reply, metrics):
-                choice = chunk(asked, tokenizer, offsets[sample], pieces)
+                choice = completion_chunk(asked, tokenizer, offsets[sample], pieces)
                 if choice["text"] or choice["logprobs"] or choice["finish_reason"]:
                     index = number * asked.samples + sample
                     yield event(head | {"choices": [{"index": index} | choice]})
@@ -144,7 +147,7 @@ async def events(
     yield DONE
 
 
-def chunk(
+def completion_chunk(
     asked: CompletionRequest, tokenizer: Tokenizer, offsets: Offsets, pieces: list[Piece]
 ) -> dict[str, Any]:
     """A choice with what the pieces add."""

@@ -8,7 +8,7 @@ from nanochat.serve.service import Service
 
 
 @dataclass(frozen=True)
-class Context:
+class ApiContext:
     """`defaults` is how an answer is sampled where a request does not say."""
 
     service: Service

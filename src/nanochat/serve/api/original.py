@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from pydantic import Field, model_validator
 
 from nanochat.serve.api import tools
-from nanochat.serve.api.context import Context
+from nanochat.serve.api.context import ApiContext
 from nanochat.serve.api.errors import ERRORS
 from nanochat.serve.api.messages import MAX_MESSAGES, ChatMessage, Strict
 from nanochat.serve.api.requests import Temperature, random_seed
@@ -43,7 +43,7 @@ class OriginalRequest(Strict):
         return self
 
 
-def routes(context: Context) -> APIRouter:
+def routes(context: ApiContext) -> APIRouter:
     router = APIRouter()
 
     @router.post("/chat/completions", responses=ERRORS | STREAM)
@@ -59,7 +59,7 @@ def routes(context: Context) -> APIRouter:
     return router
 
 
-async def events(context: Context, reply: Reply) -> AsyncIterator[str]:
+async def events(context: ApiContext, reply: Reply) -> AsyncIterator[str]:
     number = context.service.default.workers.index(reply.worker)
     try:
         async for _, pieces in watched(reply, context.metrics):

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nanochat.serve.api.chat import begin, content
-from nanochat.serve.api.context import Context
+from nanochat.serve.api.context import ApiContext
 from nanochat.serve.api.errors import ERRORS
 from nanochat.serve.api.messages import MAX_MESSAGES, ChatMessage, FunctionName, Strict
 from nanochat.serve.api.metrics import Metrics
@@ -81,7 +81,7 @@ class TextFormat(Strict):
     strict: bool | None = None
 
 
-class TextSettings(Strict):
+class ResponseText(Strict):
     format: TextFormat | None = None
     verbosity: None = None
 
@@ -98,7 +98,7 @@ class ResponsesRequest(Strict):
     max_output_tokens: Count | None = None
     temperature: Temperature | None = None
     top_p: Probability | None = None
-    text: TextSettings | None = None
+    text: ResponseText | None = None
     metadata: dict[str, str] | None = None
     stream: bool | None = False
 
@@ -146,7 +146,7 @@ class ResponsesRequest(Strict):
 # --- the answer ---
 
 
-def routes(context: Context) -> APIRouter:
+def routes(context: ApiContext) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/responses", responses=ERRORS | STREAM)

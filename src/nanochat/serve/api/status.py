@@ -6,12 +6,12 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from nanochat.serve.api.context import Context
+from nanochat.serve.api.context import ApiContext
 from nanochat.serve.api.errors import ERRORS
 from nanochat.serve.service import ServedModel
 
 
-def routes(context: Context) -> APIRouter:
+def routes(context: ApiContext) -> APIRouter:
     router, service, metrics = APIRouter(), context.service, context.metrics
 
     @router.get("/health")

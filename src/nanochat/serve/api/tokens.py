@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import Field, model_validator
 
 from nanochat.serve.api import logprobs, tools
-from nanochat.serve.api.context import Context
+from nanochat.serve.api.context import ApiContext
 from nanochat.serve.api.errors import ERRORS
 from nanochat.serve.api.messages import MAX_MESSAGES, ChatMessage, Strict
 from nanochat.serve.api.requests import TokenId
@@ -42,7 +42,7 @@ class DetokenizeRequest(Strict):
     tokens: Annotated[list[TokenId], Field(fail_fast=True)]
 
 
-def routes(context: Context) -> APIRouter:
+def routes(context: ApiContext) -> APIRouter:
     router, service = APIRouter(), context.service
 
     @router.get("/tokenizer_info", responses=ERRORS)

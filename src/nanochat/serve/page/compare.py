@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from nanochat.inference.sampling import Sampling
-from nanochat.serve.page.rows import begun, chat_rows, line_of, plain
+from nanochat.serve.page.rows import begun, line_of, message_rows, plain
 from nanochat.serve.page.settings import (
     LATEX,
     QUIET,
@@ -117,7 +117,7 @@ class Compare(AnswersPage):
 
         def columns() -> Iterator[Any]:
             for turn, messages in zip(turns, asked.values(), strict=True):
-                yield chat_rows([*messages, *begun(turn)], writing=not turn.task.done())[0]
+                yield message_rows([*messages, *begun(turn)], writing=not turn.task.done())[0]
                 yield line_of(turn.made()) if turn.parts else ""
 
         stops = gr.update(value="", submit_btn=False, stop_btn="Stop")

@@ -16,7 +16,7 @@ from typing import Any
 import gradio as gr
 
 from nanochat.inference.sampling import Sampling
-from nanochat.serve.page.rows import answered, begun, chat_rows, choices_of, line_of
+from nanochat.serve.page.rows import answered, begun, choices_of, line_of, message_rows
 from nanochat.serve.page.settings import Shown, warn, with_system
 from nanochat.serve.page.store import Changed, Conversation, Store, new_id, title_of
 from nanochat.serve.page.turn import Turn
@@ -77,7 +77,7 @@ class Conversations(Window):
         store."""
         made = next((m["made"] for m in reversed(c.messages) if "made" in m), None)
         view = {
-            self.chat: chat_rows(answered(c.messages))[0],
+            self.chat: message_rows(answered(c.messages))[0],
             self.answers: choices_of(answered(c.messages)),
             self.numbers: line_of(made) if made else "",
             self.opened: {"id": c.id if c.revision else "", "revision": c.revision},
@@ -223,7 +223,7 @@ def stop_box(**more: Any) -> dict[str, Any]:
 
 def written(c: Conversation, turn: Turn) -> list[dict[str, Any]]:
     """Rows of a conversation with the answer as far as it is."""
-    return chat_rows([*c.messages, *begun(turn)], writing=True)[0]
+    return message_rows([*c.messages, *begun(turn)], writing=True)[0]
 
 
 def with_messages(c: Conversation, messages: list[dict[str, Any]]) -> Conversation:

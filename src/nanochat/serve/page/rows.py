@@ -10,7 +10,7 @@ from nanochat.serve.page.store import shortened
 from nanochat.serve.page.turn import NOTHING, Turn, numbers
 
 
-def chat_rows(
+def message_rows(
     messages: list[dict[str, Any]], *, writing: bool = False
 ) -> tuple[list[dict[str, Any]], list[int]]:
     """What a Chatbot shows, and the number of the message that each of it is of. `writing`: the
@@ -102,6 +102,6 @@ def answered(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def question_at(messages: list[dict[str, Any]], row: Any) -> int:
     """The number of the question that a row of the Chatbot is, or answers."""
-    numbers_of = chat_rows(messages)[1]
+    numbers_of = message_rows(messages)[1]
     at = numbers_of[min(row[0] if isinstance(row, list | tuple) else row, len(numbers_of) - 1)]
     return next(n for n in range(at, -1, -1) if messages[n]["role"] == "user")
