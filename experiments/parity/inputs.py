@@ -3,6 +3,7 @@ neither of the two packages."""
 
 import json
 import os
+import re
 from pathlib import Path
 from random import Random
 
@@ -266,3 +267,8 @@ def spread(count: int) -> list[int]:
 
 def as_json(value: object) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def run(part: str, functions: dict) -> None:
+    """Call the function of a part; `numbers` has three, one for each dtype."""
+    functions[re.sub(r"_(fp32|fp64|bf16)$", "", part)]()

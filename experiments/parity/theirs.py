@@ -327,12 +327,4 @@ def greedy():
 if __name__ == "__main__":
     if torch.float64 == DTYPE:
         in_float64()
-    {
-        "numbers_fp32": numbers,
-        "numbers_fp64": numbers,
-        "numbers_bf16": numbers,
-        "plan": plan,
-        "chats": chats,
-        "tasks": tasks,
-        "greedy": greedy,
-    }[part]()
+    inputs.run(part, globals())

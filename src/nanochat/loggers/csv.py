@@ -5,13 +5,16 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from nanochat.loggers.own import OwnLogger
 
-class CsvLogger(Logger):
+
+class CsvLogger(OwnLogger):
     """One row per step that logged something; a column per metric, `step` first. Rows are appended
     as they come."""
+
+    name = "csv"
 
     def __init__(self, folder: Path, resume_step: int = 0) -> None:
         super().__init__()
@@ -29,18 +32,6 @@ class CsvLogger(Logger):
                 ]
                 self.columns = list(reader.fieldnames or ["step"])
             self._rewrite(rows)
-
-    @property
-    def name(self) -> str:
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The composed config is in config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -1,9 +1,10 @@
 """TensorBoard, in the run folder."""
 
-import importlib.util
 from pathlib import Path
 
 from lightning.pytorch.loggers import TensorBoardLogger
+
+from nanochat.loggers.own import check_package
 
 
 class TensorBoard(TensorBoardLogger):
@@ -16,8 +17,4 @@ class TensorBoard(TensorBoardLogger):
 
     @staticmethod
     def check() -> None:
-        if importlib.util.find_spec("tensorboard") is None:
-            raise ValueError(
-                "logger=tensorboard needs the package tensorboard: pip install "
-                "'nanochat[tensorboard]', or choose logger=csv"
-            )
+        check_package("tensorboard", "'nanochat[tensorboard]'")

@@ -1,16 +1,17 @@
 """Trackio: experiment tracking on this machine, with the interface of W&B. `trackio show` opens its
 page."""
 
-import importlib.util
 from pathlib import Path
-from typing import Any
 
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from nanochat.loggers.own import OwnLogger, check_package
 
-class Trackio(Logger):
+
+class Trackio(OwnLogger):
     """A run of a resumed folder goes on under the same name."""
+
+    name = "trackio"
 
     def __init__(self, folder: Path, project: str = "nanochat") -> None:
         super().__init__()
@@ -23,23 +24,7 @@ class Trackio(Logger):
 
     @staticmethod
     def check(project: str = "nanochat") -> None:
-        if importlib.util.find_spec("trackio") is None:
-            raise ValueError(
-                "logger=trackio needs the package trackio: pip install trackio, or choose "
-                "logger=csv"
-            )
-
-    @property
-    def name(self) -> str:
-        return "trackio"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The composed config is in config.yaml."""
+        check_package("trackio")
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -1,12 +1,12 @@
 """Weights & Biases."""
 
 import hashlib
-import importlib.util
 from pathlib import Path
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from nanochat.loggers.csv import CsvLogger
+from nanochat.loggers.own import check_package
 
 INSTEAD = "or choose logger.wandb.offline=true or logger=csv"
 
@@ -40,10 +40,7 @@ def wandb(folder: Path, resume_step: int, project: str, offline: bool) -> Logger
 
 
 def check(project: str, offline: bool) -> None:
-    if importlib.util.find_spec("wandb") is None:
-        raise ValueError(
-            "logger=wandb needs the package wandb: pip install wandb, or choose logger=csv"
-        )
+    check_package("wandb")
     import wandb
 
     try:
