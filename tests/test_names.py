@@ -16,7 +16,7 @@ LIKE_A_CLASS = {
     # they take the keys that are typed (data.path=…) apart; configs of earlier runs name them
     **dict.fromkeys(["jsonl", "shards", "pydocs"], "makes the data whose source is the class"),
     "save": "folder.save writes a checkpoint, the callback calls it every N steps",
-    **dict.fromkeys(["bits_per_byte", "pass_at_k"], "the number; the class is its evaluation"),
+    "bits_per_byte": "the number; the class is its evaluation",
 }
 
 
@@ -51,11 +51,11 @@ def like_a_class() -> dict[str, list[str]]:
 
 
 def test_no_class_is_defined_twice() -> None:
-    assert twice().keys() == TWICE.keys()
+    assert not {name: where for name, where in twice().items() if name not in TWICE}
 
 
 def test_no_function_is_named_as_a_class() -> None:
-    assert like_a_class().keys() == LIKE_A_CLASS.keys()
+    assert not {name: where for name, where in like_a_class().items() if name not in LIKE_A_CLASS}
 
 
 if __name__ == "__main__":
