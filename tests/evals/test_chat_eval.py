@@ -54,11 +54,13 @@ class Chat(Letters):
     kind = "chat"
 
 
-class Parrot(GPT):
+class Parrot(FrozenGPT):
     """Answers with the letter that the question ended in; before it, <|user_end|> is likelier than any letter."""
 
-    def blocks(self, x, bigram, idx, cos, sin, attends):
-        return idx.roll(2, 1)[..., None]
+    def hidden_cached(self, idx, positions, attends, rows, first):
+        return idx[:, 1].roll(2)[
+            :, None, None
+        ]  # (M, 2) -> (M, 1, 1): the tokens of a text follow each other
 
     def logits(self, hidden):
         logits = torch.nn.functional.one_hot(hidden[..., 0], V).float()

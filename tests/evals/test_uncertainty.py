@@ -9,6 +9,7 @@ import pytest
 from nanochat.evals import smooth
 from nanochat.evals.items import Item
 from nanochat.evals.paired import interval, paired
+from nanochat.evals.signal_to_noise import OfRun, lines, signal_to_noise
 from nanochat.evals.uncertainty import ratio_error, standard_error
 
 
@@ -121,3 +122,33 @@ def test_questions_that_did_not_fit_have_no_smooth_numbers():
     assert smooth.smooth([not_fit]) == {}
     free = Item("t", 0, "", (), "12", "13", 0.0, {"nats": (3.0,), "tokens": (1,), "bytes": (2,)})
     assert smooth.smooth([free]) == {"right_bpb": pytest.approx(1.5 / math.log(2))}
+
+
+def test_signal_over_noise_is_that_of_a_plain_computation():
+    """Two recipes of two seeds with two checkpoints each; `flat` differs by noise alone."""
+    values = {("a", "a1"): (1.0, 1.2), ("a", "a2"): (1.1, 1.4), ("b", "b1"): (2.0, 2.1)}
+    values[("b", "b2")] = (2.2, 2.5)
+    measured = [
+        OfRun(recipe, run, step, {"good": value, "flat": value % 0.2, "same": 7.0})
+        for (recipe, run), pair in values.items()
+        for step, value in enumerate(pair)
+    ]
+    good, *_, last = signal_to_noise(measured[::-1])  # the order given does not matter
+    assert (good.name, last.name, last.least) == ("good", "same", 0)
+    assert good.signal == pytest.approx(2.3 - 1.3)
+    rms = math.sqrt(np.mean([np.var(pair, ddof=1) for pair in values.values()]))
+    seeds = math.sqrt(np.mean([np.var([1.2, 1.4], ddof=1), np.var([2.1, 2.5], ddof=1)]))
+    assert (good.checkpoint_noise, good.seed_noise) == pytest.approx((rms, seeds))
+    assert good.least == pytest.approx(1 / max(rms, seeds)) and good.same_order == 1
+    assert lines([good])[2].startswith("| good | 1.0000 | ")
+    [alone] = signal_to_noise(
+        [measured[1]._replace(numbers={"x": 1}), measured[5]._replace(numbers={"x": 3})]
+    )
+    assert (alone.checkpoint_noise, alone.seed_noise, alone.same_order, alone.least) == (
+        None,
+        None,
+        None,
+        0,
+    )
+    with pytest.raises(ValueError, match="all of one"):
+        signal_to_noise(measured[:4])

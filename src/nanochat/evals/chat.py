@@ -16,8 +16,7 @@ from nanochat.evals.asking import Judged, Question, engine_for, judged_answers, 
 from nanochat.evals.evaluation import Context, Evaluation, Result, task_of
 from nanochat.evals.items import Item
 from nanochat.evals.pass_at_k import counts, unbiased
-from nanochat.evals.smooth import smooth
-from nanochat.evals.uncertainty import standard_error
+from nanochat.evals.smooth import measures
 from nanochat.gpt import GPT
 from nanochat.inference.likelihood import Continuation, likelihoods
 from nanochat.inference.sampling import Sampling
@@ -198,16 +197,10 @@ def right_answers(
 def numbers(items: Sequence[Item]) -> Result:
     """Of the items of one task: accuracy, its standard error (questions of one subject clustered;
     Miller 2024, arXiv:2411.00640), how many, and the smooth numbers."""
-    rights = [item.correct for item in items]
-    clusters = [item.cluster if item.cluster is not None else item.index for item in items]
-    skipped = sum(not item.scores for item in items)
-    of = f"{math.fsum(rights):g} of {len(items):,}" + (f", {skipped:,} too long" if skipped else "")
-    return {
-        "accuracy": math.fsum(rights) / len(items),
-        "stderr": standard_error(rights, clusters),
-        "of": of,
-        **smooth(items),
-    }
+    [found] = measures(items).values()
+    total, skipped = int(found.pop("n")), sum(not item.scores for item in items)
+    of = f"{math.fsum(item.correct for item in items):g} of {total:,}"
+    return {**found, "of": of + (f", {skipped:,} too long" if skipped else "")}
 
 
 def passes(name: str, items: Sequence[Item], samples: int) -> Result:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 from nanochat.evals.items import Item
+from nanochat.evals.uncertainty import standard_error
 
 BITS = 1 / math.log(2)  # of a nat
 
@@ -20,7 +21,7 @@ def smooth(items: Sequence[Item]) -> dict[str, float]:
     """The numbers below that these items of one task allow, by name. Left out are items without
     scores, as of prompts that did not fit, and rules that choose alike where all choices are of one
     length."""
-    scored = [item for item in items if "nats" in item.scores and all(item.scores["bytes"])]
+    scored = [item for item in items if _is_scored(item)]
     if not scored:
         return {}
     found = {"right_bpb": right_bpb(scored)}
@@ -37,6 +38,19 @@ def smooth(items: Sequence[Item]) -> dict[str, float]:
     for name, rule in rules.items():
         found[f"accuracy_{name}"] = _mean([float(rule(item) == item.gold) for item in lettered])
     return found
+
+
+def measures(items: Sequence[Item]) -> dict[str, dict[str, float]]:
+    """Of each task its accuracy, the standard error, the number of questions, and the smooth numbers."""
+    tasks = dict.fromkeys(item.task for item in items)
+    return {task: _measures([item for item in items if item.task == task]) for task in tasks}
+
+
+def _measures(items: Sequence[Item]) -> dict[str, float]:
+    rights = [item.correct for item in items]
+    clusters = [item.cluster if item.cluster is not None else item.index for item in items]
+    error = standard_error(rights, clusters)
+    return {"accuracy": _mean(rights), "stderr": error, "n": len(items), **smooth(items)}
 
 
 def right_bits(item: Item) -> tuple[float, float]:
@@ -96,6 +110,12 @@ def by_gain(item: Item) -> int:
     one (Brown et al. 2020, section 2.4; Holtzman et al. 2021, arXiv:2104.08315, PMI)."""
     pairs = zip(item.scores["nats"], item.scores["unconditional"], strict=True)
     return _least([after - alone for after, alone in pairs])
+
+
+def _is_scored(item: Item) -> bool:
+    """Whether every choice has a likelihood, and a length to divide it by."""
+    finite = all(map(math.isfinite, item.scores.get("nats", (math.nan,))))
+    return finite and all(item.scores["bytes"])
 
 
 def _gold(item: Item) -> int:
