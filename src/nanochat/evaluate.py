@@ -5,6 +5,7 @@ Several, `ckpt=A ckpt=B`, make one table. `evals=` takes names of `conf/eval`, a
 (after RL, of the run before it), unless `data=…` names another.
 """
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,36 +20,81 @@ DEFAULT = ("bpb", "sample")  # those of conf/evaluate.yaml
 
 def run(cfg: DictConfig) -> list[dict[str, Any]]:
     """The results of each checkpoint, in the order given."""
+    from nanochat.distributed.together import is_one_of_several, joined, run_again
     from nanochat.evals.evaluation import build_evaluations
+    from nanochat.evals.subject import Subject
 
     if words := overridden(r"evals\.\w+\.every"):
         raise ValueError(f"{words[0]} cannot take effect: a checkpoint is evaluated once; drop it")
-    settings: Any = OmegaConf.to_container(cfg.evals, resolve=True)
+    settings = asked(cfg)
     evaluations = build_evaluations(settings)
     for evaluation in evaluations.values():
         evaluation.check()
     ckpts = [cfg.ckpt] if isinstance(cfg.ckpt, str) else [str(ckpt) for ckpt in cfg.ckpt]
-    results = [evaluated(cfg, ckpt, evaluations) for ckpt in ckpts]
-    if len(ckpts) == 1:
-        for key, value in results[0].items():
-            for line in value if isinstance(value, list) else [value]:
-                print(f"{key}: {line:.6f}" if isinstance(line, float) else f"{key}: {line}")
+    if cfg.processes > 1 and not is_one_of_several():
+        if code := run_again(cfg.processes):
+            sys.exit(code)  # a process has said why
+        return []
+    with joined(cfg.device) as (rank, processes, device):
+        text = functools.partial(validation, cfg, rank, processes)
+        subjects = [Subject(c, text, device, cfg.precision, rank, processes) for c in ckpts]
+        found = [
+            [subject.evaluated(name, one, settings[name]) for name, one in evaluations.items()]
+            for subject in subjects
+        ]
+        first = [{"checkpoint": str(one.path), "dtype": one.dtype_and_why()} for one in subjects]
+    if rank == 0:
+        show(ckpts, first, found)
+    kept = zip(first, found, strict=True)
+    return [functools.reduce(dict.__or__, [f, *(one.results for one in own)]) for f, own in kept]
+
+
+def asked(cfg: DictConfig) -> dict[str, Any]:
+    """The settings of the evaluations, by name, with `limit` in each that has one. ValueError if none
+    has."""
+    settings: Any = OmegaConf.to_container(cfg.evals, resolve=True)
+    settings = {name: one for name, one in settings.items() if one and one.get("of") != {}}
+    if cfg.limit is not None:
+        limited = [one for one in settings.values() if "limit" in one]
+        if not limited:
+            raise ValueError(
+                f"limit={cfg.limit} cannot take effect: {', '.join(settings)} ask no questions; drop it"
+            )
+        for one in limited:
+            one["limit"] = cfg.limit
+    return settings
+
+
+def show(ckpts: list[str], first: list[dict[str, Any]], found: list[list[Any]]) -> None:
+    """What was found of each checkpoint: lines of one, a table of several, in which only numbers with
+    like passports are in one row."""
+    from nanochat.evals.results import differences
+
+    alike, apart = list(first), []
+    for same in zip(*found, strict=True):  # one evaluation of all checkpoints
+        if unlike := differences([stored.passport for stored in same]):
+            apart.append(f"{same[0].evaluation} is not to be compared: {', '.join(unlike)} differ")
+            apart += [
+                line
+                for c, s in zip(ckpts, same, strict=True)
+                for line in lines_of(s.results, f"{c}  ")
+            ]
+        else:
+            alike = [row | stored.results for row, stored in zip(alike, same, strict=True)]
+    if len(ckpts) > 1:
+        show_table(ckpts, alike)
     else:
-        show_table(ckpts, results)
-    return results
+        apart = lines_of(alike[0])
+    for line in apart:
+        print(line)
 
 
-def evaluated(cfg: DictConfig, ckpt: str, evaluations: dict[str, Any]) -> dict[str, Any]:
-    from nanochat.checkpoint.opened import open_checkpoint
-    from nanochat.evals.evaluation import Context
-
-    opened = open_checkpoint(ckpt, device=cfg.device, precision=cfg.precision)
-    dtype = str(opened.dtype).removeprefix("torch.")
-    results: dict[str, Any] = {"checkpoint": str(opened.path), "dtype": f"{dtype} ({opened.why})"}
-    context = Context(opened.gpt, opened.tokenizer, lambda: validation(cfg, opened))
-    for evaluation in evaluations.values():
-        results.update(evaluation(context))
-    return results
+def lines_of(results: dict[str, Any], before: str = "") -> list[str]:
+    return [
+        f"{before}{key}: {line:.6f}" if isinstance(line, float) else f"{before}{key}: {line}"
+        for key, value in results.items()
+        for line in (value if isinstance(value, list) else [value])
+    ]
 
 
 def show_table(ckpts: list[str], results: list[dict[str, Any]]) -> None:
@@ -66,9 +112,9 @@ def show_table(ckpts: list[str], results: list[dict[str, Any]]) -> None:
     # no number is cut where the screen is narrow
     Console(width=None if sys.stdout.isatty() else 40 * (len(ckpts) + 1)).print(table)
     for ckpt, one in zip(ckpts, results, strict=True):
-        for key, value in one.items():
-            for line in value if isinstance(value, list) else []:
-                print(f"{ckpt}  {key}: {line}")
+        texts = {key: value for key, value in one.items() if isinstance(value, list)}
+        for line in lines_of(texts, f"{ckpt}  "):
+            print(line)
 
 
 def named(words: list[str]) -> list[str]:
@@ -97,7 +143,9 @@ def named(words: list[str]) -> list[str]:
     return found
 
 
-def validation(cfg: DictConfig, opened: Any) -> Any:
+def validation(
+    cfg: DictConfig, rank: int, processes: int, checkpoint: Path, tokenizer: Any, sequence_len: int
+) -> Any:
     """The datamodule whose validation text a checkpoint is judged by."""
     from hydra.utils import instantiate
 
@@ -108,12 +156,12 @@ def validation(cfg: DictConfig, opened: Any) -> Any:
     config: Any = (
         OmegaConf.to_container(cfg.data, resolve=True)
         if cfg.get("data")
-        else validation_data(opened.path)
+        else validation_data(checkpoint)
     )
-    length = opened.gpt.config.sequence_len
-    data = instantiate({**config, "sequence_len": length, "rows_per_device": cfg.rows_per_device})
-    data.attach(opened.tokenizer, batch_tokens=length * cfg.rows_per_device)
-    data.prepare_data()
+    rows = cfg.rows_per_device
+    data = instantiate({**config, "sequence_len": sequence_len, "rows_per_device": rows})
+    tokens = sequence_len * rows * processes
+    data.attach(tokenizer, batch_tokens=tokens, world_size=processes, rank=rank)
     return data
 
 

@@ -123,6 +123,8 @@ class EvaluateCommand(LoadsCheckpoint):
     ckpt: list[str] | str  # type: ignore[assignment]
     evals: Evals
     data: Annotated[dict | None, Built()] = None
+    limit: Count | None
+    processes: Count
     eval_tokens: Count | None
     rows_per_device: Count
     model: OnlyLength
@@ -207,7 +209,7 @@ RENAMED = {
         "val_task": "evals.pass_at_k.task",
     },
     "evaluate": {
-        **{name: f"evals.tasks.{name}" for name in ("split", "limit", "max_tokens")},
+        **{name: f"evals.tasks.{name}" for name in ("split", "max_tokens")},
         "sample": "evals.sample",
     },
 }

@@ -19,6 +19,7 @@ class BitsPerByte(Evaluation):
     """Of the first `tokens` of the run's validation text; None: all of it."""
 
     lower_is_better = ("bpb", "loss")
+    reads_text = True
 
     def __init__(self, tokens: Count | None = None) -> None:
         self.tokens = tokens

@@ -58,6 +58,8 @@ class Evaluation:
         str, ...
     ] = ()  # those of its numbers that may choose the best checkpoint
     version: int = 1  # one more whenever a change of the code changes its numbers
+    reads_text: bool = False  # whether its numbers are those of `Context.data`
+    no_matter: tuple[str, ...] = ()  # settings that change no number, as where its files are
 
     def check(self) -> None:
         """Raise ValueError or OSError for what cannot work, before anything heavy is built: are the data there?"""

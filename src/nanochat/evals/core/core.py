@@ -34,6 +34,7 @@ class Core(Evaluation):
     """
 
     version = 1
+    no_matter = ("bundle", "budget_seconds")  # the bundle's hash does
 
     def __init__(
         self,
