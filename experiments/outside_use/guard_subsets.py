@@ -1,12 +1,15 @@
 # ruff: noqa: E501 (an attack a line)
-"""Which attacks get through which subset of the guards of a model's Python: one row a subset, on Linux.
+"""Which attacks get through which subset of the guards of a model's Python: one row a subset, on
+Linux.
 
     python experiments/outside_use/guard_subsets.py            # this user; as root also `uid`, the change to another user
     python experiments/outside_use/guard_subsets.py ordinary   # as root: once more as user 65534, by a Python that this user can start
 
-Every attack is a real one, with bounded harm: a planted secret, a victim process, listening sockets, 24 MiB of disk, 1 GiB of address space,
-24 processes. What it was after is looked at from outside, or said by the program with a word that it cannot have otherwise. `complete` is what
-the product says of the subset; a row with an attack and `complete` is a hole, and the exit code is 1. Standard library only.
+Every attack is a real one, with bounded harm: a planted secret, a victim process, listening
+sockets, 24 MiB of disk, 1 GiB of address space, 24 processes. What it was after is looked at from
+outside, or said by the program with a word that it cannot have otherwise. `complete` is what the
+product says of the subset; a row with an attack and `complete` is a hole, and the exit code is 1.
+Standard library only.
 """
 
 import contextlib
@@ -57,7 +60,10 @@ SAID = {
     "K": ("signal another process", "os.kill(P['pid'], 0); ok = True"),
     "L": (
         "lower another's limits (prlimit)",
-        "import resource; resource.prlimit(P['pid'], resource.RLIMIT_NOFILE, (900, 900)); ok = True",
+        (
+            "import resource; resource.prlimit(P['pid'], resource.RLIMIT_NOFILE, (900, 900)); ok = "
+            "True"
+        ),
     ),
     "N": (
         "connect by TCP",
@@ -86,7 +92,10 @@ ok = n > 8""",
     ),
     "h": (
         "memory of System V or of keyrings",
-        "ok = libc.shmget(0, ctypes.c_size_t(1 << 30), 0o1600) >= 0 or libc.syscall(250, 0, -3, 1) > 0",
+        (
+            "ok = libc.shmget(0, ctypes.c_size_t(1 << 30), 0o1600) >= 0 or libc.syscall(250, 0, "
+            "-3, 1) > 0"
+        ),
     ),
     "W": ("disk by writing", "take('os.write(fd, bytes(2**20))')"),
     "A": ("disk by fallocate", "take('os.posix_fallocate(fd, 0, 2**20)')"),
@@ -96,21 +105,29 @@ ok = n > 8""",
     ),
     "w": (
         "disk by ftruncate and a mapping",
-        'take(\'import mmap; os.ftruncate(fd, 2**20); s = os.statvfs("."); assert s.f_bavail * s.f_frsize > 2**24 or s.f_blocks * s.f_frsize > 2**28; '
+        'take(\'import mmap; os.ftruncate(fd, 2**20); s = os.statvfs("."); assert s.f_bavail * '
+        "s.f_frsize > 2**24 or s.f_blocks * s.f_frsize > 2**28; "
         "m = mmap.mmap(fd, 2**20); m[::4096] = bytes(256); m.flush()')",
     ),
     "I": ("disk by folders", "for n in range(1100): os.mkdir(f'i{n}')\nok = True"),
     "O": (
         "mount, a user namespace, chroot",
-        "ok = libc.mount(b'tmpfs', b'/tmp', b'tmpfs', 0, None) == 0 or libc.unshare(0x10000000) == 0",
+        (
+            "ok = libc.mount(b'tmpfs', b'/tmp', b'tmpfs', 0, None) == 0 or "
+            "libc.unshare(0x10000000) == 0"
+        ),
     ),
     "X": (
         "start another program",
-        "child = os.fork()\nif child == 0: os.execv('/bin/sh', ['sh', '-c', 'exit 7'])\nok = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7",
+        (
+            "child = os.fork()\nif child == 0: os.execv('/bin/sh', ['sh', '-c', 'exit 7'])\nok = "
+            "os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7"
+        ),
     ),
 }
 execution.START += f"  # {secrets.token_hex(8)}"  # to know the processes of this run by
-DISK = "WAawI"  # in programs of their own: one that takes too much may be ended before it tries the next
+# in programs of their own: one that takes too much may be ended before it tries the next
+DISK = "WAawI"
 # seen from outside, after a program that ends by itself or is ended
 OUTSIDE = {"Z": "outlive its time as a daemon", "B": "output past its bound"}
 PRELUDE = """
@@ -153,7 +170,10 @@ def attacks(off: frozenset[str], places: dict, victim: subprocess.Popen) -> str:
         code = PRELUDE.format(places=places, token=token)
         for letter in letters:
             body = "\n".join("    " + line for line in SAID[letter][1].strip().splitlines())
-            code += f"ok, letter = False, {letter!r}\ntry:\n{body}\nexcept BaseException: pass\nif ok: print('{token}', letter, flush=True)\n"
+            code += (
+                f"ok, letter = False, {letter!r}\ntry:\n{body}\nexcept BaseException: pass\nif ok: "
+                f"print('{token}', letter, flush=True)\n"
+            )
         result = execution.run_python(code, LIMITS, off=off)
         return {
             line.split()[1] for line in result.stdout.splitlines() if line.startswith(token)
@@ -176,7 +196,10 @@ def attacks(off: frozenset[str], places: dict, victim: subprocess.Popen) -> str:
         got = got | {mark} if found else got - {mark}
     with contextlib.suppress(OSError):
         os.remove(places["target"])
-    daemon = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(2)\n        os.kill(P, 0)\n    os._exit(0)\n"
+    daemon = (
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        "
+        "time.sleep(2)\n        os.kill(P, 0)\n    os._exit(0)\n"
+    )
     daemon = daemon.replace("os.kill(P, 0)", f"open({places['target']!r}, 'w')").replace(
         "time.sleep(2)", "time.sleep(20)"
     )
@@ -232,7 +255,8 @@ def main() -> int:
             Path(places["secret"]).write_text(places["word"])
             system = os.uname()
             print(
-                f"user {os.geteuid()}, {system.sysname} {system.release} {system.machine}, Python {sys.version.split()[0]}\n"
+                f"user {os.geteuid()}, {system.sysname} {system.release} {system.machine}, Python "
+                f"{sys.version.split()[0]}\n"
             )
             print(
                 "| "
@@ -251,7 +275,10 @@ def main() -> int:
                         holes += found.complete and bool(through)
                         name = " ".join(s for s in SWITCHES if s in off) or "nothing"
                         print(
-                            f"| {name} | {'yes' if found.complete else 'no'} | {' '.join(found.missing) or '-'} | {through or '-'} |",
+                            (
+                                f"| {name} | {'yes' if found.complete else 'no'} | "
+                                f"{' '.join(found.missing) or '-'} | {through or '-'} |"
+                            ),
                             flush=True,
                         )
             finally:

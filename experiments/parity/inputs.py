@@ -112,7 +112,7 @@ def corpus(folder: Path) -> list[str]:
     return json.loads(kept.read_text())
 
 
-# --- tasks -----------------------------------------------------------------------------------------------------------
+# --- tasks ---
 
 # task -> (data set, subset, split)
 TASKS = {

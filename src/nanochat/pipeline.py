@@ -1,9 +1,9 @@
 """Run several commands in order under one name: `python -m nanochat.pipeline pipeline=demo`.
 
 Each stage is a command of this project in a process of its own, with its line printed, so that it
-can also be typed alone. Words after `--` are added to every training stage, or to the one named:
-`… pipeline=speedrun -- trainer=1xh100 base:model=d20`. Repeating the command continues where it stopped:
-training stages have `resume=auto`.
+can also be typed alone. Words after `--` are added to every training stage, or to the one named: `…
+pipeline=speedrun -- trainer=1xh100 base:model=d20`. Repeating the command continues where it
+stopped: training stages have `resume=auto`.
 """
 
 import shlex

@@ -1,4 +1,5 @@
-"""One protocol for the callback and the command: an evaluation is a file and a YAML, and both ways give its numbers."""
+"""One protocol for the callback and the command: an evaluation is a file and a YAML, and both ways
+give its numbers."""
 
 import shutil
 import subprocess

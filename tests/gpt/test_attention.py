@@ -130,7 +130,7 @@ def test_sees_is_the_plain_mask():
                 assert bool(mask[i, j]) == (j <= p and (window is None or p - j <= window))
 
 
-# --- the choice -----------------------------------------------------------------------------------------------------
+# --- the choice ---
 
 SIZES = {"H": 4, "G": 2, "D": 8, "T": 300, "windows": {128, 300}}
 

@@ -60,7 +60,7 @@ def test_bigram_era_has_two_tensors_more():
     assert shapes == dict(expected_tensors("E2", 4, 4, 2, 64, 128, 128))
 
 
-# --- windows --------------------------------------------------------------------------------------
+# --- windows ---
 # ------------------
 
 
@@ -114,7 +114,7 @@ def test_value_embeddings_on_every_other_layer_from_the_last():
     ]
 
 
-# --- filling --------------------------------------------------------------------------------------
+# --- filling ---
 # ------------------
 
 D_MODEL, LAYERS, VOCAB = 256, 6, 1000  # large enough that 5 standard errors are a few per cent

@@ -302,7 +302,7 @@ def test_no_prompts_are_no_completions(gpt):
     assert Engine(gpt, TOKENIZER).generate([], max_tokens=4) == []
 
 
-# --- the tool -------------------------------------------------------------------------------------
+# --- the tool ---
 # ----------------
 
 

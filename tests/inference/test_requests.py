@@ -568,7 +568,7 @@ def test_the_pool_stays_within_its_memory_and_the_least_recently_used_leaves():
     assert pool.bytes == 0 and pool.find(a) is None
 
 
-# --- the limits -----------------------------------------------------------------------------------
+# --- the limits ---
 # ----------------
 
 
@@ -607,7 +607,7 @@ def test_an_engine_that_makes_no_sense_is_one_clear_line(calm, settings):
     assert "\n" not in str(caught.value)
 
 
-# --- programs -------------------------------------------------------------------------------------
+# --- programs ---
 # ----------------
 
 PROGRAM = chain("x", "<|python_start|>", "f()", "<|python_end|>") | {

@@ -253,7 +253,7 @@ def test_auto_follows_the_compute_dtype_where_the_hardware_has_bf16(
         assert muon.ns_dtype({**group, "ns_dtype": name}, torch.device("cpu")) == asked
 
 
-# --- compiled -------------------------------------------------------------------------------------
+# --- compiled ---
 # --------------------
 
 

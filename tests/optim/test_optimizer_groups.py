@@ -122,7 +122,7 @@ def test_a_schedule_moves_rates_momentum_and_muons_decay_only():
             assert group["weight_decay"] == before[name]["weight_decay"]
 
 
-# --- what cannot be -------------------------------------------------------------------------------------------------
+# --- what cannot be ---
 
 
 def without(groups, role):
@@ -226,7 +226,7 @@ def test_a_rule_is_told_the_compute_dtype_and_a_checkpoint_is_not():
     assert not any("compute_dtype" in group for group in optimizer.state_dict()["param_groups"])
 
 
-# --- rules ------------------------------------------------------------------------------------------------------------
+# --- rules ---
 
 
 @pytest.fixture
@@ -327,7 +327,7 @@ def test_a_rule_that_schedules_what_it_has_not_or_cannot_be_imported_is_one_line
         assert "\n" not in str(caught.value)
 
 
-# --- training and state -----------------------------------------------------------------------------------------------
+# --- training and state ---
 
 
 def train(gpt, optimizer, steps, total=20):

@@ -197,7 +197,7 @@ def test_weight_decay_is_proportional(modern):
     assert make_plan(modern(12), modern(12), weight_decay=0.1).weight_decay == pytest.approx(0.1)
 
 
-# --- the batch law --------------------------------------------------------------------------------
+# --- the batch law ---
 # --------------------
 
 
@@ -230,7 +230,7 @@ def test_batch_holds_whole_rows_on_every_process(modern, T, world_size):
         assert plan.batch_tokens % (T * world_size) == 0
 
 
-# --- what cannot be -------------------------------------------------------------------------------
+# --- what cannot be ---
 # --------------------
 
 

@@ -30,11 +30,12 @@ class Judged(NamedTuple):
 def questions(
     tokenizer: Tokenizer, task: Task, *, limit: int | None, rank: int = 0, world_size: int = 1
 ) -> list[Question]:
-    """Every `world_size`-th of the first `limit` questions of `task`, from `rank` on. ValueError for
-    a task without a score."""
+    """Every `world_size`-th of the first `limit` questions of `task`, from `rank` on. ValueError
+    for a task without a score."""
     if task.kind not in ("choice", "answer"):
         raise ValueError(
-            f"{task.name} holds conversations of kind {task.kind!r}, which have no score; leave it out"
+            f"{task.name} holds conversations of kind {task.kind!r}, which have no score; leave it "
+            "out"
         )
     total = len(task) if limit is None else min(limit, len(task))
     numbers = range(rank, total, world_size)
@@ -44,8 +45,8 @@ def questions(
 def judged_answers(
     engine: Engine, task: Task, asked: Sequence[Question], sampling: Sampling, samples: int
 ) -> list[list[Judged]]:
-    """`samples` answers to each question, judged by the task. None to one that leaves no room for an
-    answer. What is drawn for a question follows from the seed and its number."""
+    """`samples` answers to each question, judged by the task. None to one that leaves no room for
+    an answer. What is drawn for a question follows from the seed and its number."""
     room = engine.gpt.config.sequence_len
     fit = [one for one in asked if len(one.prompt) < room]
     seeds = [f"{sampling.seed}/{one.number}" for one in fit]

@@ -1,5 +1,5 @@
-"""One question of an evaluation, as it was asked and judged: what tables, error bars and the items page
-are made from."""
+"""One question of an evaluation, as it was asked and judged: what tables, error bars and the items
+page are made from."""
 
 import json
 from collections.abc import Iterable

@@ -1,8 +1,9 @@
-"""Two checkpoints on the same questions: their difference, and how far other questions would move it.
+"""Two checkpoints on the same questions: their difference, and how far other questions would move
+it.
 
-That is the noise of the questions alone. Another seed of the same recipe moves a number too: CORE by
-0.006, bits per byte by 0.0002 (karpathy/nanochat#807). So one pair of checkpoints cannot say which
-recipe is the one to take; `signal_to_noise` takes several.
+That is the noise of the questions alone. Another seed of the same recipe moves a number too: CORE
+by 0.006, bits per byte by 0.0002 (karpathy/nanochat#807). So one pair of checkpoints cannot say
+which recipe is the one to take; `signal_to_noise` takes several.
 """
 
 import math
@@ -18,8 +19,10 @@ from nanochat.evals.uncertainty import Z95, ratio_error, standard_error
 # 1. Without them two equal lists would have an interval of no width.
 ADDED = (math.sqrt(0.5), -math.sqrt(0.5))
 ITEM_NOISE = (
-    "intervals are of the questions alone (95 %): another seed of the same recipe moves CORE by 0.006 "
-    "and bits per byte by 0.0002 (karpathy/nanochat#807), so one pair of checkpoints does not decide"
+    "intervals are of the questions alone (95 %): another seed of the same recipe moves CORE by "
+    "0.006 "
+    "and bits per byte by 0.0002 (karpathy/nanochat#807), so one pair of checkpoints does not "
+    "decide"
 )
 
 
@@ -44,8 +47,10 @@ class Change(NamedTuple):
     def line(self) -> str:
         """One line of a report."""
         text = (
-            f"{self.task}: {self.a:.4f} and {self.b:.4f} of {self.n:,}, difference {self.difference:+.4f} "
-            f"[{self.low:+.4f}, {self.high:+.4f}]; {self.to_right} became right, {self.to_wrong} wrong"
+            f"{self.task}: {self.a:.4f} and {self.b:.4f} of {self.n:,}, difference "
+            f"{self.difference:+.4f} "
+            f"[{self.low:+.4f}, {self.high:+.4f}]; {self.to_right} became right, {self.to_wrong} "
+            "wrong"
         )
         if self.bpb is None:
             return text
@@ -54,8 +59,8 @@ class Change(NamedTuple):
 
 
 def paired(a: Sequence[Item], b: Sequence[Item]) -> list[Change]:
-    """Each task of `a` and `b`, over the questions that both were asked. ValueError if there is none,
-    or if a question is not the same in both."""
+    """Each task of `a` and `b`, over the questions that both were asked. ValueError if there is
+    none, or if a question is not the same in both."""
     in_b = {(item.task, item.index): item for item in b}
     both = [(one, in_b[one.task, one.index]) for one in a if (one.task, one.index) in in_b]
     if not both:
@@ -63,7 +68,8 @@ def paired(a: Sequence[Item], b: Sequence[Item]) -> list[Change]:
     for one, other in both:
         if (one.choices, one.gold) != (other.choices, other.gold):
             raise ValueError(
-                f"question {one.index} of {one.task} has other choices or another answer in the second "
+                f"question {one.index} of {one.task} has other choices or another answer in the "
+                "second "
                 "checkpoint's results; evaluate both with the same data and settings"
             )
     tasks = dict.fromkeys(one.task for one, _ in both)

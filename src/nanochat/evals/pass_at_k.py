@@ -1,4 +1,5 @@
-"""How often one of k sampled answers is right, and how often the greedy one is (facts sheet 5.9; Chen et al. 2021, arXiv:2107.03374)."""
+"""How often one of k sampled answers is right, and how often the greedy one is (facts sheet 5.9;
+Chen et al. 2021, arXiv:2107.03374)."""
 
 import math
 from dataclasses import replace
@@ -15,7 +16,8 @@ from nanochat.sandbox.execution import python_tool
 
 
 def unbiased(n: int, right: int, k: int) -> float:
-    """Probability that one of k answers is right, drawn from n of which `right` are: 1 - C(n - right, k) / C(n, k).
+    """Probability that one of k answers is right, drawn from n of which `right` are: 1 - C(n -
+    right, k) / C(n, k).
 
     >>> unbiased(4, 1, 1), unbiased(4, 1, 2), unbiased(4, 4, 3), unbiased(4, 0, 4)
     (0.25, 0.5, 1.0, 0.0)
@@ -33,7 +35,8 @@ def counts(samples: int) -> list[int]:
 
 
 class PassAtK(Evaluation):
-    """Of a task given by its settings: of `split`, where it has several, the first `limit` questions.
+    """Of a task given by its settings: of `split`, where it has several, the first `limit`
+    questions.
 
     `pass@k` for k = 1, 2, 4, … and `samples`, and `greedy_accuracy`. A question that leaves no room
     for an answer counts as wrong.

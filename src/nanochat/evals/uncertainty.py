@@ -39,9 +39,9 @@ def ratio_error(
     denominators: Sequence[float],
     clusters: Sequence[Hashable] | None = None,
 ) -> float:
-    """Of sum(numerators) / sum(denominators), as bits over bytes: the error of the mean of what each
-    question leaves over, divided by the mean denominator (the delta method; Cochran 1977, Sampling
-    Techniques, section 6.3)."""
+    """Of sum(numerators) / sum(denominators), as bits over bytes: the error of the mean of what
+    each question leaves over, divided by the mean denominator (the delta method; Cochran 1977,
+    Sampling Techniques, section 6.3)."""
     ratio = math.fsum(numerators) / math.fsum(denominators)
     rest = [a - ratio * b for a, b in zip(numerators, denominators, strict=True)]
     return standard_error(rest, clusters) * len(rest) / math.fsum(denominators)

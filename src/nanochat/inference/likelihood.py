@@ -44,12 +44,14 @@ class Tree(NamedTuple):
         return len(self.trunk) + sum(len(branch) - 1 for branch in self.branches)
 
 
-@torch.no_grad()  # not inference_mode: the RoPE tables may grow here, and training goes on with them
+# not inference_mode: the RoPE tables may grow here, and training goes on with them
+@torch.no_grad()
 def likelihoods(gpt: GPT, asked: Sequence[Continuation], *, batch_tokens: int) -> list[Likelihood]:
-    """The likelihood of each of `asked`, in order; a forward pass reads at most about `batch_tokens`.
+    """The likelihood of each of `asked`, in order; a forward pass reads at most about
+    `batch_tokens`.
 
-    Texts may be longer than `sequence_len`: nothing is cropped (facts sheet 6.2). What is asked twice
-    is computed once, so equal texts get equal numbers. ValueError for an empty context or
+    Texts may be longer than `sequence_len`: nothing is cropped (facts sheet 6.2). What is asked
+    twice is computed once, so equal texts get equal numbers. ValueError for an empty context or
     continuation.
     """
     if any(not one.context or not one.continuation for one in asked):
@@ -72,8 +74,8 @@ def trees_of(keys: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[Tr
 
 
 def batches_of(trees: Sequence[Tree], batch_tokens: int) -> Iterator[list[Tree]]:
-    """Runs of trees, which come in order of length, of at most `batch_tokens` if each is padded to the
-    last; at least one tree each."""
+    """Runs of trees, which come in order of length, of at most `batch_tokens` if each is padded to
+    the last; at least one tree each."""
     batch: list[Tree] = []
     for tree in trees:
         if batch and (len(batch) + 1) * len(tree) > batch_tokens:
@@ -139,8 +141,8 @@ def _judged(
 def attend_trees(
     layout: Sequence[tuple[int, Sequence[int]]], at: Tensor, windows: Sequence[int | None]
 ) -> list[Attend]:
-    """For the tokens of trees, one after the other, as a batch of single tokens: q (M, 1, H, D) -> the
-    same. `layout` has the tokens of each trunk and of its branches, at (M) are their positions.
+    """For the tokens of trees, one after the other, as a batch of single tokens: q (M, 1, H, D) ->
+    the same. `layout` has the tokens of each trunk and of its branches, at (M) are their positions.
 
     Tokens of trunks are padded to (N, P), those of the branches of a tree together to (N, S).
     """
@@ -171,9 +173,8 @@ def attend_trees(
         else {}
     )
 
-    def padded(
-        x: Tensor, places: Tensor, width: int
-    ) -> Tensor:  # (m, heads, D) -> (N, width, heads, D)
+    # (m, heads, D) -> (N, width, heads, D)
+    def padded(x: Tensor, places: Tensor, width: int) -> Tensor:
         room = x.new_zeros(N * width, *x.shape[1:])
         room[places] = x
         return room.view(N, width, *x.shape[1:])

@@ -14,7 +14,8 @@ CHUNK = 128  # guess: positions whose V logits exist at a time
 def token_logprobs(
     gpt: GPT, ids: list[int], top: int = 0
 ) -> list[tuple[float, list[tuple[int, float]]]]:
-    """Log-probability of each token of `ids` (T) but the first, at temperature 1, and the `top` likeliest (id, logprob) in its place.
+    """Log-probability of each token of `ids` (T) but the first, at temperature 1, and the `top`
+    likeliest (id, logprob) in its place.
 
     TooLong for more tokens than the model's `sequence_len`, ValueError for ids it does not have.
     """
@@ -48,9 +49,8 @@ def last_hidden(gpt: GPT, texts: list[list[int]]) -> Tensor:
     """Hidden state after the last token of each text, (N, C): texts of any lengths in one forward
     pass, padded on the right."""
     device, longest = gpt.device, max(map(len, texts))
-    idx = torch.tensor(
-        [text + [0] * (longest - len(text)) for text in texts], device=device
-    )  # (N, T)
+    # (N, T)
+    idx = torch.tensor([text + [0] * (longest - len(text)) for text in texts], device=device)
     gpt.grow_rope(longest)
     x, bigram = gpt.embed(idx)
     cos, sin = gpt.cos[:, :longest], gpt.sin[:, :longest]

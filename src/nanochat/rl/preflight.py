@@ -39,11 +39,8 @@ EXCHANGED = (0.05, 0.25)  # an exchange must be better by that much, and by that
 TOLD_APART = 0.9
 CUT_STOP, CUT_CARE = 0.9, 0.3  # guess: share of truncated answers
 FEW_LIVE = 0.1  # guess: share of groups with signal below which most of a run is wasted
-GAP_EXACT, GAP = (
-    1e-4,
-    0.05,
-    # guess: mean difference of log-probabilities of engine and trainer, in fp32 and in other dtypes
-)
+# guess: mean difference of log-probabilities of engine and trainer, in fp32 and in other dtypes
+GAP_EXACT, GAP = (1e-4, 0.05)
 SIZES = (4, 8, 16, 32, 64)
 
 
@@ -83,7 +80,8 @@ class Preflight:
         ]
         if not numbers:
             raise ValueError(
-                f"no question of {c.task.name} leaves room for an answer in the model's context of {gpt.config.sequence_len:,}"
+                f"no question of {c.task.name} leaves room for an answer in the model's context of "
+                f"{gpt.config.sequence_len:,}"
             )
         rollouts = sample_rollouts(
             engine,
@@ -122,7 +120,8 @@ class Preflight:
             right.reward > wrong.reward for right, wrong in zip(rights, wrongs, strict=True)
         )
         found = (
-            f"right answers earn {_mean([r.reward for r in rights]):.2f}, wrong ones {_mean([w.reward for w in wrongs]):.2f}; "
+            f"right answers earn {_mean([r.reward for r in rights]):.2f}, wrong ones "
+            f"{_mean([w.reward for w in wrongs]):.2f}; "
             f"separated in {better} of {len(rights)}"
         )
         if better >= TOLD_APART * len(rights):
@@ -176,20 +175,35 @@ class Preflight:
                 "signal",
                 STOP,
                 f"pass@{n} {any_of:.1%}, no group of {len(asked)} has two rewards",
-                f"nothing can be learned: train on the task first (+phase=sft), choose an easier one, or more than rollout.samples={n}",
+                (
+                    "nothing can be learned: train on the task first (+phase=sft), choose an "
+                    f"easier one, or more than rollout.samples={n}"
+                ),
             )
         else:
-            found = f"pass@1 {first:.1%}, pass@{n} {any_of:.1%}; {live:.0%} ± {error:.0%} of groups have a signal (would be: {others})"
+            found = (
+                f"pass@1 {first:.1%}, pass@{n} {any_of:.1%}; {live:.0%} ± {error:.0%} of groups "
+                f"have a signal (would be: {others})"
+            )
             few = live < FEW_LIVE
             advice = (
-                "most of the run would be wasted: raise rollout.samples, or try algo=dapo, which asks again"
+                (
+                    "most of the run would be wasted: raise rollout.samples, or try algo=dapo, "
+                    "which asks again"
+                )
                 if few
                 else ""
             )
             signal = CheckResult("signal", CARE if few else GO, found, advice)
         most = c.sampling.max_tokens
-        found = f"{cut:.0%} of answers cut off at rollout.max_tokens={most}, {length:.0f} tokens on average"
-        advice = f"answers do not end: raise rollout.max_tokens (now {most}), or train the model to end its turn (+phase=sft)"
+        found = (
+            f"{cut:.0%} of answers cut off at rollout.max_tokens={most}, {length:.0f} tokens on "
+            "average"
+        )
+        advice = (
+            f"answers do not end: raise rollout.max_tokens (now {most}), or train the model to end "
+            "its turn (+phase=sft)"
+        )
         verdict = STOP if cut >= CUT_STOP else CARE if cut >= CUT_CARE else GO
         return [
             signal,
@@ -214,8 +228,14 @@ class Preflight:
         exact = gpt.compute_dtype == torch.float32 and device.type == "cpu"  # CUDA has TF32
         allowed = (GAP_EXACT if exact else GAP) / min(1.0, c.sampling.temperature)
         mean, widest = float(gap.mean()), float(gap.max())
-        found = f"log-probabilities of engine and trainer differ by {mean:.1e} on average, {widest:.1e} at most"
-        advice = "the gradient would not be that of the policy that answered; report this with the settings"
+        found = (
+            f"log-probabilities of engine and trainer differ by {mean:.1e} on average, "
+            f"{widest:.1e} at most"
+        )
+        advice = (
+            "the gradient would not be that of the policy that answered; report this with the "
+            "settings"
+        )
         return CheckResult(
             "agreement", GO if mean <= allowed else STOP, found, "" if mean <= allowed else advice
         ), mean
@@ -250,12 +270,21 @@ def check_template(gpt: GPT, tokenizer: Tokenizer, task: Task, known: Sequence[i
         )
     own, bare = losses.pop("as it is"), losses.pop("without its marks")
     best = min(losses, key=lambda name: losses[name])
-    found = f"known answers cost {own:.2f} nats per token with the chat template, {bare:.2f} without its marks"
+    found = (
+        f"known answers cost {own:.2f} nats per token with the chat template, {bare:.2f} without "
+        "its marks"
+    )
     if own - losses[best] > max(EXCHANGED[0], EXCHANGED[1] * own) and losses[best] < bare:
-        advice = f"{losses[best]:.2f} {best}: it was trained with another template, or the tokenizer is not its own"
+        advice = (
+            f"{losses[best]:.2f} {best}: it was trained with another template, or the tokenizer is "
+            "not its own"
+        )
         return CheckResult("template", STOP, found, advice)
     if own > bare - MARKS_HELP:
-        advice = "its marks mean nothing to the model: a base checkpoint, or one not trained on such a task; +phase=sft first"
+        advice = (
+            "its marks mean nothing to the model: a base checkpoint, or one not trained on such a "
+            "task; +phase=sft first"
+        )
         return CheckResult("template", STOP, found, advice)
     if own > bare - MARKS_HELP_LITTLE:
         return CheckResult(

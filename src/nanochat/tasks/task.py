@@ -60,7 +60,8 @@ class Task(ABC):
         """1.0 for a right completion, 0.0 for a wrong one. `completion` is the generated text after
         the prompt."""
         raise ValueError(
-            f"{self.name} is chat, which has no right or wrong answers; leave it out of what is scored"
+            f"{self.name} is chat, which has no right or wrong answers; leave it out of what is "
+            "scored"
         )
 
     def scores(
@@ -85,7 +86,8 @@ class Task(ABC):
             if value > total:
                 given = getattr(self, key)
                 raise ValueError(
-                    f"{key}={given} is past the end of {self.name}: it has {total:,} conversations; lower {key}"
+                    f"{key}={given} is past the end of {self.name}: it has {total:,} "
+                    f"conversations; lower {key}"
                 )
         return range(self.start, total if self.stop is None else self.stop, self.step)
 

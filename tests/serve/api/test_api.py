@@ -73,7 +73,7 @@ def shown(completion) -> str:
     return "".join(part["text"] for part in completion.parts if part["type"] == "text")
 
 
-# --- chat -----------------------------------------------------------------------------------------
+# --- chat ---
 # -----------------
 
 
@@ -227,7 +227,7 @@ def test_requests_at_once_get_what_they_would_alone(client):
     assert together == one_by_one and len(set(together.values())) > 6
 
 
-# --- completions ----------------------------------------------------------------------------------
+# --- completions ---
 # -----------------
 
 
@@ -468,7 +468,7 @@ def test_the_originals_stream_works(at):
         )
 
 
-# --- under way ------------------------------------------------------------------------------------
+# --- under way ---
 # -----------------
 
 

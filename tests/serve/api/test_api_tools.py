@@ -66,7 +66,7 @@ def client(at):
     return openai.OpenAI(base_url=f"{at[0]}/v1", api_key="none", max_retries=0)
 
 
-# --- JSON -----------------------------------------------------------------------------------------
+# --- JSON ---
 # -----------------
 
 
@@ -92,7 +92,7 @@ def test_a_response_format_is_kept_to(client, seed):
     assert all(isinstance(number, int) and abs(number) < 2**53 for number in numbers)
 
 
-# --- calls ----------------------------------------------------------------------------------------
+# --- calls ---
 # -----------------
 
 

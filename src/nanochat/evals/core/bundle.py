@@ -110,12 +110,14 @@ class Bundle:
         for name in ("core.yaml", "eval_meta_data.csv", "eval_data"):
             if not (path / name).exists():
                 raise ValueError(
-                    f"{path} has no {name}, so it is not the CORE bundle; name its folder as evals.core.bundle=DIR"
+                    f"{path} has no {name}, so it is not the CORE bundle; name its folder as "
+                    "evals.core.bundle=DIR"
                 )
 
     @cached_property
     def tasks(self) -> list[CoreTask]:
-        """ValueError for a task of a kind that is not known, without a baseline or without a file."""
+        """ValueError for a task of a kind that is not known, without a baseline or without a
+        file."""
         with (self.path / "eval_meta_data.csv").open(encoding="utf-8", newline="") as file:
             baselines = {
                 row["Eval Task"]: float(row["Random baseline"]) for row in csv.DictReader(file)
@@ -173,6 +175,7 @@ def download() -> Bundle:
         except (OSError, zipfile.BadZipFile) as error:
             if not target.is_dir():  # another process was quicker
                 raise OSError(
-                    f"cannot get the CORE bundle from {URL} ({error}); go online, or name a folder that has it as evals.core.bundle=DIR"
+                    f"cannot get the CORE bundle from {URL} ({error}); go online, or name a folder "
+                    "that has it as evals.core.bundle=DIR"
                 ) from error
     return Bundle(target)

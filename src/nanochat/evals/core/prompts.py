@@ -25,8 +25,8 @@ class Asked(NamedTuple):
 
 
 def examples_of(task: CoreTask, order: Sequence[int], idx: int) -> list[dict[str, Any]]:
-    """The few-shot examples of item order[idx], drawn from all other items, whatever part of them is
-    asked; as many as there are where the task wants more."""
+    """The few-shot examples of item order[idx], drawn from all other items, whatever part of them
+    is asked; as many as there are where the task wants more."""
     rest = [i for i in range(len(order)) if i != idx]
     drawn = random.Random(EXAMPLES_SEED + idx).sample(rest, min(task.shots, len(rest)))
     return [task.items[order[i]] for i in drawn]
@@ -64,8 +64,8 @@ def ask(
     tokenizer: Tokenizer,
     longest: int | None = None,
 ) -> Asked:
-    """The item in tokens: a choice is judged from where the choices of the item differ to its end, a
-    context by the tokens that all texts of the item end with, a free answer by its own tokens.
+    """The item in tokens: a choice is judged from where the choices of the item differ to its end,
+    a context by the tokens that all texts of the item end with, a free answer by its own tokens.
 
     A text of more than `longest` tokens loses its beginning (facts sheet 6.2); None: none does.
     """

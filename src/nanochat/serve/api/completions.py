@@ -79,7 +79,8 @@ def begin(
     model: ServedModel,
     prompts: list[str | list[int]],
 ) -> list[Reply]:
-    """A reply for each prompt; none for max_tokens=0, which only echoes. All or nothing is started."""
+    """A reply for each prompt; none for max_tokens=0, which only echoes. All or nothing is
+    started."""
     service = context.service
     sampling = asked.sampling(
         context.defaults, asked.max_tokens or None, top_logprobs=asked.logprobs or 0

@@ -12,7 +12,8 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 
 
 def name_of(piece: bytes) -> str:
-    """A token as a text that no other token has: itself, or `bytes:\\xf0\\x9f` where it is only a piece of characters, as OpenAI has it.
+    """A token as a text that no other token has: itself, or `bytes:\\xf0\\x9f` where it is only a
+    piece of characters, as OpenAI has it.
 
     >>> name_of("é".encode()), name_of(b"\\xc3")
     ('é', 'bytes:\\\\xc3')
@@ -41,7 +42,8 @@ def chat_logprobs(completion: Completion, tokenizer: Tokenizer) -> dict[str, Any
 
 
 class Offsets:
-    """Where in the text, in characters, each token begins; one within a character begins where that does.
+    """Where in the text, in characters, each token begins; one within a character begins where that
+    does.
 
     >>> offsets = Offsets()
     >>> [offsets.next(piece) for piece in ("é".encode(), b"\\xf0\\x9f", b"\\x98\\x80", b"!")]
@@ -56,9 +58,8 @@ class Offsets:
         begins = self._characters
         for n in range(len(piece)):
             self._characters += len(self._utf8.decode(piece[n : n + 1]))
-            if (
-                n == 0
-            ):  # its first byte is of the character that is still open, or else of the last one
+            # its first byte is of the character that is still open, or else of the last one
+            if n == 0:
                 begins = self._characters - (not self._utf8.getstate()[0])
         return begins
 
@@ -105,13 +106,15 @@ def named(
 
 
 def offsets_in(text: str, tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
-    """Of `ids` in `text`; a token that is not in it, as the one that ended it, begins at its end."""
+    """Of `ids` in `text`; a token that is not in it, as the one that ended it, begins at its
+    end."""
     offsets = Offsets()
     return [min(offsets.next(tokenizer.piece(number)), len(text)) for number in ids]
 
 
 def written(completion: Completion, tokenizer: Tokenizer) -> ScoredText:
-    """What was written, with the token that ended it where the model did: it has no text, but a log-probability."""
+    """What was written, with the token that ended it where the model did: it has no text, but a
+    log-probability."""
     rows = list(zip(completion.ids, completion.logprobs, completion.top_logprobs, strict=True))
     if completion.end_id is not None:
         rows.append((completion.end_id, completion.end_logprob, completion.end_top))
