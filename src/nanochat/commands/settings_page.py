@@ -134,7 +134,8 @@ def meaning(key: str, command: str) -> str:
     known = meanings()
     # a task wherever it stands, a reward of any name, a group of any role
     task = re.sub(
-        r"^(?:data\.task|evals\.pass_at_k\.task|(?:data\.(?:train|val)_tasks|evals\.(?:chat|tasks)\.of)\.\w+)\.",
+        r"^(?:data\.task|evals\.pass_at_k\.task"
+        r"|(?:data\.(?:train|val)_tasks|evals\.(?:chat|tasks)\.of)\.\w+)\.",
         "task.",
         key,
     )

@@ -64,7 +64,8 @@ def file_sha256(path: Path) -> str:
     read again."""
     status = path.stat()
     # the time of modification alone does not suffice: it can be set back, as `cp -p` does
-    key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"
+    changed = f"{status.st_mtime_ns}|{status.st_ctime_ns}"
+    key = f"{path.resolve()}|{status.st_size}|{changed}|{status.st_ino}"
     journal = _journal(base_dir() / "file-sha256.jsonl")
     if known := journal.get(key):
         return known

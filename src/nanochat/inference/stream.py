@@ -24,8 +24,10 @@ class TextStream:
     difference.
 
     >>> stream = TextStream(("\\nuser:",))
-    >>> [stream.feed(piece) for piece in (b"caf\\xc3", b"\\xa9\\nu", b"p\\nuser", b": hm")], stream.stopped
-    (['caf', 'é', '\\nup', ''], True)
+    >>> [stream.feed(piece) for piece in (b"caf\\xc3", b"\\xa9\\nu", b"p\\nuser", b": hm")]
+    ['caf', 'é', '\\nup', '']
+    >>> stream.stopped
+    True
     """
 
     def __init__(self, stop: tuple[str, ...] = ()) -> None:
@@ -88,8 +90,10 @@ class PartStream:
     with it.
 
     >>> stream = PartStream(("b c",))
-    >>> [f for piece in (b"a", b"b ") for f in stream.feed(piece)] + stream.enter("python", "<") + stream.feed(b"1") + stream.enter("text", ">")
+    >>> stream.feed(b"a") + stream.feed(b"b ") + stream.enter("python", "<") + stream.feed(b"1")
     [Fragment(kind='text', text='a')]
+    >>> stream.enter("text", ">")
+    []
     >>> stream.feed(b"c"), stream.stopped, stream.tokens()
     ([], True, 1)
     """

@@ -33,7 +33,7 @@ def translate(script: str, words: list[str]) -> tuple[str, list[str]]:
     """(the command line here, a note for each flag that has no counterpart) for `python -m SCRIPT
     WORDS…`.
 
-    >>> translate("scripts.base_train", ["--", "--depth=20", "--run", "mine", "--num_iterations=-1"])
+    >>> translate("scripts.base_train", "-- --depth=20 --run mine --num_iterations=-1".split())
     ('python -m nanochat.train +phase=base model.depth=20 logger=wandb run_name=mine', [])
     """
     entry, given, notes = table()[script], flags(words), []

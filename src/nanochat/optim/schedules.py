@@ -60,8 +60,9 @@ class Schedule:
 
         >>> Schedule(warmup_steps=3).describe(10)
         'warm-up 3 steps, warm-down 6'
-        >>> Schedule().describe(100)
-        'warm-up 10 steps, a tenth of the run (auto: at most 40; optim.schedule.warmup_steps=40 takes all), warm-down 65'
+        >>> print(Schedule().describe(100).replace("; ", ";\\n"))
+        warm-up 10 steps, a tenth of the run (auto: at most 40;
+        optim.schedule.warmup_steps=40 takes all), warm-down 65
         """
         up, down, auto = self.warmup(total), self.warmdown_steps(total), self.warmup_auto_steps
         text = f"warm-up {up:,} steps"

@@ -122,7 +122,8 @@ def handle_stops(handler: Callable[[int, FrameType | None], None]) -> dict[int, 
 
     def handle(number: int, frame: FrameType | None) -> None:
         if not isinstance(sys.stdout, Unfailing):
-            sys.stdout, sys.stderr = Unfailing(sys.stdout), Unfailing(sys.stderr)  # type: ignore[assignment]
+            sys.stdout = Unfailing(sys.stdout)  # type: ignore[assignment]
+            sys.stderr = Unfailing(sys.stderr)  # type: ignore[assignment]
         if number == signal.SIGHUP:
             leave_terminal()
         handler(number, frame)

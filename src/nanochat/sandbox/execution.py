@@ -59,7 +59,8 @@ try:
 except Exception:
     pass
 try:
-    maps = {line.split(None, 5)[5].strip() for line in open("/proc/self/maps") if line.count("/") and ".so" in line}
+    lines = [line for line in open("/proc/self/maps") if line.count("/") and ".so" in line]
+    maps = {line.split(None, 5)[5].strip() for line in lines}
 except OSError:
     maps = set()
 print(json.dumps([os.path.dirname(os.__file__), sorted(maps)]))

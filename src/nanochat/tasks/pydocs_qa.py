@@ -218,7 +218,7 @@ def first_sentences(name: str, docstring: str) -> str:
     """The first one or two sentences of a docstring, on one line, as an answer; "" if none is a
     plain sentence.
 
-    >>> first_sentences("m.f", "f(x) -> int\\n\\nReturn `x`, rounded\\nto an :class:`int`.\\n\\nMore.")
+    >>> first_sentences("m.f", "f(x)\\n\\nReturn `x`, rounded\\nto an :class:`int`.\\n\\nMore.")
     'Return `x`, rounded to an int.'
     """
     last = re.escape(name.rpartition(".")[2])

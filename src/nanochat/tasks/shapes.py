@@ -108,8 +108,12 @@ def _advice(value: dict[str, Any]) -> str:
     line = ""
     if len(texts) > 1:
         user, assistant = texts[:2]
+        messages = ", ".join(
+            f'{{role: "{role}", content: .["{key}"]}}'
+            for role, key in (("user", user), ("assistant", assistant))
+        )
         line = (
-            f"""; if {user} is the user's text and {assistant} the assistant's: jq -c '{{messages: [{{role: "user", content: .["{user}"]}}, """
-            f"""{{role: "assistant", content: .["{assistant}"]}}]}}' FILE > talks.jsonl"""
+            f"; if {user} is the user's text and {assistant} the assistant's: "
+            f"jq -c '{{messages: [{messages}]}}' FILE > talks.jsonl"
         )
     return f", its keys are: {', '.join(value) or 'none'}{line}"

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LEFT_OUT = re.compile(
-    r"antigravity|curses|dbm|distutils|encodings|ensurepip|genericpath|idlelib|lib2to3|msilib|nt.*path|pydoc_data|"
-    r"sitecustomize|test|this|tkinter|turtle|turtledemo|usercustomize|venv|.*\.tests?|.*(windows_|win32|forkserver).*"
+    r"antigravity|curses|dbm|distutils|encodings|ensurepip|genericpath|idlelib|lib2to3|msilib|"
+    r"nt.*path|pydoc_data|sitecustomize|test|this|tkinter|turtle|turtledemo|usercustomize|venv|"
+    r".*\.tests?|.*(windows_|win32|forkserver).*"
 )
 RENAMED = {"posixpath": "os.path"}  # file name -> name under which it is imported
 IN_PROSE = re.compile(r"(?<= )[a-z]{3,12}(?=[ .,;:])")

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -18,6 +19,10 @@ ENCODINGS = {
     "GPT-2": ("gpt2", ("gpt-2/encodings/main/vocab.bpe", "gpt-2/encodings/main/encoder.json")),
     "GPT-4": ("cl100k_base", ("encodings/cl100k_base.tiktoken",)),
 }
+
+
+def _counter(encoding: Any) -> Counter:
+    return lambda text: len(encoding.encode_ordinary(text))
 
 
 def reference_encodings() -> tuple[dict[str, Counter], str | None]:
@@ -39,7 +44,7 @@ def reference_encodings() -> tuple[dict[str, Counter], str | None]:
             for file in files
         ):
             encoding = tiktoken.get_encoding(encoding_name)
-            found[name] = lambda text, encoding=encoding: len(encoding.encode_ordinary(text))  # type: ignore[misc]
+            found[name] = _counter(encoding)
     missing = [name for name in ENCODINGS if name not in found]
     if not missing:
         return found, None

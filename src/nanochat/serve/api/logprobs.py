@@ -38,7 +38,8 @@ def chat_logprob(
 
 def chat_logprobs(completion: Completion, tokenizer: Tokenizer) -> dict[str, Any]:
     rows = zip(completion.ids, completion.logprobs, completion.top_logprobs, strict=True)
-    return {"content": [chat_logprob(tokenizer, *row) for row in rows if row[1] is not None]}  # type: ignore[arg-type]
+    known = [(number, logprob, top) for number, logprob, top in rows if logprob is not None]
+    return {"content": [chat_logprob(tokenizer, *row) for row in known]}
 
 
 class Offsets:

@@ -29,7 +29,8 @@ TITLE_LENGTH = 60  # guess: characters; a line of the list
 WAIT_SECONDS = 30  # guess: for another process that is writing
 TABLE = """
 CREATE TABLE IF NOT EXISTS conversations (
-    id TEXT PRIMARY KEY, owner TEXT NOT NULL, title TEXT NOT NULL, model TEXT, messages TEXT NOT NULL, settings TEXT NOT NULL,
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, title TEXT NOT NULL, model TEXT,
+    messages TEXT NOT NULL, settings TEXT NOT NULL,
     created REAL NOT NULL, updated REAL NOT NULL, revision INTEGER NOT NULL
 );
 CREATE INDEX IF NOT EXISTS by_owner ON conversations (owner, updated);
