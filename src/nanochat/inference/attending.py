@@ -16,7 +16,7 @@ from nanochat.inference.shared_prefix import SharedPrefixes
 
 
 class Cache(Protocol):
-    """What attending needs of a KVCache, which says what each of these is."""
+    """What attention needs from a KVCache, which documents each field."""
 
     keys: list[Tensor]  # per layer: (rows, G, slots, D)
     values: list[Tensor]
@@ -29,7 +29,7 @@ class Cache(Protocol):
 
 
 def in_dtype(dtype: torch.dtype, attend: Attend) -> Attend:
-    """`attend` in that dtype; what comes out is in that of the query again."""
+    """`attend` computed in `dtype`; the result has the query's dtype."""
 
     def cast(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         return attend(q.to(dtype), k.to(dtype), v.to(dtype), window).to(q.dtype)

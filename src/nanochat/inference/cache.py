@@ -79,7 +79,7 @@ class KVCache:
         self._one_more = False
 
     def clear(self) -> None:
-        """Forget every row and give the memory back, but for that of compiled steps."""
+        """Forget every row and free the memory, except that of compiled steps."""
         self.lengths, self._ahead = [], None
         self.shared.clear()
         if self.compiled is not None:
@@ -105,7 +105,7 @@ class KVCache:
         return [n - self.shared.base(row) for row, n in enumerate(self.lengths)]
 
     def reserve(self, tokens: int, rows: int) -> None:
-        """Make room for `rows` rows of `tokens` tokens of their own."""
+        """Make room for `rows` rows of `tokens` tokens each, shared prompts not counted."""
         room = self.keys[0].size(0)
         if tokens <= self.capacity and rows <= room:
             return
@@ -205,7 +205,7 @@ class KVCache:
         return found
 
     def copy_of(self, row: int, tokens: int) -> "KVCache":
-        """A cache of one row with the first `tokens` of `row`, and no more room than that."""
+        """A cache of one row with the first `tokens` of `row` and no spare room."""
         other = KVCache(self.gpt, 1)
         other.lengths, other.capacity = [tokens], tokens
         other._one_more = self._one_more or self._ahead is not None
@@ -356,7 +356,7 @@ class KVCache:
         return self.gpt.hidden_cached(idx, positions, attends, known, first)
 
     def drop(self, row: int) -> None:
-        """Free `row`; the last row moves there."""
+        """Free `row`; the last row takes its place."""
         last = len(self.lengths) - 1
         n = self.own()[last]
         if self._ahead is not None:

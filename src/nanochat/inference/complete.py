@@ -1,4 +1,4 @@
-"""Texts that go on from a beginning, as a base model writes them."""
+"""Continuations of a text, as a base model writes them."""
 
 from dataclasses import replace
 

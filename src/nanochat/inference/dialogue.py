@@ -1,4 +1,4 @@
-"""A conversation as a prompt that leaves room for the answer."""
+"""The prompt for a conversation, shortened so that the answer has room."""
 
 from bisect import bisect_left
 from functools import cache

@@ -54,7 +54,7 @@ COMPILES = "compile=true: the first answer takes about half a minute longer, and
 
 @dataclass
 class Stats:
-    """What an engine has done since it was made."""
+    """Counters of an engine since it was created."""
 
     steps: int = 0
     read_tokens: int = 0  # of prompts, each once however many samples it has
@@ -64,7 +64,7 @@ class Stats:
 
 
 class Parked(NamedTuple):
-    """A text that waits for its program to end, without a row."""
+    """A text without a row, waiting for its program to end."""
 
     request: Request
     sample: int
@@ -136,8 +136,8 @@ class Engine:
     # --- asking ----------------------------------------------------------------------------------
 
     def submit(self, prompt_ids: list[int], sampling: Sampling, num_samples: int = 1) -> Request:
-        """Put a request in the queue; `step` brings it on. What is sampled is decided by the seed and
-        the number of the sample.
+        """Queue a request; `step` advances it. The seed and the number of the sample decide what is
+        sampled.
 
         ValueError for a prompt that cannot be answered.
         """
@@ -151,7 +151,8 @@ class Engine:
         return self._request("the prompt", prompt_ids, sampling, seeds)
 
     def cancel(self, request: Request) -> None:
-        """End it at the next token boundary, where its rows become free; a finished one stays."""
+        """End the request at the next token, where its rows become free; a finished request stays
+        as it is."""
         request.cancelled = True
 
     @property
@@ -160,7 +161,7 @@ class Engine:
 
     @property
     def queued(self) -> int:
-        """Texts that wait for a row, or for their program."""
+        """How many texts wait for a row or for their program."""
         asked = (*self.waiting, *self.joining)
         unseated = sum(len(request.texts) - request.seated for request in asked)
         return unseated + len(self.parked)
@@ -408,7 +409,7 @@ class Engine:
         self.live.pop()
 
     def _park(self, row: int) -> None:
-        """Start the program of a text, which gives up its row until it ends."""
+        """Start the program of a text; the text gives up its row until the program ends."""
         request, sample = self.live[row]
         text = request.texts[sample]
         program, text.program = text.program, None
@@ -418,7 +419,8 @@ class Engine:
         self._leave(row, keep=False)
 
     def _unpark(self) -> None:
-        """Give texts whose program has ended a row again. With nothing else to do, wait for one."""
+        """Give a row back to texts whose program has ended. If there is nothing else to do, wait
+        for one."""
         if self.parked and not self.live and not self.waiting:
             results = [text.result for text in self.parked]
             wait(results, timeout=PARK_SECONDS, return_when=FIRST_COMPLETED)
@@ -436,7 +438,7 @@ class Engine:
     # --- ends ------------------------------------------------------------------------------------
 
     def _sweep(self) -> list[Piece]:
-        """End what was cancelled."""
+        """End cancelled requests."""
         pieces = []
 
         def end(request: Request, sample: int) -> None:
@@ -488,7 +490,7 @@ class Engine:
 
 
 def _seeds(seed: str, num_samples: int) -> list[str]:
-    """One for each sample of a prompt."""
+    """One seed for each sample of a prompt."""
     if num_samples < 1:
         raise ValueError(f"num_samples={num_samples} must be at least 1")
     return [f"{seed}/{n}" for n in range(num_samples)]

@@ -1,4 +1,4 @@
-"""Weights that do not change any more, laid out for products with few rows.
+"""Frozen weights, laid out for products with few rows.
 
 On a CPU they are packed by oneDNN, as inductor's freezing does it. MKL, which multiplies otherwise,
 is made for many rows and for Intel: on two cores of a Zen 5, packed weights took 0.1 to 0.5 of its
@@ -32,7 +32,7 @@ STREAMS = 4
 
 @functools.cache
 def packs(device: torch.device, dtype: torch.dtype) -> bool:
-    """Does oneDNN multiply here, with this dtype as fast as with any? Proven by a product."""
+    """Whether oneDNN runs here and is fast with this dtype. A trial product shows it."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     bf16 = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -51,19 +51,19 @@ def _packed(weight: Tensor) -> Tensor:
 
 
 class FrozenWeight(NamedTuple):
-    """A weight (O, C) that does not change: as it is, or packed."""
+    """A frozen weight (O, C), plain or packed."""
 
     weight: Tensor
     onednn: bool
 
     @classmethod
     def of(cls, weight: Tensor) -> "FrozenWeight":
-        """Packed where that pays; otherwise nothing is copied."""
+        """Pack the weight where that pays; otherwise nothing is copied."""
         onednn = packs(weight.device, weight.dtype) and weight.numel() >= PACKING_PAYS[weight.dtype]
         return cls(_packed(weight) if onednn else weight, onednn)
 
     def unpacked(self) -> "FrozenWeight":
-        """As it is, which compiled steps need."""
+        """The plain weight, which compiled steps need."""
         weight = self.weight.to_dense() if self.weight.is_mkldnn else self.weight
         return self._replace(weight=weight)
 

@@ -1,7 +1,5 @@
-"""Attention of one query per row and head, which is what a step of decoding asks.
-
-PyTorch's kernel is made for many queries and reads keys and values half as fast.
-"""
+"""Attention of one query per row and head, as in a decoding step. PyTorch's kernel is made for many
+queries and reads keys and values at half the speed."""
 
 import math
 

@@ -1,5 +1,5 @@
-"""Cache rows of texts that are finished, for those that go on from them: the next turn of a
-conversation reads only what is new.
+"""Cache rows of finished texts, for texts that continue them: the next turn of a conversation only
+reads what is new.
 
 Kept are tokens and rows of the most recent texts, up to a number of bytes. A text that another one
 goes on from is dropped for it.
@@ -16,7 +16,7 @@ MIN_SHARED = 16  # guess: fewer tokens are read again as cheaply, together with 
 
 
 class PrefixPool:
-    """At most `max_bytes` of finished rows; 0 keeps none. What was not used for longest leaves
+    """At most `max_bytes` of finished rows; 0 keeps none. The least recently used row leaves
     first."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -26,7 +26,7 @@ class PrefixPool:
         self.entries: list[tuple[bytes, KVCache]] = []
 
     def put(self, ids: list[int], cache: KVCache) -> None:
-        """Keep `cache`, whose only row holds `ids`."""
+        """Keep `cache`; its only row holds `ids`."""
         if cache.nbytes() > self.max_bytes:
             return
         new = _bytes(ids)
@@ -39,8 +39,8 @@ class PrefixPool:
             self._remove(0)
 
     def find(self, prompt: list[int]) -> "Found | None":
-        """The longest beginning of `prompt` that is here, less its last token; None if there is
-        little. Nothing is copied yet."""
+        """The longest kept prefix of `prompt`, at most up to its last token; None if it is too
+        short to pay. Nothing is copied yet."""
         wanted = _bytes(prompt[:-1])  # what comes next is read off the last token
         most, number = MIN_SHARED - 1, -1
         for i, (ids, cache) in enumerate(self.entries):
@@ -78,7 +78,7 @@ def _bytes(ids: list[int]) -> bytes:
 
 
 def _shared(a: bytes, b: bytes) -> int:
-    """How many tokens both begin with."""
+    """The number of tokens in the common prefix."""
     n = min(len(a), len(b)) // 4
     different = np.frombuffer(a, np.int32, n) != np.frombuffer(b, np.int32, n)
     return int(different.argmax()) if different.any() else n

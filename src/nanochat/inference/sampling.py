@@ -29,7 +29,7 @@ PENALTIES = (0.01, 100)  # guess: beyond them logits overflow
 
 @dataclass(frozen=True)
 class Sampling:
-    """The settings of one request; None is off. ValueError for one that makes no sense."""
+    """The sampling settings of one request; None is off. ValueError for a value out of range."""
 
     temperature: float = 1.0  # 0 always takes the likeliest token
     top_k: int | None = None
@@ -123,7 +123,7 @@ class Sampling:
 
     @cached_property
     def order(self) -> tuple[str, int | None]:
-        """In which order of tokens it is drawn: rows of the same order are drawn together."""
+        """How tokens are sorted before the draw; rows with the same order are drawn together."""
         if self.temperature == 0:
             return "greedy", None
         if self.top_k is not None:
@@ -216,7 +216,7 @@ def draw(
     seen: Sequence[np.ndarray | None] = (),
     added: Sequence[np.ndarray | None] = (),
 ) -> list[Drawn]:
-    """`begin_draw`, waited for."""
+    """`begin_draw`, with its result read."""
     return begin_draw(logits, samplings, uniform, seen, added).read()
 
 

@@ -25,7 +25,7 @@ MOST_PADDED = 2
 
 
 class Groups(NamedTuple):
-    """Which rows go together; made anew when one comes or goes."""
+    """Which rows share a prompt; rebuilt when a row comes or goes."""
 
     members: list[Tensor]  # rows of each prompt
     # the same (N, M), filled up with any, and where in it each row is, (B,)
@@ -99,7 +99,7 @@ class SharedPrefixes:
         return sum(kept.nbytes for kept in (*self._keys, *self._values))
 
     def base(self, row: int) -> int:
-        """How many tokens of `row` are not its own."""
+        """How many tokens of `row` belong to its shared prompt."""
         prefix = self.of[row]
         return 0 if prefix is None else self.lengths[prefix]
 
@@ -112,7 +112,7 @@ class SharedPrefixes:
     # -----------------------------------------------------------------------------------------
 
     def find(self, source: object, tokens: int) -> int | None:
-        """The prompt of so many tokens that was added from `source`."""
+        """The prompt of this many tokens that was added from `source`."""
         known = zip(self._sources, self.lengths, strict=True)
         return next(
             (
@@ -145,7 +145,7 @@ class SharedPrefixes:
         return list(range(first, len(self.lengths)))
 
     def join(self, prefixes: Sequence[int | None]) -> None:
-        """Another row for each of these."""
+        """Add a row for each of these prompts."""
         self.of += prefixes
         self._groups = None
 
@@ -176,7 +176,7 @@ class SharedPrefixes:
                 )
 
     def _resized(self, kept: Tensor, room: int, P: int) -> Tensor:
-        """As much of it as fits, aligned on the right."""
+        """As many columns as fit, aligned on the right."""
         if kept.size(0) == room and kept.size(2) == P:
             return kept
         new = kept.new_zeros(room, kept.size(1), P, kept.size(3))  # a masked NaN is still NaN

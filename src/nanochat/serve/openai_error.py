@@ -1,4 +1,4 @@
-"""Errors in OpenAI's form, which the API and what stands before it answer with."""
+"""Errors in OpenAI's format, as sent by the API and by the access checks in front of it."""
 
 from typing import Any
 

@@ -19,15 +19,15 @@ WEB_CHAT = Sampling(temperature=0.8, top_k=50, max_tokens=512)
 
 
 class UnknownModel(ValueError):
-    """A model that is not being served."""
+    """A model name that is not served here."""
 
 
 class WrongKind(ValueError):
-    """A conversation for a model that does not chat."""
+    """A conversation sent to a model that only continues text."""
 
 
 class Busy(RuntimeError):
-    """The queue is full; `retry_after` seconds are a guess when it will not be."""
+    """The queue is full; `retry_after` estimates in how many seconds it will have room."""
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
@@ -47,7 +47,7 @@ class ServedModel:
 
     @property
     def chats(self) -> bool:
-        """False for one that only continues texts."""
+        """False for a model that only continues text."""
         return self.phase != "base"
 
     @property
@@ -129,7 +129,7 @@ class Service:
         letters = characters(messages)
         if letters > MAX_CHARACTERS:
             raise TooLong(
-                f"the conversation has {letters:,} characters; at most {MAX_CHARACTERS:,} are read"
+                f"the conversation has {letters:,} characters; at most {MAX_CHARACTERS:,} are accepted"
             )
         self.make_room(model, num_samples)
         room = sampling.max_tokens or model.context // 2
@@ -149,8 +149,7 @@ class Service:
         num_samples: int = 1,
         strict: bool = False,
     ) -> Reply:
-        """What follows a text (then bos is put before it) or token ids, as they are. Same errors as
-        `chat`."""
+        """Continue a text, with bos prepended, or token ids as they are. Raises as `chat` does."""
         model = self.model(name)
         self.make_room(model, num_samples)
         ids = self.ids(model, prompt)
@@ -158,18 +157,18 @@ class Service:
         return model.idlest().submit(ids, sampling, num_samples)
 
     def ids(self, model: ServedModel, prompt: str | list[int]) -> list[int]:
-        """Ids of a prompt, with bos before a text. TooLong for a text that nobody has to read to
-        know."""
+        """Token ids of a prompt, with bos before a text. TooLong if the text is too long even
+        before it is tokenized."""
         if not isinstance(prompt, str):
             return prompt
         if len(prompt) > MAX_CHARACTERS:
             raise TooLong(
-                f"the prompt has {len(prompt):,} characters; at most {MAX_CHARACTERS:,} are read"
+                f"the prompt has {len(prompt):,} characters; at most {MAX_CHARACTERS:,} are accepted"
             )
         return [model.tokenizer.bos_id, *model.tokenizer.encode(prompt)]
 
     def make_room(self, model: ServedModel, texts: int) -> None:
-        """Busy if so many more texts would have to wait; ValueError if they always would."""
+        """Busy if the queue has no room for so many texts; ValueError if it never has."""
         rows = sum(worker.engine.max_rows for worker in model.workers)
         if texts > max(self.max_queue, 0) + rows:
             raise ValueError(
@@ -198,7 +197,8 @@ def characters(messages: list[dict[str, Any]]) -> int:
 
 
 def without_oldest(messages: list[dict[str, Any]], most: int) -> tuple[list[dict[str, Any]], int]:
-    """Without as many of the oldest turns as exceed `most` characters, and how many these are.
+    """Drop the oldest turns until at most `most` characters are left; also how many turns were
+    dropped.
 
     A system message and the last question stay.
 

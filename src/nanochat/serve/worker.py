@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class EngineFailed(RuntimeError):
-    """The engine could not go on with what was being written; the next request starts anew."""
+    """The engine failed while answers were being written; the next request starts fresh."""
 
 
 class Reply:
@@ -50,7 +50,7 @@ class Reply:
                 yield piece
 
     async def batches(self) -> AsyncIterator[list[Piece]]:
-        """The pieces since the last batch; with more clients the batches are larger, since sending
+        """The pieces since the last batch. With more clients batches are larger, because sending
         takes time too."""
         ended = 0
         try:
@@ -94,7 +94,7 @@ class Worker:
         return self
 
     def close(self) -> None:
-        """End what is being written, and the thread."""
+        """Cancel all answers and end the thread."""
         self._closing = True
         self.wake()
         if self._thread.is_alive():
@@ -105,7 +105,7 @@ class Worker:
 
     @property
     def load(self) -> int:
-        """Texts being written or waiting."""
+        """How many texts are being generated or queued."""
         return len(self.engine.live) + self.engine.queued
 
     @property
@@ -116,7 +116,7 @@ class Worker:
         """Ask for `num_samples` answers, from a coroutine. ValueError for a prompt that cannot be
         answered, EngineFailed after the end."""
         if self._closing:
-            raise EngineFailed("the engine has stopped; start the server anew")
+            raise EngineFailed("the engine has stopped; restart the server")
         request = self.engine.request(prompt, sampling, num_samples)
         reply = self._replies[request] = Reply(self, request, asyncio.get_running_loop())
         self.engine.waiting.append(request)
@@ -175,12 +175,12 @@ class Worker:
             self._fail(_failed(error))
 
     def _fail(self, error: EngineFailed) -> None:
-        """Fail all waiting replies, also those that arrive meanwhile."""
+        """Fail all pending replies, including those that arrive meanwhile."""
         while self._replies:
             self._give(self._replies.popitem()[1], error)
 
     def _deliver(self, pieces: list[Piece]) -> None:
-        """Pieces of one step, each to the event loop that waits for it."""
+        """Send the pieces of one step, each to the event loop that waits for it."""
         loops: dict[asyncio.AbstractEventLoop, dict[Reply, list[Piece]]] = {}
         for piece in pieces:
             reply = self._replies.get(piece.request)

@@ -593,7 +593,7 @@ def test_an_engine_that_ended_is_not_ready(calm):
         service.default.workers[0].close()
         assert httpx.get(f"{url}/health").json()["ready"] is False
         got = httpx.post(f"{url}/v1/chat/completions", json={"messages": HELLO})
-        assert got.status_code == 500 and "start the server anew" in got.json()["error"]["message"]
+        assert got.status_code == 500 and "restart the server" in got.json()["error"]["message"]
 
 
 def test_an_engine_that_fails_says_so_and_goes_on(calm):

@@ -287,7 +287,7 @@ def schema(found: dict, **more) -> dict:
         ),
         (
             {"messages": [{"role": "user", "content": "a", "tool_calls": CALL["tool_calls"]}]},
-            "tool_calls are of the assistant",
+            "only a message of the assistant has tool_calls",
         ),
         ({"functions": [{"name": "f"}]}, "functions is not supported here"),
     ],

@@ -1,1 +1,1 @@
-"""OpenAI's API, and the original's, over a service."""
+"""HTTP APIs over a service: OpenAI's and the original's."""

@@ -33,7 +33,7 @@ ROUTES = (status, chat, responses, completions, tokens, original)
 def build_api(service: Service, *, defaults: Sampling, api_key: str | None = None) -> FastAPI:
     """The application without a page. `defaults` is how an answer is sampled where a request does
     not say."""
-    # those pages load scripts from elsewhere
+    # these pages would load scripts from other hosts
     app = FastAPI(title="nanochat", docs_url=None, redoc_url=None)
     context = ApiContext(service, defaults, Metrics(service))
     add_error_handlers(app, context.metrics)
@@ -42,7 +42,7 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
     app.add_middleware(PlainPaths)  # the middleware added last runs first
     routes = [route for part in ROUTES for route in part.routes(context).routes]
     app.router.routes += routes
-    # before a page that is mounted at / takes these paths
+    # before the page, which is mounted at / and takes every other path
     for route in routes:
         assert isinstance(route, APIRoute)
         refuse = WrongMethod(route.methods or set())
@@ -60,7 +60,7 @@ def build_api(service: Service, *, defaults: Sampling, api_key: str | None = Non
 
 
 class PlainPaths:
-    """Ignores slashes at the end of a path of the API."""
+    """Ignores trailing slashes in paths of the API."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -74,7 +74,7 @@ class PlainPaths:
 
 
 class WrongMethod:
-    """Answers a path that was asked by a method other than those allowed."""
+    """Answers a request to a known path with a method that is not allowed."""
 
     def __init__(self, allowed: set[str]) -> None:
         self.allowed = ", ".join(sorted(allowed))

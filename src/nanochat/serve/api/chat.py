@@ -71,7 +71,7 @@ def routes(context: ApiContext) -> APIRouter:
 
 
 async def begin(context: ApiContext, asked: ChatRequest) -> tuple[ServedModel, Reply]:
-    """Start the answer to a conversation, decoded as the request asks for."""
+    """Start the answer to a conversation, decoded as requested."""
     model = context.service.model(asked.model)
     most = asked.max_completion_tokens or asked.max_tokens
     sampling = asked.sampling(context.defaults, most, top_logprobs=asked.top_logprobs or 0)
@@ -161,7 +161,7 @@ class Chunks:
             yield self.chunk(sample, {}, None, finish_reason(self.asked, reason))
 
     def delta(self, sample: int, pieces: list[Piece]) -> dict[str, Any]:
-        """What the pieces add to the message."""
+        """The delta that these pieces add to the message."""
         delta: dict[str, Any] = {}
         forced = self.asked.forced
 

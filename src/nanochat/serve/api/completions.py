@@ -79,8 +79,8 @@ def begin(
     model: ServedModel,
     prompts: list[str | list[int]],
 ) -> list[Reply]:
-    """A reply for each prompt; none for max_tokens=0, which only echoes. All or nothing is
-    started."""
+    """A reply for each prompt; none for max_tokens=0, which only echoes. Either all are started or
+    none."""
     service = context.service
     sampling = asked.sampling(
         context.defaults, asked.max_tokens or None, top_logprobs=asked.logprobs or 0
@@ -151,7 +151,7 @@ async def events(
 def completion_chunk(
     asked: CompletionRequest, tokenizer: Tokenizer, offsets: Offsets, pieces: list[Piece]
 ) -> dict[str, Any]:
-    """A choice with what the pieces add."""
+    """A choice with the text that these pieces add."""
     text = "".join(fragment.text for piece in pieces for fragment in piece.fragments)
     scored = None
     drawn = [piece.drawn for piece in pieces if piece.drawn is not None]

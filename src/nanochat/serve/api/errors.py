@@ -1,4 +1,4 @@
-"""Exceptions as one line in OpenAI's form."""
+"""Exceptions as one line in OpenAI's format."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -20,9 +20,9 @@ from nanochat.serve.worker import EngineFailed
 # "function-after[…]"
 NOT_FIELDS = ("body", "str", "int")
 NOT_A_FIELD = re.compile(r"[^\w]")
-# what the routes declare in /openapi.json
+# declared by the routes in /openapi.json
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "it asks for what cannot be done"},
+    400: {"description": "the request cannot be fulfilled"},
     401: {"description": "the key is missing or wrong"},
     404: {"description": "no such model"},
     413: {"description": "the request is too large"},
@@ -35,8 +35,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def validation_error(error: RequestValidationError) -> Response:
-    """Of the errors of a field that may be one of several types, the one that came closest to a
-    type."""
+    """Of the errors of a field with several possible types, the one of the closest type."""
     errors = error.errors()
     first = max(errors, key=lambda one: (one["loc"][:2] == errors[0]["loc"][:2], len(one["loc"])))
     fields = [

@@ -59,7 +59,7 @@ class Offsets:
         begins = self._characters
         for n in range(len(piece)):
             self._characters += len(self._utf8.decode(piece[n : n + 1]))
-            # its first byte is of the character that is still open, or else of the last one
+            # its first byte continues an incomplete character, or else the last one
             if n == 0:
                 begins = self._characters - (not self._utf8.getstate()[0])
         return begins
@@ -100,7 +100,7 @@ EMPTY = ScoredText("", [], [], [], [])
 def named(
     tokenizer: Tokenizer, top: list[tuple[int, float]], own: tuple[int, float] | None
 ) -> dict[str, float]:
-    """The likeliest tokens by name, and the one that is there."""
+    """The most likely tokens by name, and the token itself."""
     return {
         name_of(tokenizer.piece(number)): value for number, value in ([*top, own] if own else top)
     }

@@ -10,13 +10,12 @@ MAX_FUNCTIONS = 128  # from: OpenAI's limit of tools
 
 
 class Strict(BaseModel):
-    # strict: true is no number, and "5" neither
+    # strict: neither true nor "5" is a number
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class MessagePart(Strict):
-    """A part of a message: text, or in one of the assistant a call of the calculator and its
-    result."""
+    """A part of a message: text, or, from the assistant, a calculator call and its result."""
 
     type: Literal["text", "python", "python_output"]
     text: str
@@ -69,7 +68,9 @@ class ChatMessage(BaseModel):
         if unknown := [key for key in extra if key != "name"]:
             raise ValueError(f"{unknown[0]} is not supported here; a message has role and content")
         if self.tool_calls and self.role != "assistant":
-            raise ValueError(f"tool_calls are of the assistant, not of {self.role}")
+            raise ValueError(
+                f"only a message of the assistant has tool_calls, not one of {self.role}"
+            )
         if (self.tool_call_id is None) == (self.role == "tool"):
             raise ValueError(
                 "a message of the role tool, and no other, has the tool_call_id of the call that "
@@ -78,8 +79,8 @@ class ChatMessage(BaseModel):
         return self
 
     def as_project(self) -> dict[str, Any]:
-        """As the tokenizer takes it: content is text, or parts for an assistant's that has more
-        than text."""
+        """The message for the tokenizer: its content is text, or parts where the assistant's
+        message has more than text."""
         role = "system" if self.role == "developer" else self.role
         content: Any = self.parts if self.role == "assistant" and self.parts else self.content
         if isinstance(content, list):

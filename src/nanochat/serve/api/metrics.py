@@ -1,4 +1,4 @@
-"""What the server has done and is doing, as JSON and for Prometheus."""
+"""Counters and state of the server, as JSON and for Prometheus."""
 
 import time
 from collections import Counter
@@ -21,11 +21,11 @@ ENGINE_METRICS = (
     ("reused_tokens", CounterMetricFamily, "Tokens of prompts taken from an earlier turn."),
     ("sampled_tokens", CounterMetricFamily, "Tokens sampled."),
     ("forced_tokens", CounterMetricFamily, "Tokens that tools forced."),
-    ("live", GaugeMetricFamily, "Texts being written."),
+    ("live", GaugeMetricFamily, "Texts being generated."),
     ("queued", GaugeMetricFamily, "Texts waiting for a row."),
-    ("cache_bytes", GaugeMetricFamily, "Keys and values, of live and finished texts."),
+    ("cache_bytes", GaugeMetricFamily, "Bytes of keys and values, of live and finished texts."),
 )
-# where the metric is not called as the key
+# metrics that are not named like the key
 NAMES = {"live": "live_texts", "queued": "queued_texts"}
 
 
@@ -39,7 +39,7 @@ class Metrics(Collector):
         self.refused: Counter[int] = Counter()  # by HTTP status
         self.models = {worker: m.name for m in service.models.values() for worker in m.workers}
         self.registry = CollectorRegistry()
-        disable_created_metrics()  # a series of its own for the time when each counter began
+        disable_created_metrics()  # no extra series with the creation time of each counter
         self.first_token = Histogram(
             "nanochat_first_token_seconds",
             "From a request to its first token.",
@@ -88,7 +88,7 @@ class Metrics(Collector):
         }
 
     def collect(self) -> Iterator[Metric]:
-        """For Prometheus, all but the histogram."""
+        """Everything for Prometheus except the histogram."""
         by_model = (
             ("nanochat_answers", "Requests answered to the end.", self.answers),
             ("nanochat_cancelled", "Requests whose client left.", self.cancellations),

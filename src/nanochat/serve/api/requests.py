@@ -110,7 +110,8 @@ def random_seed() -> int:
 
 
 class SharedFields(Strict):
-    """What both kinds of request share. Sampling settings that are not set are the server's."""
+    """Fields that both kinds of request share. Sampling settings that are left out are the
+    server's."""
 
     model: str | None = None
     temperature: Temperature | None = None
@@ -240,7 +241,7 @@ class ChatRequest(SharedFields):
 
     @property
     def forced(self) -> bool:
-        """Whether the answer has to be a call."""
+        """Whether the answer must be a function call."""
         return isinstance(self.tool_choice, ToolChoice) or self.tool_choice == "required"
 
     @property

@@ -1,4 +1,4 @@
-"""How the server is, and which models it has."""
+"""Health of the server, and its models."""
 
 from typing import Any
 

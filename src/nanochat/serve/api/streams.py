@@ -1,4 +1,4 @@
-"""Answers on their way to a client: as server-sent events, or waited for as a whole."""
+"""Answers sent to a client: streamed as server-sent events, or as a whole."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from nanochat.serve.openai_error import error_body
 from nanochat.serve.worker import Reply
 
 DONE = "data: [DONE]\n\n"
-# what a route that streams declares in /openapi.json
+# declared in /openapi.json by routes that stream
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {"description": "the answer", "content": {"text/event-stream": {}}}
 }
@@ -35,7 +35,7 @@ def failure_event(error: Exception) -> str:
 
 
 def client_left() -> Response:
-    """For a client that is gone: nobody reads it."""
+    """The response to a client that has disconnected."""
     return Response(status_code=499)
 
 
@@ -60,8 +60,8 @@ async def gather(
     metrics: Metrics,
     also: Coroutine[Any, Any, None] | None = None,
 ) -> bool:
-    """Wait for all replies and for `also`; False, and the replies are cancelled, if the client
-    leaves first."""
+    """Wait for all replies and for `also`. If the client disconnects first, the replies are
+    cancelled and this is False."""
 
     async def all_of_them() -> None:
         if also is not None:

@@ -77,8 +77,8 @@ def routes(context: ApiContext) -> APIRouter:
 
 
 def with_specials(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of a text in which, unlike everywhere else, the names of special tokens stand for those
-    tokens."""
+    """Token ids of a text in which, unlike everywhere else, names of special tokens are parsed as
+    those tokens."""
     specials = tokenizer.specials
     pieces = re.split(f"({'|'.join(map(re.escape, specials))})", text)
     return [i for p in pieces for i in ([specials[p]] if p in specials else tokenizer.encode(p))]

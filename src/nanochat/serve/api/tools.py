@@ -25,8 +25,8 @@ OPENED = re.compile(r'\{"name":"([\w-]+)","arguments":')
 
 
 def grammars(asked: ChatRequest, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Settings of sampling that make the answer what is asked for. ValueError for a schema that
-    cannot be kept to. May take seconds."""
+    """Sampling settings that force the requested form of the answer. ValueError for an unsupported
+    schema. Compiling it may take seconds."""
     if asked.wants_json:
         given = (
             asked.response_format.json_schema
@@ -153,8 +153,8 @@ def call_id() -> str:
 
 
 def called(text: str, *, whole: bool) -> dict[str, Any] | None:
-    """A call as a message has it, from its JSON, which ends early unless it is `whole`; None if it
-    is not one."""
+    """The tool call that this JSON describes, in the form of a message; None if it is no call. JSON
+    that is not `whole` was cut off."""
     found = OPENED.match(text)
     if found is None:
         return None
@@ -167,8 +167,8 @@ def called(text: str, *, whole: bool) -> dict[str, Any] | None:
 
 
 class CallStream:
-    """The JSON of a call, piece by piece, as the deltas of a stream have it; a python part that is
-    no call is given back."""
+    """Turns the JSON of a call, piece by piece, into deltas of a stream. A python part that is no
+    call is returned as text."""
 
     def __init__(self) -> None:
         self.held = ""
@@ -176,7 +176,7 @@ class CallStream:
         self.refused = False
 
     def feed(self, text: str) -> tuple[list[dict[str, Any]], str]:
-        """Deltas of the call, and text of what is none."""
+        """Deltas of the call, and the text that belongs to no call."""
         if self.refused:
             return [], text
         self.held += text
@@ -198,12 +198,13 @@ class CallStream:
         return deltas, ""
 
     def rest(self) -> str:
-        """What is still held, of a part that ended without being a call."""
+        """The text that is still held when a part ends without being a call."""
         text, self.held = "" if self.opened else self.held, ""
         return text
 
     def cut(self) -> list[dict[str, Any]]:
-        """The last delta of a call that was cut off: its last sign was of the arguments."""
+        """The last delta of a call that was cut off: its last character belonged to the
+        arguments."""
         return (
             [{"index": 0, "function": {"arguments": self.held}}]
             if self.opened and self.held

@@ -297,7 +297,7 @@ class Page(Conversations):
 
 
 def read_asked(messages: list[dict[str, Any]], asked: Any) -> tuple[int, int | None]:
-    """The question and the branch that the browser asks for. ValueError if there is none such."""
+    """The question and the branch that the browser asks for. ValueError if they do not exist."""
     given = asked if isinstance(asked, dict) else {}
     question, branch = given.get("question"), given.get("branch")
     if (

@@ -144,7 +144,7 @@ class AnswersPage:
         return turn
 
     def left(self, request: gr.Request) -> None:
-        """A page was closed or reloaded: nobody reads what is being written there."""
+        """A page was closed or reloaded: cancel what is being written there."""
         for turn in self.turns:
             if turn.session == request.session_hash:
                 turn.stop()

@@ -36,7 +36,7 @@ SETTINGS = (
 )
 COMMANDS = {  # name -> what follows it, what it does
     "help": ("", "this list"),
-    "clear": ("", "begin anew; the system prompt and the settings stay"),
+    "clear": ("", "start a new conversation; the system prompt and the settings stay"),
     "system": ("[TEXT]", 'set the system prompt, or show it; /system "" removes it'),
     "set": ("[NAME=VALUE …]", f"change how answers are sampled, or show it: {', '.join(SETTINGS)}"),
     "save": (
@@ -44,7 +44,7 @@ COMMANDS = {  # name -> what follows it, what it does
         "write the conversation as JSON; a file of another conversation is not replaced",
     ),
     "load": ("FILE", "go on with a conversation from JSON, and with the settings in it"),
-    "retry": ("", "sample the last answer anew"),
+    "retry": ("", "sample the last answer again"),
     "quit": (
         "",
         "leave; so do Ctrl-D, and Ctrl-C twice at the prompt (in an answer it stops the answer)",
