@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (an attack a line)
 """Which attacks get through which subset of the guards of a model's Python: one row a subset, on
 Linux.
 

@@ -25,7 +25,7 @@ def ckpt(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lm(ckpt):
-    from nanochat.interop.lm_eval import NanochatLM
+    from nanochat.evals.lm_eval import NanochatLM
 
     return NanochatLM(ckpt=str(ckpt), precision="fp32", device="cpu")
 
@@ -118,7 +118,7 @@ def test_the_command_of_the_harness_runs_a_local_task(lm, ckpt, tmp_path):
     ]
     words += ["--include_path", tmp_path, "--tasks", "local", "--log_samples"]
     done = subprocess.run(
-        [sys.executable, "-m", "nanochat.interop.lm_eval", *words, "--output_path", tmp_path / "o"],
+        [sys.executable, "-m", "nanochat.evals.lm_eval", *words, "--output_path", tmp_path / "o"],
         env={**os.environ, "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,

@@ -1,7 +1,7 @@
 """A checkpoint as a model of the lm-evaluation-harness, in this process: `lm_eval --model nanochat --model_args ckpt=PATH`.
 
 Versions of the harness that look for plugins (after 0.4.13) find the class by the entry point in
-pyproject.toml. For earlier ones `python -m nanochat.interop.lm_eval` is the harness's own command,
+pyproject.toml. For earlier ones `python -m nanochat.evals.lm_eval` is the harness's own command,
 with the same words, after the class has been registered.
 
 Likelihoods are those of every other evaluation (inference/likelihood.py), so an item is decided here
