@@ -283,33 +283,6 @@ class ChatDataModule(ByStep):
         rendered_dir: str | Path | None = None,
     ):
         super().__init__()
-        for name, value, choices in (
-            ("packing", packing, LAYOUTS),
-            ("supervise", supervise, SUPERVISE),
-            ("over_long", over_long, OVER_LONG),
-            ("on_bad", on_bad, ON_BAD),
-        ):
-            if value not in choices:
-                raise ValueError(
-                    f"data.{name}={value} is not known; choose from {', '.join(choices)}"
-                )
-        if not isinstance(num_epochs, int):
-            raise ValueError(
-                f"data.num_epochs={num_epochs} must be a whole number; for a part of an epoch give "
-                "max_steps"
-            )
-        for name, number, low in (
-            ("model.sequence_len", sequence_len, 2),
-            ("data.rows_per_device", rows_per_device, 1),
-            ("data.num_workers", num_workers, 0),
-            ("data.num_epochs", num_epochs, 1),
-        ):
-            if number is not None and number < low:
-                raise ValueError(f"{name}={number} is below {low}; give {low} or more")
-        if packing == "stream" and over_long == "drop":
-            raise ValueError(
-                "data.over_long=drop cannot take effect: data.packing=stream cuts nothing"
-            )
         self.train_tasks = {k: v for k, v in train_tasks.items() if v is not None}
         self.val_tasks = {k: v for k, v in val_tasks.items() if v is not None}
         for name, tasks in (("train_tasks", self.train_tasks), ("val_tasks", self.val_tasks)):
@@ -331,11 +304,43 @@ class ChatDataModule(ByStep):
             if rendered_dir
             else base_dir() / "conversations"
         )
+        self._check()
         # a run longer or shorter than the planned epochs continues into the next epoch, or stops
         # earlier
         self.endless = False
         self._rows: dict[str, ChatRows] = {}
         self._rendered: dict[str, dict[str, Rendered]] = {}
+
+    def _check(self) -> None:
+        """ValueError for a setting that cannot work."""
+        for name, value, choices in (
+            ("packing", self.packing, LAYOUTS),
+            ("supervise", self.supervise, SUPERVISE),
+            ("over_long", self.over_long, OVER_LONG),
+            ("on_bad", self.on_bad, ON_BAD),
+        ):
+            if value not in choices:
+                raise ValueError(
+                    f"data.{name}={value} is not known; choose from {', '.join(choices)}"
+                )
+        if not isinstance(self.num_epochs, int):
+            raise ValueError(
+                f"data.num_epochs={self.num_epochs} must be a whole number; for a part of an epoch "
+                "give "
+                "max_steps"
+            )
+        for name, number, low in (
+            ("model.sequence_len", self.sequence_len, 2),
+            ("data.rows_per_device", self.rows_per_device, 1),
+            ("data.num_workers", self.num_workers, 0),
+            ("data.num_epochs", self.num_epochs, 1),
+        ):
+            if number is not None and number < low:
+                raise ValueError(f"{name}={number} is below {low}; give {low} or more")
+        if self.packing == "stream" and self.over_long == "drop":
+            raise ValueError(
+                "data.over_long=drop cannot take effect: data.packing=stream cuts nothing"
+            )
 
     # ---- what a run adds
 

@@ -86,6 +86,30 @@ def check_scale(scale: str) -> None:
         raise ValueError(f"plan.scale={scale!r} is not known; choose from modern, classic")
 
 
+def _length_source(given: dict[str, float], ratio: float | None) -> str:
+    """The setting that decides the length of a run, as typed. ValueError for several, or none."""
+    if len(given) > 1:
+        raise ValueError(
+            f"{' and '.join(f'{k}={v:,.12g}' for k, v in given.items())} each set the length of "
+            "the run; keep one of them"
+        )
+    for name, value in given.items():
+        return f"{name}={value:,.4g}" if isinstance(value, float) else f"{name}={value:,}"
+    if ratio is None:
+        raise ValueError(
+            "nothing sets the length of the run; give plan.ratio, plan.tokens, plan.flops or "
+            "max_steps"
+        )
+    return f"plan.ratio={ratio:g}"
+
+
+def _batch_of(steps: int, ref: float, row: int) -> int:
+    """Tokens of a batch in whole rows, for a run of that many steps: batch and horizon follow from
+    each other, B = REF_BATCH (steps * B / ref)**e."""
+    law = (REF_BATCH * (steps / ref) ** BATCH_EXPONENT) ** (1 / (1 - BATCH_EXPONENT))
+    return max(1, round(2 ** round(math.log2(law)) / row)) * row
+
+
 def make_plan(
     config: GPTConfig,
     reference: GPTConfig,
@@ -118,34 +142,13 @@ def make_plan(
         )
         if value is not None
     }
-    if len(given) > 1:
-        raise ValueError(
-            f"{' and '.join(f'{k}={v:,.12g}' for k, v in given.items())} each set the length of "
-            "the run; keep one of them"
-        )
     check_scale(scale)
     for name, value in {**given, "plan.ratio": ratio, "batch_tokens": batch_tokens}.items():
         if value is not None and value <= 0:
             raise ValueError(f"{name}={value:g} gives a run of zero steps; it must be above 0")
-    sizes, per_token, ref = (
-        counts.parameters(config),
-        counts.flops_per_token(config),
-        reference_tokens(reference, ratio),
-    )
+    source, typed = _length_source(given, ratio), batch_tokens
+    sizes, ref = counts.parameters(config), reference_tokens(reference, ratio)
     row = config.sequence_len * world_size
-    if given:
-        source = ", ".join(
-            f"{k}={v:,.4g}" if isinstance(v, float) else f"{k}={v:,}" for k, v in given.items()
-        )
-    elif ratio is not None:
-        source = f"plan.ratio={ratio:g}"
-    else:
-        raise ValueError(
-            "nothing sets the length of the run; give plan.ratio, plan.tokens, plan.flops or "
-            "max_steps"
-        )
-
-    typed = batch_tokens
 
     def batch_for(horizon: float) -> int:
         if scale == "classic":
@@ -154,28 +157,18 @@ def make_plan(
         return max(1, round(auto_batch_tokens(horizon, ref) / row)) * row
 
     if max_steps is not None:
+        full = batch_for((ratio or REF_RATIO) * sizes["scaling"])
         if batch_tokens is None:
-            # batch and horizon follow from each other: B = REF_BATCH (steps * B / ref)**e; never
-            # above that of the full run
-            law = (REF_BATCH * (max_steps / ref) ** BATCH_EXPONENT) ** (1 / (1 - BATCH_EXPONENT))
-            full = batch_for((ratio or REF_RATIO) * sizes["scaling"])
-            batch_tokens = (
-                full
-                if scale == "classic"
-                else min(full, max(1, round(2 ** round(math.log2(law)) / row)) * row)
-            )
+            batch_tokens = full if scale == "classic" else min(full, _batch_of(max_steps, ref, row))
         horizon, steps = max_steps * batch_tokens, max_steps
     elif flops is not None:
+        per_token = counts.flops_per_token(config)
         horizon = int(flops / per_token)
         batch_tokens = batch_tokens or batch_for(horizon)
         steps = round(flops / (per_token * batch_tokens))
-    elif tokens is not None:
-        horizon = int(tokens)
-        batch_tokens = batch_tokens or batch_for(horizon)
-        steps = horizon // batch_tokens
     else:
-        assert ratio is not None
-        horizon = int(ratio * sizes["scaling" if scale == "modern" else "total"])
+        of = sizes["scaling" if scale == "modern" else "total"]
+        horizon = int(tokens if tokens is not None else (ratio or 0) * of)
         batch_tokens = batch_tokens or batch_for(horizon)
         steps = horizon // batch_tokens
     if steps < 1:

@@ -62,23 +62,12 @@ class HubTask(Task):
         return {**super().settings(), **own}
 
 
-def load_rows(
-    dataset: str,
-    subset: str | None,
-    split: str,
-    columns: tuple[str, ...],
-    others: Collection[str] | None = None,
-) -> Any:
-    """The named columns of a split. `others` lists further columns that are allowed (None: any).
-
-    FileNotFoundError for a missing data set, ValueError for a missing config, split or column,
-    OSError if the hub cannot be reached. Each message lists what exists.
-    """
+def _read(dataset: str, subset: str | None, split: str, place: str) -> Any:
+    """A whole split, downloaded where it is not here. Errors as `load_rows`."""
     # imported here: it is slow to import, and generated tasks do not need it
     import datasets
 
     mirror, cache = hub_dir(), str(base_dir() / "datasets")
-    place = "in the mirror" if mirror else "on the hub"
     if mirror and not (mirror / dataset).is_dir():
         raise FileNotFoundError(
             f"{dataset} is not in the mirror {mirror}; put it there, set NANOCHAT_HUB_DIR "
@@ -113,9 +102,25 @@ def load_rows(
         )
     try:
         builder.download_and_prepare()
-        rows = builder.as_dataset(split)
+        return builder.as_dataset(split)
     except Exception as error:
         raise _unreadable(dataset, error) from error
+
+
+def load_rows(
+    dataset: str,
+    subset: str | None,
+    split: str,
+    columns: tuple[str, ...],
+    others: Collection[str] | None = None,
+) -> Any:
+    """The named columns of a split. `others` lists further columns that are allowed (None: any).
+
+    FileNotFoundError for a missing data set, ValueError for a missing config, split or column,
+    OSError if the hub cannot be reached. Each message lists what exists.
+    """
+    place = "in the mirror" if hub_dir() else "on the hub"
+    rows = _read(dataset, subset, split, place)
     if missing := [name for name in columns if name not in rows.column_names]:
         raise ValueError(
             f"{dataset} {split} {place} has no column {missing[0]}; its columns are: "
