@@ -69,10 +69,8 @@ def bare(depth: int, rows: int, steps: int) -> list[float]:
     optimizer, at = module.optim(module.gpt), []
     for step, batch in zip(range(steps), DataLoader(Random(rows), batch_size=None), strict=False):
         optimizer.schedule_step(module.schedule, step, steps)
-        idx, targets = (
-            batch["idx"] % module.gpt.config.vocab_size,
-            batch["targets"] % module.gpt.config.vocab_size,
-        )
+        idx = batch["idx"] % module.gpt.config.vocab_size
+        targets = batch["targets"] % module.gpt.config.vocab_size
         (module.gpt.loss_sum(idx, targets) / batch["num_targets"]).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -172,10 +172,8 @@ def losses(run: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    wanted, kind = (
-        int(sys.argv[1]) if len(sys.argv) > 1 else 20,
-        sys.argv[2] if len(sys.argv) > 2 else "base",
-    )
+    wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    kind = sys.argv[2] if len(sys.argv) > 2 else "base"
     (steps, words), rng = KINDS[kind], random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
@@ -225,11 +223,9 @@ def main() -> None:
                 flush=True,
             )
         assert start(base, "killed", words, steps).wait() == 0
-        a, b, end = (
-            only(base, "whole"),
-            only(base, "killed"),
-            f"checkpoints/step_{steps:06d}/model.safetensors",
-        )
+        a = only(base, "whole")
+        b = only(base, "killed")
+        end = f"checkpoints/step_{steps:06d}/model.safetensors"
         begin = next((base / "runs" / "start").glob("*/checkpoints/step_*/model.safetensors"), None)
         print(f"{kind}: {kills} kills, {writing} of them with a checkpoint half written")
         print(f"losses equal to the last digit: {losses(a) == losses(b)} ({len(losses(b))} steps)")

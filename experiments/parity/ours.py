@@ -274,10 +274,8 @@ def prepare() -> None:
 def chats() -> None:
     from nanochat.tokenizer.conversations import BadConversation, render, render_prompt
 
-    tokenizer, theirs = (
-        BPETokenizer(json.loads((folder / "merges.json").read_text())),
-        json.loads((folder / "chats.json").read_text()),
-    )
+    tokenizer = BPETokenizer(json.loads((folder / "merges.json").read_text()))
+    theirs = json.loads((folder / "chats.json").read_text())
     if "trained" in theirs:
         equal(
             "tokens of a trained vocabulary of 2,000",

@@ -26,10 +26,8 @@ from nanochat.runtime.paths import conf_dir
 
 STEPS = 467
 folder = Path(sys.argv[1])
-start, told = (
-    json.loads((folder / "start.json").read_text()),
-    json.loads((folder / "samples.json").read_text()),
-)
+start = json.loads((folder / "start.json").read_text())
+told = json.loads((folder / "samples.json").read_text())
 register()
 with initialize_config_dir(str(conf_dir()), version_base="1.3"):
     config = OmegaConf.to_container(compose("train", ["+phase=rl", "algo=nanochat"]), resolve=False)
@@ -40,12 +38,10 @@ class Fed(Collector):
     """Experience from the file instead of from the engine."""
 
     def __init__(self):
-        self.algorithm, self.sampling, self.rank, self.world_size = (
-            algorithm,
-            Sampling(top_k=50, max_tokens=24),
-            0,
-            1,
-        )
+        self.algorithm = algorithm
+        self.sampling = Sampling(top_k=50, max_tokens=24)
+        self.rank = 0
+        self.world_size = 1
 
     def collect(self, gpt, asked):
         number = asked // len(told[0])
@@ -91,16 +87,12 @@ trainer = L.Trainer(
 trainer.fit(module, torch.utils.data.DataLoader(Steps(0), batch_size=None))
 before = torch.load(folder / "start.pt")
 for step in (1, 2):
-    theirs, ours = (
-        torch.load(folder / f"original_{step}.pt"),
-        torch.load(folder / f"ours_{step}.pt"),
-    )
+    theirs = torch.load(folder / f"original_{step}.pt")
+    ours = torch.load(folder / f"ours_{step}.pt")
     shared = [k for k in ours if k in theirs and k not in ("cos", "sin")]
     gaps = {k: (ours[k] - theirs[k].float()).abs() for k in shared}
-    total, far = (
-        sum(g.numel() for g in gaps.values()),
-        sum(int((g > 1e-5).sum()) for g in gaps.values()),
-    )
+    total = sum(g.numel() for g in gaps.values())
+    far = sum(int((g > 1e-5).sum()) for g in gaps.values())
     moved = max(float((theirs[k].float() - before[k]).abs().max()) for k in shared)
     worst = max(gaps, key=lambda k: float(gaps[k].max()))
     print(

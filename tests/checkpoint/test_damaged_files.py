@@ -19,10 +19,8 @@ FILES = ("model.safetensors", "config.json", "tokenizer.json", "token_bytes.npy"
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with checkpoints of steps 10 and 20."""
-    run, tokenizer = (
-        tmp_path_factory.mktemp("base") / "runs" / "r" / "2026-01-01_00-00-00Z",
-        BPETokenizer([]),
-    )
+    run = tmp_path_factory.mktemp("base") / "runs" / "r" / "2026-01-01_00-00-00Z"
+    tokenizer = BPETokenizer([])
     gpt = GPT.build(GPTConfig(64, tokenizer.vocab_size, 2, 4, 2, 64), seed=0)
     for step in (10, 20):
         path = RunCheckpoints(run / "checkpoints").path(step)

@@ -19,10 +19,8 @@ CLASSIC = build_arch(OmegaConf.to_container(OmegaConf.load(conf_dir() / "arch" /
 def saved(request, tmp_path):
     tokenizer = BPETokenizer([])
     arch = Arch() if request.param == "modern" else CLASSIC
-    gpt, drawn = (
-        GPT.build(GPTConfig(64, tokenizer.vocab_size, 2, 4, 2, 64, arch=arch)),
-        torch.Generator().manual_seed(0),
-    )
+    gpt = GPT.build(GPTConfig(64, tokenizer.vocab_size, 2, 4, 2, 64, arch=arch))
+    drawn = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in gpt.parameters():
             p.normal_(0, 0.2, generator=drawn)
@@ -32,10 +30,8 @@ def saved(request, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_checkpoint_read_to_be_run_gives_the_same_logits(saved, dtype):
-    trained, runs = (
-        folder.load_gpt(saved, compute_dtype=dtype),
-        folder.load_to_run(saved, compute_dtype=dtype),
-    )
+    trained = folder.load_gpt(saved, compute_dtype=dtype)
+    runs = folder.load_to_run(saved, compute_dtype=dtype)
     idx = torch.arange(40)[None] % 50
     with torch.no_grad():
         assert torch.equal(FrozenGPT.of(trained)(idx), runs(idx))

@@ -203,10 +203,8 @@ def test_a_trainer_names_a_machine_and_a_size_what_is_trained_on_it(
 ) -> None:
     """A typed size is the same on every machine, and a machine says nothing but `trainer` and which
     size it takes unasked."""
-    typed, unasked = (
-        composed("+phase=base", f"trainer={trainer}", f"size={size}"),
-        {"cpu": "laptop", "mps": "mac"},
-    )
+    typed = composed("+phase=base", f"trainer={trainer}", f"size={size}")
+    unasked = {"cpu": "laptop", "mps": "mac"}
     assert (
         sizes(typed)
         == {

@@ -8,10 +8,8 @@ import pytest
 
 from nanochat.evaluate import validation_data
 
-TEXT, QUESTIONS = (
-    {"_target_": "text", "rows_per_device": 4},
-    {"_target_": "questions", "micro_tokens": None},
-)
+TEXT = {"_target_": "text", "rows_per_device": 4}
+QUESTIONS = {"_target_": "questions", "micro_tokens": None}
 
 
 def checkpoint(folder: Path, data: dict | None, parent: Path | None) -> Path:

@@ -128,10 +128,8 @@ def test_the_future_does_not_change_the_past(era):
 def test_grouped_heads_equal_repeated_key_heads():
     """GQA is full attention with each key/value head written down once for every query head of its
     run of H // G."""
-    few, many = (
-        Plain("E6", T=40, V=64, n=3, H=4, G=2, d=64),
-        Plain("E6", T=40, V=64, n=3, H=4, G=4, d=64),
-    )
+    few = Plain("E6", T=40, V=64, n=3, H=4, G=2, d=64)
+    many = Plain("E6", T=40, V=64, n=3, H=4, G=4, d=64)
     grouped, full = random_gpt(few), GPT.build(many.config(), seed=None)
     state = grouped.state_dict()
     for name, value in full.state_dict().items():

@@ -456,10 +456,8 @@ def test_weights_that_change_between_two_calls_are_used():
 def test_frozen_weights_give_the_same_logits_and_leave_the_network_as_it_is(arch, dtype, atol):
     gpt = random_gpt(arch)
     gpt.prepare(compute_dtype=dtype)
-    before, idx = (
-        {name: p.clone() for name, p in gpt.state_dict().items()},
-        torch.tensor([PROMPTS[2]]),
-    )
+    before = {name: p.clone() for name, p in gpt.state_dict().items()}
+    idx = torch.tensor([PROMPTS[2]])
     with torch.no_grad():
         frozen, free = FrozenGPT.of(gpt), gpt(idx)
         torch.testing.assert_close(frozen(idx), free, rtol=0, atol=atol)
@@ -490,10 +488,8 @@ def test_the_norm_without_gradients_is_the_other(shape, scale):
 @pytest.mark.parametrize("texts", [0, 1, 5, 70, 1100])
 def test_a_frozen_weight_gives_the_product(rows, columns, texts, dtype, by_rows, monkeypatch):
     monkeypatch.undo()
-    x, weight = (
-        torch.randn(texts, 1, 2 * columns, dtype=dtype)[..., :columns],
-        torch.randn(rows, columns, dtype=dtype),
-    )
+    x = torch.randn(texts, 1, 2 * columns, dtype=dtype)[..., :columns]
+    weight = torch.randn(rows, columns, dtype=dtype)
     with torch.inference_mode():
         frozen, pays = FrozenWeight.of(weight), 2**16 if dtype == torch.float32 else 2**12
         frozen = frozen.unpacked() if by_rows else frozen

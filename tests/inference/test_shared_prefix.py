@@ -129,10 +129,8 @@ def test_a_row_copied_out_goes_on_as_it_was(any_gpt):
 @pytest.mark.parametrize("max_rows", [2, 4, 32])
 def test_samples_are_those_of_rows_with_copies(any_gpt, monkeypatch, max_rows):
     """More samples than rows, as many, and all prompts at once; log-probabilities to rounding."""
-    prompts, sampling = (
-        [DRAWN[0][:12], DRAWN[1][:5], DRAWN[2][:17]],
-        Sampling(max_tokens=12, top_k=20, tools=False),
-    )
+    prompts = [DRAWN[0][:12], DRAWN[1][:5], DRAWN[2][:17]]
+    sampling = Sampling(max_tokens=12, top_k=20, tools=False)
 
     def write():
         return Engine(any_gpt, TOKENIZER, max_rows=max_rows).sample(

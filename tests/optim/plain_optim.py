@@ -73,11 +73,9 @@ class PlainAdamW:
     """The modern AdamW of facts sheet 2.2."""
 
     def __init__(self, shape):
-        self.m, self.v, self.t = (
-            torch.zeros(shape, dtype=torch.float64),
-            torch.zeros(shape, dtype=torch.float64),
-            0,
-        )
+        self.m = torch.zeros(shape, dtype=torch.float64)
+        self.v = torch.zeros(shape, dtype=torch.float64)
+        self.t = 0
 
     def step(self, p, g, lr, betas, eps, wd):
         b1, b2 = betas

@@ -80,10 +80,8 @@ def test_d24_at_ratio_8(modern):
 def test_weight_decay_and_batch_do_not_depend_on_the_ratio(modern, depth, ratio):
     """Facts sheet 2.4: D = R * P and D_ref = R * P12, so that D_ref / D is P12 / P: d24 has 0.0597
     at ratio 8 too."""
-    plan, table = (
-        make_plan(modern(depth), modern(12), ratio=ratio),
-        {row[0]: row for row in MODERN}[depth],
-    )
+    plan = make_plan(modern(depth), modern(12), ratio=ratio)
+    table = {row[0]: row for row in MODERN}[depth]
     if plan.batch_tokens == table[1]:  # at ratio 0.5 the batch is cut so that 500 steps are left
         assert (f"{plan.lr_factor:.4f}", f"{plan.weight_decay:.4f}") == table[3:]
     else:

@@ -383,10 +383,8 @@ def test_a_module_argument_is_given_to_the_phase(
     )
     config = take(*BASE, target, "+module.smoothing=0.25")
     recipe = object.__new__(Recipe)
-    recipe.config, recipe.__dict__["plan"] = (
-        config,
-        type("Plan", (), {"steps": 1, "lr_factor": 1.0, "weight_decay": 0.0}),
-    )
+    recipe.config = config
+    recipe.__dict__["plan"] = type("Plan", (), {"steps": 1, "lr_factor": 1.0, "weight_decay": 0.0})
     from nanochat.gpt import GPT, from_depth
 
     gpt = GPT(from_depth(1, vocab_size=64, sequence_len=8, aspect_ratio=32, head_dim=32))

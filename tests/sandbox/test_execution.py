@@ -678,10 +678,8 @@ def test_nothing_is_left_when_the_caller_is_killed(tmp_path):
         def started() -> bool:
             for path in Path("/proc").glob("[0-9]*/stat"):
                 with contextlib.suppress(OSError):
-                    pid, parent = (
-                        int(path.parent.name),
-                        int(path.read_text().rpartition(")")[2].split()[1]),
-                    )
+                    pid = int(path.parent.name)
+                    parent = int(path.read_text().rpartition(")")[2].split()[1])
                     if parent in {caller.pid, *seen}:
                         seen.add(pid)
             return len(seen & {pid for pid in seen if execution.START in command(pid)}) == (

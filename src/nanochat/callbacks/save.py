@@ -29,12 +29,10 @@ class Save(StepCallback):
         """`before` is called ahead of every save: it checks the losses and writes what is known of
         the steps up to here."""
         check_every("save_every", every)
-        self.checkpoints, self.every, self.before, self.told_to_stop = (
-            checkpoints,
-            every,
-            before,
-            False,
-        )
+        self.checkpoints = checkpoints
+        self.every = every
+        self.before = before
+        self.told_to_stop = False
         self.saved = -1  # the last step that was saved
         self._old_handlers: dict[int, Any] = {}
         self._ctrl_c = CtrlC()

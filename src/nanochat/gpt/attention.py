@@ -185,9 +185,8 @@ def prove(
     try:
         with torch.inference_mode(False), torch.enable_grad():
             return _prove(name, device, dtype, H, G, D, length, windows, generator, tolerance)
-    except (
-        Exception
-    ) as error:  # whatever a kernel raises: a back-end that fails its proof is not chosen
+    except Exception as error:
+        # whatever a kernel raises: a back-end that fails its proof is not chosen
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     finally:
         torch.set_float32_matmul_precision(precision)

@@ -46,13 +46,8 @@ def calculate(expression: str) -> str | None:
         return None
     try:
         value = _value(ast.parse(source, mode="eval").body)
-    except (
-        SyntaxError,
-        ValueError,
-        ArithmeticError,
-        MemoryError,
-        RecursionError,
-    ):  # the last two: nested too deeply
+    except (SyntaxError, ValueError, ArithmeticError, MemoryError, RecursionError):
+        # the last two: nested too deeply
         return None
     if isinstance(value, float) and not math.isfinite(value):
         return None

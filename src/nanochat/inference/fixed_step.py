@@ -115,9 +115,8 @@ class CompiledStep:
     def _run(self, numbers: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
         try:
             return self._step(self.gpt, numbers, keys, values)
-        except (
-            Exception
-        ) as error:  # whatever a compiler raises; an error of the step itself comes again below
+        except Exception as error:
+            # whatever a compiler raises; an error of the step itself comes again below
             if self._step is fixed_step:
                 raise
             what = str(error).strip().splitlines()[0] if str(error).strip() else ""

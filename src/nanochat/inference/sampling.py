@@ -317,10 +317,8 @@ def _penalised(
     if not rows:
         return logits
     at = to_device(rows, logits.device)
-    x, penalty = (
-        logits[at],
-        _column([samplings[row].repetition_penalty or 1 for row in rows], logits),
-    )
+    x = logits[at]
+    penalty = _column([samplings[row].repetition_penalty or 1 for row in rows], logits)
     marks = [mark for mark in (seen[row] for row in rows) if mark is not None]
     was = torch.from_numpy(np.stack(marks)).to(logits.device)  # (N, V); waits for a GPU
     return logits.index_copy(

@@ -128,10 +128,8 @@ def _whole(name: str, parts: list[Tensor], shape: tuple[int, ...]) -> Tensor:
     """Small tensors are the same in every process, of large ones each has a slice of the rows."""
     whole = parts[0] if tuple(parts[0].shape) == shape else torch.cat(parts)
     if tuple(whole.shape) != shape:
-        rows, missing = (
-            parts[0].size(0),
-            tuple(parts[0].shape[1:]) == shape[1:] and shape[0] % parts[0].size(0) == 0,
-        )
+        rows = parts[0].size(0)
+        missing = tuple(parts[0].shape[1:]) == shape[1:] and shape[0] % parts[0].size(0) == 0
         why = f"; they are {len(parts)} of {shape[0] // rows} shards: copy all" if missing else ""
         raise ValueError(
             f"{name} has moments of shape {tuple(whole.shape)}, the model wants {shape}{why}"

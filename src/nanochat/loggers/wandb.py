@@ -45,10 +45,8 @@ def check(project: str, offline: bool) -> None:
 
     try:
         settings = wandb.Settings(project=project)
-    except (
-        ValueError,
-        wandb.Error,
-    ) as error:  # pydantic says it in several lines; variables WANDB_… are read here too
+    except (ValueError, wandb.Error) as error:
+        # pydantic says it in several lines; variables WANDB_… are read here too
         raise ValueError(f"logger=wandb: {str(error).splitlines()[-1].strip()}") from error
     if offline or settings.mode != "online":  # WANDB_MODE
         return

@@ -132,9 +132,8 @@ def run(update: Callable, compile: bool, *args: Any) -> Any:
         _compiled[update] = torch.compile(update, dynamic=False)
     try:
         return _compiled[update](*args)
-    except (
-        Exception
-    ) as error:  # whatever a compiler raises; an error of the update itself comes again below
+    except Exception as error:
+        # whatever a compiler raises; an error of the update itself comes again below
         if _compiled[update] is not update:
             what = " ".join(str(error).split())[:200]
             log.warning(

@@ -132,10 +132,8 @@ class TextRecipe(Recipe):
                 f"{name}; about {self.plan.tokens * CHARACTERS_PER_TOKEN / 1e6:,.1f} M characters "
                 "trained"
             )
-        needed, taken = (
-            shards_needed(self.plan.tokens, data["packing"], data["val_shard"]),
-            data["num_shards"],
-        )
+        needed = shards_needed(self.plan.tokens, data["packing"], data["val_shard"])
+        taken = data["num_shards"]
         text = f"{name}; {needed:,} shards for one epoch"
         if taken != "auto" and taken < needed:
             text += (

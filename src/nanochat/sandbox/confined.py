@@ -27,15 +27,13 @@ if TYPE_CHECKING:
 # from: linux/sched.h
 CLONE = {"mount": 0x20000, "ipc": 0x8000000, "net": 0x40000000, "pid": 0x20000000}
 CLONE_NEWUSER = 0x10000000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
-    1,
-    2,
-    4,
-    32,
-    4096,
-    16384,
-    1 << 18,
-)
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_REMOUNT = 32
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
 MNT_DETACH = 2
 # flag of statvfs(3): flag of mount(2)
 ATTRIBUTES = {2: 2, 4: 4, 8: 8, 1024: 1024, 2048: 2048, 4096: 1 << 21}

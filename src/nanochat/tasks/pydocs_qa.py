@@ -169,10 +169,8 @@ def described(module: str, source: str) -> Iterator[Documented]:
         kind, name, node = "module", module, tree
         if number:
             node = tree.body[0]  # further statements may follow
-            kind, name = (
-                "class" if isinstance(node, ast.ClassDef) else "function",
-                f"{module}.{node.name}",
-            )
+            kind = "class" if isinstance(node, ast.ClassDef) else "function"
+            name = f"{module}.{node.name}"
         text = ast.get_docstring(node)
         if (
             text

@@ -112,10 +112,8 @@ def test_content_never_holds_a_stop_string_also_across_a_call(client, stop, stre
             chunk.choices[0]
             for chunk in client.chat.completions.create(**asked, stop=stop, stream=True)
         ]
-        text, reason = (
-            "".join(choice.delta.content or "" for choice in chunks),
-            chunks[-1].finish_reason,
-        )
+        text = "".join(choice.delta.content or "" for choice in chunks)
+        reason = chunks[-1].finish_reason
     else:
         choice = client.chat.completions.create(**asked, stop=stop).choices[0]
         text, reason = choice.message.content, choice.finish_reason

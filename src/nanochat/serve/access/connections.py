@@ -55,11 +55,9 @@ class Unfinished:
         send_seconds: float = SEND_SECONDS,
         linger_seconds: float = LINGER_SECONDS,
     ) -> None:
-        self.head_seconds, self.body_seconds, self.send_seconds = (
-            head_seconds,
-            body_seconds,
-            send_seconds,
-        )
+        self.head_seconds = head_seconds
+        self.body_seconds = body_seconds
+        self.send_seconds = send_seconds
         self.per_address, self.in_all, self.connections = per_address, in_all, connections
         self.grace_seconds, self.linger_seconds = grace_seconds, linger_seconds
         self.all: OrderedDict[Bounded, None] = OrderedDict()  # the oldest first

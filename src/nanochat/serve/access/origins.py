@@ -17,11 +17,9 @@ class Origins:
     """
 
     def __init__(self, app: Any, cors: list[str], *, local: bool) -> None:
-        self.app, self.cors, self.local = (
-            app,
-            [origin.lower().rstrip("/") for origin in cors],
-            local,
-        )
+        self.app = app
+        self.cors = [origin.lower().rstrip("/") for origin in cors]
+        self.local = local
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] in ("http", "websocket") and (refused := self.refused(scope["headers"])):

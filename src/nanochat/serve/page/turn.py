@@ -33,12 +33,10 @@ class Turn:
         session: str | None = None,
         ended: Callable[["Turn"], None] = lambda turn: None,
     ) -> None:
-        self.reply, self.model, self.sampling, self.context = (
-            reply,
-            model.name,
-            sampling,
-            model.context,
-        )
+        self.reply = reply
+        self.model = model.name
+        self.sampling = sampling
+        self.context = model.context
         self.forgotten, self.session, self.ended = forgotten, session, ended
         self.fragments: list[Fragment] = []
         self.finish_reason: str | None = None

@@ -56,13 +56,11 @@ READ = (
 )
 READ_BELOW = ("/assets/", "/static/", "/svelte/")
 FILE, HEARTBEAT, EVENTS = f"{API}/file=", f"{API}/heartbeat/", f"{API}/queue/data"
-UPLOAD, JOIN, CANCEL, RESET, LOGIN = (
-    f"{API}/upload",
-    f"{API}/queue/join",
-    f"{API}/cancel",
-    f"{API}/reset",
-    "/login",
-)
+UPLOAD = f"{API}/upload"
+JOIN = f"{API}/queue/join"
+CANCEL = f"{API}/cancel"
+RESET = f"{API}/reset"
+LOGIN = "/login"
 CALLS = re.compile(rf"{API}/(run|api)/[^/]+/?")  # of events without a queue
 OPEN = (
     "/",
