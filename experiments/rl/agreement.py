@@ -47,7 +47,7 @@ with torch.no_grad():
         ids, mask, told = rollout.tokens(train_stop=True)
         drawn = [logprob for logprob, sampled in zip(told, mask, strict=True) if sampled]
         idx = torch.tensor([ids])
-        wanted = torch.tensor([mask])
+        wanted = torch.tensor([t for t, kept in enumerate(mask) if kept])
         mine, true = (
             logprobs(network, idx, wanted, sampling).double().tolist()
             for network in (trained, double)

@@ -114,10 +114,10 @@ def test_loss_and_gradients_are_those_of_plain_autograd(
         Row([5, 7, 8], [0, 0, 1], [0.0] * 3, 0, 0, 0),
     ]
     coefficients = [0.7, -1.3]
-    idx, mask = padded(rows, torch.device("cpu"))
+    idx, chosen = padded(rows, torch.device("cpu"))
     per_token = torch.tensor([0.7, 0.7, 0.7, -1.3])
     loss, logp, entropy = policy_loss(
-        gpt, idx, mask, sampling, lambda logp, at: (per_token[at] * logp).sum()
+        gpt, idx, chosen, sampling, lambda logp, at: (per_token[at] * logp).sum()
     )
     (2 * loss).backward()
     mine = {name: p.grad.clone() for name, p in gpt.named_parameters() if p.grad is not None}

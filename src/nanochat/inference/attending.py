@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nanochat.gpt.attention import Attend, sdpa
+from nanochat.inference.ahead import to_device
 from nanochat.inference.one_query import one_query
 from nanochat.inference.shared_prefix import SharedPrefixes
 
@@ -94,10 +95,10 @@ def attend_texts(
     even = min(sizes) == longest
     copied = [(first + i, text) for i, text in enumerate(which) if not sharing[text]]
     # (row of the cache, text); one slice of rows is cheaper
-    to, source = torch.tensor(copied, device=device, dtype=torch.long).view(-1, 2).unbind(1)
+    to, source = to_device(copied, device, torch.long).view(-1, 2).unbind(1)
     rows = slice(first, first + len(which)) if len(copied) == len(which) else to
     most = max((sizes[text] for _, text in copied), default=0)
-    lengths = torch.tensor(sizes, device=device)
+    lengths = to_device(sizes, device)
     row = torch.arange(N, device=device).repeat_interleave(lengths, output_size=sum(sizes))  # (P)
     # for layers that cannot keep the longest text: what is in each slot, (N, slots)
     held = {slots: _held(lengths[:, None], slots) for slots in set(cache.slots) if slots < longest}

@@ -143,9 +143,7 @@ class KVCache:
         self.reserve(S, 1)
         assert not known or before is not None
         device = self.empty.device
-        idx = torch.tensor(
-            [[before, *tokens] if known else tokens], device=device
-        )  # (1, known + T)
+        idx = to_device([[before, *tokens] if known else tokens], device)  # (1, known + T)
         positions = torch.arange(n, S, device=device)[None]
         hidden = self._hidden(idx, positions, attend_chunk(self, n, S), known)
         if not self.lengths:
@@ -251,7 +249,7 @@ class KVCache:
             return self._eager_step(rows, texts, which, sharing)
         if known is None:
             self.reserve(S, B)  # no more: every size is compiled anew
-            known = self._compiled_step(torch.tensor(rows, device=self.empty.device))
+            known = self._compiled_step(to_device(rows, self.empty.device))
         self.lengths = [n + 1 for n in self.lengths]
         if texts:
             self.reserve(longest, R)
@@ -309,7 +307,7 @@ class KVCache:
         which the i-th new row holds the which[i]-th, or shares it."""
         B, device, sizes = len(tokens), self.empty.device, [len(text) for text in texts]
         read = [(text[p - 1] if p else 0, text[p], p) for text in texts for p in range(len(text))]
-        numbers = torch.tensor(tokens + read, device=device)  # (M, 3)
+        numbers = to_device(tokens + read, device)  # (M, 3)
         idx, at = numbers[:, :2], numbers[:, 2:]  # (M, 2), (M, 1)
         starts = list(
             itertools.accumulate(sizes, initial=B)
@@ -328,12 +326,12 @@ class KVCache:
             return attend
 
         attends = [look_up(layer) for layer in range(len(self.keys))]
-        first = torch.tensor(starts[:-1], device=device) if texts else None
+        first = to_device(starts[:-1], device) if texts else None
         hidden = self._hidden(idx, at, attends, known=1, first=first)[:, 0]  # (M, C)
         if tokens:
             self.lengths = [n + 1 for n in self.lengths]
         if texts:
-            ends = torch.tensor([starts[i + 1] - 1 for i in which], device=device)
+            ends = to_device([starts[i + 1] - 1 for i in which], device)
             hidden = torch.cat((hidden[:B], hidden[ends]))
             self.lengths += [sizes[i] for i in which]
             shared = [size for size, shares in zip(sizes, sharing, strict=True) if shares]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nanochat.distributed import gathered, maximum, summed
 from nanochat.gpt import GPT
+from nanochat.inference.ahead import to_device
 from nanochat.inference.sampling import Sampling
 from nanochat.modules.phase import PhaseModule
 from nanochat.optim import GroupedOptimizer, Schedule
@@ -89,7 +90,7 @@ class RLModule(PhaseModule):
         # loss, tokens, clipped, entropy, k3, gap to the engine; and the largest gap
         sums, widest = torch.zeros(6, device=self.device), torch.zeros(1, device=self.device)
         for part in group_by_length(rows, self.micro_tokens):
-            idx, mask = padded(part, self.device)
+            idx, chosen = padded(part, self.device)
             advantage = per_token(part, [row.advantage for row in part], self.device)
             weight = per_token(part, [row.weight for row in part], self.device)
             old = _joined(part, "old", self.device)
@@ -116,7 +117,7 @@ class RLModule(PhaseModule):
                 seen += torch.stack((clipped.sum(), k3.sum()))
                 return loss
 
-            loss, logp, entropy = policy_loss(self.gpt, idx, mask, self.sampling, loss_of)
+            loss, logp, entropy = policy_loss(self.gpt, idx, chosen, self.sampling, loss_of)
             loss.backward()  # no hook of DDP: gradients of all processes are added up below
             gap = torch.zeros_like(logp)
             if algorithm.distribution == "sampled" and old is None:
@@ -124,7 +125,7 @@ class RLModule(PhaseModule):
             sums += torch.stack(
                 (
                     loss.detach(),
-                    loss.new_tensor(logp.numel()),
+                    torch.full_like(seen[0], logp.numel()),
                     seen[0],
                     entropy.sum(),
                     seen[1],
@@ -237,4 +238,4 @@ def _joined(rows: list[Row], name: str, device: torch.device) -> Tensor | None:
     values = [getattr(row, name) for row in rows]
     if any(value is None for value in values):
         return None
-    return torch.tensor([x for value in values for x in value], device=device)
+    return to_device([x for value in values for x in value], device)

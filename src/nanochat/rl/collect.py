@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nanochat.distributed import agreed, gathered
 from nanochat.gpt import GPT
+from nanochat.inference.ahead import to_device
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling import Sampling
 from nanochat.rl.algorithms import Algorithm, has_signal
@@ -234,20 +235,21 @@ def group_by_length(rows: Sequence[Row], micro_tokens: int) -> list[list[Row]]:
 
 
 def padded(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor]:
-    """idx and mask (B, T) int64, padded with 0 on the right."""
-    longest = max(len(row.ids) for row in rows)
-    idx = torch.tensor([row.ids + [0] * (longest - len(row.ids)) for row in rows], device=device)
-    mask = torch.tensor([row.mask + [0] * (longest - len(row.mask)) for row in rows], device=device)
-    return idx, mask
+    """idx (B, T) int64, padded with 0 on the right, and the numbers (N,) of its tokens whose mask is
+    1, counted row by row."""
+    T = max(len(row.ids) for row in rows)
+    idx = to_device([row.ids + [0] * (T - len(row.ids)) for row in rows], device)
+    chosen = [b * T + t for b, row in enumerate(rows) for t, kept in enumerate(row.mask) if kept]
+    return idx, to_device(chosen, device, torch.long)
 
 
 def per_token(rows: Sequence[Row], values: Sequence[float], device: torch.device) -> Tensor:
     """The value of each row, repeated for its sampled tokens, (N,)."""
-    counts = torch.tensor([sum(row.mask) for row in rows], device=device)
-    return torch.tensor(values, dtype=torch.float32, device=device).repeat_interleave(counts)
+    repeated = [x for row, x in zip(rows, values, strict=True) for _ in range(sum(row.mask))]
+    return to_device(repeated, device, torch.float32)
 
 
 def drawn_logprobs(rows: Sequence[Row], device: torch.device) -> Tensor:
     """Log-probabilities of the sampled tokens at sampling time, by the engine, (N,)."""
     found = [p for row in rows for p, sampled in zip(row.drawn, row.mask, strict=True) if sampled]
-    return torch.tensor(found, dtype=torch.float32, device=device)
+    return to_device(found, device, torch.float32)

@@ -115,30 +115,32 @@ def _entropy(logits: Tensor) -> Tensor:
     return -(logp.exp() * logp).sum(-1)
 
 
-def hidden_of(gpt: GPT, idx: Tensor, mask: Tensor) -> Tensor:
-    """Hidden states (N, C) that predict the tokens of idx (B, T) whose mask is 1, row by row."""
-    return gpt.hidden(idx[:, :-1])[mask[:, 1:].bool()]
+def hidden_of(gpt: GPT, idx: Tensor, chosen: Tensor) -> Tensor:
+    """Hidden states (N, C) that predict the `chosen` tokens (N,) of idx (B, T), which are counted
+    row by row. Numbers, since with a mask the host would wait for its count."""
+    before = chosen - chosen // idx.size(1) - 1  # in rows of T - 1
+    return gpt.hidden(idx[:, :-1]).flatten(0, 1)[before]
 
 
 def policy_loss(
-    gpt: GPT, idx: Tensor, mask: Tensor, sampling: Sampling, objective: Objective
+    gpt: GPT, idx: Tensor, chosen: Tensor, sampling: Sampling, objective: Objective
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The objective over the sampled tokens of texts idx (B, T), whose mask is 1, with their
-    log-probabilities and entropies.
+    """The objective over the sampled tokens of texts idx (B, T), `chosen` (N,) as `hidden_of` has
+    it, with their log-probabilities and entropies.
 
-    Texts are padded on the right with any tokens of mask 0.
+    Texts are padded on the right with any tokens that are not chosen. Position 0 is bos, which is
+    never sampled.
     """
-    x = hidden_of(gpt, idx, mask)
-    targets = idx[mask.bool()]  # position 0 is bos, which is never sampled
+    x, targets = hidden_of(gpt, idx, chosen), idx.flatten()[chosen]
     settings = (sampling, gpt.config.arch.softcap, gpt.config.vocab_size, objective)
     loss, logps, entropy = ChunkedObjective.apply(x, gpt.lm_head.weight, targets, settings)
     return loss, logps, entropy
 
 
 @torch.no_grad()
-def logprobs(gpt: GPT, idx: Tensor, mask: Tensor, sampling: Sampling) -> Tensor:
+def logprobs(gpt: GPT, idx: Tensor, chosen: Tensor, sampling: Sampling) -> Tensor:
     """Log-probabilities (N,) of the sampled tokens, without gradients."""
-    x, targets = hidden_of(gpt, idx, mask), idx[mask.bool()]
+    x, targets = hidden_of(gpt, idx, chosen), idx.flatten()[chosen]
     head, vocab = gpt.lm_head.product(x.dtype), gpt.config.vocab_size
     rows = chunk_rows(vocab, x.device)
     found = [
