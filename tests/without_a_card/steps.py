@@ -37,7 +37,7 @@ from nanochat.modules.rl import RLModule  # noqa: E402
 from nanochat.optim import muon  # noqa: E402
 from nanochat.rl.algorithms import build_algorithm  # noqa: E402
 from nanochat.rl.collect import Experience, Row  # noqa: E402
-from nanochat.runtime.configs import compose_choice  # noqa: E402
+from nanochat.commands.configs import compose_choice  # noqa: E402
 
 # of what is not there: an H100, its counters, streams and events
 torch.cuda.get_device_capability = lambda *_: (9, 0)
