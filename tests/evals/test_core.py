@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nanochat.checkpoint import folder
 from nanochat.evals.core.bundle import CORRECTED, TASKS, Bundle, CoreTask, find
 from nanochat.evals.core.core import Core, centred, numbers
 from nanochat.evals.core.prompts import ask, examples_of, reads_a_passage, render, swapped
@@ -201,3 +202,22 @@ def test_wrong_bundles_are_named(bundle: Path, tmp_path: Path, context: Context)
         Core(str(bundle), tasks=["piqa"]).check()
     with pytest.raises(ValueError, match=r"budget_seconds=1e-09 are over .* try evals.core.limit="):
         Core(str(bundle), budget_seconds=1e-9)(context)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_while_training_it_is_as_of_the_saved_checkpoint(
+    bundle: Path, context: Context, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """The live network with its master weights, and the one that is read to run: the same decisions,
+    and losses up to the order of sums, which follows where a weight is in memory."""
+    gpt, tokenizer = context.gpt, context.tokenizer
+    folder.save(tmp_path / "it", gpt.state_dict(), gpt.config, tokenizer, {})
+    read = folder.load_to_run(tmp_path / "it", compute_dtype=dtype)
+    live = GPT.build(gpt.config, compute_dtype=dtype)
+    live.load_state_dict(gpt.state_dict())
+    found: list[list[Item]] = [[], []]
+    for one, items in zip((live, read), found, strict=True):
+        Core(str(bundle))(Context(one, tokenizer, dict, record=items.append))
+    for one, other in zip(*found, strict=True):
+        assert (one.task, one.index, one.answer) == (other.task, other.index, other.answer)
+        assert one.scores["nats"] == pytest.approx(other.scores["nats"], rel=1e-5)

@@ -16,8 +16,8 @@ from nanochat.modules.phase import PhaseModule
 log = logging.getLogger(__name__)
 
 
-# every so many steps (None: at the end), and an evaluation of the module
-Eval = tuple[int | None, Callable[[PhaseModule], Result]]
+# every so many steps or such a share of the run (None: at the end), and an evaluation of the module
+Eval = tuple[float | None, Callable[[PhaseModule], Result]]
 
 
 class Evaluate(StepCallback):
@@ -106,6 +106,7 @@ class Evaluate(StepCallback):
                 "  ".join(
                     f"{k} {v:,.0f}" if v > 1 and v.is_integer() else f"{k} {v:.4f}"
                     for k, v in self.latest.items()
+                    if "/" not in k.removeprefix("val/")  # parts of a number: for the loggers
                 ),
             )
         for callback in trainer.callbacks:

@@ -64,11 +64,21 @@ def publish(trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
     )
 
 
-def is_due(step: int, every: int | None, last: int) -> bool:
-    """True at every multiple of `every` and at the last step; `every=None` only at the last."""
-    return step == last or (every is not None and step % every == 0)
+def is_due(step: int, every: float | None, last: int) -> bool:
+    """True at every multiple of `every` and at the last step; `every=None` only at the last. Below 1
+    it is a share of the run.
+
+    >>> [step for step in range(1, 11) if is_due(step, 0.25, last=10)]
+    [2, 5, 8, 10]
+    """
+    if step == last or every is None:
+        return step == last
+    if every < 1:
+        number = round(step / (every * last))
+        return number > 0 and round(number * every * last) == step
+    return step % every == 0
 
 
-def check_every(name: str, every: int | None) -> None:
-    if every is not None and every < 1:
+def check_every(name: str, every: float | None) -> None:
+    if every is not None and not (0 < every < 1 or (every >= 1 and every == int(every))):
         raise ValueError(f"{name}={every} must be at least 1, or null to run it only at the end")

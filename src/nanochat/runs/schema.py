@@ -14,6 +14,7 @@ from nanochat.runtime.settings import (
     Built,
     Count,
     Decay,
+    Portion,
     Positive,
     Seed,
     Settings,
@@ -91,7 +92,7 @@ class SampleSettings(Settings):
 
 
 class OfEval(Settings):
-    every: Count | None = None
+    every: Count | Portion | None = None  # steps, or a share of the run
 
 
 # name: an evaluation, as in conf/eval
