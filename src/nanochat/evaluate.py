@@ -85,8 +85,27 @@ def show(ckpts: list[str], first: list[dict[str, Any]], found: list[list[Any]]) 
         show_table(ckpts, alike)
     else:
         apart = lines_of(alike[0])
-    for line in apart:
+    for line in [*apart, *more_lines(first, found)]:
         print(line)
+
+
+def more_lines(first: list[dict[str, Any]], found: list[list[Any]]) -> list[str]:
+    """Of one checkpoint its tasks with errors and smooth numbers, of two their paired differences, of
+    more the signal-to-noise of each number."""
+    from nanochat.evals.comparing import noise_lines, pair_lines, task_lines
+    from nanochat.evals.results import differences
+
+    alike = [s for s in zip(*found, strict=True) if not differences([one.passport for one in s])]
+    if len(found) == 1:
+        return [line for [one] in alike for line in task_lines(one.items, one.results)]
+    if len(found) == 2:
+        return [line for a, b in alike if a.items for line in pair_lines(a.items, b.items)]
+    paths = [Path(one["checkpoint"]) for one in first]
+    results = [
+        {k: v for one in own for k, v in one.results.items()} for own in zip(*alike, strict=True)
+    ]
+    items = [[item for one in own for item in one.items] for own in zip(*alike, strict=True)]
+    return noise_lines(paths, results, items) if alike else []
 
 
 def lines_of(results: dict[str, Any], before: str = "") -> list[str]:

@@ -40,6 +40,8 @@ class Answers(Evaluation):
     question; the smooth numbers; and ChatCORE where all its tasks are there.
     """
 
+    no_matter = ("rows_per_device",)
+
     def __init__(
         self,
         of: dict[str, Any],
@@ -65,6 +67,9 @@ class Answers(Evaluation):
     def check(self) -> None:
         for task in self.of.values():
             len(task)
+
+    def identity(self) -> dict[str, Any]:
+        return {"tasks": {name: task.settings() for name, task in self.of.items()}}
 
     def __call__(self, context: Context) -> Result:
         found: Result = {}

@@ -43,6 +43,7 @@ class PassAtK(Evaluation):
     """
 
     lower_is_better = ("error",)
+    no_matter = ("max_rows",)
 
     def __init__(
         self,
@@ -75,6 +76,9 @@ class PassAtK(Evaluation):
 
     def check(self) -> None:
         len(self.task)
+
+    def identity(self) -> dict[str, Any]:
+        return {"task": self.task.settings()}
 
     def __call__(self, context: Context) -> Result:
         judged = agreed(lambda: self._judged(context), context.device)
