@@ -191,8 +191,9 @@ def validation_data(checkpoint: Path) -> dict[str, Any]:
     """
     from nanochat.checkpoint import folder
 
-    lineage = folder.read_lineage(checkpoint)
-    data = lineage["config"].get("data") or {}
+    # a model of the hub has none
+    lineage = folder.read_lineage(checkpoint) if (checkpoint / "lineage.json").is_file() else {}
+    data = (lineage.get("config") or {}).get("data") or {}
     if "rows_per_device" in data:
         return data
     parent = (lineage.get("parent") or {}).get("path")

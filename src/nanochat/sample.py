@@ -20,7 +20,6 @@ def run(cfg: DictConfig) -> None:
     if start.startswith("FILE:"):
         start = Path(start.removeprefix("FILE:")).read_text()
     opened = open_checkpoint(cfg.ckpt, device=cfg.device, precision=cfg.precision)
-    print(f"checkpoint: {opened.path}")
     texts = complete(
         opened.gpt,
         opened.tokenizer,

@@ -4,6 +4,7 @@ Compose (Hydra, once), build (the phase's recipe, runs/), call. With several dev
 process per device, which is handed the resolved config. Heavy imports wait until the words are understood.
 """
 
+import atexit
 import logging
 import os
 import sys
@@ -15,25 +16,51 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nanochat.commands.app import command, one_line, overridden, stop, trial_folder
-from nanochat.commands.configs import compose_command
+from nanochat.commands.configs import choices, compose_command
 from nanochat.commands.schema import settings_of
 from nanochat.runs.launch import is_rank
 from nanochat.runtime.settings import check
 
+NEXT: list[str] = []  # the words of the run that follows this one
+OF_ONE_PART = ("experiment", "phase", "init_from", "run_name", "then")
 
-def run(cfg: DictConfig) -> float | None:
-    """One run or one trial of a sweep. Returns the last val/bpb, which is what a sweeper minimises."""
-    from nanochat.checkpoint.runs import lasting_name, resolve
-    from nanochat.runs import parent, start
-    from nanochat.runs.fit import fit
-    from nanochat.runs.launch import run_ranks
-    from nanochat.runs.recipe import build_recipe
-    from nanochat.runs.run_folder import check_resume, open_run
+
+def follow() -> None:
+    """The next part of a recipe takes the place of this process, after all of this run has ended."""
+    if NEXT:
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, "-m", "nanochat.train", *NEXT])
+
+
+def next_words(config: dict[str, Any]) -> list[str]:
+    """The command line of the experiment `then`, with what was typed for this one. A dry run of it
+    starts from what this one starts from, since there is nothing else yet."""
+    kept = [w for w in sys.argv[1:] if w.partition("=")[0].lstrip("+~") not in OF_ONE_PART]
+    first = [f"init_from={config['init_from']}"] if config["dry_run"] else []
+    return [f"experiment={config['then']}", *first, *kept]
+
+
+def check_then(config: dict[str, Any]) -> None:
+    """ValueError if the experiment `then` cannot follow this run."""
+    if config["then"] not in (None, *choices("experiment")):
+        known = ", ".join(choices("experiment"))
+        raise ValueError(f"then={config['then']} is no experiment; there are {known}")
+    if config["then"] and (trial_folder() or config["trainer"].get("fast_dev_run")):
+        raise ValueError(
+            f"then={config['then']} cannot follow trials of a sweep or a fast_dev_run; add then=null"
+        )
+
+
+def settled(cfg: DictConfig) -> tuple[dict[str, Any], Any]:
+    """The settings of a run as plain values, checked, and which of them its parent gave."""
+    from nanochat.checkpoint.runs import described, lasting_name, resolve
+    from nanochat.runs import parent
     from nanochat.runtime.paths import base_dir
 
     inherited: parent.Inherited = []
     if cfg.init_from:
         checkpoint = resolve(cfg.init_from, base_dir() / "runs")
+        print(described(checkpoint), file=sys.stderr)
         parent.take_sizes(cfg, checkpoint, overridden)
         inherited = parent.inherit(cfg, checkpoint, overridden, compose_command("train"))
         cfg.init_from = lasting_name(
@@ -42,7 +69,21 @@ def run(cfg: DictConfig) -> float | None:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config = check(config, settings_of("train", config))  # what came from the parent too
     absolute_paths(config)
+    return config, inherited
+
+
+def run(cfg: DictConfig) -> float | None:
+    """One run or one trial of a sweep. Returns the last val/bpb, which is what a sweeper minimises."""
+    from nanochat.runs import start
+    from nanochat.runs.fit import fit
+    from nanochat.runs.launch import run_ranks
+    from nanochat.runs.recipe import build_recipe
+    from nanochat.runs.run_folder import check_resume, open_run
+    from nanochat.runtime.paths import base_dir
+
+    config, inherited = settled(cfg)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    check_then(config)
     recipe = build_recipe(config)
     recipe.check()
     for key, why in recipe.no_effect().items():
@@ -53,6 +94,7 @@ def run(cfg: DictConfig) -> float | None:
     check_resume(config["resume"], base_dir() / "runs")
     if config["dry_run"]:
         print("dry_run=true: nothing was trained")
+        NEXT[:] = next_words(config) if config["then"] else []
         return None
     passing = (
         TemporaryDirectory(prefix="nanochat-") if config["trainer"].get("fast_dev_run") else None
@@ -64,6 +106,7 @@ def run(cfg: DictConfig) -> float | None:
     )
     start.check_plan(recipe, folder)
     if start.is_finished(recipe, folder):
+        NEXT[:] = next_words(config) if config["then"] else []
         return start.last_result(recipe, folder)
     start.prepare(recipe, folder)
     told = (
@@ -72,6 +115,8 @@ def run(cfg: DictConfig) -> float | None:
         else run_ranks(folder, config, recipe.world_size)
     )
     result = start.last_result(recipe, folder)
+    if config["then"] and not told:
+        NEXT[:] = next_words(config)
     if trial_folder() and told:  # and so is the sweep
         raise KeyboardInterrupt(
             f"the sweep ends with this trial; the same command with resume=auto and hydra.sweep.dir='{folder.path.parent}' goes on"
@@ -138,4 +183,5 @@ def rank_main() -> None:
 main = command("train", run)
 
 if __name__ == "__main__":
+    atexit.register(follow)  # first, so that it is called last
     rank_main() if is_rank() else main()

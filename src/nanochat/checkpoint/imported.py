@@ -1,10 +1,12 @@
-"""A checkpoint of the original as a checkpoint folder: converted once, then used like any other."""
+"""Checkpoints of the original, and GPT-2 models of the hub, as checkpoint folders: converted once, then
+used like any other."""
 
 import hashlib
 import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ import numpy as np
 
 from nanochat.checkpoint import folder
 from nanochat.gpt import counts
-from nanochat.interop import moments, original
+from nanochat.interop import huggingface, moments, original
 from nanochat.interop.original import Original
 from nanochat.runtime.paths import base_dir, hub_dir
 
 ORIGINAL_BYTES = "token_bytes_original.npy"
+# from: nanoGPT's recipe to fine-tune GPT-2 (config/finetune_shakespeare.py)
+FINE_TUNING = {"rule": "adamw", "lr": 3e-5, "betas": [0.9, 0.95], "eps": 1e-8}
 PUBLISHED = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:\d+)?")
 
 
@@ -35,12 +39,66 @@ def find(text: str, tokenizer: Path | None = None) -> Original | None:
 
 def cached(found: Original) -> Path:
     """The checkpoint as a folder below `NANOCHAT_BASE_DIR/imported`, converted at first use."""
-    facts = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in _files(found)]
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
-    out = base_dir() / "imported" / f"{found.folder.name}-{found.step:06d}-{digest}"
+    out = _place(f"{found.folder.name}-{found.step:06d}", _files(found))
     if folder.problem(out) is not None:
         convert(found, out)
     return out
+
+
+def _place(name: str, files: list[Path]) -> Path:
+    """Where what is made of these files is kept."""
+    facts = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
+    return base_dir() / "imported" / f"{name}-{digest}"
+
+
+def hub_place(text: str) -> Path:
+    """The folder that `hf:ID-or-folder` names."""
+    return huggingface.place_of(text, hub_dir(), base_dir() / "hub")
+
+
+def gpt2_cached(text: str) -> Path:
+    """The GPT-2 that `hf:ID-or-folder` names as a checkpoint folder. ValueError for another model."""
+    place = hub_place(text)
+    out = _place(hub_name(text), [f for f in sorted(place.iterdir()) if f.is_file()])
+    if folder.problem(out) is not None:
+        convert_gpt2(text, place, out)
+    return out
+
+
+def hub_name(text: str) -> str:
+    return Path(text.removeprefix(huggingface.PREFIX)).name
+
+
+def convert_gpt2(text: str, place: Path, out: Path, chat_tokens: bool = False) -> None:
+    """Write the GPT-2 in `place` as a checkpoint folder, with the special tokens of conversations if
+    they are wanted. The weights keep their values and dtypes. ValueError for another model."""
+    settings = huggingface.read_settings(place)
+    if (kind := settings["model_type"]) != "gpt2":
+        raise ValueError(
+            f"{text} is a {kind}, which runs through transformers: chat, cli, sample and evaluate take it (ckpt={text}); "
+            "it cannot be trained or converted here, only models of type gpt2 can"
+        )
+    config = huggingface.gpt2_config(place, settings)
+    rows, tokenizer = config.vocab_size, huggingface.read_tokenizer(place, settings)
+    if chat_tokens:
+        tokenizer = tokenizer.with_chat_tokens()
+        config = replace(config, vocab_size=tokenizer.vocab_size)
+    weights = huggingface.gpt2_weights(place, config, rows)
+    # rates to go on with, which every phase takes from the checkpoint it starts from
+    roles = {"embedding": 0.1, "matrix": 0.1, "vector": 0.0}
+    groups = {
+        role: {**FINE_TUNING, "weight_decay": decay, "scale_batch": False}
+        for role, decay in roles.items()
+    }
+    lineage: dict[str, Any] = {
+        "step": 0,
+        "config": {"run_name": hub_name(text), "phase": "base", "optim": {"groups": groups}},
+        "inherit": ["optim.groups"],
+        "imported": {"from": str(place.absolute()), "meta": settings},
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder.save(out, weights, config, tokenizer, lineage)
 
 
 def convert(found: Original, out: Path, arch: dict[str, Any] | None = None) -> None:
@@ -91,7 +149,7 @@ def optimizer_state(path: Path, device: str = "cpu") -> dict[str, Any]:
     """The optimizer of an imported checkpoint, from the files beside the one it was made of
     (`moments.read`). ValueError says why there is none."""
     source = (folder.read_lineage(path).get("imported") or {}).get("from")
-    if source is None:
+    if source is None or Path(source).is_dir():
         raise ValueError(f"{path} has no state of an optimizer")
     file = Path(source)
     return moments.read(

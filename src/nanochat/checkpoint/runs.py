@@ -142,10 +142,13 @@ def resolve(text: str | Path, runs: Path) -> Path:
     """The checkpoint folder that `text` names: a checkpoint folder, a run folder (its newest), or
     RUN@latest, RUN@best, RUN@STEP.
 
-    RUN is a run name, or name/time of one run. A checkpoint of the original (`imported.find`) is
-    converted first. Two candidates are a ValueError that lists them.
+    RUN is a run name, or name/time of one run. A checkpoint of the original (`imported.find`) and a
+    GPT-2 of the hub (hf:ID-or-folder) are converted first. Two candidates are a ValueError that lists
+    them.
     """
     words = str(text)
+    if words.startswith(imported.huggingface.PREFIX):
+        return imported.gpt2_cached(words)
     path = Path(words).expanduser()
     if (
         "@" not in words
@@ -199,6 +202,35 @@ def lasting_name(checkpoint: Path, runs: Path) -> str:
     ):
         return f"{run.relative_to(runs)}@{int(number[1])}"
     return str(checkpoint.absolute())
+
+
+def short_name(checkpoint: Path) -> str:
+    """RUN@STEP for a checkpoint in a run's folder, else the name of its own folder."""
+    path = checkpoint.resolve()
+    step = re.fullmatch(r"step_(\d+)", path.name)
+    in_run = step is not None and path.parent.name == "checkpoints"
+    return f"{path.parents[2].name}@{int(step[1])}" if in_run and step else path.name
+
+
+def described(checkpoint: Path) -> str:
+    """What a name was resolved to, as a line: path, phase, step, architecture and the checkpoints it
+    goes back to."""
+    config = folder.read_config(checkpoint)
+    file = checkpoint / "lineage.json"
+    lineage = folder.read_lineage(checkpoint) if file.is_file() else {}
+    parents: list[str] = []
+    seen = lineage
+    while (parent := (seen.get("parent") or {}).get("path")) and len(parents) < NAMED:
+        parents.append(short_name(Path(parent)))
+        there = (Path(parent) / "lineage.json").is_file()
+        seen = folder.read_lineage(Path(parent)) if there else {}
+    if source := (seen.get("imported") or {}).get("from"):
+        parents.append(source)
+    phase, step = folder.phase(checkpoint) or "unknown", lineage.get("step")
+    return (
+        f"checkpoint: {checkpoint}, phase {phase}, step {'unknown' if step is None else format(step, ',')}, "
+        f"arch {config.arch.name}, {config.n_layer} layers, from {' <- '.join(parents) or 'nothing before it'}"
+    )
 
 
 def _meant(name: str, runs: Path) -> str:

@@ -9,6 +9,7 @@ from pydantic import Field
 from nanochat.runs.schema import (
     MAX_VOCAB,
     Arch,
+    ArchChoice,
     Bare,
     Data,
     Device,
@@ -150,7 +151,8 @@ class TokenizerCommand(Seeded, TokenizerSettings):
 class Import(Bare):
     src: str
     out: str
-    arch: Annotated[dict | None, Built("nanochat.gpt.config.Arch")] = None
+    arch: Annotated[dict | None, ArchChoice] = None
+    chat_tokens: bool
     tokenizer_dir: str | None
 
 

@@ -6,7 +6,7 @@ the eras E0 (classic) to E6 (modern) is a field of `Arch` (facts sheet, section 
 
 import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -97,6 +97,25 @@ class Arch:
 
 
 @dataclass(frozen=True)
+class PlainArch:
+    """Switches of a network that has none of nanochat's: GPT-2 (gpt/gpt2.py). What it lacks is no field."""
+
+    name: str = "gpt2"
+    norm_eps: Annotated[float, Field(gt=0, le=1)] = 1e-5  # added to the variance in every norm
+    init_std: Std = 0.02  # of every matrix at the start
+
+    width_rule: ClassVar[str] = "plain"
+    softcap: ClassVar[float | None] = None
+    lambdas: ClassVar[bool] = False
+    value_embeds: ClassVar[bool] = False
+    value_gate_channels: ClassVar[int] = 0
+    smear: ClassVar[bool] = False
+    smear_channels: ClassVar[int] = 0
+    backout: ClassVar[bool] = False
+    bigram: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
 class GPTConfig:
     """Sizes of one GPT. `sequence_len` is the training length T; `vocab_size` the tokenizer's, without padding."""
 
@@ -106,7 +125,7 @@ class GPTConfig:
     n_head: int = 6
     n_kv_head: int = 6
     n_embd: int = 768
-    arch: Arch = field(default_factory=Arch)
+    arch: Arch | PlainArch = field(default_factory=Arch)
 
     def __post_init__(self) -> None:
         for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):
@@ -157,6 +176,8 @@ class GPTConfig:
     def windows(self) -> tuple[int | None, ...]:
         """Left window of each layer: a query sees itself and this many tokens before it; None is all of them."""
         T, arch = self.sequence_len, self.arch
+        if isinstance(arch, PlainArch):
+            return (None,) * self.n_layer
         short = (
             math.ceil(math.ceil(T / arch.short_window_divisor) / arch.short_window_multiple)
             * arch.short_window_multiple
@@ -180,14 +201,20 @@ class GPTConfig:
         return cls(**sizes, arch=build_arch(data["arch"]))
 
 
-def build_arch(values: dict[str, Any]) -> Arch:
-    """An `Arch` from plain values; a switch that does not exist is an error, a missing one keeps its default."""
-    known = {f.name for f in fields(Arch)}
+def arch_class(name: Any) -> type[Arch] | type[PlainArch]:
+    """The class of the switches of an architecture of this name."""
+    return PlainArch if name == "gpt2" else Arch
+
+
+def build_arch(values: dict[str, Any]) -> Arch | PlainArch:
+    """Switches from plain values; one that does not exist is an error, a missing one keeps its default."""
+    kind = arch_class(values.get("name"))
+    known = {f.name for f in fields(kind)}
     if unknown := sorted(set(values) - known):
         raise ValueError(
             f"arch.{unknown[0]} is not a switch of the GPT; there are: {', '.join(sorted(known))}"
         )
-    return Arch(**values)
+    return kind(**values)
 
 
 def from_depth(
@@ -195,7 +222,7 @@ def from_depth(
     *,
     vocab_size: int,
     sequence_len: int = 2048,
-    arch: Arch | None = None,
+    arch: Arch | PlainArch | None = None,
     aspect_ratio: int = 64,
     head_dim: int = 128,
     n_layer: int | None = None,

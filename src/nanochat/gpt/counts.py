@@ -1,6 +1,6 @@
 """Parameters, FLOPs and bytes of a GPT as pure functions of its config (facts sheet 1.9); nothing is built for them."""
 
-from nanochat.gpt.config import GPTConfig
+from nanochat.gpt.config import GPTConfig, PlainArch
 
 BIGRAM_ROWS = 5  # from: facts sheet 0 (E3), rows of the bigram table per vocabulary entry
 
@@ -14,6 +14,11 @@ def parameters(config: GPTConfig) -> dict[str, int]:
         config.n_layer,
         config.arch,
     )
+    if isinstance(arch, PlainArch):
+        # one table for embedding and head, which counts as both in `scaling`
+        tables = {"embedding": (Vp + config.sequence_len) * d, "value_embeddings": 0, "head": 0}
+        groups = {**tables, "matrices": n * 12 * d * d, "scalars": (13 * n + 2) * d}
+        return {**groups, "total": sum(groups.values()), "scaling": groups["matrices"] + Vp * d}
     n_value = len(config.value_layers)
     block = 2 * d * d + 2 * d * kv + 8 * d * d  # q and output, k and v, the MLP's two
     groups = {
@@ -31,12 +36,8 @@ def parameters(config: GPTConfig) -> dict[str, int]:
 
 def matmul_parameters(config: GPTConfig) -> int:
     """Weights that every token is multiplied with: all linear layers, no embeddings and no scalars."""
-    counts = parameters(config)
-    return (
-        counts["matrices"]
-        + counts["head"]
-        + (config.arch.smear_channels if config.arch.smear else 0)
-    )
+    smear = config.arch.smear_channels if config.arch.smear else 0
+    return parameters(config)["scaling"] + smear
 
 
 def _window(window: int | None, length: int) -> int:

@@ -24,20 +24,30 @@ def chunk_rows(vocab: int, device: torch.device) -> int:
     return max(64, min(8192, 2 ** ((budget // vocab).bit_length() - 1)))
 
 
-def capped(z: Tensor, softcap: float) -> Tensor:
-    """softcap * tanh(z / softcap) in fp32."""
+def capped(z: Tensor, softcap: float | None) -> Tensor:
+    """softcap * tanh(z / softcap) in fp32; without a cap z itself."""
+    if softcap is None:
+        return z.float()
     if not torch.is_grad_enabled():
         return (z.float() / softcap).tanh_().mul_(softcap)  # the same bits, in place
     return softcap * torch.tanh(z.float() / softcap)
 
 
-def capped_losses(z: Tensor, targets: Tensor, softcap: float) -> Tensor:
+def capped_losses(z: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
     """Loss in nats of each token, 0 where the target is -1. z (N, V) raw logits, targets (N,) -> (N,) fp32."""
     return F.cross_entropy(capped(z, softcap), targets, ignore_index=-1, reduction="none")
 
 
-def capped_loss_and_grad(z: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
+def capped_loss_and_grad(
+    z: Tensor, targets: Tensor, softcap: float | None
+) -> tuple[Tensor, Tensor]:
     """Summed loss, and its gradient with respect to the raw logits in their dtype. z (N, V), targets (N,)."""
+    if softcap is None:
+        keep = (targets >= 0).unsqueeze(1)
+        index = targets.clamp_min(0).unsqueeze(1)
+        logp = z.float().log_softmax(1)
+        grad = logp.exp().scatter_add(1, index, -torch.ones_like(logp[:, :1])) * keep
+        return -(logp.gather(1, index) * keep).sum(), grad.to(z.dtype)
     t = torch.tanh(z.float() / softcap)
     # the cap itself bounds the exponent, so no row maximum has to be found first: exp(s - softcap) lies in [exp(-2 softcap), 1]
     e = torch.exp(softcap * t - softcap)
@@ -54,7 +64,7 @@ class ChunkedHeadLoss(torch.autograd.Function):
     """Sum of losses over tokens whose target is not -1; x (N, C), weight (Vp, C), targets (N,), logits cut to `vocab`."""
 
     @staticmethod
-    def forward(ctx, x, weight, targets, softcap: float, vocab: int, rows: int, step):
+    def forward(ctx, x, weight, targets, softcap: float | None, vocab: int, rows: int, step):
         w = weight.to(x.dtype)[:vocab]
         grad_x = torch.empty_like(x)
         grad_w = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
@@ -82,7 +92,7 @@ def head_loss(
     weight: Tensor,
     targets: Tensor,
     *,
-    softcap: float,
+    softcap: float | None,
     vocab: int,
     step=capped_loss_and_grad,
 ) -> Tensor:
@@ -99,7 +109,12 @@ def head_loss(
 
 
 def head_losses(
-    x: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, *, softcap: float, vocab: int
+    x: Tensor,
+    head: Callable[[Tensor], Tensor],
+    targets: Tensor,
+    *,
+    softcap: float | None,
+    vocab: int,
 ) -> Tensor:
     """Loss in nats of every token, (B, T) fp32, 0 where the target is -1; without gradients, a chunk at a time.
 

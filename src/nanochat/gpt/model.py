@@ -17,6 +17,7 @@ Letters: B rows, T tokens, C width, H query heads, G key/value heads, D = C / H,
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn as nn
@@ -160,14 +161,28 @@ class GPT(nn.Module):
     sin: Tensor
     longest: int | None = None  # tokens that it can read at most; None: any number, the tables grow
 
+    kinds: ClassVar[dict[type, type]] = {}  # class of an arch -> the network it has instead
+
+    def __new__(cls, config: GPTConfig | None = None, *more: Any) -> "GPT":
+        """A network of the kind that `config.arch` names: `GPT(config)` may be a GPT2."""
+        return super().__new__(cls.kinds.get(type(config.arch), cls) if config else cls)
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.config, arch, C, n = config, config.arch, config.n_embd, config.n_layer
+        self.config = config
         self.compute_dtype = torch.float32
         self.attend: Attend = attention.sdpa
         self._trunk: Callable = self._run_trunk
         self._loss_step: Callable = loss.capped_loss_and_grad
         self._compiled_shape: tuple[int, int] | None = None
+        self.add_layers(config)
+        # tables, not weights: no checkpoint has them
+        self.register_buffer("cos", torch.empty(0), persistent=False)
+        self.register_buffer("sin", torch.empty(0), persistent=False)
+
+    def add_layers(self, config: GPTConfig) -> None:
+        """The modules and parameters of a network of `config`."""
+        arch, C, n = config.arch, config.n_embd, config.n_layer
         if arch.lambdas:
             self.resid_lambdas = nn.Parameter(torch.empty(n))
             self.x0_lambdas = nn.Parameter(torch.empty(n))
@@ -191,9 +206,6 @@ class GPT(nn.Module):
             self.value_embeds = nn.ModuleDict(
                 {str(i): Embedding(config.padded_vocab_size, kv) for i in config.value_layers}
             )
-        # tables, not weights: no checkpoint has them
-        self.register_buffer("cos", torch.empty(0), persistent=False)
-        self.register_buffer("sin", torch.empty(0), persistent=False)
 
     # --- construction ----------------------------------------------------------------------------
 
@@ -489,6 +501,8 @@ def set_matmul_precision(device: torch.device) -> None:
 # which a batch touches few rows, and scalars get AdamW, each with its own rate (facts sheet 2.2).
 ROLES = {
     "transformer.wte": "embedding",
+    "transformer.wpe": "embedding",
+    "transformer.ln_f": "vector",  # of GPT-2, as its other gains and its biases
     "bigram_embed": "embedding",
     "value_embeds": "value_embedding",
     "lm_head": "head",

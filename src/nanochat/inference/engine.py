@@ -108,6 +108,8 @@ class Engine:
                 f"pool_bytes={pool_bytes} must not be negative; 0 keeps nothing of finished texts"
             )
         self.gpt: GPT = FrozenGPT.of(gpt) if compile else gpt
+        if compile and isinstance(self.gpt, FrozenGPT) and not self.gpt.compiles:
+            raise ValueError("compile=true cannot take effect on a model of transformers; drop it")
         self.tokenizer, self.max_rows, self.ends, self.compile = tokenizer, max_rows, ends, compile
         self.prefill_tokens = prefill_tokens or gpt.config.sequence_len
         self._cache: KVCache | None = None

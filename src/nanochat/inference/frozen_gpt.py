@@ -12,9 +12,10 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import GPT, GPT2, GPTConfig, PlainArch
 from nanochat.gpt.attention import Attend
 from nanochat.gpt.elementary import norm, rotate
+from nanochat.gpt.gpt2 import Affine
 from nanochat.gpt.model import Attention, Linear
 from nanochat.inference.frozen import FrozenWeight
 
@@ -32,6 +33,17 @@ class FrozenLinear(nn.Module):
 
     def product(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         return self.frozen.times
+
+
+class FrozenAffine(FrozenLinear):
+    """With a bias, which stays a parameter."""
+
+    def __init__(self, layer: Affine) -> None:
+        super().__init__(layer)
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.frozen.times(x) + self.bias.to(x.dtype)
 
 
 class FrozenAttention(Attention):
@@ -88,14 +100,21 @@ def _both_halves(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
 class FrozenGPT(GPT):
     """Made `of` a GPT, whose tables it shares, or by `read` from a file. A weight in it is `value`."""
 
+    compiles = True  # whether steps of decoding can run compiled
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
-        for i, block in enumerate(self.transformer.h):
-            block.attn = FrozenAttention(config, i)
+        self.join_queries(config)
         for name, module in list(self.named_modules()):
-            if isinstance(module, Linear):
+            if isinstance(module, Affine):
+                self.set_submodule(name, FrozenAffine(module))
+            elif isinstance(module, Linear):
                 self.set_submodule(name, FrozenLinear(module))
         self._lambdas: tuple[list[float], list[float]] | None = None  # of the residuals, as numbers
+
+    def join_queries(self, config: GPTConfig) -> None:
+        for i, block in enumerate(self.transformer.h):
+            block.attn = FrozenAttention(config, i)
 
     @classmethod
     def build(cls, config: GPTConfig, **how: Any) -> "FrozenGPT":
@@ -224,3 +243,13 @@ class FrozenGPT(GPT):
 
     def loss_sum(self, idx: Tensor, targets: Tensor) -> Tensor:
         return self.losses(idx, targets).sum()
+
+
+class FrozenGPT2(FrozenGPT, GPT2):
+    """Of a GPT-2, whose queries, keys and values are one layer already."""
+
+    def join_queries(self, config: GPTConfig) -> None:
+        """Nothing to do."""
+
+
+FrozenGPT.kinds = {PlainArch: FrozenGPT2}

@@ -59,7 +59,7 @@ class Text:
     ) -> None:
         self.prompt, self.sampling, self.tokenizer = prompt, sampling, tokenizer
         self.max_tokens, self.vocab = max_tokens, vocab
-        self.ends = [tokenizer.specials[name] for name in ends]
+        self.ends = [tokenizer.specials[name] for name in ends if name in tokenizer.specials]
         self.random = random.Random(seed)
         self.ids: list[int] = []
         self.mask: list[int] = []
@@ -163,9 +163,9 @@ class Text:
     def _watch(self, token: int) -> None:
         """Follow a tool call, whose result comes next when it is complete."""
         specials = self.tokenizer.specials
-        if token == specials["<|python_start|>"]:
+        if token == specials.get("<|python_start|>"):
             self.expression = []
-        elif self.expression is not None and token == specials["<|python_end|>"]:
+        elif self.expression is not None and token == specials.get("<|python_end|>"):
             expression = self.tokenizer.decode(self.expression)
             result = calculate(expression)
             if result is None and self.sampling.python:
@@ -233,5 +233,6 @@ class Text:
 @functools.lru_cache(maxsize=8)
 def _marks(tokenizer: Tokenizer) -> dict[int, str]:
     """Token that opens or closes a part -> kind of the part that follows it."""
-    marks = {tokenizer.specials[before]: kind for kind, (before, _, _) in PARTS.items() if before}
-    return marks | {tokenizer.specials[after]: "text" for _, after, _ in PARTS.values() if after}
+    ids = tokenizer.specials  # a model of another family has none of these
+    marks = {ids[before]: kind for kind, (before, _, _) in PARTS.items() if before in ids}
+    return marks | {ids[after]: "text" for _, after, _ in PARTS.values() if after in ids}

@@ -68,4 +68,6 @@ def arch_of(
     switches = dict(chosen or preset(possible[0]))
     if switches["name"] != "classic":
         switches["window_pattern"] = window_pattern or "L"
-    return build_arch(switches)
+    arch = build_arch(switches)
+    assert isinstance(arch, Arch)
+    return arch

@@ -150,9 +150,9 @@ def _tokenizer_file(folder: Path, given: Path | None) -> Path:
     return found[0]
 
 
-def published(name: str, mirror: Path | None, cache: Path) -> Path:
+def published(name: str, mirror: Path | None, cache: Path, parts: tuple[str, ...] = PARTS) -> Path:
     """The files of a model on the hub, `ORG/NAME`: from a local mirror, or downloaded once into
-    `cache` (resumable)."""
+    `cache` (resumable; only `parts` of it)."""
     if mirror is not None:
         if not (mirror / name).is_dir():
             raise ValueError(
@@ -164,7 +164,7 @@ def published(name: str, mirror: Path | None, cache: Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(PARTS), cache_dir=cache))
+        return Path(snapshot_download(name, allow_patterns=list(parts), cache_dir=cache))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
@@ -200,13 +200,24 @@ def phase_of(original: Original, meta: dict[str, Any]) -> str | None:
     return original.phase
 
 
+def why_unread(error: Exception) -> str:
+    """Why torch did not load a file, in a few words. Its own advice, to load it unguarded, is left out."""
+    words = str(error).strip()
+    if "weights_only" in words:
+        return "it holds more than weights, which could run code; nothing in it was run"
+    if "mmap can only be used" in words:
+        return "it is no file of torch.save, or one of before 2020"
+    return words.partition(". ")[0].splitlines()[0] if words else type(error).__name__
+
+
 def read_weights(original: Original) -> dict[str, Tensor]:
     """Name -> tensor, in the file's dtypes, memory-mapped. Nothing in the file is executed."""
     try:
         found = torch.load(original.model_file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many exception types for foreign files
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{original.model_file} cannot be read as weights: {reason}") from error
+        raise ValueError(
+            f"{original.model_file} cannot be read as weights: {why_unread(error)}"
+        ) from error
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise ValueError(f"{original.model_file} does not hold the weights of a model")
     return {name.removeprefix(COMPILED): tensor for name, tensor in found.items()}

@@ -45,7 +45,7 @@ def read_tokenizer(path: Path) -> BPETokenizer:
         found = _OnlyEncoding(io.BytesIO(path.read_bytes())).load()
     except Exception as error:  # a damaged pickle raises many exception types
         raise ValueError(
-            f"{path} is not a nanochat tokenizer: {error or type(error).__name__}"
+            f"{path} is not a nanochat tokenizer: {str(error) or type(error).__name__}"
         ) from error
     try:
         return _checked(found)

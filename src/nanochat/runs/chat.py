@@ -19,7 +19,7 @@ from nanochat.runs.recipe import Recipe
 from nanochat.runs.schema import Train
 from nanochat.runtime.settings import Built
 from nanochat.tokenizer import Tokenizer
-from nanochat.tokenizer.conversations import render_prompt
+from nanochat.tokenizer.conversations import check_chat_tokens, render_prompt
 
 CONVERSATIONS_PER_STEP = 32  # from: facts sheet 5.7, of the classic recipe
 
@@ -94,6 +94,7 @@ class ChatRecipe(Recipe):
     def check_data(self) -> None:
         config = self.config
         self._check_parent()
+        check_chat_tokens(self.tokenizer)
         sizes = self.gpt_config
         share_out(
             self.batch_tokens,

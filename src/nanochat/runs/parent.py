@@ -59,7 +59,7 @@ def inherit(
     config = lineage.get("config") or {}
     source = f"{config.get('run_name', checkpoint.name)}, {checkpoint.name}"
     found: Inherited = []
-    for key in cfg.inherit:
+    for key in dict.fromkeys([*cfg.inherit, *lineage.get("inherit", [])]):
         value, where = _of_parent(key, lineage, config), source
         if value is None and not config and key in FALLBACKS:
             value, where = FALLBACKS[key], "nanochat's default: the checkpoint does not say"

@@ -6,7 +6,8 @@ build (`Built`) has the settings of what it builds. Other commands take some of 
 (`commands/schema.py`).
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -17,9 +18,12 @@ from nanochat.runtime.settings import (
     Portion,
     Positive,
     Seed,
+    Setting,
     Settings,
     Temperature,
     TopK,
+    locate,
+    parameters,
 )
 
 # guess: four times the deepest of published models; a mistyped one would build for minutes
@@ -122,7 +126,13 @@ class Optim(Settings):
     schedule: Annotated[dict, Built("nanochat.optim.schedules.Schedule")]
 
 
-Arch = Annotated[dict, Built("nanochat.gpt.config.Arch")]
+def arch_settings(values: Mapping[str, Any], path: str) -> Mapping[str, Setting]:
+    """The switches of the architecture that `values` name."""
+    return parameters(locate("nanochat.gpt.config.arch_class")(values.get("name")))
+
+
+ArchChoice = Built("nanochat.runs.schema.arch_settings", chosen=True)
+Arch = Annotated[dict, ArchChoice]
 Data = Annotated[dict, Built()]
 GIVEN_MODULE = (
     "gpt",
@@ -155,6 +165,7 @@ class Train(Seeded):
     run_name: RunName
     init_from: str | None
     inherit: list[str]
+    then: str | None
     init_optimizer: bool | Literal["auto"]
     resume: Annotated[bool | str, Field(description="false, auto or a run folder")]
     dry_run: bool

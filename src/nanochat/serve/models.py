@@ -1,7 +1,5 @@
 """Checkpoints opened to be served, under names that say which they are."""
 
-import re
-
 import torch
 
 from nanochat.checkpoint.opened import Opened, open_checkpoint
@@ -61,12 +59,8 @@ def open_models(
 
 
 def model_name(opened: Opened, taken: set[str]) -> str:
-    """RUN@STEP for a checkpoint in a run's folder, else the name of its own folder; with a number
-    if that is `taken`."""
-    path = opened.path.resolve()
-    step = re.fullmatch(r"step_(\d+)", path.name)
-    in_run = step is not None and path.parent.name == "checkpoints"
-    name = f"{path.parents[2].name}@{int(step[1])}" if in_run and step else path.name
+    """Its name (`short_name`), with a number if that is `taken`."""
+    name = opened.name
     return next(
         free
         for n in range(1, len(taken) + 2)

@@ -15,7 +15,7 @@ Nothing is truncated here: the code that packs rows decides about length and cou
 from collections.abc import Iterator
 from typing import Any
 
-from nanochat.tokenizer.tokenizer import Tokenizer
+from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 ROLES = ("user", "assistant")
 # part type -> (special token before, special token after, 1 if the assistant writes it)
@@ -174,7 +174,17 @@ def _pieces(messages: list[dict[str, Any]]) -> Iterator[tuple[str, bool, int]]:
         yield f"<|{role}_end|>", True, learnt
 
 
+def check_chat_tokens(tokenizer: Tokenizer) -> None:
+    """ValueError if the tokenizer has no special tokens to lay out conversations with."""
+    if missing := [name for name in SPECIAL_TOKENS if name not in tokenizer.specials]:
+        raise ValueError(
+            f"its tokenizer has no {missing[0]}, which conversations need; convert the model with them: "
+            "python -m nanochat.import src=hf:… out=DIR chat_tokens=true"
+        )
+
+
 def _layout(tokenizer: Tokenizer, messages: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
+    check_chat_tokens(tokenizer)
     ids, mask = [tokenizer.bos_id], [0]
     for text, special, trained in _pieces(merged(messages)):
         new = [tokenizer.specials[text]] if special else tokenizer.encode(text)
@@ -210,9 +220,13 @@ def render_prompt(
     )
     if answered and go_on:
         check({"messages": messages}, answered=False)
+        if tokenizer.template is not None:
+            return tokenizer.template(conversation["messages"], True)
         return _layout(tokenizer, conversation["messages"])[0][:-1]
     if answered:
         messages = conversation["messages"][:-1]
     check({"messages": messages}, answered=False)
     assert messages is not None
+    if tokenizer.template is not None:
+        return tokenizer.template(messages, False)
     return [*_layout(tokenizer, messages)[0], tokenizer.specials["<|assistant_start|>"]]

@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -52,6 +52,8 @@ class Tokenizer(ABC):
     is not pickled."""
 
     kind: ClassVar[str]
+    # ids of a conversation up to the answer, of a tokenizer with a template of its own
+    template: Callable[[list[dict[str, Any]], bool], list[int]] | None = None
 
     def __init__(self, tokens: Sequence[bytes]):
         self.tokens = list(tokens)
@@ -289,6 +291,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
                 f"{folder} has no {name}; give a folder that a nanochat tokenizer was saved in"
             )
     try:
+        from nanochat.tokenizer.library import SPECIALS_FILE, load_library
+
+        if (folder / SPECIALS_FILE).is_file():
+            return load_library(folder)
         tokenizer = tokenizer_from_json((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
