@@ -27,6 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 from nanochat import optim  # noqa: E402
 from nanochat.callbacks.report import Report  # noqa: E402
+from nanochat.commands.configs import compose_choice  # noqa: E402
 from nanochat.gpt import GPT, GPTConfig, build_arch, from_depth, loss  # noqa: E402
 from nanochat.inference import fixed_step  # noqa: E402
 from nanochat.inference.cache import KVCache  # noqa: E402
@@ -37,7 +38,6 @@ from nanochat.modules.rl import RLModule  # noqa: E402
 from nanochat.optim import muon  # noqa: E402
 from nanochat.rl.algorithms import build_algorithm  # noqa: E402
 from nanochat.rl.collect import Experience, Row  # noqa: E402
-from nanochat.commands.configs import compose_choice  # noqa: E402
 
 # of what is not there: an H100, its counters, streams and events
 torch.cuda.get_device_capability = lambda *_: (9, 0)
