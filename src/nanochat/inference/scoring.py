@@ -1,10 +1,8 @@
 """How likely a given text is, token by token, and the state after it: no decoding."""
 
 import torch
-from torch import Tensor
 
 from nanochat.gpt import GPT
-from nanochat.gpt.attention import sdpa
 from nanochat.inference.request import TooLong
 
 CHUNK = 128  # guess: positions whose V logits exist at a time
@@ -43,18 +41,3 @@ def token_logprobs(
             ]
         found += zip(own, best, strict=True)
     return found
-
-
-def last_hidden(gpt: GPT, texts: list[list[int]]) -> Tensor:
-    """Hidden state after the last token of each text, (N, C): texts of any lengths in one forward
-    pass, padded on the right."""
-    device, longest = gpt.device, max(map(len, texts))
-    # (N, T)
-    idx = torch.tensor([text + [0] * (longest - len(text)) for text in texts], device=device)
-    gpt.grow_rope(longest)
-    x, bigram = gpt.embed(idx)
-    cos, sin = gpt.cos[:, :longest], gpt.sin[:, :longest]
-    # not `gpt.hidden`: flex would compile a kernel for every length
-    hidden = gpt.blocks(x, bigram, idx, cos, sin, [sdpa] * gpt.config.n_layer)
-    ends = torch.tensor([len(text) - 1 for text in texts], device=device)
-    return hidden[torch.arange(len(texts), device=device), ends]

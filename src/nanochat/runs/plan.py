@@ -14,7 +14,6 @@ from nanochat.gpt import GPTConfig, counts
 REF_BATCH = 2**19  # from: facts sheet 2.4, tokens per step of the d12 reference
 # from: facts sheet 5.2, tokens per scaling parameter, where the run names no ratio
 REF_RATIO = 12.0
-REF_DEPTH = 12
 BATCH_EXPONENT = 0.383  # from: Bergsma et al. 2025, arXiv:2505.13738
 # guess: the batch law was fitted at 1,000 steps and more; nanochat's shortest planned run (d4) has
 # 528

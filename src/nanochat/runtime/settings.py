@@ -94,10 +94,6 @@ class Setting(NamedTuple):
     default: Any  # REQUIRED if it has none
     passed_on: bool = False
 
-    @property
-    def is_optional(self) -> bool:
-        return type(None) in _options(self.annotation)
-
 
 class Wrong(ValueError):
     """Wrong settings, the first one as a line."""
