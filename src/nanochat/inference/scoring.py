@@ -1,4 +1,4 @@
-"""How likely a given text is, token by token, and the state after it: no decoding."""
+"""How likely a given text is, token by token: no decoding."""
 
 import torch
 

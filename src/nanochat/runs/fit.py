@@ -33,15 +33,7 @@ def fit(recipe: Recipe, folder: RunFolder) -> bool:
     start, problems = newest(recipe, folder)
     resume_step = int(start.name.removeprefix("step_")) if start else 0
     if rank == 0:
-        for line in problems:
-            print(f"skipped: {line}")
-        if folder.resumed:
-            since = (
-                f"after step {resume_step:,}"
-                if start
-                else "from the start: it has no checkpoint yet"
-            )
-            print(f"resuming {folder.path} {since}")
+        say_resumed(folder, resume_step, problems)
     gpt = recipe.build_gpt(filled=start is None)
     shape = (recipe.data.micro_rows, recipe.gpt_config.sequence_len)
     chosen = gpt.prepare(
@@ -57,12 +49,7 @@ def fit(recipe: Recipe, folder: RunFolder) -> bool:
         module.total_steps, fast_steps(recipe.config["trainer"]) or module.total_steps
     )
     if rank == 0:
-        print(
-            f"device: {recipe.hardware.name}; fp32 weights, {chosen['compute dtype']} compute ({recipe.dtype[1]}); "
-            f"compile: {chosen['compile']}"
-        )
-        print(f"attention: {chosen['attention']}")
-        show.optimizer(recipe.build_optimizer(recipe.plan)(gpt))
+        say_prepared(recipe, gpt, chosen)
         print(f"run folder: {folder.path}")
     callbacks = build_callbacks(recipe, folder, module, rank)
     settings = dict(recipe.config["trainer"])
@@ -89,9 +76,8 @@ def fit(recipe: Recipe, folder: RunFolder) -> bool:
     if start is not None:
         recipe.data.start_step = resume_step
     save, evaluate = callbacks["save"], callbacks.get("evaluate")
-    trainer.callbacks.append(
-        SaveWhenStopped(save)
-    )  # Lightning adds callbacks of its own to those it was given
+    # Lightning adds callbacks of its own to those it was given
+    trainer.callbacks.append(SaveWhenStopped(save))
     save.listen(trainer)
     kill_workers_at_exit()
     try:
@@ -134,6 +120,25 @@ def fit(recipe: Recipe, folder: RunFolder) -> bool:
             )
             recipe.print_result(checkpoints.metrics(0), metrics)
     return save.told_to_stop
+
+
+def say_resumed(folder: RunFolder, step: int, problems: list[str]) -> None:
+    """What a run goes on from, and the checkpoints that cannot be used."""
+    for line in problems:
+        print(f"skipped: {line}")
+    if folder.resumed:
+        since = f"after step {step:,}" if step else "from the start: it has no checkpoint yet"
+        print(f"resuming {folder.path} {since}")
+
+
+def say_prepared(recipe: Recipe, gpt: GPT, chosen: dict[str, str]) -> None:
+    """Device, dtypes, attention and optimizer. `chosen` is what the network decided on."""
+    print(
+        f"device: {recipe.hardware.name}; fp32 weights, {chosen['compute dtype']} compute "
+        f"({recipe.dtype[1]}); compile: {chosen['compile']}"
+    )
+    print(f"attention: {chosen['attention']}")
+    show.optimizer(recipe.build_optimizer(recipe.plan)(gpt))
 
 
 def build_callbacks(
