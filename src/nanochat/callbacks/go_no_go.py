@@ -1,4 +1,5 @@
-"""Look before a run begins whether it can learn anything, say it in a table, and refuse where it cannot."""
+"""Look before a run begins whether it can learn anything, say it in a table, and refuse where it
+cannot."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from nanochat.rl.preflight import Finding, Preflight
 
 
 class GoNoGo(L.Callback):
-    """Every process looks, so that all decide alike; the first shows by `tell`. Not where a run is resumed. With `force` a run begins in any case."""
+    """Every process looks, so that all decide alike; the first shows by `tell`. Not where a run is
+    resumed. With `force` a run begins in any case."""
 
     def __init__(
         self,

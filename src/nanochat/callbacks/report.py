@@ -1,7 +1,8 @@
-"""Loss, speed and time left: a progress bar on a terminal, plain lines elsewhere, and every step's numbers to the loggers.
+"""Loss, speed and time left: a progress bar on a terminal, plain lines elsewhere, and every step's
+numbers to the loggers.
 
-Losses stay on the device between reports, so that logging costs no synchronisation per step. A loss that is not finite stops
-the run, after what is needed to look into it has been saved.
+Losses stay on the device between reports, so that logging costs no synchronisation per step. A loss
+that is not finite stops the run, after what is needed to look into it has been saved.
 """
 
 import logging
@@ -47,8 +48,8 @@ def check_progress(show: str) -> None:
 
 
 class Report(StepCallback):
-    """Shows and logs training. `flops_per_token` and `peak_flops` (per device, or None) give the MFU; without `batch_tokens`, where steps are
-    not alike, there is no speed in tokens."""
+    """Shows and logs training. `flops_per_token` and `peak_flops` (per device, or None) give the
+    MFU; without `batch_tokens`, where steps are not alike, there is no speed in tokens."""
 
     def __init__(
         self,
@@ -61,11 +62,9 @@ class Report(StepCallback):
         show: str = "auto",
     ) -> None:
         check_progress(show)
-        self.batch_tokens, self.flops_per_token, self.peak_flops = (
-            batch_tokens,
-            flops_per_token,
-            peak_flops,
-        )
+        self.batch_tokens = batch_tokens
+        self.flops_per_token = flops_per_token
+        self.peak_flops = peak_flops
         self.log_every, self.run_folder = log_every, run_folder
         self.show = ("bar" if sys.stdout.isatty() else "lines") if show == "auto" else show
         self.waiting: list[tuple[int, torch.Tensor, dict[str, float]]] = []
@@ -180,7 +179,8 @@ class Report(StepCallback):
             else ""
         )
         numbers = (
-            f"loss {self.smooth / self.weight:.4f}  lr x{row['train/lr_multiplier']:.3f}  {1000 * row['perf/step_seconds']:,.0f} ms  "
+            f"loss {self.smooth / self.weight:.4f}  lr x{row['train/lr_multiplier']:.3f}  "
+            f"{1000 * row['perf/step_seconds']:,.0f} ms  "
             f"{speed}epoch {int(row['train/epoch'])}  {left} left"
         )
         if headline := module.headline():
@@ -200,13 +200,13 @@ class Report(StepCallback):
             or step <= self.log_every
             or time.monotonic() - self.last_line >= 5
         ):
-            self.last_line = (
-                time.monotonic()
-            )  # a line at most every 5 seconds, so that a log file stays readable
+            # a line at most every 5 seconds, so that a log file stays readable
+            self.last_line = time.monotonic()
             print(f"step {step:>6,}/{module.total_steps:,}  {numbers}", flush=True)
 
     def not_finite(self, trainer: L.Trainer, module: PhaseModule, step: int, loss: float) -> None:
-        """Write batch number, norms and recent losses into the run folder, then stop with one line."""
+        """Write batch number, norms and recent losses into the run folder, then stop with one
+        line."""
         place = self.run_folder / f"not_finite_step_{step:06d}"
         if trainer.is_global_zero:
             place.mkdir(parents=True, exist_ok=True)
@@ -230,7 +230,10 @@ class Report(StepCallback):
                 },
             )
         raise ValueError(
-            f"loss is {loss} at step {step}; {place}/report.json holds the norms of every parameter and the recent losses, "
-            f"{module.where_the_batch_is(step)}; the checkpoints before it are sound: start a new run from "
-            "one with init_from=RUN@latest and a lower rate (optim.groups.matrix.lr=…), or this one again with another seed"
+            f"loss is {loss} at step {step}; {place}/report.json holds the norms of every "
+            "parameter and the recent losses, "
+            f"{module.where_the_batch_is(step)}; the checkpoints before it are sound: start a new "
+            "run from "
+            "one with init_from=RUN@latest and a lower rate (optim.groups.matrix.lr=…), or this "
+            "one again with another seed"
         )

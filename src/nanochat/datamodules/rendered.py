@@ -154,7 +154,8 @@ def _open(place: Path, name: str) -> Rendered:
 
 def _complaint(task: Task, number: int, reason: str) -> ValueError:
     return ValueError(
-        f"conversation {number} of {task.name}: {reason}; correct it, or skip such conversations with data.on_bad=skip"
+        f"conversation {number} of {task.name}: {reason}; correct it, or skip such conversations "
+        "with data.on_bad=skip"
     )
 
 

@@ -45,7 +45,8 @@ def gathered(value: T) -> list[T]:
 def agreed(call: Callable[[], T], device: torch.device) -> T:
     """The result of `call()` on this rank; if it raised on any rank, this raises on every rank.
 
-    A collective inside `call` must itself come after an `agreed`: no rank then waits for one that failed.
+    A collective inside `call` must itself come after an `agreed`: no rank then waits for one that
+    failed.
     """
     failure: Exception | None = None
     try:
@@ -63,6 +64,7 @@ def agreed(call: Callable[[], T], device: torch.device) -> T:
 
 
 def close() -> None:
-    """End the process group. Lightning ends NCCL's alone; gloo's threads may abort a process at exit."""
+    """End the process group. Lightning ends NCCL's alone; gloo's threads may abort a process at
+    exit."""
     if active():
         dist.destroy_process_group()

@@ -1,4 +1,5 @@
-"""Answers to tasks of conversations (facts sheet 6.4): letters by their likelihood, free answers by what the model writes.
+"""Answers to tasks of conversations (facts sheet 6.4): letters by their likelihood, free answers by
+what the model writes.
 
 A multiple choice needs no decoding: the answer is the likeliest of the question's own letters right
 after <|assistant_start|>, a letter of several tokens by all of them. A free answer is decoded with
@@ -36,8 +37,8 @@ class Answers(Evaluation):
     """Of each of the tasks `of`, given by their settings: of `split`, where a task has several, the
     first `limit` questions.
 
-    `NAME_accuracy` and its standard error; with `samples`, `NAME_pass@k` of that many answers to each
-    question; the smooth numbers; and ChatCORE where all its tasks are there.
+    `NAME_accuracy` and its standard error; with `samples`, `NAME_pass@k` of that many answers to
+    each question; the smooth numbers; and ChatCORE where all its tasks are there.
     """
 
     no_matter = ("rows_per_device",)
@@ -56,7 +57,8 @@ class Answers(Evaluation):
     ) -> None:
         if samples > 1 and temperature == 0:
             raise ValueError(
-                f"samples={samples} at temperature=0 are {samples} times the same answer; try temperature=1"
+                f"samples={samples} at temperature=0 are {samples} times the same answer; try "
+                "temperature=1"
             )
         self.of = {name: task_of(settings, split) for name, settings in of.items() if settings}
         self.limit, self.samples, self.rows = limit, samples, rows_per_device
@@ -81,7 +83,8 @@ class Answers(Evaluation):
         return found | chatcore(found)
 
     def items(self, context: Context, task: Task) -> list[Item]:
-        """What was asked, of all processes together and without prompts; this process records its own."""
+        """What was asked, of all processes together and without prompts; this process records its
+        own."""
 
         def mine() -> list[Item]:
             ranks = {"rank": context.rank, "world_size": context.world_size}
@@ -179,8 +182,8 @@ EMPTY = ("<|user_start|>", "<|user_end|>", "<|assistant_start|>")
 def right_answers(
     gpt: GPT, tokenizer: Tokenizer, asked: Sequence[Question], rows: int
 ) -> list[dict[str, tuple[float, ...]]]:
-    """Nats, tokens and bytes of the task's own answer to each question: of what the assistant writes,
-    without special tokens and the results of tools, which stand in the context."""
+    """Nats, tokens and bytes of the task's own answer to each question: of what the assistant
+    writes, without special tokens and the results of tools, which stand in the context."""
     wanted, kept = [], []
     for one in asked:
         ids, mask = render(tokenizer, one.conversation)

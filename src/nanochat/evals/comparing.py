@@ -1,5 +1,5 @@
-"""What is said about the results of checkpoints besides the table: errors and smooth numbers of each
-task, two checkpoints paired, and of more which numbers can tell them apart."""
+"""What is said about the results of checkpoints besides the table: errors and smooth numbers of
+each task, two checkpoints paired, and of more which numbers can tell them apart."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """What an evaluation is: a class whose instances take a `Context` and give numbers.
 
-`conf/eval/NAME.yaml` names the class with its settings. The same object is run while training (callbacks/evaluate.py) and by
-`python -m nanochat.evaluate`, so both give the same number.
+`conf/eval/NAME.yaml` names the class with its settings. The same object is run while training
+(callbacks/evaluate.py) and by `python -m nanochat.evaluate`, so both give the same number.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,8 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 
 @dataclass
 class Context:
-    """What an evaluation may look at. It runs on all `world_size` processes at once; numbers are those of all of them together.
+    """What an evaluation may look at. It runs on all `world_size` processes at once; numbers are
+    those of all of them together.
 
     `record` takes each question that this process has judged. An evaluation that can go on where it
     was calls `expect` with the number of its questions, and does not ask those in `recorded` again:
@@ -38,7 +39,8 @@ class Context:
 
     @cached_property
     def data(self) -> Any:
-        """The datamodule of the run, attached to the tokenizer. ValueError if the checkpoint has none."""
+        """The datamodule of the run, attached to the tokenizer. ValueError if the checkpoint has
+        none."""
         return self.get_data()
 
     @property
@@ -46,26 +48,27 @@ class Context:
         return self.gpt.device
 
 
-Result = dict[
-    str, float | str | list[str]
-]  # numbers are logged as `val/…`; a text, or a text for each line, is only shown
+# numbers are logged as `val/…`; a text, or a text for each line, is only shown
+Result = dict[str, float | str | list[str]]
 
 
 class Evaluation:
-    """Base of the evaluations. A subclass takes its settings as arguments of `__init__`, annotated with their types."""
+    """Base of the evaluations. A subclass takes its settings as arguments of `__init__`, annotated
+    with their types."""
 
-    lower_is_better: tuple[
-        str, ...
-    ] = ()  # those of its numbers that may choose the best checkpoint
+    # those of its numbers that may choose the best checkpoint
+    lower_is_better: tuple[str, ...] = ()
     version: int = 1  # one more whenever a change of the code changes its numbers
     reads_text: bool = False  # whether its numbers are those of `Context.data`
     no_matter: tuple[str, ...] = ()  # settings that change no number, as where its files are
 
     def check(self) -> None:
-        """Raise ValueError or OSError for what cannot work, before anything heavy is built: are the data there?"""
+        """Raise ValueError or OSError for what cannot work, before anything heavy is built: are the
+        data there?"""
 
     def identity(self) -> dict[str, Any]:
-        """What its numbers depend on apart from model and settings: which questions are in the files."""
+        """What its numbers depend on apart from model and settings: which questions are in the
+        files."""
         return {}
 
     def __call__(self, context: Context) -> Result:
@@ -73,7 +76,8 @@ class Evaluation:
 
 
 def build_evaluations(settings: dict[str, Any] | None) -> dict[str, Evaluation]:
-    """The evaluations of a composed `evals`, by name; null is left out. `every` is for who runs them."""
+    """The evaluations of a composed `evals`, by name; null is left out. `every` is for who runs
+    them."""
     kept = {
         name: {k: v for k, v in one.items() if k != "every"}
         for name, one in (settings or {}).items()
@@ -83,7 +87,8 @@ def build_evaluations(settings: dict[str, Any] | None) -> dict[str, Evaluation]:
 
 
 def task_of(settings: dict[str, Any], split: str | None) -> Task:
-    """A task from its settings, of `split` where it has several and one is named. ValueError if nothing in it is right or wrong."""
+    """A task from its settings, of `split` where it has several and one is named. ValueError if
+    nothing in it is right or wrong."""
     task: Task = instantiate(
         {**settings, "split": split} if split and "split" in settings else settings
     )

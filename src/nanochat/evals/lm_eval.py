@@ -1,11 +1,12 @@
-"""A checkpoint as a model of the lm-evaluation-harness, in this process: `lm_eval --model nanochat --model_args ckpt=PATH`.
+"""A checkpoint as a model of the lm-evaluation-harness, in this process: `lm_eval --model nanochat
+--model_args ckpt=PATH`.
 
 Versions of the harness that look for plugins (after 0.4.13) find the class by the entry point in
 pyproject.toml. For earlier ones `python -m nanochat.evals.lm_eval` is the harness's own command,
 with the same words, after the class has been registered.
 
-Likelihoods are those of every other evaluation (inference/likelihood.py), so an item is decided here
-as CORE decides it where the prompts are the same; texts are written by the engine.
+Likelihoods are those of every other evaluation (inference/likelihood.py), so an item is decided
+here as CORE decides it where the prompts are the same; texts are written by the engine.
 """
 
 import json
@@ -107,7 +108,8 @@ class NanochatLM(TemplateLM):
         for (context, text), before, after in requests:
             if not after:
                 raise ValueError(
-                    f"{text!r} after {context[-40:]!r} is no token of its own, so it has no likelihood"
+                    f"{text!r} after {context[-40:]!r} is no token of its own, so it has no "
+                    "likelihood"
                 )
             room = max(1, self.crop - len(after)) if self.crop else len(before)
             asked.append(Continuation(before[-room:], after))
@@ -134,7 +136,8 @@ class NanochatLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """A text for each, many at a time; a context too long for its answer loses its beginning."""
+        """A text for each, many at a time; a context too long for its answer loses its
+        beginning."""
         groups = defaultdict(list)  # those with the same settings
         for n, request in enumerate(requests):
             groups[json.dumps(request.args[1], sort_keys=True)].append(n)
@@ -152,11 +155,13 @@ class NanochatLM(TemplateLM):
         return texts
 
     def sampling(self, settings: dict[str, Any]) -> Sampling:
-        """What `generation_kwargs` of a task mean to the engine. ValueError for one it does not have."""
+        """What `generation_kwargs` of a task mean to the engine. ValueError for one it does not
+        have."""
         given = normalize_gen_kwargs(settings, 256)
         if unknown := [key for key in given if key not in (*SAMPLED, *IGNORED)]:
             raise ValueError(
-                f"generation_kwargs has {unknown[0]}, which the engine does not have; it has {', '.join((*SAMPLED, *IGNORED))}"
+                f"generation_kwargs has {unknown[0]}, which the engine does not have; it has "
+                f"{', '.join((*SAMPLED, *IGNORED))}"
             )
         until = given.get("until") or []
         stops = tuple(text for text in until if text and text not in self.text.specials)

@@ -53,8 +53,8 @@ def read_results(checkpoint: Path) -> list[Stored]:
 
 
 def checkpoint_hash(path: Path) -> str:
-    """Of the weights, sizes and tokenizer in a checkpoint folder; of a folder of another kind, of all
-    its files."""
+    """Of the weights, sizes and tokenizer in a checkpoint folder; of a folder of another kind, of
+    all its files."""
     known = {}
     if (path / "files.json").is_file():
         known = {
@@ -73,8 +73,8 @@ def short_hash(data: Any) -> str:
 
 
 def differences(passports: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The fields in which passports of different checkpoints differ, so that their numbers are not to
-    be compared."""
+    """The fields in which passports of different checkpoints differ, so that their numbers are not
+    to be compared."""
     fields = {field for one in passports for field in one} - {"checkpoint"}
     return sorted(f for f in fields if any(one.get(f) != passports[0].get(f) for one in passports))
 

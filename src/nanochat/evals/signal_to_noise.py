@@ -1,10 +1,10 @@
-"""Which numbers can tell runs of this size apart: the spread between recipes over the spread of what
-is the same recipe (Heineman et al. 2025, Signal and Noise, arXiv:2508.13144).
+"""Which numbers can tell runs of this size apart: the spread between recipes over the spread of
+what is the same recipe (Heineman et al. 2025, Signal and Noise, arXiv:2508.13144).
 
 Signal is the largest difference between two recipes, each the mean of its seeds' last checkpoints.
 Noise is the standard deviation over the neighbouring checkpoints of one run, and over the seeds of
-one recipe; each is the root mean square over runs or recipes. The paper divides both by the mean, which
-cancels in their ratio.
+one recipe; each is the root mean square over runs or recipes. The paper divides both by the mean,
+which cancels in their ratio.
 """
 
 import math
@@ -50,12 +50,13 @@ class Ratio(NamedTuple):
 
 
 def signal_to_noise(measured: Sequence[OfRun]) -> list[Ratio]:
-    """Each number that all checkpoints have, the one that tells recipes apart best first. ValueError
-    for fewer than two recipes."""
+    """Each number that all checkpoints have, the one that tells recipes apart best first.
+    ValueError for fewer than two recipes."""
     names = [name for name in measured[0].numbers if all(name in m.numbers for m in measured)]
     if len({m.recipe for m in measured}) < 2:
         raise ValueError(
-            "signal-to-noise compares recipes, and these checkpoints are all of one; add those of another run"
+            "signal-to-noise compares recipes, and these checkpoints are all of one; add those of "
+            "another run"
         )
     return sorted((_ratio(name, measured) for name in names), key=lambda ratio: -ratio.least)
 

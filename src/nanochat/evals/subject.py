@@ -25,8 +25,8 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 
 @dataclass
 class Subject:
-    """`ckpt` as a user gives it; `validation(path, tokenizer, sequence_len)` makes the datamodule of
-    its text. This process is number `rank` of `world_size`."""
+    """`ckpt` as a user gives it; `validation(path, tokenizer, sequence_len)` makes the datamodule
+    of its text. This process is number `rank` of `world_size`."""
 
     ckpt: str
     validation: Callable[[Path, Tokenizer, int], Any]

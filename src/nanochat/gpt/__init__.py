@@ -1,4 +1,5 @@
-"""The network in pure PyTorch: sizes, attention back-ends, loss, counts. Imports nothing of the rest of nanochat."""
+"""The network in pure PyTorch: sizes, attention back-ends, loss, counts. Imports nothing of the
+rest of nanochat."""
 
 from nanochat.gpt.config import Arch, GPTConfig, PlainArch, build_arch, from_depth
 from nanochat.gpt.gpt2 import GPT2

@@ -1,12 +1,15 @@
-"""GPT-2 behind the interface of the GPT: its published weights run and train here (Radford et al. 2019).
+"""GPT-2 behind the interface of the GPT: its published weights run and train here (Radford et al.
+2019).
 
     tokens (B, T) -> embed + position -> n blocks of attention and MLP -> norm -> the embedding again -> logits (B, T, V)
 
-What differs from model.py is all here: learned positions, LayerNorm with gain and bias, biases everywhere, GELU, and
-one table for embedding and head. As switches of `Arch` each of them would be a branch in a line that every era runs;
-as a network of its own it shares what does not depend on them: attention back-ends, loss, construction, decoding.
+What differs from model.py is all here: learned positions, LayerNorm with gain and bias, biases
+everywhere, GELU, and one table for embedding and head. As switches of `Arch` each of them would be
+a branch in a line that every era runs; as a network of its own it shares what does not depend on
+them: attention back-ends, loss, construction, decoding.
 
-Tensor names are those of the published files; their matrices are stored the other way round (`interop/huggingface.py`).
+Tensor names are those of the published files; their matrices are stored the other way round
+(`interop/huggingface.py`).
 """
 
 import math
@@ -35,7 +38,8 @@ class Affine(Linear):
 
 
 class LayerNorm(nn.Module):
-    """x (…, C) to mean 0 and variance 1, times a gain, plus a bias (Ba et al. 2016, arXiv:1607.06450)."""
+    """x (…, C) to mean 0 and variance 1, times a gain, plus a bias (Ba et al. 2016,
+    arXiv:1607.06450)."""
 
     def __init__(self, C: int, eps: float) -> None:
         super().__init__()
@@ -97,7 +101,8 @@ class GPT2Transformer(nn.Module):
 
 
 class TiedHead(NamedTuple):
-    """The embedding as the head: what `Linear` offers, over a weight (Vp, C) that it does not own."""
+    """The embedding as the head: what `Linear` offers, over a weight (Vp, C) that it does not
+    own."""
 
     weight: Tensor
 
@@ -110,8 +115,8 @@ class TiedHead(NamedTuple):
 
 
 class GPT2(GPT):
-    """GPT-2, with `config.arch` a `PlainArch`. `cos` and `sin` hold what it knows of positions, which
-    is their numbers: (1, positions, 1, 1)."""
+    """GPT-2, with `config.arch` a `PlainArch`. `cos` and `sin` hold what it knows of positions,
+    which is their numbers: (1, positions, 1, 1)."""
 
     def add_layers(self, config: GPTConfig) -> None:
         assert isinstance(config.arch, PlainArch)
@@ -123,8 +128,8 @@ class GPT2(GPT):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        """Normal with the arch's deviation; what writes into the stream with less, since 2 n of them
-        add up (Radford et al. 2019, section 2.3). Biases 0, gains 1."""
+        """Normal with the arch's deviation; what writes into the stream with less, since 2 n of
+        them add up (Radford et al. 2019, section 2.3). Biases 0, gains 1."""
         config, fill = self.config, _Filler(self, generator)
         assert isinstance(config.arch, PlainArch)
         std = config.arch.init_std

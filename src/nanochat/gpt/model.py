@@ -1,13 +1,14 @@
-"""The GPT: one network for all eras of nanochat. Read from `GPT.forward` at the end, or from the top.
+"""The GPT: one network for all eras of nanochat. Read from `GPT.forward` at the end, or from the
+top.
 
     tokens (B, T) -> embed -> n blocks of attention and MLP -> norm -> head -> softcap -> logits (B, T, V)
 
-It differs from a GPT-2 by RMSNorm without gains, rotary positions, normalised queries and keys, relu
-squared, sliding windows, untied embeddings and no biases. Later eras add cheap paths past the blocks:
-the embedding is mixed in again before each, every other layer has value embeddings, a token sees its
-predecessor, and a share of the middle layer is taken off the last. `Arch` says which and with which
-numbers (facts sheet 0); tensor names are those of nanochat checkpoints (facts sheet 1.2). Comments
-name the paper that an idea comes from.
+It differs from a GPT-2 by RMSNorm without gains, rotary positions, normalised queries and keys,
+relu squared, sliding windows, untied embeddings and no biases. Later eras add cheap paths past the
+blocks: the embedding is mixed in again before each, every other layer has value embeddings, a token
+sees its predecessor, and a share of the middle layer is taken off the last. `Arch` says which and
+with which numbers (facts sheet 0); tensor names are those of nanochat checkpoints (facts sheet
+1.2). Comments name the paper that an idea comes from.
 
 The network knows its sizes and the role of each parameter, nothing else. Training and scoring read
 whole texts here; inference/ decodes with the same blocks a token at a time.
@@ -83,7 +84,8 @@ class Attention(nn.Module):
     def forward(
         self, h: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, attend: Attend
     ) -> Tensor:
-        """h (B, T, C) normalised, ve (B, T, G * D) or None, cos and sin (1, T, 1, D/2) -> (B, T, C).
+        """h (B, T, C) normalised, ve (B, T, G * D) or None, cos and sin (1, T, 1, D/2) -> (B, T,
+        C).
 
         `attend` is a back-end of attention.py, or whatever looks keys and values up elsewhere.
         """
@@ -154,8 +156,8 @@ class Transformer(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token ids to hidden states, logits or losses. Build one with `GPT.build`, which also fills the
-    weights."""
+    """Token ids to hidden states, logits or losses. Build one with `GPT.build`, which also fills
+    the weights."""
 
     cos: Tensor  # (1, positions, 1, D/2)
     sin: Tensor
@@ -237,8 +239,8 @@ class GPT(nn.Module):
         parameter that is left out is an error."""
         arch, C, fill = self.config.arch, self.config.n_embd, _Filler(self, generator)
         normal, uniform, done = fill.normal, fill.uniform, fill.done
-        # U(-a, a) has the variance a² / 3 = 1 / C: the product with a normalised (C,) has variance 1
-        # at any width. Uniform, since it has no outliers (facts sheet 1.7).
+        # U(-a, a) has the variance a² / 3 = 1 / C: the product with a normalised (C,) has variance
+        # 1 at any width. Uniform, since it has no outliers (facts sheet 1.7).
         a = math.sqrt(3 / C)
         normal(self.transformer.wte.weight, arch.embed_std)
         if arch.matrix_init == "uniform":
@@ -257,9 +259,10 @@ class GPT(nn.Module):
                 fill.draw(attn.c_proj.weight)
                 normal(mlp.c_fc.weight, fill.fan(mlp.c_fc.weight))
                 fill.draw(mlp.c_proj.weight)
-            # What writes into the stream starts at 0, so each block starts as the identity: a net of
-            # any depth starts as embedding and head, and the rates of one depth suit others (Bachlechner
-            # et al. 2020, "ReZero", arXiv:2003.04887; Yang et al. 2022, arXiv:2203.03466).
+            # What writes into the stream starts at 0, so each block starts as the identity: a net
+            # of any depth starts as embedding and head, and the rates of one depth suit others
+            # (Bachlechner et al. 2020, "ReZero", arXiv:2003.04887; Yang et al. 2022,
+            # arXiv:2203.03466).
             done(attn.c_proj.weight).zero_()
             done(mlp.c_proj.weight).zero_()
         if arch.matrix_init != "uniform":
@@ -300,7 +303,8 @@ class GPT(nn.Module):
         attention_backend: str = "auto",
         compile_for: tuple[int, int] | None = None,
     ) -> dict[str, str]:
-        """Choose how to compute on the device of the weights; what was chosen and why, for printing.
+        """Choose how to compute on the device of the weights; what was chosen and why, for
+        printing.
 
         `compile_for` is the shape (B, T) of the micro-batches to compile for; any other shape runs
         uncompiled.
@@ -399,7 +403,8 @@ class GPT(nn.Module):
     ) -> Tensor:
         """x and bigram as `embed` makes them of idx (B, T) -> normalised hidden states (B, T, C).
 
-        cos and sin (1 or B, T, 1, D/2) are of the tokens' positions; layer i attends by `attends[i]`.
+        cos and sin (1 or B, T, 1, D/2) are of the tokens' positions; layer i attends by
+        `attends[i]`.
         """
         arch, dtype, n = self.config.arch, x.dtype, self.config.n_layer
         x0, halfway = x, x
@@ -428,8 +433,9 @@ class GPT(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Softcapped logits (…, V) in fp32 of hidden states (…, C), cut to the unpadded vocabulary.
 
-        The cap, softcap * tanh(z / softcap), keeps the network from lowering its loss by ever larger
-        logits, and bounds gradients and rounding (Gemma team 2024, "Gemma 2", arXiv:2408.00118).
+        The cap, softcap * tanh(z / softcap), keeps the network from lowering its loss by ever
+        larger logits, and bounds gradients and rounding (Gemma team 2024, "Gemma 2",
+        arXiv:2408.00118).
         """
         z = self.lm_head(hidden)[..., : self.config.vocab_size]
         return loss.capped(z, self.config.arch.softcap)

@@ -4,14 +4,15 @@ computed again.
 A row of the cache is a text; where a position of it is kept does not depend on the other rows, so a
 text can join or leave between any two tokens. The rows in use are always the first ones: a row that
 leaves is filled with the last, so every product is over live rows only. Keys are kept as attention
-reads them (turned, normalised, scaled), values with their embedding added. A step is one masked SDPA
-per layer, over what the furthest row has; a layer with a window keeps no more than that window.
-Texts that join are read in the same forward pass as the next token of the others (selective
-batching; Yu et al. 2022, "Orca", OSDI). On a CPU, rows that go on from the same long prompt share it
-(shared_prefix.py).
+reads them (turned, normalised, scaled), values with their embedding added. A step is one masked
+SDPA per layer, over what the furthest row has; a layer with a window keeps no more than that
+window. Texts that join are read in the same forward pass as the next token of the others (selective
+batching; Yu et al. 2022, "Orca", OSDI). On a CPU, rows that go on from the same long prompt share
+it (shared_prefix.py).
 
-A cache of one row can also be read into a chunk at a time, and its row be copied into another cache:
-so a long prompt is read while other texts are being written, and a text goes on from a finished one.
+A cache of one row can also be read into a chunk at a time, and its row be copied into another
+cache: so a long prompt is read while other texts are being written, and a text goes on from a
+finished one.
 """
 
 import itertools
@@ -38,25 +39,25 @@ FIXED_ROWS = (1, 8, 64)  # guess: rows that such a size has room for, then multi
 def kept_dtype(gpt: GPT) -> torch.dtype:
     """The dtype of keys and values, and of attention over them: on a CPU always fp32.
 
-    For one query a row, PyTorch's kernels for bf16 took 5 to 9 times as long (measured: 1 to 64 rows,
-    160 and 1024 tokens, Zen 5). A compiled step would read half as much in bf16 (d12, 512 slots:
-    6.5 ms instead of 7.2).
+    For one query a row, PyTorch's kernels for bf16 took 5 to 9 times as long (measured: 1 to 64
+    rows, 160 and 1024 tokens, Zen 5). A compiled step would read half as much in bf16 (d12, 512
+    slots: 6.5 ms instead of 7.2).
     """
     narrow = gpt.compute_dtype.itemsize < torch.float32.itemsize
     return torch.float32 if narrow and gpt.device.type == "cpu" else gpt.compute_dtype
 
 
 class KVCache:
-    """Up to `rows` texts of up to `sequence_len` tokens each; `lengths[r]` tokens of row r are in it.
-    Room is made as needed.
+    """Up to `rows` texts of up to `sequence_len` tokens each; `lengths[r]` tokens of row r are in
+    it. Room is made as needed.
 
     A layer with a window of W keeps the last W + 1 tokens: token p is in slot p mod (W + 1), so the
     order of its slots is not that of the text. Keys carry their position, and attention asks for no
     more. Tokens of a prompt that a row shares have no slots in it; there p counts from the first
     token after the prompt.
 
-    With `compile`, steps run compiled (fixed_step.py): room grows in few sizes, each compiled when it
-    is first met, and is kept. On a CPU only steps of one text alone do.
+    With `compile`, steps run compiled (fixed_step.py): room grows in few sizes, each compiled when
+    it is first met, and is kept. On a CPU only steps of one text alone do.
     """
 
     def __init__(self, gpt: FrozenGPT, rows: int, *, compile: bool = False) -> None:
@@ -69,12 +70,14 @@ class KVCache:
         self.empty = torch.empty(
             0, config.n_kv_head, 0, config.head_dim, dtype=kept_dtype(gpt), device=gpt.device
         )
-        # (room, G, min(capacity, slots), D) per layer; zeros where nothing is yet, since a masked NaN
+        # (room, G, min(capacity, slots), D) per layer; zeros where nothing is yet, since a masked
+        # NaN
         # is still NaN
         self.keys, self.values = [self.empty] * config.n_layer, [self.empty] * config.n_layer
         self.shared = SharedPrefixes(self.empty, self.slots)
         self._ahead: Ahead | None = None
-        # a copy from a cache that was a step ahead: in a window, the token after the last has already
+        # a copy from a cache that was a step ahead: in a window, the token after the last has
+        # already
         # been written over the first
         self._one_more = False
 
@@ -177,7 +180,8 @@ class KVCache:
         self.lengths += [n] * copies
 
     def can_begin(self, row: int, tokens: int) -> bool:
-        """Whether the first `tokens` of `row` are still here, as far as what follows them sees them."""
+        """Whether the first `tokens` of `row` are still here, as far as what follows them sees
+        them."""
         n = self.lengths[row]
         written = n + (self._one_more or self._ahead is not None)
         return tokens == n or (tokens < n and written <= min(self.slots))
@@ -228,7 +232,8 @@ class KVCache:
         copies: Sequence[int] = (),
     ) -> Tensor:
         """Logits (all rows, V) of what follows, after every row r goes on by the second token of
-        `tokens[r]` (the first is the one before it) and `texts[i]` is read into `copies[i]` new rows.
+        `tokens[r]` (the first is the one before it) and `texts[i]` is read into `copies[i]` new
+        rows.
 
         It is one forward pass over all these tokens, none of them padding; two where rows run
         compiled. After a step that raised, the cache has to be cleared.
@@ -262,8 +267,8 @@ class KVCache:
 
         A GPU then works while its results are looked at. When their `tokens` are written into what
         this returns, `step` uses it if it is asked for these tokens, and otherwise goes on as if
-        nothing had been begun: what was written is where the next token of a row will be. None where
-        there is no room.
+        nothing had been begun: what was written is where the next token of a row will be. None
+        where there is no room.
         """
         B, device = len(self.lengths), self.empty.device
         assert len(before) == B == len(tokens), "a token for every row"
@@ -309,9 +314,8 @@ class KVCache:
         read = [(text[p - 1] if p else 0, text[p], p) for text in texts for p in range(len(text))]
         numbers = to_device(tokens + read, device)  # (M, 3)
         idx, at = numbers[:, :2], numbers[:, 2:]  # (M, 2), (M, 1)
-        starts = list(
-            itertools.accumulate(sizes, initial=B)
-        )  # of each text, and the end of the last
+        # of each text, and the end of the last
+        starts = list(itertools.accumulate(sizes, initial=B))
         old = attend_rows(self, at[:B]) if tokens else []
         new = attend_texts(self, sizes, at[B:, 0], which, sharing) if texts else []
 

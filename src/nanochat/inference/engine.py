@@ -1,11 +1,11 @@
 """The engine: many prompts of different lengths decoded at once, a token per text and step.
 
 A request takes rows of the cache when they are free and leaves them after its last token, so the
-batch is always full of live texts and requests may come at any time. Each text has its own settings,
-random numbers and tool state, and which tokens it gets does not depend on the other texts of the
-batch, but for the last bits of its logits: more rows are multiplied in another order. What is sampled
-is one uniform number per text, looked up in the distribution of its next token, so a generator per
-text costs no more than one for all.
+batch is always full of live texts and requests may come at any time. Each text has its own
+settings, random numbers and tool state, and which tokens it gets does not depend on the other texts
+of the batch, but for the last bits of its logits: more rows are multiplied in another order. What
+is sampled is one uniform number per text, looked up in the distribution of its next token, so a
+generator per text costs no more than one for all.
 
 On a GPU the next step is begun with what was drawn before that has arrived here, so the GPU works
 while texts are looked at (asynchronous scheduling, as vLLM and SGLang do it). Neither tokens nor
@@ -41,15 +41,17 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-MAX_ROWS = (
-    32  # guess: texts at once; more of them cost memory, 2 * layers * key width * tokens each
-)
+# guess: texts at once; more of them cost memory, 2 * layers * key width * tokens each
+MAX_ROWS = 32
 PREFILL_TOKENS = 512  # guess: tokens of prompts read between two tokens of the live texts
 PROGRAMS = 4  # guess: Python programs at once; more wait
 PARK_SECONDS = 0.02  # guess: between two looks at new requests, while all texts wait for programs
 POOL_BYTES = 2**30  # guess: 10,000 tokens of a d20 in bf16
 # what a command says that starts an engine with compile=true
-COMPILES = "compile=true: the first answer takes about half a minute longer, and so does the first that outgrows its room"
+COMPILES = (
+    "compile=true: the first answer takes about half a minute longer, and so does the first that "
+    "outgrows its room"
+)
 
 
 @dataclass
@@ -76,11 +78,11 @@ class Engine:
     """Decodes with the weights that `gpt` has when a text begins; `max_rows` texts at a time.
 
     `prefill_tokens` bounds how much of prompts is read between two tokens (None: whole prompts),
-    `pool_bytes` what is kept of finished texts. `run_python` gives the output of a program, from any
-    thread: for texts whose Sampling asks for it, where the calculator has no result. A text ends
-    before one of the special tokens `ends`, or where the model's `sequence_len` does, with the finish
-    reason "length". `compile` makes steps faster after half a minute of compiling, again whenever the
-    texts outgrow their room (fixed_step.py); later changes of `gpt` are not seen then.
+    `pool_bytes` what is kept of finished texts. `run_python` gives the output of a program, from
+    any thread: for texts whose Sampling asks for it, where the calculator has no result. A text
+    ends before one of the special tokens `ends`, or where the model's `sequence_len` does, with the
+    finish reason "length". `compile` makes steps faster after half a minute of compiling, again
+    whenever the texts outgrow their room (fixed_step.py); later changes of `gpt` are not seen then.
     """
 
     def __init__(
@@ -101,7 +103,8 @@ class Engine:
             raise ValueError(f"max_rows={max_rows} must be at least 1")
         if prefill_tokens is not None and prefill_tokens < 1:
             raise ValueError(
-                f"prefill_tokens={prefill_tokens} must be at least 1, or null to read prompts at once"
+                f"prefill_tokens={prefill_tokens} must be at least 1, or null to read prompts at "
+                "once"
             )
         if pool_bytes < 0:
             raise ValueError(
@@ -115,9 +118,8 @@ class Engine:
         self._cache: KVCache | None = None
         # live[r] is row r of the cache: a request and the number of its text
         self.live: list[tuple[Request, int]] = []
-        self.waiting: deque[Request] = (
-            deque()
-        )  # the first may have some of its texts among the live
+        # the first may have some of its texts among the live
+        self.waiting: deque[Request] = deque()
         self.joining: list[Request] = []  # taken from `waiting` in this step
         self.pool = PrefixPool(pool_bytes)
         self.looks_ahead = gpt.device.type == "cuda"  # a CPU does one thing after the other
@@ -201,9 +203,9 @@ class Engine:
         """`num_samples` completions of each prompt, in order; the samples of a prompt follow each
         other.
 
-        With `tools`, the result of an expression between <|python_start|> and <|python_end|> follows
-        it, unless it has none. What is sampled is decided by the seed, the number of the prompt and
-        that of the sample. ValueError for settings or prompts that make no sense.
+        With `tools`, the result of an expression between <|python_start|> and <|python_end|>
+        follows it, unless it has none. What is sampled is decided by the seed, the number of the
+        prompt and that of the sample. ValueError for settings or prompts that make no sense.
         """
         sampling = Sampling(
             temperature=temperature, top_k=top_k, max_tokens=max_tokens, seed=seed, tools=tools
@@ -217,8 +219,8 @@ class Engine:
         self, prompts: list[list[int]], sampling: Sampling, num_samples: int, seeds: list[str]
     ) -> list[list[Completion]]:
         """`num_samples` completions of each prompt, however many rows there are. What is sampled is
-        decided by the prompt's entry in `seeds` and the number of the sample. ValueError for prompts
-        that make no sense."""
+        decided by the prompt's entry in `seeds` and the number of the sample. ValueError for
+        prompts that make no sense."""
         requests = [
             self._request(f"prompt {i}", prompt, sampling, _seeds(seed, num_samples))
             for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
@@ -265,11 +267,11 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Piece]:
-        """A token for every live text, after those that can have joined them; what each got. Nothing
-        while only a prompt is read.
+        """A token for every live text, after those that can have joined them; what each got.
+        Nothing while only a prompt is read.
 
-        Whatever raises here ends every request with the finish reason "error": rows half written are
-        of no use.
+        Whatever raises here ends every request with the finish reason "error": rows half written
+        are of no use.
         """
         try:
             return self._step()
@@ -366,8 +368,8 @@ class Engine:
         return joining
 
     def _join_alone(self, alone: Alone) -> list[Tensor]:
-        """Read on in a prompt of its own cache; once it is read, let texts of the request join: their
-        hidden states, (count, C)."""
+        """Read on in a prompt of its own cache; once it is read, let texts of the request join:
+        their hidden states, (count, C)."""
         request, known, count = alone
         if known is not None:
             request.cache = known.copy()
@@ -400,7 +402,8 @@ class Engine:
         request.seated += count
 
     def _leave(self, row: int, *, keep: bool) -> None:
-        """Free `row`, which the last one takes; its cache goes into the pool if it is to be kept."""
+        """Free `row`, which the last one takes; its cache goes into the pool if it is to be
+        kept."""
         request, sample = self.live[row]
         if keep and self.pool.max_bytes:
             ids = [*request.prompt, *request.texts[sample].ids][: self.cache.lengths[row]]

@@ -1,8 +1,8 @@
 """A GPT whose weights do not change any more: what decodes, and what a checkpoint is opened as.
 
-The blocks are those of gpt/model.py. Put in for their layers are ones whose weights are cast, joined
-and packed once (frozen.py), and attention takes fewer kernels in fp32: a step of decoding is bound
-by their number. It can neither be trained nor saved.
+The blocks are those of gpt/model.py. Put in for their layers are ones whose weights are cast,
+joined and packed once (frozen.py), and attention takes fewer kernels in fp32: a step of decoding is
+bound by their number. It can neither be trained nor saved.
 """
 
 from collections.abc import Callable, Sequence
@@ -66,9 +66,8 @@ class FrozenAttention(Attention):
         H, G, D = self.H, self.G, self.D
         qkv = self.frozen.times(h).view(B, T, H + 2 * G, D)
         q, k, v = qkv.split((H, G, G), dim=2)
-        fused = (
-            h.dtype == torch.float32
-        )  # in bf16 every kernel rounds, so these would be other numbers
+        # in bf16 every kernel rounds, so these would be other numbers
+        fused = h.dtype == torch.float32
         if ve is not None:
             gate = torch.sigmoid(self.ve_gate(h[..., : self.gate_channels])).unsqueeze(-1)
             ve = ve.view(B, T, G, D)
@@ -85,7 +84,8 @@ class FrozenAttention(Attention):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`rotate`, or with tables (B, T, 1, D) as `_both_halves` makes them, the same by fewer kernels."""
+    """`rotate`, or with tables (B, T, 1, D) as `_both_halves` makes them, the same by fewer
+    kernels."""
     half = x.size(-1) // 2
     if cos.size(-1) == half:
         return rotate(x, cos, sin)
@@ -98,7 +98,8 @@ def _both_halves(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class FrozenGPT(GPT):
-    """Made `of` a GPT, whose tables it shares, or by `read` from a file. A weight in it is `value`."""
+    """Made `of` a GPT, whose tables it shares, or by `read` from a file. A weight in it is
+    `value`."""
 
     compiles = True  # whether steps of decoding can run compiled
 
@@ -123,8 +124,8 @@ class FrozenGPT(GPT):
 
     @classmethod
     def of(cls, gpt: GPT) -> "FrozenGPT":
-        """The network as it is now; `gpt` itself stays as it is, and may not change while this one is
-        in use. One that is frozen already is returned."""
+        """The network as it is now; `gpt` itself stays as it is, and may not change while this one
+        is in use. One that is frozen already is returned."""
         if isinstance(gpt, FrozenGPT):
             return gpt
         with torch.device("meta"):
@@ -138,8 +139,8 @@ class FrozenGPT(GPT):
     def read(
         cls, config: GPTConfig, read: Callable[[str], Tensor], *, compute_dtype: torch.dtype
     ) -> "FrozenGPT":
-        """With weights from `read(name)`, on the device they come on, in no more memory than they take
-        in the compute dtype. What was read is copied: it may be mapped from a file."""
+        """With weights from `read(name)`, on the device they come on, in no more memory than they
+        take in the compute dtype. What was read is copied: it may be mapped from a file."""
         with torch.device("meta"):
             frozen = cls(config)
         frozen.compute_dtype = compute_dtype

@@ -22,9 +22,9 @@ class Completion:
     """What follows a prompt, without the token that ended it.
 
     Before a stop string `text` ends exactly; `ids` are the tokens that it takes to write it, so the
-    last may reach into that string. Log-probabilities are of the distribution that was sampled from,
-    up to the last bits of the logits, which depend on the other rows of the batch: they do not count
-    when completions are compared.
+    last may reach into that string. Log-probabilities are of the distribution that was sampled
+    from, up to the last bits of the logits, which depend on the other rows of the batch: they do
+    not count when completions are compared.
     """
 
     ids: list[int]

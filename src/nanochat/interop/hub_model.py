@@ -1,9 +1,11 @@
-"""Models that `transformers` runs, behind the interface of a frozen GPT: evaluated and talked to, never trained.
+"""Models that `transformers` runs, behind the interface of a frozen GPT: evaluated and talked to,
+never trained.
 
-Only attention is ours. `transformers` lets one be registered by name; it is called with queries and keys as the model
-makes them (turned, normalised), and looks them up in whatever cache a step of the engine names. So a Llama, a Qwen or a
-SmolLM decodes many texts at once, joins and leaves them, and is scored like our own networks. What such a model does
-otherwise (a bias of the scores, another cap) is found when it is opened: its logits are compared with its own attention's.
+Only attention is ours. `transformers` lets one be registered by name; it is called with queries and
+keys as the model makes them (turned, normalised), and looks them up in whatever cache a step of the
+engine names. So a Llama, a Qwen or a SmolLM decodes many texts at once, joins and leaves them, and
+is scored like our own networks. What such a model does otherwise (a bias of the scores, another
+cap) is found when it is opened: its logits are compared with its own attention's.
 """
 
 import dataclasses
@@ -118,7 +120,8 @@ def _attention(
     scaling: float | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it: query (B, H, T, D), key and value (B, G, T, D) -> (B, T, H, D)."""
+    """Attention as transformers calls it: query (B, H, T, D), key and value (B, G, T, D) -> (B, T,
+    H, D)."""
     attend, window = attends[module.layer_idx]
     if scaling is not None:  # ours divides by sqrt(D)
         query = query * (scaling * math.sqrt(query.size(-1)))
@@ -126,7 +129,8 @@ def _attention(
 
 
 def sizes_of(settings: Any) -> HubConfig:
-    """Sizes from the model's own configuration. ValueError for one that is no Llama-shaped model."""
+    """Sizes from the model's own configuration. ValueError for one that is no Llama-shaped
+    model."""
     try:
         H, n, C = settings.num_attention_heads, settings.num_hidden_layers, settings.hidden_size
         return HubConfig(
@@ -145,7 +149,8 @@ def sizes_of(settings: Any) -> HubConfig:
 
 
 def _windows(settings: Any, n: int) -> tuple[int | None, ...]:
-    """Tokens before it that a token sees in each layer; transformers counts the token itself too."""
+    """Tokens before it that a token sees in each layer; transformers counts the token itself
+    too."""
     size = getattr(settings, "sliding_window", None)
     kinds = getattr(settings, "layer_types", None) or ["sliding_attention" if size else ""] * n
     return tuple(size - 1 if size and kind == "sliding_attention" else None for kind in kinds)
@@ -169,8 +174,8 @@ class HubTokenizer(LibraryTokenizer):
             self.template = self._asked
 
     def _asked(self, messages: list[dict[str, Any]], go_on: bool) -> list[int]:
-        """Token ids of a conversation up to the answer, by the model's template; `go_on`: up to where
-        a last message of the assistant is continued."""
+        """Token ids of a conversation up to the answer, by the model's template; `go_on`: up to
+        where a last message of the assistant is continued."""
         said = [{"role": m["role"], "content": _text(m["content"])} for m in messages]
         text = self.own.apply_chat_template(
             said, tokenize=False, add_generation_prompt=not go_on, continue_final_message=go_on
@@ -210,7 +215,8 @@ def load(
         off = (gpt(probe) - theirs).abs().max().item() / theirs.abs().max().item()
     if not off < TOLERANCE[compute_dtype]:
         raise ValueError(
-            f"{folder}: logits of this {config.arch.name} differ by {off:.1e} of the largest from those of transformers; it is not run here"
+            f"{folder}: logits of this {config.arch.name} differ by {off:.1e} of the largest from "
+            "those of transformers; it is not run here"
         )
     return gpt, tokenizer
 
@@ -220,6 +226,7 @@ def _transformers() -> Callable[[str, Any], None]:
         from transformers import AttentionInterface
     except ImportError as error:
         raise ValueError(
-            "hf: models that are no GPT-2 need the package transformers; pip install 'nanochat[hub]'"
+            "hf: models that are no GPT-2 need the package transformers; pip install "
+            "'nanochat[hub]'"
         ) from error
     return AttentionInterface.register

@@ -1,6 +1,8 @@
-"""Reading models in the hub's layout: which kind one is, and a GPT-2 as sizes, weights and tokenizer.
+"""Reading models in the hub's layout: which kind one is, and a GPT-2 as sizes, weights and
+tokenizer.
 
-config.json  model.safetensors (or shards with an index, or pytorch_model.bin)  tokenizer.json (or vocab.json, merges.txt)
+config.json  model.safetensors (or shards with an index, or pytorch_model.bin)  tokenizer.json (or
+vocab.json, merges.txt)
 """
 
 import json
@@ -157,6 +159,7 @@ def read_tokenizer(folder: Path, settings: Mapping[str, Any]) -> LibraryTokenize
         raise ValueError(f"{folder}: its tokenizer cannot be read: {error}") from error
     if tokenizer.vocab_size != settings["vocab_size"]:
         raise ValueError(
-            f"{folder}: its tokenizer has {tokenizer.vocab_size:,} tokens, the model {settings['vocab_size']:,}"
+            f"{folder}: its tokenizer has {tokenizer.vocab_size:,} tokens, the model "
+            f"{settings['vocab_size']:,}"
         )
     return tokenizer

@@ -1,7 +1,9 @@
-"""Reinforcement learning: the model answers, rewards judge, and what earned more than its group is made likelier.
+"""Reinforcement learning: the model answers, rewards judge, and what earned more than its group is
+made likelier.
 
-An optimizer step is one `training_step`. The first of the `algo.updates` steps on the same answers collects them; micro-batches and processes
-only split a sum whose weights were fixed before (rl/algorithms.py), so gradients are added up here, not by Lightning.
+An optimizer step is one `training_step`. The first of the `algo.updates` steps on the same answers
+collects them; micro-batches and processes only split a sum whose weights were fixed before
+(rl/algorithms.py), so gradients are added up here, not by Lightning.
 """
 
 from collections.abc import Callable
@@ -32,8 +34,8 @@ from nanochat.runtime import hardware
 
 
 class RLModule(PhaseModule):
-    """`collector` gives the experience of a step; `micro_tokens` bounds the padded tokens of a forward pass; `start`, where there is a KL term,
-    is the start model, which does not learn."""
+    """`collector` gives the experience of a step; `micro_tokens` bounds the padded tokens of a
+    forward pass; `start`, where there is a KL term, is the start model, which does not learn."""
 
     def __init__(
         self,
@@ -141,7 +143,8 @@ class RLModule(PhaseModule):
             )  # type: ignore[arg-type]
         summed(sums)
         maximum(widest)
-        # a step without a signal is counted; where dead groups are left out it moves nothing, as if it had not been
+        # a step without a signal is counted; where dead groups are left out it moves nothing, as if
+        # it had not been
         self._at_rest = algorithm.skip_dead and float(sums[1]) == 0
         optimizer.step()  # type: ignore[union-attr]
         self._tell(sums.tolist(), float(widest), norm)
@@ -188,8 +191,10 @@ class RLModule(PhaseModule):
         seconds = n.get("seconds/rollout", 0) + n.get("seconds/reward", 0)
         entropy = f"{n['rl/entropy']:.2f}" if "rl/entropy" in n else "not known: no signal"
         return (
-            f"reward {n['rl/reward']:.3f}  pass@1 {n['rl/pass@1']:.1%}  dead {n['rl/dead_groups']:.0%}  cut {n['rl/truncated']:.0%}  "
-            f"length {n['rl/length']:.0f}  entropy {entropy}  rollout {seconds:.1f} s  update {n['seconds/update']:.1f} s"
+            f"reward {n['rl/reward']:.3f}  pass@1 {n['rl/pass@1']:.1%}  dead "
+            f"{n['rl/dead_groups']:.0%}  cut {n['rl/truncated']:.0%}  "
+            f"length {n['rl/length']:.0f}  entropy {entropy}  rollout {seconds:.1f} s  update "
+            f"{n['seconds/update']:.1f} s"
         )
 
     def where_the_batch_is(self, step: int) -> str:
@@ -212,11 +217,9 @@ class RLModule(PhaseModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         saved, collector = checkpoint["rl"], self.collector
-        self.asked, self.numbers, self.collected_at = (
-            saved["asked"],
-            saved["numbers"],
-            saved["collected_at"],
-        )
+        self.asked = saved["asked"]
+        self.numbers = saved["numbers"]
+        self.collected_at = saved["collected_at"]
         if saved["rows"]:
             of_ranks = [[Row(**row) for row in of_rank] for of_rank in saved["rows"]]
             if len(of_ranks) == collector.world_size:

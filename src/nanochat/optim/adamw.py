@@ -1,6 +1,8 @@
-"""AdamW on a list of tensors (Loshchilov & Hutter 2019, arXiv:1711.05101), as nanochat's modern generation does it (facts sheet 2.2).
+"""AdamW on a list of tensors (Loshchilov & Hutter 2019, arXiv:1711.05101), as nanochat's modern
+generation does it (facts sheet 2.2).
 
-p <- p (1 - lr wd);  m <- m + (1 - b1)(g - m);  v <- v + (1 - b2)(g^2 - v);  p <- p - lr / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + eps)
+p <- p (1 - lr wd);  m <- m + (1 - b1)(g - m);  v <- v + (1 - b2)(g^2 - v);  p <- p - lr / (1 -
+b1^t) * m / (sqrt(v / (1 - b2^t)) + eps)
 """
 
 from dataclasses import dataclass

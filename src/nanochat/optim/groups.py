@@ -29,10 +29,12 @@ class OfGroup(Settings):
 
 
 def options_of(values: Mapping[str, Any], path: str) -> dict[str, Setting]:
-    """The settings of a role's group, by the `rule` in it. ValueError for an unknown role or rule."""
+    """The settings of a role's group, by the `rule` in it. ValueError for an unknown role or
+    rule."""
     if path.rpartition(".")[2] not in ROLES.values():
         raise ValueError(
-            f"{path} is not a role of any parameter; the roles are {', '.join(sorted(set(ROLES.values())))}"
+            f"{path} is not a role of any parameter; the roles are "
+            f"{', '.join(sorted(set(ROLES.values())))}"
         )
     own = parameters(find(values.get("rule"), f"{path}.rule").Options)
     common = parameters(OfGroup)
@@ -99,7 +101,8 @@ def build(
     lr_factor: float = 1.0,
     weight_decay: float | None = None,
 ) -> GroupedOptimizer:
-    """The optimizer of a GPT. `groups` maps each role to `rule`, its options, and what `OfGroup` has.
+    """The optimizer of a GPT. `groups` maps each role to `rule`, its options, and what `OfGroup`
+    has.
 
     `weight_decay`, from the plan, replaces that of groups whose `weight_decay` is `auto`.
     ValueError: a role of the model without a group, an unknown rule, an option of the wrong type or
@@ -111,7 +114,8 @@ def build(
     present = sorted(set(roles.values()))
     if missing := [r for r in present if r not in groups]:
         raise ValueError(
-            f"optim.groups names no rule for {', '.join(missing)}; the model has the roles {', '.join(present)}"
+            f"optim.groups names no rule for {', '.join(missing)}; the model has the roles "
+            f"{', '.join(present)}"
         )
     result, factors = [], []
     for role, given in groups.items():
@@ -132,15 +136,15 @@ def build(
             {"params": [params[n] for n in names], "names": names, "role": role, **options}
         )
     optimizer = GroupedOptimizer(result, gpt.compute_dtype)
-    for group, factor in zip(
-        optimizer.param_groups, factors, strict=True
-    ):  # the range is that of the typed rate
+    # the range is that of the typed rate
+    for group, factor in zip(optimizer.param_groups, factors, strict=True):
         group["lr"] = group["initial_lr"] = group["lr"] * factor
     return optimizer
 
 
 def load_moments(optimizer: GroupedOptimizer, saved: dict[str, Any]) -> int:
-    """Take the state of each parameter, by its name, from the saved `state_dict` of such an optimizer.
+    """Take the state of each parameter, by its name, from the saved `state_dict` of such an
+    optimizer.
 
     Only where the rule and the shapes of its state agree; rates and options stay. Returns how many
     parameters got their state."""
@@ -198,12 +202,14 @@ def shows_length(
 
 
 def uses_planned_decay(groups: dict[str, dict[str, Any]]) -> bool:
-    """Does any group take its weight decay from the plan (`weight_decay: auto`)? If not, `plan.weight_decay` has no effect."""
+    """Does any group take its weight decay from the plan (`weight_decay: auto`)? If not,
+    `plan.weight_decay` has no effect."""
     return any(options.get("weight_decay") == "auto" for options in groups.values())
 
 
 def table(optimizer: GroupedOptimizer) -> Iterable[tuple[str, str, str, str, str]]:
-    """Rows (parameter, shape, rule, rate, decay) of every parameter, runs of equal layers folded into one row."""
+    """Rows (parameter, shape, rule, rate, decay) of every parameter, runs of equal layers folded
+    into one row."""
     for group in optimizer.param_groups:
         folded: dict[tuple[str, tuple[int, ...]], int] = {}
         for name, p in zip(group["names"], group["params"], strict=True):

@@ -45,7 +45,8 @@ class Rule:
             shapes = SHAPES.get(self.NDIM, f"tensors of {self.NDIM} dimensions")
             others = ", ".join(other for other in rules() if find(other).NDIM in (None, p.ndim))
             raise ValueError(
-                f"{path}.rule={self.name} updates {shapes}, but {name} has shape {tuple(p.shape)}; choose from {others}"
+                f"{path}.rule={self.name} updates {shapes}, but {name} has shape {tuple(p.shape)}; "
+                f"choose from {others}"
             )
 
 

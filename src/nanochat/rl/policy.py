@@ -25,11 +25,13 @@ def check_sampling(sampling: Sampling) -> None:
     """ValueError for sampling settings whose distribution the loss cannot reproduce."""
     if sampling.temperature == 0:
         raise ValueError(
-            "rollout.temperature=0 gives the same answer each time, so no group has a signal; try 1.0"
+            "rollout.temperature=0 gives the same answer each time, so no group has a signal; try "
+            "1.0"
         )
     if sampling.penalises:
         raise ValueError(
-            "rollout.repetition_penalty is not supported in training: its distribution depends on the text before"
+            "rollout.repetition_penalty is not supported in training: its distribution depends on "
+            "the text before"
         )
 
 
@@ -78,10 +80,8 @@ class ChunkedObjective(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         sampling, softcap, vocab, objective = settings
         w = weight.to(x.dtype)[:vocab]
-        grad_x, grad_w = (
-            torch.empty_like(x),
-            torch.zeros(weight.shape, dtype=torch.float32, device=weight.device),
-        )
+        grad_x = torch.empty_like(x)
+        grad_w = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         loss = torch.zeros((), dtype=torch.float32, device=x.device)
         found, entropies = [], []
         rows = chunk_rows(vocab, x.device)

@@ -111,7 +111,8 @@ def open_run(config: dict[str, Any], runs: Path, *, folder: Path | None = None) 
             changed = [line for line in changed if line.partition(":")[0] not in LENGTH]
         if changed:
             raise ValueError(
-                f"resume={resume} continues that run as it was, but {changed[0]}; drop that setting, or use init_from for a new run"
+                f"resume={resume} continues that run as it was, but {changed[0]}; drop that "
+                "setting, or use init_from for a new run"
             )
         return RunFolder(path, True, lock(path))
     if resume == "auto":
@@ -156,7 +157,8 @@ def check_resume(resume: Any, runs: Path) -> Path | None:
     path = path if path.is_dir() else runs / str(resume)
     if not (path / CONFIG).is_file():
         raise ValueError(
-            f"resume={resume} is not a run folder; give auto, a folder under {runs}, or init_from=… to start a new run from weights"
+            f"resume={resume} is not a run folder; give auto, a folder under {runs}, or "
+            "init_from=… to start a new run from weights"
         )
     return path
 
@@ -169,7 +171,8 @@ def lock(path: Path) -> Any:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise ValueError(
-            f"another process is training in {path}; wait for it, or give this run another run_name=…"
+            f"another process is training in {path}; wait for it, or give this run another "
+            "run_name=…"
         ) from error
     return not_forked(handle)
 
@@ -201,7 +204,8 @@ def _parsed(file: Path, parse: Callable[[str], Any], error: type[Exception]) -> 
         found = None
     if not isinstance(found, dict):
         raise ValueError(
-            f"{file} is empty or damaged, so this run cannot be resumed; move {file.parent} away, or start another run with resume=false"
+            f"{file} is empty or damaged, so this run cannot be resumed; move {file.parent} away, "
+            "or start another run with resume=false"
         )
     return found
 

@@ -1,6 +1,8 @@
-"""Lightning's Trainer for a run: which of its flags can be set, and what is set instead of the others.
+"""Lightning's Trainer for a run: which of its flags can be set, and what is set instead of the
+others.
 
-Every argument of `lightning.Trainer` is a field of `TrainerFlags` or a key of `INSTEAD` (tests/runs/test_trainer.py).
+Every argument of `lightning.Trainer` is a field of `TrainerFlags` or a key of `INSTEAD`
+(tests/runs/test_trainer.py).
 """
 
 from typing import Annotated, Any, Literal
@@ -14,16 +16,29 @@ from nanochat.runtime.settings import Count, Positive, Ranks, Setting, Settings,
 
 LENGTH = "max_steps=N, plan.tokens=N or data.num_epochs=N sets the length of a run"
 EVALUATION = "eval_every=N evaluates every N steps, and eval_tokens=N says on how much text"
-ONLY_FIT = "a run trains, and evaluates by evaluations of its own; call lightning.Trainer in Python for the rest"
+ONLY_FIT = (
+    "a run trains, and evaluates by evaluations of its own; call lightning.Trainer in Python for "
+    "the rest"
+)
 # flags that the run sets itself, or that can have no effect: why, and what to type
 INSTEAD = {
-    "precision": "weights are fp32 always; compute.precision=bf16 sets the dtype of activations and products",
-    "logger": "the loggers are a group: logger=csv, or +logger.NAME._target_=lightning.pytorch.loggers.CSVLogger",
-    "callbacks": "the callbacks are a group: +callbacks.NAME._target_=lightning.pytorch.callbacks.EarlyStopping",
+    "precision": (
+        "weights are fp32 always; compute.precision=bf16 sets the dtype of activations and products"
+    ),
+    "logger": (
+        "the loggers are a group: logger=csv, or "
+        "+logger.NAME._target_=lightning.pytorch.loggers.CSVLogger"
+    ),
+    "callbacks": (
+        "the callbacks are a group: "
+        "+callbacks.NAME._target_=lightning.pytorch.callbacks.EarlyStopping"
+    ),
     "max_epochs": LENGTH,
     "min_epochs": LENGTH,
     "max_steps": LENGTH,
-    "min_steps": "it would keep a signal from stopping the run; a longer patience keeps a callback from it",
+    "min_steps": (
+        "it would keep a signal from stopping the run; a longer patience keeps a callback from it"
+    ),
     "limit_val_batches": EVALUATION,
     "limit_test_batches": ONLY_FIT,
     "limit_predict_batches": ONLY_FIT,
@@ -32,7 +47,9 @@ INSTEAD = {
     "check_val_every_n_epoch": EVALUATION,
     "num_sanity_val_steps": "eval_at_start=true evaluates before the first step",
     "log_every_n_steps": "every step is logged; log_every=N sets how often the loss is looked at",
-    "enable_checkpointing": "callbacks.save writes the checkpoints; save_every=null writes one, at the end",
+    "enable_checkpointing": (
+        "callbacks.save writes the checkpoints; save_every=null writes one, at the end"
+    ),
     "enable_progress_bar": "progress=bar, lines or none says what is shown",
     "accumulate_grad_batches": "it follows from batch_tokens and data.rows_per_device",
     "use_distributed_sampler": "the data share out each batch over the processes themselves",
@@ -83,11 +100,8 @@ class TrainerFlags(Settings):
     enable_model_summary: bool | None = None
 
 
-OURS = (
-    "limit_train_batches",
-    "overfit_batches",
-    "fast_dev_run",
-)  # batches are a run's, not Lightning's
+# batches are a run's, not Lightning's
+OURS = ("limit_train_batches", "overfit_batches", "fast_dev_run")
 
 
 def flags(values: dict[str, Any], path: str) -> dict[str, Setting]:
@@ -108,7 +122,8 @@ def flags(values: dict[str, Any], path: str) -> dict[str, Setting]:
 
 
 def fast_steps(settings: dict[str, Any]) -> int | None:
-    """The steps of a quick pass through everything that keeps nothing (`fast_dev_run`), None for a real run."""
+    """The steps of a quick pass through everything that keeps nothing (`fast_dev_run`), None for a
+    real run."""
     return int(settings.get("fast_dev_run") or 0) or None
 
 
@@ -120,7 +135,8 @@ def repeated_steps(settings: dict[str, Any]) -> int | None:
 def build_trainer(
     settings: dict[str, Any], *, steps: int, accumulate: int, **given: Any
 ) -> L.Trainer:
-    """Lightning's Trainer with the flags of `settings` and what the run gives: `callbacks`, `logger`, `plugins` …"""
+    """Lightning's Trainer with the flags of `settings` and what the run gives: `callbacks`,
+    `logger`, `plugins` …"""
     own = {key: value for key, value in settings.items() if value is not None and key not in OURS}
     if own["devices"] * own["num_nodes"] == 1:
         own["strategy"] = "auto"

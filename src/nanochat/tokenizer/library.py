@@ -1,8 +1,9 @@
 """A tokenizer of another model, used as it is: `tokenizer.json` in the format of `tokenizers`.
 
-Its ids are kept, whatever their order. `special_tokens.json` beside it says which of its ids have the part of our
-special tokens: a bos starts a text, and, where the model chats, an assistant_end ends an answer. Only byte-level BPE
-(GPT-2, Llama 3, Qwen, SmolLM): there every id is a string of bytes, as bits per byte and streamed text need it.
+Its ids are kept, whatever their order. `special_tokens.json` beside it says which of its ids have
+the part of our special tokens: a bos starts a text, and, where the model chats, an assistant_end
+ends an answer. Only byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM): there every id is a string of
+bytes, as bits per byte and streamed text need it.
 """
 
 import hashlib
@@ -21,8 +22,9 @@ BYTE_OF = {char: byte for byte, char in enumerate(PRINTABLE)}
 
 
 class LibraryTokenizer(Tokenizer):
-    """`content` is a tokenizer.json, `specials` maps our names of special tokens to its ids; it has at
-    least a bos. `vocab_size` is the model's, where that has more rows than the tokenizer has tokens.
+    """`content` is a tokenizer.json, `specials` maps our names of special tokens to its ids; it has
+    at least a bos. `vocab_size` is the model's, where that has more rows than the tokenizer has
+    tokens.
 
     ValueError if it is not byte-level BPE, or a special token is not one of its ids.
     """

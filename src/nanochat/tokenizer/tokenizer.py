@@ -239,7 +239,8 @@ class CharTokenizer(Tokenizer):
         except KeyError as missing:
             char = chr(missing.args[0])
             raise ValueError(
-                f"character {char!r} (U+{ord(char):04X}) is not among the {len(self.characters)} characters this"
+                f"character {char!r} (U+{ord(char):04X}) is not among the {len(self.characters)} "
+                "characters this"
                 " tokenizer was made from; make it from text that has it, or use tokenizer.kind=bpe"
             ) from None
         encoded = np.array(ids, dtype=np.int32)[where]
@@ -310,7 +311,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         ) from error
     if not isinstance(lengths, np.ndarray) or not np.array_equal(lengths, tokenizer.token_bytes):
         raise ValueError(
-            f"{folder / TOKEN_BYTES_FILE} does not match {TOKENIZER_FILE} in the same folder (other byte lengths);"
+            f"{folder / TOKEN_BYTES_FILE} does not match {TOKENIZER_FILE} in the same folder "
+            "(other byte lengths);"
             " copy both files from the same folder"
         )
     return tokenizer

@@ -26,11 +26,11 @@ SWAPPED = "_swapped"  # ends the name of a task whose items have passages of oth
 class Core(Evaluation):
     """Accuracy on the tasks of the bundle, and their mean after centring.
 
-    `limit` takes the first so many items of each task after the shuffle; few-shot examples are drawn
-    from all, so an item is asked as in a whole evaluation. `passage_swap` asks reading tasks once
-    more with passages of other items: a model that scores the same does not read them. A run that
-    would take longer than `budget_seconds` ends with the limit that fits: what happened to be done
-    by then is no number to compare.
+    `limit` takes the first so many items of each task after the shuffle; few-shot examples are
+    drawn from all, so an item is asked as in a whole evaluation. `passage_swap` asks reading tasks
+    once more with passages of other items: a model that scores the same does not read them. A run
+    that would take longer than `budget_seconds` ends with the limit that fits: what happened to be
+    done by then is no number to compare.
     """
 
     version = 1
@@ -58,7 +58,8 @@ class Core(Evaluation):
         for name in self.names or ():
             if name not in known:
                 raise ValueError(
-                    f"evals.core.tasks has {name}, which is not in {bundle.path}; choose from {', '.join(known)}"
+                    f"evals.core.tasks has {name}, which is not in {bundle.path}; choose from "
+                    f"{', '.join(known)}"
                 )
         return [task for task in bundle.tasks if self.names is None or task.label in self.names]
 
@@ -146,7 +147,8 @@ class Core(Evaluation):
         most = max(len(self._part(task)) for task in self.tasks_of(find(self.path) or download()))
         fits = max(1, int(most * done / total))
         raise ValueError(
-            f"evals.core.budget_seconds={self.budget:g} are over after {done} of {total} items; try evals.core.limit={fits}"
+            f"evals.core.budget_seconds={self.budget:g} are over after {done} of {total} items; "
+            f"try evals.core.limit={fits}"
         )
 
 
@@ -160,8 +162,8 @@ def centred(accuracy: float, baseline: float) -> float:
 
 
 def numbers(tasks: Sequence[CoreTask], accuracy: dict[str, float], count: dict[str, int]) -> Result:
-    """The accuracies by name, and the means under a name that says what they are of: CORE is that of
-    all items of the 22 tasks and of nothing else."""
+    """The accuracies by name, and the means under a name that says what they are of: CORE is that
+    of all items of the 22 tasks and of nothing else."""
     v1 = [centred(accuracy[task.label], task.baseline) for task in tasks]
     v2 = [centred(accuracy[task.label], task.corrected_baseline) for task in tasks]
     items = sum(count[task.label] for task in tasks)
@@ -191,6 +193,7 @@ def passage_lines(
             error = ((own * (1 - own) + swap * (1 - swap)) / n) ** 0.5
             says = "depends" if own - swap > 2 * error else "is not seen to depend"
             lines.append(
-                f"{task.label} {own:.4f}, with passages of other items {swap:.4f} ({n} items, ± {error:.4f}): the score {says} on the passage"
+                f"{task.label} {own:.4f}, with passages of other items {swap:.4f} ({n} items, ± "
+                f"{error:.4f}): the score {says} on the passage"
             )
     return lines

@@ -1,7 +1,8 @@
 """A conversation with one checkpoint and its commands: lines go in, text goes to a Screen.
 
-The state is `messages`, in alternating turns. The last may be a question without an answer: /retry asks
-it again, the next question replaces it. What is refused raises a ValueError of one line and changes nothing.
+The state is `messages`, in alternating turns. The last may be a question without an answer: /retry
+asks it again, the next question replaces it. What is refused raises a ValueError of one line and
+changes nothing.
 """
 
 import json
@@ -53,7 +54,8 @@ COMMANDS = {  # name -> what follows it, what it does
 
 
 def checked(settings: dict[str, Any]) -> dict[str, Any]:
-    """The SETTINGS as they are kept, `stop` as a list. ValueError, Sampling's own, for one that makes no sense."""
+    """The SETTINGS as they are kept, `stop` as a list. ValueError, Sampling's own, for one that
+    makes no sense."""
     stop = settings["stop"]
     settings = {
         **settings,
@@ -64,7 +66,8 @@ def checked(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def sampling_for(settings: dict[str, Any], answer: int) -> Sampling:
-    """For the `answer`-th answer: a number as `seed` makes all of them reproducible, null makes each another one."""
+    """For the `answer`-th answer: a number as `seed` makes all of them reproducible, null makes
+    each another one."""
     seed = settings["seed"]
     if seed is None:
         seed = random.SystemRandom().getrandbits(31)
@@ -88,7 +91,8 @@ def text_list(typed: str) -> Any:
 
 
 def read_settings(typed: str) -> dict[str, Any]:
-    """`temperature=0.7 top_k=50` as a dict; values are JSON. ValueError for a name that is no setting."""
+    """`temperature=0.7 top_k=50` as a dict; values are JSON. ValueError for a name that is no
+    setting."""
     read: dict[str, Any] = {}
     for word in re.split(r"\s+(?=\w+=)", typed):
         name, equals, value = word.partition("=")
@@ -131,7 +135,8 @@ def shown(fragments: Iterable[Fragment]) -> Iterator[Fragment]:
 
 
 def read_conversation(path: Path) -> dict[str, Any]:
-    """`messages` and perhaps `settings` from a file: what /save writes, or a list of messages, which is a line of JSONL too."""
+    """`messages` and perhaps `settings` from a file: what /save writes, or a list of messages,
+    which is a line of JSONL too."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -158,7 +163,8 @@ def read_conversation(path: Path) -> dict[str, Any]:
 
 
 class Talk:
-    """`stoppable`: Ctrl-C ends an answer and keeps what is written of it. Without, it is a KeyboardInterrupt as everywhere."""
+    """`stoppable`: Ctrl-C ends an answer and keeps what is written of it. Without, it is a
+    KeyboardInterrupt as everywhere."""
 
     def __init__(
         self,
@@ -220,10 +226,8 @@ class Talk:
 
     def _answer(self, asked: list[dict[str, Any]]) -> None:
         """Sample and show what follows `asked`; only then is it part of the conversation."""
-        context, how = (
-            self.engine.gpt.config.sequence_len,
-            sampling_for(self.settings, self.answers),
-        )
+        context = self.engine.gpt.config.sequence_len
+        how = sampling_for(self.settings, self.answers)
         prompt, more = fit(
             self.engine.tokenizer,
             [*self._first(), *asked[2 * self.forgotten :]],
