@@ -12,14 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nanochat.runtime.paths import base_dir
+from nanochat.tokenizer.files import load_tokenizer
 from nanochat.tokenizer.merges import FIRST_MERGE, learn_merges
-from nanochat.tokenizer.tokenizer import (
-    SPECIAL_TOKENS,
-    BPETokenizer,
-    CharTokenizer,
-    Tokenizer,
-    load_tokenizer,
-)
+from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS, BPETokenizer, CharTokenizer, Tokenizer
 from nanochat.tokenizer.words import well_formed
 
 SMALLEST_VOCAB = FIRST_MERGE + len(SPECIAL_TOKENS)
