@@ -26,7 +26,7 @@ def run(cfg: DictConfig) -> list[dict[str, Any]]:
 
     if words := overridden(r"evals\.\w+\.every"):
         raise ValueError(f"{words[0]} cannot take effect: a checkpoint is evaluated once; drop it")
-    settings = asked(cfg)
+    settings = settings_asked(cfg)
     evaluations = build_evaluations(settings)
     for evaluation in evaluations.values():
         evaluation.check()
@@ -49,7 +49,7 @@ def run(cfg: DictConfig) -> list[dict[str, Any]]:
     return [functools.reduce(dict.__or__, [f, *(one.results for one in own)]) for f, own in kept]
 
 
-def asked(cfg: DictConfig) -> dict[str, Any]:
+def settings_asked(cfg: DictConfig) -> dict[str, Any]:
     """The settings of the evaluations, by name, with `limit` in each that has one. ValueError if none
     has."""
     settings: Any = OmegaConf.to_container(cfg.evals, resolve=True)

@@ -111,7 +111,7 @@ def test_two_processes_give_the_items_of_one(checkpoint: Path, bundle: Path) -> 
     )
     [kept] = read_results(checkpoint)
     one, items = subject(checkpoint), []
-    context = Context(one.opened.gpt, one.opened.tokenizer, one.prepared, record=items.append)
+    context = Context(one.opened.gpt, one.opened.tokenizer, dict, record=items.append)
     assert kept.results == Core(str(bundle))(context)
     mine = {(item.task, item.index): item.correct for item in items}
     assert {(item.task, item.index): item.correct for item in kept.items} == mine

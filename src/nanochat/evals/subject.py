@@ -1,5 +1,6 @@
 """A checkpoint that is evaluated by itself: opened only when a number is not there yet."""
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,8 +57,9 @@ class Subject:
         opened = self.opened
         return self.validation(opened.path, opened.tokenizer, opened.gpt.config.sequence_len)
 
-    def prepared(self) -> Any:
+    def prepared(self, evaluation: Evaluation) -> Any:
         """`data`, made by the first process."""
+        assert evaluation.reads_text, "it reads the text: its class says reads_text = True"
         data = self.data
         agreed(data.prepare_data if self.rank == 0 else lambda: None, self.opened.device)
         return data
@@ -105,7 +107,7 @@ class Subject:
             context = Context(
                 opened.gpt,
                 opened.tokenizer,
-                self.prepared,
+                functools.partial(self.prepared, evaluation),
                 self.rank,
                 self.world_size,
                 record,

@@ -147,6 +147,10 @@ class GPT2(GPT):
             for name, p in self.named_parameters()
         }
 
+    @property
+    def longest(self) -> int | None:
+        return self.config.sequence_len
+
     def grow_rope(self, length: int) -> None:
         """ValueError for more positions than were learned: they cannot be made."""
         known = self.config.sequence_len

@@ -161,7 +161,6 @@ class GPT(nn.Module):
 
     cos: Tensor  # (1, positions, 1, D/2)
     sin: Tensor
-    longest: int | None = None  # tokens that it can read at most; None: any number, the tables grow
 
     kinds: ClassVar[dict[type, type]] = {}  # class of an arch -> the network it has instead
 
@@ -349,6 +348,11 @@ class GPT(nn.Module):
         self.cos, self.sin = rope_table(
             length, self.config.head_dim, arch.rope_base, dtypes[arch.rope_dtype], self.device
         )
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that it can read at most; None: any number, the tables of positions grow."""
+        return None
 
     @property
     def device(self) -> torch.device:

@@ -148,44 +148,45 @@ def attend_trees(
     """
     device, N = at.device, len(layout)
     P, S = max(n for n, _ in layout), max(sum(own) for _, own in layout)
-    trunk: list[int] = []  # places of the tokens in a batch of (N, P)
-    inner: list[int] = []  # and of (N, S)
+    shortest = min((w for w in windows if w), default=P)
+    if 2 * shortest < P:  # in whole windows, of which `sdpa` makes blocks: less work
+        P = -(-P // shortest) * shortest
+    # places of the tokens of trunks in the batch and in (N, P), of the others and in (N, S)
+    places: tuple[list[int], ...] = ([], [], [], [])
+    from_trunk, trunk, from_inner, inner = places
     branch_of = torch.full((N, S), -1)
     start = 0
     for row, (n, own) in enumerate(layout):
         size = sum(own)
+        from_trunk += range(start, start + n)
         trunk += range(row * P, row * P + n)
+        from_inner += range(start + n, start + n + size)
         inner += range(row * S, row * S + size)
         of = torch.arange(len(own)).repeat_interleave(torch.tensor(own, dtype=torch.long))
         branch_of[row, :size] = of
         start += n + size
-    in_trunk = torch.tensor(
-        [i < n for n, own in layout for i in range(n + sum(own))], device=device
-    )  # (M)
-    to_trunk, to_inner = (torch.tensor(x, device=device, dtype=torch.long) for x in (trunk, inner))
-    lengths = torch.tensor([n for n, _ in layout], device=device)
-    masks = (
-        {
-            w: _branch_mask(lengths, branch_of.to(device), at[~in_trunk], to_inner, P, w)
-            for w in set(windows)
-        }
-        if S
-        else {}
+    at_trunk, to_trunk, at_inner, to_inner = (
+        torch.tensor(x, device=device, dtype=torch.long) for x in places
     )
+    lengths, branch_of = torch.tensor([n for n, _ in layout], device=device), branch_of.to(device)
+    masks = {
+        window: _branch_mask(lengths, branch_of, at[at_inner], to_inner, P, window)
+        for window in (set(windows) if S else ())
+    }
 
     # (m, heads, D) -> (N, width, heads, D)
-    def padded(x: Tensor, places: Tensor, width: int) -> Tensor:
+    def padded(x: Tensor, to: Tensor, width: int) -> Tensor:
         room = x.new_zeros(N * width, *x.shape[1:])
-        room[places] = x
+        room[to] = x
         return room.view(N, width, *x.shape[1:])
 
     def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         q, k, v = q[:, 0], k[:, 0], v[:, 0]
         y = torch.empty_like(q)  # (M, H, D)
-        qt, kt, vt = (padded(x[in_trunk], to_trunk, P) for x in (q, k, v))
-        y[in_trunk] = sdpa(qt, kt, vt, window).flatten(0, 1)[to_trunk]
+        qt, kt, vt = (padded(x[at_trunk], to_trunk, P) for x in (q, k, v))
+        y[at_trunk] = sdpa(qt, kt, vt, window).flatten(0, 1)[to_trunk]
         if S:
-            qs, ks, vs = (padded(x[~in_trunk], to_inner, S) for x in (q, k, v))
+            qs, ks, vs = (padded(x[at_inner], to_inner, S) for x in (q, k, v))
             keys, values = torch.cat((kt, ks), 1), torch.cat((vt, vs), 1)  # (N, P + S, G, D)
             own = F.scaled_dot_product_attention(
                 qs.transpose(1, 2),
@@ -194,7 +195,7 @@ def attend_trees(
                 attn_mask=masks[window].to(q.dtype),
                 enable_gqa=q.size(1) != k.size(1),
             )  # (N, H, S, D)
-            y[~in_trunk] = own.transpose(1, 2).flatten(0, 1)[to_inner]
+            y[at_inner] = own.transpose(1, 2).flatten(0, 1)[to_inner]
         return y[:, None]
 
     return [attend] * len(windows)

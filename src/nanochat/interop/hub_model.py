@@ -75,6 +75,10 @@ class HubModel(FrozenGPT):
     def lm_head(self) -> TiedHead:
         return TiedHead(self.model.get_output_embeddings().weight)
 
+    @property
+    def longest(self) -> int | None:
+        return self.config.sequence_len
+
     def grow_rope(self, length: int) -> None:
         """`cos` and `sin` hold the numbers of the positions, as in GPT-2. ValueError beyond the
         context that the model was made for."""
