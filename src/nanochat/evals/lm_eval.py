@@ -52,7 +52,9 @@ class NanochatLM(TemplateLM):
         max_batch_size: Any = None,
     ) -> None:
         super().__init__()
-        self.opened = open_checkpoint(ckpt, device=device or "auto", precision=precision)
+        # the harness names cuda:0 where nothing is typed, also without a GPU
+        chosen = "auto" if device in (None, "cuda:0") else device
+        self.opened = open_checkpoint(ckpt, device=chosen, precision=precision)
         self.gpt, self.text = self.opened.gpt, self.opened.tokenizer
         self.batch_tokens, self.crop, self.tools = batch_tokens, max_length, tools
         ends = ANSWER_ENDS if self.opened.chats else ("<|bos|>",)
