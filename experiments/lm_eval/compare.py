@@ -46,16 +46,16 @@ def write_tasks(folder: Path, shots: int, limit: int) -> None:
         with (folder / f"{name}.jsonl").open("w") as file:
             for i in range(limit):
                 item = task.items[order[i]]
+                # a text is parted between two words, where it is in the middle of no token
                 query = render(task, item, examples_of(task, order, i))[1]
+                query += task.delimiter.rstrip(" ")
                 row = {
                     "index": order[i],
                     "query": query,
                     **{k: item[k] for k in ("choices", "gold")},
                 }
                 file.write(json.dumps(row) + "\n")
-        text = YAML.format(
-            name=name, file=folder / f"{name}.jsonl", delimiter=json.dumps(task.delimiter)
-        )
+        text = YAML.format(name=name, file=folder / f"{name}.jsonl", delimiter="' '")
         (folder / f"{name}.yaml").write_text(text)
 
 

@@ -11,6 +11,7 @@ import torch
 from tests.test_additions import save_untrained
 
 from nanochat.inference.engine import Engine
+from nanochat.tokenizer import train_bpe
 from nanochat.tokenizer.conversations import render_prompt
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install 'nanochat[lm-eval]'")
@@ -58,6 +59,19 @@ def test_likelihoods_are_those_of_the_whole_text(lm):
         start = 1 + len(lm.text.encode(context.rstrip()))
         wanted, best = plain(lm, ids, start)
         assert found == pytest.approx(wanted, rel=1e-5) and greedy == best  # fp32
+
+
+def test_a_token_over_the_border_is_judged_and_the_text_stays_the_same(lm):
+    """ "?" and "\n" are one token here where they follow each other."""
+    tokenizer = train_bpe(["Is it?\nAnswer: a river\n"] * 3, 279, max_chars=None, doc_cap=None)
+    own = lm.text
+    lm.text = tokenizer
+    try:
+        before, after = lm._encode_pair("Is it?", "\nAnswer: a")
+        assert tokenizer.decode(after).startswith("?\n")
+        assert [*before, *after] == lm.tok_encode("Is it?\nAnswer: a")
+    finally:
+        lm.text = own
 
 
 def test_a_rolling_likelihood_counts_every_token_once(lm):

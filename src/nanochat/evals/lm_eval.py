@@ -20,6 +20,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from nanochat.checkpoint.opened import open_checkpoint
+from nanochat.evals.core.prompts import common_prefix
 from nanochat.inference.engine import Engine
 from nanochat.inference.likelihood import Continuation, likelihoods
 from nanochat.inference.sampling import Sampling
@@ -90,6 +91,14 @@ class NanochatLM(TemplateLM):
             ]
         ids = self.text.encode(string)
         return ids if add_special_tokens is False else [self.text.bos_id, *ids]
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """The ids of both together, parted where those of the context alone end. Where a token holds
+        the end of one and the beginning of the other it is judged, as in CORE; the harness would put
+        the context's own tokens before it, which together are another text."""
+        whole, alone = self.tok_encode(context + continuation), self.tok_encode(context.rstrip())
+        n = common_prefix([whole, alone])
+        return whole[:n], whole[n:]
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
