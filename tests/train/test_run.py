@@ -131,13 +131,15 @@ def test_a_checkpoint_is_found_by_folder_run_and_name(
     twenty = run / "checkpoints" / "step_000020"
     for words in (
         twenty,
-        run,
+        f"{run}@latest",
         "finished@latest",
         "finished@best",
         "finished@20",
         f"finished/{run.name}@latest",
     ):
         assert resolve(words, runs) == twenty, words
+    with pytest.raises(ValueError, match=r"holds \d checkpoints; choose one of: .*@latest, .*@20"):
+        resolve(run, runs)
     for step in ("7", "²"):  # int() does not read the second, though it is a digit
         with pytest.raises(ValueError, match="one of the steps"):
             resolve(f"finished@{step}", runs)

@@ -139,7 +139,7 @@ def run_folders(runs: Path, name: str) -> list[Path]:
 
 
 def resolve(text: str | Path, runs: Path) -> Path:
-    """The checkpoint folder that `text` names: a checkpoint folder, a run folder (its newest), or
+    """The checkpoint folder that `text` names: a checkpoint folder, a run folder with one checkpoint, or
     RUN@latest, RUN@best, RUN@STEP.
 
     RUN is a run name, or name/time of one run. A checkpoint of the original (`imported.find`) and a
@@ -158,7 +158,7 @@ def resolve(text: str | Path, runs: Path) -> Path:
         return imported.cached(found)
     if path.is_dir():
         if (path / "checkpoints").is_dir():
-            return _pick(RunCheckpoints(path / "checkpoints"), "latest", words)
+            return _only(RunCheckpoints(path / "checkpoints"), words)
         return folder.require(path)
     if path.exists():
         raise ValueError(
@@ -250,6 +250,14 @@ def _meant(name: str, runs: Path) -> str:
         if names
         else "; there are no runs here yet"
     )
+
+
+def _only(checkpoints: RunCheckpoints, words: str) -> Path:
+    """The checkpoint of a run that was given without a step. ValueError if there are several."""
+    if len(steps := checkpoints.steps()) > 1:
+        listed = ", ".join(f"{words}@{step}" for step in ("latest", "best", *steps))
+        raise ValueError(f"{words} holds {len(steps)} checkpoints; choose one of: {listed}")
+    return _pick(checkpoints, "latest", words)
 
 
 def _pick(checkpoints: RunCheckpoints, which: str, words: str) -> Path:
