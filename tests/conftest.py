@@ -86,6 +86,23 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, headless. Of a module: while it runs, asyncio has a loop in this thread."""
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="pages are tested in a browser: pip install playwright"
+    )
+    names = ("chromium", "chromium-browser", "google-chrome")
+    with sync_api.sync_playwright() as playwright:
+        path = next(filter(None, map(shutil.which, names)), None)
+        try:
+            browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        except sync_api.Error as error:
+            pytest.skip(f"no browser can be started here: {str(error).splitlines()[0]}")
+        yield browser
+        browser.close()
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Files whose tests are all slow are not even imported for `make check`: gradio alone takes five seconds of every process."""
     if "not slow" in config.option.markexpr and collection_path.suffix == ".py":

@@ -36,6 +36,7 @@ def test_the_wheel_trains_from_an_empty_folder(tmp_path: Path) -> None:
     for path in (ROOT / "conf").rglob("*.yaml"):
         assert f"nanochat/conf/{path.relative_to(ROOT / 'conf').as_posix()}" in names
     assert "nanochat/tasks/identity.yaml" in names
+    assert "nanochat/report/templates/report.html" in names
     # an environment with the wheel alone; the packages it needs are those of this environment, but
     # not this checkout
     environment = tmp_path / "environment"

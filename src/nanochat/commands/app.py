@@ -42,7 +42,7 @@ from nanochat.runtime.signals import EndedBy, StopAtOnce, end_undisturbed, take_
 TEXT_KEYS = tuple(
     (
         "start prompt system stop ckpt init_from resume out run_name data.path data.val_path "
-        "tokenizer.path tokenizer_dir path store src api_key archive_dir"
+        "tokenizer.path tokenizer_dir path store src api_key archive_dir run compare ask"
     ).split()
 )
 LIST_KEYS = ("evals", "cors")  # a,b,c is a list here, not a sweep
@@ -50,6 +50,7 @@ CAN_BE_NONE = ("logger", "callbacks")  # config groups that null removes
 REPEATED = {
     "chat": ("ckpt",),
     "evaluate": ("ckpt",),
+    "report": ("ask",),
 }  # settings of a command that can be given several times
 
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, ImportError)
@@ -306,7 +307,7 @@ def listed(words: Iterable[str], repeated: tuple[str, ...]) -> list[str]:
     rest = []
     for word in words:
         key, equals, value = word.partition("=")
-        if equals and key in repeated and not value.startswith("["):
+        if equals and key in repeated and value != "null" and not value.startswith("["):
             values.setdefault(key, []).append(value)
         else:
             rest.append(word)

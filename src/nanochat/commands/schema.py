@@ -27,6 +27,7 @@ from nanochat.runtime.settings import (
     Count,
     MinP,
     Penalty,
+    Positive,
     Ranks,
     Seed,
     Settings,
@@ -166,6 +167,18 @@ class Runs(Bare):
     confirm: bool
 
 
+class ReportCommand(Bare):
+    run: str
+    out: str | None
+    compare: str | None
+    price_per_hour: Positive | None
+    watch: bool
+    every: Count
+    ask: str | list[str] | None
+    device: Device
+    precision: Precision
+
+
 class Stages(Settings):
     stages: dict[str, str | dict]
 
@@ -188,6 +201,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "tokenizer": TokenizerCommand,
     "import": Import,
     "runs": Runs,
+    "report": ReportCommand,
     "pipeline": Pipeline,
 }
 

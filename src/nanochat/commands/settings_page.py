@@ -32,6 +32,7 @@ PAGES: dict[str, list[list[str]]] = {
             "bench",
             "import",
             "runs",
+            "report",
         )
     },
 }

@@ -17,7 +17,7 @@ from nanochat.modules.phase import PhaseModule
 from nanochat.runs import parent, show
 from nanochat.runs.parts import build, build_loggers
 from nanochat.runs.recipe import Recipe
-from nanochat.runs.run_folder import RunFolder, read_record
+from nanochat.runs.run_folder import SAMPLES, RunFolder, read_record, write_summary
 from nanochat.runs.start import newest
 from nanochat.runs.trainer import build_trainer, fast_steps, repeated_steps
 from nanochat.runtime.settings import locate
@@ -100,13 +100,13 @@ def fit(recipe: Recipe, folder: RunFolder) -> bool:
             print(
                 f"trainer.fast_dev_run: {step} steps and what comes at the end of a run; nothing was kept"
             )
-        elif step < recipe.plan.steps:
-            show.stopped(step, recipe.plan.steps, place)
         else:
-            metrics, ledger = (
-                checkpoints.metrics(step),
-                recipe.data.ledger(min(step, repeated or step)),
-            )
+            ledger = recipe.data.ledger(min(step, repeated or step))
+            write_summary(folder, step, module.clock.seconds, ledger)
+        if step < recipe.plan.steps and not trainer.fast_dev_run:
+            show.stopped(step, recipe.plan.steps, place)
+        elif not trainer.fast_dev_run:
+            metrics = checkpoints.metrics(step)
             if repeated:
                 print(f"the tokens of the first {repeated} steps were trained again and again:")
             show.finished(
@@ -174,7 +174,12 @@ def build_callbacks(
             "checkpoints": checkpoints,
             "at_start": config["eval_at_start"],
         },
-        "sample": {"complete": write, "prompts": prompts, "every": config["sample_every"]},
+        "sample": {
+            "complete": write,
+            "prompts": prompts,
+            "every": config["sample_every"],
+            "file": folder.path / SAMPLES,
+        },
     }
     order = [
         "report",

@@ -40,7 +40,12 @@ GIVEN: dict[str, dict[str, str | None]] = {
         "at_start": "eval_at_start=true",
         "checkpoints": "checkpoints.keep_last=N",
     },
-    "sample": {"every": "sample_every=N", "prompts": "sample.prompts=[…]", "complete": None},
+    "sample": {
+        "every": "sample_every=N",
+        "prompts": "sample.prompts=[…]",
+        "complete": None,
+        "file": None,
+    },
 }
 PLANNED = "the plan of a run sets it, and the checkpoints of a run are of one plan"
 # Callbacks of Lightning that cannot work in a run, and why.

@@ -16,6 +16,8 @@ from nanochat.checkpoint.runs import FOLDER_TIME, now, started
 from nanochat.runs.earlier import in_todays_words
 
 CONFIG, RECORD = "config.yaml", "record.json"
+SAMPLES = "samples.jsonl"  # what the model wrote while it was trained: step, prompt, text
+SUMMARY = "summary.json"  # of the last time that the run stopped or ended
 # Settings that may differ between a run and its resumption: where it runs and what it shows, but
 # not what it computes.
 FREE_KEYS = frozenset(
@@ -233,6 +235,12 @@ def write_record(folder: RunFolder, config: dict[str, Any], facts: dict[str, Any
     if "diff_file" in code:
         (folder.path / code["diff_file"]).write_text(diff)
     _replace(folder.path / RECORD, json.dumps(record, indent=2, default=str) + "\n")
+
+
+def write_summary(folder: RunFolder, step: int, seconds: float, ledger: dict[str, int]) -> None:
+    """What a run that stops or ends has used: training seconds, and every token by its fate."""
+    found = {"step": step, "seconds": seconds, "ended": now().isoformat(), "ledger": ledger}
+    _replace(folder.path / SUMMARY, json.dumps(found, indent=2) + "\n")
 
 
 def _replace(path: Path, text: str) -> None:

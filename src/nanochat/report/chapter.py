@@ -1,0 +1,210 @@
+"""A run as its folder records it, and the chain of runs that it began from. Nothing of it needs the weights."""
+
+import csv
+import json
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nanochat.checkpoint import folder
+from nanochat.checkpoint.runs import RunCheckpoints, run_folders, started
+from nanochat.runs.listing import RunInfo, describe
+from nanochat.runs.run_folder import CONFIG, RECORD, SAMPLES, SUMMARY, read_config
+
+Curve = list[tuple[int, float]]  # (step, value), ascending
+LONGEST_TAIL = 200_000  # guess: bytes of rollouts.jsonl, of which the last answers are shown
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One run. `began` is where its parent checkpoint is, also where that belongs to no run."""
+
+    info: RunInfo
+    config: dict[str, Any]
+    record: dict[str, Any]
+    summary: dict[str, Any]  # of its last stop or end; empty for runs of earlier versions
+    curves: dict[str, Curve]
+    began: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def checkpoints(self) -> RunCheckpoints:
+        return RunCheckpoints(self.info.path / "checkpoints")
+
+    @cached_property
+    def step(self) -> int:
+        """The last step with a number, which may be later than the last checkpoint."""
+        steps = [curve[-1][0] for curve in self.curves.values()]
+        return max([self.info.step, *steps])
+
+    @cached_property
+    def judged(self) -> Path | None:
+        """The newest checkpoint with results."""
+        found = map(self.checkpoints.path, reversed(self.checkpoints.steps()))
+        return next((p for p in found if (p / "metrics.json").is_file() or stored(p)), None)
+
+    @cached_property
+    def gpt_config(self) -> Any:
+        """Sizes of the network, None before the first checkpoint."""
+        steps = self.checkpoints.steps()
+        try:
+            return folder.read_config(self.checkpoints.path(steps[-1])) if steps else None
+        except (ValueError, OSError):
+            return None
+
+    @property
+    def seconds(self) -> float:
+        """Of training; without preparation, evaluation and saving."""
+        steps = sum(value for _, value in self.curves.get("perf/step_seconds", []))
+        return float(self.summary.get("seconds") or steps)
+
+    @property
+    def wall_seconds(self) -> float | None:
+        """From its start to its end, None if it was resumed: then nobody knows when it ran."""
+        if self.record.get("resumptions"):
+            return None
+        files = [self.info.path / "metrics.csv", *self.info.path.glob("checkpoints/*")]
+        ends = [p.stat().st_mtime for p in files if p.exists()]
+        return max(0.0, max(ends) - started(self.info.path)) if ends else None
+
+    def samples(self) -> list[dict[str, Any]]:
+        """What it wrote, each prompt's latest text; of reinforcement learning some of the last answers."""
+        latest = {line.get("prompt"): line for line in _lines(self.info.path / SAMPLES)}
+        rollouts = list(_lines(self.info.path / "rollouts.jsonl", tail=LONGEST_TAIL))
+        if rollouts:
+            last = [r for r in rollouts if r.get("step") == rollouts[-1].get("step")]
+            seen: dict[tuple[Any, Any], dict[str, Any]] = {}
+            for r in last:  # one right and one wrong answer to each question
+                seen.setdefault((r.get("question"), r.get("reward", 0) > 0), r)
+            latest |= {
+                (question, right): {**r, "text": r.get("completion")}
+                for (question, right), r in list(seen.items())[:6]
+            }
+        return list(latest.values())
+
+
+def read_chapter(path: Path, runs: Path) -> Chapter:
+    """What the folder of a run holds. Damaged or missing files are named in `notes`; the rest is there all the same."""
+    notes: list[str] = []
+
+    def read(file: str) -> dict[str, Any]:
+        try:
+            found = json.loads((path / file).read_text())
+            return found if isinstance(found, dict) else {}
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            notes.append(f"{file} is damaged")
+            return {}
+
+    try:
+        config = read_config(path)
+    except (ValueError, OSError):
+        config = {}
+        notes.append(f"{CONFIG} is damaged")
+    record = read(RECORD)
+    began = (record.get("parent") or {}).get("path")
+    return Chapter(describe(path, runs), config, record, read(SUMMARY), curves(path), began, notes)
+
+
+def curves(path: Path) -> dict[str, Curve]:
+    """metrics.csv by metric; without what is no number, and without a last line that is being written."""
+    found: dict[str, Curve] = {}
+    try:
+        with (path / "metrics.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                if not (row.get("step") or "").isdecimal() or None in row.values():
+                    continue
+                for key, text in row.items():
+                    value = _number(text)
+                    if key != "step" and value is not None:
+                        found.setdefault(key, []).append((int(row["step"]), value))
+    except (OSError, UnicodeDecodeError):
+        return {}
+    return found
+
+
+def chain(path: Path, runs: Path) -> list[Chapter]:
+    """The run and those before it, the first one first. It ends where a parent is no checkpoint of a run that is there."""
+    found: list[Chapter] = []
+    place: Path | None = path
+    while place is not None and place not in [c.info.path for c in found]:
+        found.append(read_chapter(place, runs))
+        place = run_of(found[-1].began, runs)
+    return found[::-1]
+
+
+def run_of(checkpoint: str | None, runs: Path) -> Path | None:
+    """The run that a checkpoint belongs to; also where the base folder has moved since."""
+    if checkpoint is None:
+        return None
+    run = Path(checkpoint).parent.parent
+    moved = runs.joinpath(*run.parts[run.parts.index("runs") + 1 :]) if "runs" in run.parts else run
+    return next((p for p in (run, moved) if (p / CONFIG).is_file()), None)
+
+
+def find(words: str, runs: Path) -> Path:
+    """The run that a user names: a folder, NAME/TIME, or NAME, which is the one that began last. ValueError if there is none."""
+    name = words.removesuffix("@latest").strip("/")
+    for path in (Path(words).expanduser(), runs / name):
+        if (path / CONFIG).is_file():
+            return path.absolute()
+        if path.name.startswith("step_") and (path.parent.parent / CONFIG).is_file():
+            return path.parent.parent.absolute()
+    folders = run_folders(runs, name) if "@" not in name and ".." not in name else []
+    if not folders:
+        raise ValueError(
+            f"run={words} is no run of {runs}; `python -m nanochat.runs` lists them. Give NAME, NAME/TIME or a folder"
+        )
+    return folders[-1]
+
+
+def before(chapter: Chapter, runs: Path) -> Path | None:
+    """The run of the same name that began before this one, and has results."""
+    name = chapter.info.name.split("/")[0]
+    earlier = run_folders(runs, name) if (runs / name).is_dir() else []
+    places = [p for p in earlier if p.resolve() != chapter.info.path.resolve()]
+    mine = started(chapter.info.path)
+    done = [p for p in places if started(p) < mine and any(p.glob("checkpoints/*/metrics.json"))]
+    return done[-1] if done else None
+
+
+def stored(checkpoint: Path) -> list[dict[str, Any]]:
+    """What `python -m nanochat.evaluate` has found out about a checkpoint, the oldest first."""
+    found = []
+    for file in checkpoint.glob("evals/*.json"):
+        try:
+            one = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(one, dict) and isinstance(one.get("results"), dict):
+            found.append(one)
+    return sorted(found, key=lambda one: str(one.get("finished") or ""))
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _lines(file: Path, tail: int | None = None) -> "deque[dict[str, Any]]":
+    """The objects of a JSONL file, of its last `tail` bytes; a line that is cut off is skipped."""
+    found: deque[dict[str, Any]] = deque()
+    if not file.is_file():
+        return found
+    with file.open("rb") as handle:
+        handle.seek(max(0, file.stat().st_size - tail) if tail else 0)
+        for line in handle:
+            try:
+                one = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(one, dict):
+                found.append(one)
+    return found
