@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat.report.chapter import Chapter, stored
-from nanochat.runs.run_folder import differences, identity
+from nanochat.runs.run_folder import differences, fixed_settings
 
 # from: facts sheet 6.5; of the SFT model where there is one
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -143,7 +143,7 @@ def off_default(config: dict[str, Any], defaults: Defaults) -> list[tuple[str, s
     composed = defaults(str(phase), str(machine))
     if composed is None:
         return None
-    mine, (theirs, raw) = identity(config), map(identity, composed)
+    mine, (theirs, raw) = fixed_settings(config), map(fixed_settings, composed)
     same = {key: re.fullmatch(r"\$\{([\w.]+)\}", str(text)) for key, text in raw.items()}
     theirs = {  # what is the value of another setting differs where it is not that of the run's own
         key: mine[m[1]] if (m := same.get(key)) and m[1] in mine else value
