@@ -1,7 +1,8 @@
 """Train a model: `python -m nanochat.train +phase=base model=d20 trainer=8xh100`.
 
 Compose (Hydra, once), build (the phase's recipe, runs/), call. With several devices the parent composes, prints the plan and starts one
-process per device, which is handed the resolved config. Heavy imports wait until the words are understood.
+process per device, which is handed the resolved config; where torchrun or srun has started them, the first composes and hands it to the
+others. Heavy imports wait until the words are understood.
 """
 
 import atexit
@@ -9,6 +10,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,8 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from nanochat.commands.app import command, one_line, overridden, stop, trial_folder
 from nanochat.commands.configs import choices, compose_command
 from nanochat.commands.schema import settings_of
-from nanochat.runs.launch import is_rank
+from nanochat.runs.launch import is_rank, read_launch
+from nanochat.runs.launched import HandOver, take_environment, take_shape
+from nanochat.runs.run_folder import RunFolder
 from nanochat.runtime.settings import check
+
+others: HandOver | None = None  # the processes that a launcher has started besides this one
 
 NEXT: list[str] = []  # the words of the run that follows this one
 OF_ONE_PART = ("experiment", "phase", "init_from", "run_name", "then")
@@ -49,6 +55,10 @@ def check_then(config: dict[str, Any]) -> None:
         raise ValueError(
             f"then={config['then']} cannot follow trials of a sweep or a fast_dev_run; add then=null"
         )
+    if config["then"] and others is not None:
+        raise ValueError(
+            f"then={config['then']} cannot follow where torchrun or srun started the processes, which end with this run; add then=null"
+        )
 
 
 def settled(cfg: DictConfig) -> tuple[dict[str, Any], Any]:
@@ -57,6 +67,8 @@ def settled(cfg: DictConfig) -> tuple[dict[str, Any], Any]:
     from nanochat.runs import parent
     from nanochat.runtime.paths import base_dir
 
+    if others is not None:
+        take_shape(cfg, overridden, sweep=trial_folder() is not None)
     inherited: parent.Inherited = []
     if cfg.init_from:
         checkpoint = resolve(cfg.init_from, base_dir() / "runs")
@@ -74,9 +86,11 @@ def settled(cfg: DictConfig) -> tuple[dict[str, Any], Any]:
 
 def run(cfg: DictConfig) -> float | None:
     """One run or one trial of a sweep. Returns the last val/bpb, which is what a sweeper minimises."""
+    from nanochat import distributed
     from nanochat.runs import start
     from nanochat.runs.fit import fit
     from nanochat.runs.launch import run_ranks
+    from nanochat.runs.launched import check_nodes, requeue
     from nanochat.runs.recipe import build_recipe
     from nanochat.runs.run_folder import check_resume, open_run
     from nanochat.runtime.paths import base_dir
@@ -92,6 +106,8 @@ def run(cfg: DictConfig) -> float | None:
     recipe.check_length()
     recipe.print_plan(inherited)
     check_resume(config["resume"], base_dir() / "runs")
+    if others is None and not config["dry_run"]:
+        check_nodes(config["trainer"])
     if config["dry_run"]:
         print("dry_run=true: nothing was trained")
         NEXT[:] = next_words(config) if config["then"] else []
@@ -109,11 +125,13 @@ def run(cfg: DictConfig) -> float | None:
         NEXT[:] = next_words(config) if config["then"] else []
         return start.last_result(recipe, folder)
     start.prepare(recipe, folder)
-    told = (
-        fit(recipe, folder)
-        if recipe.world_size == 1
-        else run_ranks(folder, config, recipe.world_size)
-    )
+    if others is not None:
+        others.tell(folder, config)
+    here = others is not None or recipe.world_size == 1
+    told = fit(recipe, folder) if here else run_ranks(folder, config, recipe.world_size)
+    distributed.close()
+    if told:
+        requeue()
     result = start.last_result(recipe, folder)
     if config["then"] and not told:
         NEXT[:] = next_words(config)
@@ -145,11 +163,14 @@ def absolute_paths(config: dict[str, Any]) -> None:
     walk({name: group for name, group in config.items() if name != "tokenizer"})
 
 
-def rank_main() -> None:
-    """What every process of several does: no Hydra, no folder of its own, no output but rank 0's."""
+def rank_main(start: Callable[[], tuple[RunFolder, dict[str, Any]]], *, child: bool) -> None:
+    """What every process of several does: no Hydra, no folder of its own, no output but rank 0's.
+
+    `start` gives the run; `child`: of a process that has composed it, and reports the errors of its ranks.
+    """
     from nanochat import distributed
     from nanochat.runs.fit import fit
-    from nanochat.runs.launch import read_launch, trace_file
+    from nanochat.runs.launch import SAID, trace_file
     from nanochat.runs.recipe import build_recipe
     from nanochat.runtime.signals import StopAtOnce, end_undisturbed, stop_with_parent, take_ctrl_c
 
@@ -160,11 +181,12 @@ def rank_main() -> None:
         stream=sys.stdout,
         force=True,
     )
-    stop_with_parent()
+    if child:
+        stop_with_parent()
     take_ctrl_c()
     folder = None
     try:
-        folder, config = read_launch()
+        folder, config = start()
         fit(build_recipe(config, folder.path / "tokenizer"), folder)
         distributed.close()
         end_undisturbed()
@@ -173,15 +195,34 @@ def rank_main() -> None:
     except (KeyboardInterrupt, StopAtOnce):
         end_undisturbed()
         sys.exit(130)  # said by the process that started the ranks
+    except distributed.FailedElsewhere:
+        sys.exit(SAID)
     except Exception:
-        if folder is None:
+        if folder is None or not child:
             raise
         trace_file(folder.path, rank).write_text(traceback.format_exc())
         sys.exit(1)
+
+
+def launched_main() -> None:
+    """One of the processes that torchrun or srun has started: the first is the command, the others wait for what it makes of its words."""
+    global others
+    others = HandOver()
+    if os.environ["RANK"] != "0":
+        return rank_main(others.told_run, child=False)
+    try:
+        main()
+    finally:
+        others.tell(None)
 
 
 main = command("train", run)
 
 if __name__ == "__main__":
     atexit.register(follow)  # first, so that it is called last
-    rank_main() if is_rank() else main()
+    if is_rank():
+        rank_main(read_launch, child=True)
+    elif take_environment():
+        launched_main()
+    else:
+        main()

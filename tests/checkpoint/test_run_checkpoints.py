@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.checkpoint.folder import write_json
+from nanochat.checkpoint.atomic import write_json
 from nanochat.checkpoint.runs import RunCheckpoints, keep_for, lasting_name, resolve
 
 

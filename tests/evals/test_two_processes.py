@@ -76,6 +76,7 @@ def one_process(rank: int, port: int, out: Path) -> None:
     )
     module = SimpleNamespace(
         clock=SimpleNamespace(paused=contextlib.nullcontext),
+        whole_gpt=contextlib.nullcontext,
         eval=gpt.eval,
         train=gpt.train,
         total_steps=4,

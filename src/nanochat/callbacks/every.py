@@ -47,7 +47,8 @@ def evaluating(trainer: L.Trainer, module: PhaseModule) -> Iterator[None]:
         for callback in trainer.callbacks:
             callback.on_validation_epoch_start(trainer, module)
         try:
-            yield
+            with module.whole_gpt():
+                yield
         finally:
             for callback in trainer.callbacks:
                 callback.on_validation_epoch_end(trainer, module)

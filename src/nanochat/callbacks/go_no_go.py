@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning as L
 
-from nanochat.checkpoint.folder import write_json
+from nanochat.checkpoint.atomic import write_json
 from nanochat.distributed import agreed
 from nanochat.modules.phase import PhaseModule
 from nanochat.rl.preflight import Finding, Preflight

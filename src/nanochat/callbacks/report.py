@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from nanochat.callbacks.every import SHOWN, StepCallback, publish
-from nanochat.checkpoint.folder import write_json
+from nanochat.checkpoint.atomic import write_json
 from nanochat.distributed import summed
+from nanochat.distributed.sharing import local
 from nanochat.modules.phase import PhaseModule
 
 log = logging.getLogger(__name__)
@@ -212,9 +213,9 @@ class Report(StepCallback):
             place.mkdir(parents=True, exist_ok=True)
             bad = {
                 name: {
-                    "finite": bool(p.isfinite().all()),
-                    "norm": float(p.detach().float().norm()),
-                    "grad_norm": None if p.grad is None else float(p.grad.float().norm()),
+                    "finite": bool(local(p).isfinite().all()),
+                    "norm": float(local(p).detach().float().norm()),
+                    "grad_norm": None if p.grad is None else float(local(p.grad).float().norm()),
                 }
                 for name, p in module.gpt.named_parameters()
             }

@@ -30,13 +30,11 @@ class Sample(StepCallback):
         self.complete, self.prompts, self.every, self.file = complete, prompts, every, file
 
     def at_step(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:
-        if (
-            not self.prompts
-            or not is_due(step, self.every, module.total_steps)
-            or not trainer.is_global_zero
-        ):
+        if not self.prompts or not is_due(step, self.every, module.total_steps):
             return
         with evaluating(trainer, module):
+            if not trainer.is_global_zero:
+                return
             try:
                 texts = self.complete(module.gpt, self.prompts)
                 for prompt, text in zip(self.prompts, texts, strict=True):

@@ -5,17 +5,15 @@
     tokenizer.json, token_bytes.npy
     lineage.json        parents, composed config, command, commit, data, versions, metrics
     files.json          bytes and hash of every file, written last, to detect damage before loading
-    trainer/state.pt    optimizer, loops, RNG: only for `resume`
+    trainer/            optimizer_files.py: the optimizer's state, a file from each rank;
+                        state.pt: its options, loops, RNG. Only for `resume`
 
 It is written under a temporary name, fsynced and renamed, so that a kill at any instant leaves the
-previous one intact.
+previous one intact. In a run of several processes all of them call `save`, and the folder is on a
+disk that they share.
 """
 
-import errno
 import json
-import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,69 +23,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nanochat.checkpoint import hashes
+from nanochat import distributed
+from nanochat.checkpoint import hashes, optimizer_files
+from nanochat.checkpoint.atomic import fsync, write_atomic, write_together
+from nanochat.checkpoint.optimizer_files import OptimizerFiles
+from nanochat.checkpoint.streamed import save_gathered
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference.frozen_gpt import FrozenGPT
 
-STATE = "trainer/state.pt"
-TEMPORARY = ".writing-"
-
-
-def fsync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write(temporary folder)`, fsync its content and rename it to `path`. After a failure
-    nothing is left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
-        write(temporary)
-        for inner in [*temporary.rglob("*"), temporary]:
-            fsync(inner)
-        if path.exists():
-            old = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}-old")
-            path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
-        fsync(path.parent)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if disk_was_full(error):
-            free = shutil.disk_usage(path.parent).free
-            raise OSError(
-                f"no space left on the disk of {path.parent} ({free / 2**20:.0f} MiB free) while writing {path.name}; "
-                "earlier checkpoints are unchanged: free some space, then continue with resume=auto"
-            ) from error
-        raise
-
-
-def disk_was_full(error: BaseException | None) -> bool:
-    """Whether the error, or one that caused it, is a full disk: torch and safetensors replace the
-    system's error by their own."""
-    while error is not None:
-        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON under a temporary name, fsync it and rename it."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
-    temporary.write_text(json.dumps(data, indent=2, default=str) + "\n")
-    fsync(temporary)
-    temporary.rename(path)
+WEIGHTS = "model.safetensors"
+TRAINER = "trainer/"
+STATE = f"{TRAINER}state.pt"
 
 
 def save(
@@ -102,12 +48,25 @@ def save(
     """Write a checkpoint folder. `tokenizer` has `save(folder)` and `hash`; `arrays` are further
     files, name -> content."""
 
-    def write(folder: Path) -> None:
-        save_file(
-            {k: v.detach().contiguous() for k, v in weights.items()},
-            folder / "model.safetensors",
-            metadata={"format": "pt"},
-        )
+    state = dict(trainer_state or {})
+    optimizers = state.pop("optimizer_states", [])
+
+    def of_rank(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        (folder / STATE).parent.mkdir(exist_ok=True)
+        entry = optimizer_files.write(folder, distributed.rank(), optimizers[0])
+        fsync(folder / entry["file"])
+        return entry, {entry["file"]: facts_of(folder / entry["file"])}
+
+    sharded = any(hasattr(weight, "full_tensor") for weight in weights.values())
+
+    def gather(folder: Path) -> None:
+        if sharded:
+            save_gathered(folder / WEIGHTS, weights)
+
+    def write(folder: Path, parts: list[Any]) -> None:
+        if not sharded:
+            plain = {k: v.detach().contiguous() for k, v in weights.items()}
+            save_file(plain, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / "config.json").write_text(
             json.dumps({**config.to_json(), "tokenizer_hash": tokenizer.hash}, indent=2) + "\n"
         )
@@ -115,22 +74,29 @@ def save(
         for name, array in (arrays or {}).items():
             np.save(folder / name, array, allow_pickle=False)
         (folder / "lineage.json").write_text(json.dumps(lineage, indent=2, default=str) + "\n")
+        files: dict[str, Any] = {}
         if trainer_state is not None:
-            (folder / STATE).parent.mkdir()
+            (folder / STATE).parent.mkdir(exist_ok=True)
+            if optimizers:
+                optimizer_files.write_index(folder, [entry for entry, _ in parts])
+                files = {name: facts for _, found in parts for name, facts in found.items()}
+                state["optimizer_states"] = [{"param_groups": optimizers[0]["param_groups"]}]
             # a Python file, whose error says that the disk is full
             with (folder / STATE).open("wb") as file:
-                torch.save(trainer_state, file)
-        files = {
-            str(p.relative_to(folder)): {
-                "bytes": p.stat().st_size,
-                hashes.HASH: hashes.file_hash(p),
-            }
-            for p in sorted(folder.rglob("*"))
-            if p.is_file()
-        }
+                torch.save(state, file)
+        for p in sorted(folder.rglob("*")):
+            if p.is_file() and (name := str(p.relative_to(folder))) not in files:
+                files[name] = facts_of(p)
         (folder / "files.json").write_text(json.dumps(files, indent=2) + "\n")
 
-    write_atomic(path, write)
+    if optimizers:
+        write_together(path, of_rank, gather, write)
+    else:
+        write_atomic(path, lambda folder: write(folder, []))
+
+
+def facts_of(file: Path) -> dict[str, Any]:
+    return {"bytes": file.stat().st_size, hashes.HASH: hashes.file_hash(file)}
 
 
 def problem(path: Path, *, state: bool = False) -> str | None:
@@ -150,7 +116,7 @@ def problem(path: Path, *, state: bool = False) -> str | None:
     if state and STATE not in files:
         return f"{path} has no {STATE}"
     if not state:
-        files.pop(STATE, None)
+        files = {name: facts for name, facts in files.items() if not name.startswith(TRAINER)}
     for name, facts in files.items():
         file = path / name
         size, expected = (
@@ -222,8 +188,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}/model.safetensors cannot be read: {error}") from error
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """The trainer's state, for resume. ValueError if it is missing or not readable."""
+def read_state(path: Path, *, by_rows: bool = False) -> dict[str, Any]:
+    """The trainer's state, for resume. ValueError if it is missing or not readable.
+
+    `by_rows`: `state` of the optimizer is a function that reads it by name and rows, unless the
+    checkpoint is of an earlier version, which has it in one file.
+    """
     file = path / STATE
     if path.is_dir() and not file.is_file():
         raise ValueError(
@@ -231,9 +201,18 @@ def read_state(path: Path) -> dict[str, Any]:
         )
     require(path, state=True)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+    for n, optimizer in enumerate(found.get("optimizer_states", [])):
+        if "state" not in optimizer:
+            groups = optimizer["param_groups"]
+            found["optimizer_states"][n] = (
+                {"state": OptimizerFiles(path), "param_groups": groups}
+                if by_rows
+                else optimizer_files.whole(path, groups)
+            )
+    return found
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -270,7 +249,7 @@ def load_to_run(
     config = read_config(path)
     with torch.device("meta"):
         expected = set(GPT(config).state_dict())
-    file = path / "model.safetensors"
+    file = path / WEIGHTS
     try:
         with safe_open(file, framework="pt") as mapped:
             names = set(mapped.keys())

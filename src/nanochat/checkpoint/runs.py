@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nanochat.checkpoint import folder, imported
+from nanochat.checkpoint import atomic, folder, imported
 
 FOLDER_TIME = "%Y-%m-%d_%H-%M-%S"  # name of a run's folder, in UTC, followed by Z
 BEST = "best.json"
@@ -74,23 +74,23 @@ class RunCheckpoints:
         it is better (lower)."""
         if step == 0:
             self.root.mkdir(parents=True, exist_ok=True)
-            folder.write_json(self.root / START, metrics)
+            atomic.write_json(self.root / START, metrics)
         if not self.path(step).is_dir():
             return
-        folder.write_json(self.path(step) / "metrics.json", {**self.metrics(step), **metrics})
+        atomic.write_json(self.path(step) / "metrics.json", {**self.metrics(step), **metrics})
         value = metrics.get(self.best_metric) if self.best_metric else None
         best = self.best()
         if value is not None and (
             best is None or value < best[1] or not self.path(best[0]).is_dir()
         ):
-            folder.write_json(
+            atomic.write_json(
                 self.root / BEST, {"step": step, "metric": self.best_metric, "value": value}
             )
 
     def prune(self) -> None:
         """Delete checkpoints that are not among the newest `keep_last`, not the best, and not the
         start of another run; and what a killed writer left behind."""
-        for leftover in self.root.glob(f"{folder.TEMPORARY}*"):
+        for leftover in self.root.glob(f"{atomic.TEMPORARY}*"):
             shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(
                 missing_ok=True
             )
@@ -100,7 +100,7 @@ class RunCheckpoints:
         for step in self.steps()[: -self.keep_last]:
             doomed = self.path(step)
             if (best is None or step != best[0]) and not (doomed / BEGAN_HERE).exists():
-                gone = doomed.with_name(f"{folder.TEMPORARY}{doomed.name}-gone")
+                gone = doomed.with_name(f"{atomic.TEMPORARY}{doomed.name}-gone")
                 # renamed first, so that a kill while deleting leaves no incomplete checkpoint under
                 # this name
                 doomed.rename(gone)

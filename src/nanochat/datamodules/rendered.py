@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nanochat.checkpoint import hashes
-from nanochat.checkpoint.folder import write_atomic
+from nanochat.checkpoint.atomic import write_atomic
 from nanochat.datamodules.journal import digest, file_sha256, read_sha256
 from nanochat.datamodules.shards import cores
 from nanochat.runtime.signals import work_for_parent

@@ -1,5 +1,25 @@
 """What the processes (ranks) of a run compute together."""
 
-from nanochat.distributed.collectives import active, agreed, close, gathered, maximum, summed
+from nanochat.distributed.collectives import (
+    FailedElsewhere,
+    active,
+    agreed,
+    close,
+    everywhere,
+    gathered,
+    maximum,
+    rank,
+    summed,
+)
 
-__all__ = ["active", "agreed", "close", "gathered", "maximum", "summed"]
+__all__ = [
+    "FailedElsewhere",
+    "active",
+    "agreed",
+    "close",
+    "everywhere",
+    "gathered",
+    "maximum",
+    "rank",
+    "summed",
+]

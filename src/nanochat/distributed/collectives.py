@@ -19,6 +19,11 @@ def active() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def rank() -> int:
+    """The number of this process in its group, 0 where there is none."""
+    return dist.get_rank() if active() else 0
+
+
 def summed(tensor: Tensor) -> Tensor:
     """`tensor`, changed in place to its sum over all ranks."""
     if active():
@@ -61,6 +66,26 @@ def agreed(call: Callable[[], T], device: torch.device) -> T:
             f"it failed on {int(failed)} of {dist.get_world_size()} processes, not on this one"
         )
     return result
+
+
+class FailedElsewhere(RuntimeError):
+    """Raised on the ranks on which nothing is wrong."""
+
+
+def everywhere(call: Callable[[], T]) -> list[T]:
+    """The results of `call()` on every rank, in the order of the ranks; if it raised on any, this raises on every rank."""
+    failure: BaseException | None = None
+    result = None
+    try:
+        result = call()
+    except Exception as error:
+        failure = error
+    found = gathered((result, failure and f"{type(failure).__name__}: {failure}"))
+    if failure is not None:
+        raise failure
+    if wrong := [(rank, why) for rank, (_, why) in enumerate(found) if why]:
+        raise FailedElsewhere("rank {}: {}".format(*wrong[0]))
+    return [result for result, _ in found]  # type: ignore[misc]
 
 
 def close() -> None:

@@ -21,7 +21,8 @@ from typing import Any
 import xxhash
 
 from nanochat.checkpoint import hashes
-from nanochat.checkpoint.folder import read_json, write_json
+from nanochat.checkpoint.atomic import write_json
+from nanochat.checkpoint.folder import read_json
 from nanochat.evals.items import Item, read_items, write_items
 
 FOLDER = "evals"

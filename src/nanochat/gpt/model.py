@@ -295,18 +295,32 @@ class GPT(nn.Module):
         """Parameter name -> its role, one of the values of ROLES: what the optimizer groups by."""
         return {name: _role(name) for name, _ in self.named_parameters()}
 
+    def whole(self) -> "GPT":
+        """This network with all weights in this process, for running: where they are shared out over ranks a copy, in which no rank
+        waits for another, else itself. Every rank calls it."""
+        if all(type(p) is nn.Parameter for p in self.parameters()):
+            return self
+        with torch.device("meta"):
+            gpt = GPT(self.config)
+        weights = {name: p.detach().full_tensor() for name, p in self.named_parameters()}
+        gpt.load_state_dict(weights, strict=True, assign=True)
+        gpt.cos, gpt.sin, gpt.attend = self.cos, self.sin, self.attend
+        gpt.compute_dtype = self.compute_dtype
+        return gpt
+
     def prepare(
         self,
         *,
         compute_dtype: torch.dtype,
         attention_backend: str = "auto",
         compile_for: tuple[int, int] | None = None,
+        by_block: bool = False,
     ) -> dict[str, str]:
         """Choose how to compute on the device of the weights; what was chosen and why, for
         printing.
 
         `compile_for` is the shape (B, T) of the micro-batches to compile for; any other shape runs
-        uncompiled.
+        uncompiled. `by_block`: compile each block alone, as where its weights are gathered before it.
         """
         config, device = self.config, self.device
         self.compute_dtype = compute_dtype
@@ -327,7 +341,11 @@ class GPT(nn.Module):
         self.grow_rope(config.sequence_len)
         self._compiled_shape = compile_for
         if compile_for is not None:
-            self._trunk = torch.compile(self._run_trunk, dynamic=False)
+            if by_block:
+                for block in self.transformer.h:
+                    block.compile(dynamic=False)
+            else:
+                self._trunk = torch.compile(self._run_trunk, dynamic=False)
             self._loss_step = torch.compile(loss.capped_loss_and_grad, dynamic=False)
         return {
             "attention": f"{name} ({why})",

@@ -2,7 +2,7 @@
 schedule over steps."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,6 +93,29 @@ class PhaseModule(L.LightningModule):
     def where_the_batch_is(self, step: int) -> str:
         """How to look at what step `step` was trained on."""
         return f"`python -m nanochat.data show=batch step={step - 1} …` prints the batch"
+
+    def configure_model(self) -> None:
+        """Share out the weights where the strategy does so, which then has a mesh of devices."""
+        if self.device_mesh is None:
+            return
+        from nanochat.distributed.fsdp import is_sharded, share_by_rows
+
+        gpt = self.gpt
+        if not is_sharded(gpt.parameters()):
+            tables = [m for m in gpt.modules() if isinstance(m, torch.nn.Embedding)]
+            mesh, blocks = self.device_mesh["data_parallel"], gpt.transformer.h
+            share_by_rows(
+                gpt, mesh, tables=tables, blocks=blocks, dtype=gpt.compute_dtype, enter="hidden"
+            )
+
+    @contextmanager
+    def whole_gpt(self) -> Iterator[None]:
+        """Inside, `gpt` has all weights in every process and is not trained: for evaluating and sampling. All processes enter together."""
+        sharded, self.gpt = self.gpt, self.gpt.whole()
+        try:
+            yield
+        finally:
+            self.gpt = sharded
 
     def configure_optimizers(self) -> GroupedOptimizer:
         return self.optim(self.gpt)

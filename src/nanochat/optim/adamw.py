@@ -25,6 +25,7 @@ class Options:
 
 
 SCHEDULED = ("lr",)
+BY_ROWS = True
 
 
 def new_state(p: Tensor, group: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from nanochat.distributed import active, gathered
+from nanochat.distributed.sharing import Replicated, Unshared
 from nanochat.gpt import GPT, ROLES
-from nanochat.optim.rule import find
+from nanochat.optim.rule import Rule, find
 from nanochat.optim.schedules import Schedule
 from nanochat.runtime.settings import Decay, Setting, Settings, check, parameters
 
@@ -51,7 +53,8 @@ class GroupedOptimizer(torch.optim.Optimizer):
     """Applies to each parameter group the rule that it names.
 
     A rule also finds the network's `compute_dtype` in its group; it is not saved, because the
-    machine that resumes may compute in another one.
+    machine that resumes may compute in another one. In a run of several processes each updates a
+    share, and has the state of that share alone (distributed/sharing.py).
     """
 
     def __init__(
@@ -70,6 +73,20 @@ class GroupedOptimizer(torch.optim.Optimizer):
             complete.append({**group, **options, **initial})
         super().__init__(complete, {})
         self.compute_dtype = compute_dtype
+        params = [p for group in self.param_groups for p in group["params"]]
+        self.sharing = sharing_of(params)
+        self.sharing.begin(params, [rule.BY_ROWS for _, _, rule, _ in self.named()])
+
+    def _grouped(self) -> Iterable[tuple[dict[str, Any], Rule]]:
+        return zip(self.param_groups, self._rules, strict=True)
+
+    def named(self) -> Iterable[tuple[Any, Tensor, Rule, dict[str, Any]]]:
+        """(name, parameter, rule, group) of every parameter; its number where it has no name."""
+        count = 0
+        for group, rule in self._grouped():
+            names = group.get("names", range(count, count + len(group["params"])))
+            count += len(group["params"])
+            yield from ((n, p, rule, group) for n, p in zip(names, group["params"], strict=True))
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Tensor | None:
@@ -77,21 +94,85 @@ class GroupedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group, rule in zip(self.param_groups, self._rules, strict=True):
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
+        batches = [
+            ((group, rule), batch)
+            for group, rule in self._grouped()
+            for batch in self.sharing.batches([p for p in group["params"] if p.grad is not None])
+        ]
+        for (group, rule), updates in self.sharing.updates(batches):
+            if updates:
                 options = {**group, "compute_dtype": self.compute_dtype}
-                for p in params:
+                for p, rows, _ in updates:
                     if not self.state[p]:
-                        self.state[p] = rule.new_state(p, options)
-                rule.step(params, [p.grad for p in params], self.state, options)
+                        self.state[p] = rule.new_state(rows, options)
+                params, grads = [u.rows for u in updates], [u.grad for u in updates]
+                rule.step(params, grads, {u.rows: self.state[u.param] for u in updates}, options)
         return loss
 
     def schedule_step(self, schedule: Schedule, step: int, total: int) -> None:
         """Set the options that the rules declare as scheduled, for step `step` of `total`."""
-        for group, rule in zip(self.param_groups, self._rules, strict=True):
+        for group, rule in self._grouped():
             for name in rule.SCHEDULED:
                 group[name] = schedule.value(name, group.get(f"initial_{name}", 0.0), step, total)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, of what is here; and `rows`, of each parameter by name the [start, stop) of it."""
+        own = self.sharing.own
+        rows = {name: tuple(own[p][:2]) for name, p, _, _ in self.named() if p in own}
+        return {**super().state_dict(), "rows": rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the options of the groups, and of the state what belongs to this rank.
+
+        `state` is torch's, whole, or a function of a parameter's name and rows (`Reader`)."""
+        super().load_state_dict({**state_dict, "state": {}})
+        read = reader(state_dict)
+        for name, p, _, _ in self.named():
+            if (own := self.sharing.own.get(p)) and (state := read(name, own.start, own.stop)):
+                self.state[p] = _on(p.device, state)
+
+
+def sharing_of(params: list[Tensor]) -> Unshared:
+    """How the update of these parameters is shared out in this process."""
+    if not active():
+        return Unshared()
+    from nanochat.distributed.fsdp import ByRows, is_sharded
+
+    return ByRows() if is_sharded(params) else Replicated()
+
+
+# the state of rows [start, stop) of the parameter of this name; None if there is none.
+# ValueError if there is one of other rows only.
+Reader = Callable[[Any, int, int], dict[str, Any] | None]
+
+
+def reader(saved: dict[str, Any]) -> Reader:
+    """Reads the `state` of a saved `state_dict` by name and rows."""
+    states = saved["state"]
+    if callable(states):
+        return states
+    index = {
+        name: number
+        for group in saved["param_groups"]
+        for name, number in zip(group.get("names", group["params"]), group["params"], strict=True)
+    }
+
+    def read(name: Any, start: int, stop: int) -> dict[str, Any] | None:
+        state = states.get(index.get(name))
+        return state and {k: rows_of_state(v, start, stop) for k, v in state.items()}
+
+    return read
+
+
+def rows_of_state(value: Any, start: int, stop: int) -> Any:
+    """Rows [start, stop) of a value in the state of a whole parameter. A value without rows is that of each."""
+    if not torch.is_tensor(value) or value.ndim == 0 or (start == 0 and stop >= len(value)):
+        return value
+    return value[start:stop]
+
+
+def _on(device: torch.device, state: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.detach().clone().to(device) if torch.is_tensor(v) else v for k, v in state.items()}
 
 
 def build(
@@ -148,26 +229,22 @@ def load_moments(optimizer: GroupedOptimizer, saved: dict[str, Any]) -> int:
 
     Only where the rule and the shapes of its state agree; rates and options stay. Returns how many
     parameters got their state."""
-    old = {
-        name: (group["rule"], saved["state"].get(index))
-        for group in saved["param_groups"]
-        for name, index in zip(group["names"], group["params"], strict=True)
-    }
-    taken = 0
-    for group, rule in zip(optimizer.param_groups, optimizer._rules, strict=True):
-        for name, p in zip(group["names"], group["params"], strict=True):
-            old_rule, state = old.get(name, (None, None))
-            if (
-                state
-                and old_rule == rule.name
-                and _shapes(state) == _shapes(rule.new_state(p, group))
-            ):
-                optimizer.state[p] = {
-                    k: v.detach().clone().to(p.device) if torch.is_tensor(v) else v
-                    for k, v in state.items()
-                }
-                taken += 1
-    return taken
+    read = reader(saved)
+    rules = {name: group["rule"] for group in saved["param_groups"] for name in group["names"]}
+    taken = set()
+    for name, p, rule, group in optimizer.named():
+        own, local = optimizer.sharing.own.get(p), optimizer.sharing.local(p)
+        if own is None or local is None or rules.get(name) != rule.name:
+            continue
+        try:
+            state = read(name, own.start, own.stop)
+        except ValueError:  # of fewer rows
+            continue
+        fresh = rule.new_state(local, group)
+        if state and _shapes(state) == _shapes(fresh):
+            optimizer.state[p] = _on(p.device, state)
+            taken.add(name)
+    return len(set().union(*gathered(taken)))
 
 
 def _shapes(state: dict[str, Any]) -> dict[str, torch.Size | None]:

@@ -7,7 +7,9 @@ that can be imported, named by its path (`rule: my_package.lion`). It declares
 - `step(params, grads, state, group)`: one update in place of a list of tensors;
 - `new_state(p, group)`: the fresh state of one tensor, a dict (left out: the rule keeps none);
 - `SCHEDULED`: which of its options follow `optim.schedule` (left out: the learning rate alone);
-- `NDIM`: how many dimensions its tensors must have (left out: any).
+- `NDIM`: how many dimensions its tensors must have (left out: any);
+- `BY_ROWS`: true if rows of a tensor can be updated apart, as with a rule that works element by
+  element. The tensors in its state then have the tensor's rows, or no dimensions (left out: false).
 """
 
 import importlib
@@ -38,6 +40,7 @@ class Rule:
     new_state: Callable[[Tensor, dict[str, Any]], dict[str, Any]] = _stateless
     SCHEDULED: tuple[Scheduled, ...] = ("lr",)
     NDIM: int | None = None
+    BY_ROWS: bool = False
 
     def check_shape(self, p: Tensor, name: Any, path: str) -> None:
         """ValueError if this rule cannot update parameter `p`. `path` is the key of its group."""
@@ -65,7 +68,7 @@ def find(name: Any, path: str = "rule") -> Rule:
     if not {"Options", "step"} <= found.keys():
         where = f"{module} has no Options and step" if found else "is not known"
         raise ValueError(f"{path}={shown(name)} {where}; choose from {', '.join(rules())}")
-    known = ("Options", "step", "new_state", "SCHEDULED", "NDIM")
+    known = ("Options", "step", "new_state", "SCHEDULED", "NDIM", "BY_ROWS")
     rule = Rule(str(name), **{key: found[key] for key in known if key in found})
     if wrong := set(rule.SCHEDULED) - (set(get_args(Scheduled)) & parameters(rule.Options).keys()):
         raise ValueError(

@@ -40,6 +40,7 @@ def fit(recipe: Recipe, folder: RunFolder) -> bool:
         compute_dtype=recipe.dtype[0],
         attention_backend=recipe.attention(),
         compile_for=shape if recipe.wants_compile() else None,
+        by_block=recipe.config["trainer"]["strategy"] == "fsdp",
     )
     moments = (
         parent.moments(recipe.config["init_optimizer"], recipe.parent) if start is None else None

@@ -133,7 +133,7 @@ def moments(wanted: bool | str, checkpoint: Path | None) -> dict[str, Any] | Non
     if not wanted or checkpoint is None:
         return None
     if (checkpoint / folder.STATE).is_file():
-        return folder.read_state(checkpoint)["optimizer_states"][0]
+        return folder.read_state(checkpoint, by_rows=True)["optimizer_states"][0]
     try:
         return imported.optimizer_state(checkpoint)
     except ValueError as error:

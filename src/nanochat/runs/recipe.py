@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import WeightAveraging
 
 from nanochat import optim
 from nanochat.callbacks.evaluate import Eval
@@ -28,6 +29,7 @@ from nanochat.runs.run_folder import RunFolder
 from nanochat.runs.schema import Train
 from nanochat.runtime import hardware
 from nanochat.runtime.paths import base_dir
+from nanochat.runtime.settings import locate
 from nanochat.tokenizer import Tokenizer
 
 COMPILE_PAYS_SECONDS = 600  # measured: experiments/cpu_speed/README.md; on a CPU compiling costs about a minute and saves a quarter
@@ -113,6 +115,8 @@ class Recipe:
             raise ValueError(
                 f"data.sequence_len={given} is not the model's context; set model.sequence_len instead"
             )
+        if config["trainer"]["strategy"] == "fsdp":
+            self.check_fsdp()
         optim.build_schedule(config["optim"]["schedule"])
         for evaluation in self.evaluations.values():
             evaluation.check()
@@ -144,6 +148,23 @@ class Recipe:
             if self.device.type == "cuda" and torch.cuda.device_count() < devices:
                 raise ValueError(
                     f"trainer.devices={devices} but this machine has {torch.cuda.device_count()}; try trainer.devices={torch.cuda.device_count()}"
+                )
+
+    def check_fsdp(self) -> None:
+        """Raise for what cannot be with weights that are shared out over processes."""
+        if self.world_size == 1:
+            raise ValueError(
+                "trainer.strategy=fsdp shares out the weights over several processes; add trainer.devices=2, or take trainer.strategy=auto"
+            )
+        if self.config["phase"] == "rl":
+            raise ValueError(
+                "trainer.strategy=fsdp is not there for phase rl, where processes differ in their passes; take trainer.strategy=ddp"
+            )
+        targets = {n: c["_target_"] for n, c in self.config["callbacks"].items() if c}
+        for name, target in targets.items():
+            if issubclass(locate(target), WeightAveraging):
+                raise ValueError(
+                    f"callbacks.{name} copies the network, which trainer.strategy=fsdp has in parts; take trainer.strategy=ddp"
                 )
 
     @cached_property

@@ -9,6 +9,11 @@ from typing import Annotated, Any, Literal
 
 import lightning as L
 from hydra.utils import instantiate
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from pydantic import Field
 
@@ -71,11 +76,9 @@ class TrainerFlags(Settings):
 
     accelerator: Literal["cpu", "gpu", "cuda", "mps"]
     devices: Ranks
-    num_nodes: Annotated[
-        int, Field(ge=1, le=1, description="1: runs over several machines are not supported yet")
-    ]
+    num_nodes: Ranks
     strategy: Literal[
-        "auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"
+        "auto", "ddp", "fsdp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"
     ]
     gradient_clip_val: Positive | None
     gradient_clip_algorithm: Literal["norm", "value"] | None = None
@@ -132,14 +135,31 @@ def repeated_steps(settings: dict[str, Any]) -> int | None:
     return settings.get("limit_train_batches") or settings.get("overfit_batches")
 
 
+def strategy(settings: dict[str, Any]) -> Any:
+    """What `trainer.strategy` means with these devices: one process needs none."""
+    world_size = settings["devices"] * settings["num_nodes"]
+    if world_size == 1:
+        return "auto"
+    from nanochat.distributed.strategies import FolderDDP, FolderFSDP
+
+    if settings["strategy"] == "fsdp":
+        return FolderFSDP(world_size)
+    unused = settings["strategy"].endswith("_true")
+    return FolderDDP(find_unused_parameters=unused)
+
+
+def cluster(world_size: int) -> ClusterEnvironment:
+    """Where Lightning finds the ranks: in torchrun's variables, which all of our launchers set."""
+    return LightningEnvironment() if world_size == 1 else TorchElasticEnvironment()
+
+
 def build_trainer(
     settings: dict[str, Any], *, steps: int, accumulate: int, **given: Any
 ) -> L.Trainer:
     """Lightning's Trainer with the flags of `settings` and what the run gives: `callbacks`,
     `logger`, `plugins` …"""
     own = {key: value for key, value in settings.items() if value is not None and key not in OURS}
-    if own["devices"] * own["num_nodes"] == 1:
-        own["strategy"] = "auto"
+    own["strategy"] = strategy(own)
     fast, callbacks = fast_steps(settings), given["callbacks"]
     return instantiate({**own, "_partial_": True})(
         **{
@@ -155,6 +175,8 @@ def build_trainer(
             "use_distributed_sampler": False,
             "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
             "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
+            # where processes come from is this run's business (runs/launched.py), and not to be guessed
+            "plugins": [*given.pop("plugins", []), cluster(own["devices"] * own["num_nodes"])],
             "enable_model_summary": own.get("enable_model_summary", False),
             **given,
         }

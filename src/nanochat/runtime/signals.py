@@ -1,5 +1,5 @@
 """Signals that reach every process of a run at once: Ctrl-C and SIGHUP from a terminal, SIGTERM
-from Slurm or systemd.
+from Slurm or systemd, SIGUSR1 from Slurm ahead of the end of a job.
 
 Only the training processes act on them: they save and end. Their workers continue until then.
 """
@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+received: list[int] = []  # those that `handle_stops` has handled
 # guess: seconds; two SIGINT within it are one Ctrl-C, sent by the terminal and again by a launcher
 # or `timeout`
 ONE_PRESS = 1.0
@@ -126,6 +127,7 @@ def handle_stops(handler: Callable[[int, FrameType | None], None]) -> dict[int, 
             sys.stderr = Unfailing(sys.stderr)  # type: ignore[assignment]
         if number == signal.SIGHUP:
             leave_terminal()
+        received.append(number)
         handler(number, frame)
 
     old: dict[int, Any] = {number: signal.getsignal(number) for number in STOPS}

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nanochat.checkpoint.folder import write_json
+from nanochat.checkpoint.atomic import write_json
 from nanochat.inference.dialogue import fit
 from nanochat.inference.engine import Engine
 from nanochat.inference.request import Request

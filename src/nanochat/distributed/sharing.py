@@ -1,0 +1,164 @@
+"""Which rows of each parameter a rank updates, and the exchange of what it has updated.
+
+Every rank of a run has the gradients of a step, but one rank alone updates a given row and holds its optimizer state (Rajbhandari
+et al. 2020, "ZeRO", stage 1, arXiv:1910.02054). A rule that works row by row shares out the rows of a large tensor. A rule that needs a
+whole matrix (Muon) gives each matrix to one rank, balanced by cost, as nanochat does (facts sheet 2.2). A rule knows nothing of it.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+SMALL = 1024  # from: facts sheet 2.2, elements; a tensor with fewer is updated by one rank
+
+
+class RowShare(NamedTuple):
+    """Rows [start, stop) of a parameter, which the rank `owner` updates. A tensor without dimensions has one row."""
+
+    start: int
+    stop: int
+    owner: int
+
+
+class Update(NamedTuple):
+    """What this rank updates of the parameter `param`: a view of the rows, and their gradient."""
+
+    param: Tensor
+    rows: Tensor
+    grad: Tensor
+
+
+def rows_of(shape: Sequence[int]) -> int:
+    return shape[0] if shape else 1
+
+
+def cost(shape: Sequence[int], by_rows: bool) -> float:
+    """Relative time of an update: elements, and for a matrix as a whole its products, m n min(m, n).
+
+    The rounds of Muon are products of (k, l) by (l, k) and of (k, k) by (k, l), with k = min(m, n).
+    """
+    elements = float(torch.Size(shape).numel())
+    return elements if by_rows or len(shape) < 2 else elements * min(shape)
+
+
+def deal(costs: Sequence[float], world_size: int) -> list[int]:
+    """A rank for each piece of work: the heaviest first, each to the rank with the least so far.
+
+    At most 4/3 of the best balance (Graham 1969, "Bounds on multiprocessing timing anomalies").
+
+    >>> deal([1, 4, 2, 2], 2)
+    [1, 0, 1, 1]
+    """
+    loads, owners = [0.0] * world_size, [0] * len(costs)
+    for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        owners[i] = min(range(world_size), key=lambda rank: (loads[rank], rank))
+        loads[owners[i]] += costs[i]
+    return owners
+
+
+def parts_of(
+    shapes: Sequence[Sequence[int]], by_rows: Sequence[bool], world_size: int
+) -> list[list[RowShare]]:
+    """The parts of each parameter, which cover its rows in order; the same on every rank.
+
+    `by_rows` says whether the rule of a parameter works row by row.
+
+    >>> parts_of([(5, 400), (8, 8)], [True, False], 2)
+    [[RowShare(start=0, stop=2, owner=0), RowShare(start=2, stop=5, owner=1)], [RowShare(start=0, stop=8, owner=0)]]
+    """
+    shared = [
+        rows and torch.Size(shape).numel() >= SMALL
+        for shape, rows in zip(shapes, by_rows, strict=True)
+    ]
+    costs = [
+        0.0 if split else cost(shape, rows)
+        for shape, rows, split in zip(shapes, by_rows, shared, strict=True)
+    ]
+    found = []
+    for shape, split, owner in zip(shapes, shared, deal(costs, world_size), strict=True):
+        n = rows_of(shape)
+        edges = [n * rank // world_size for rank in range(world_size + 1)]
+        shares = [RowShare(edges[r], edges[r + 1], r) for r in range(world_size)]
+        found.append([s for s in shares if s.start < s.stop] if split else [RowShare(0, n, owner)])
+    return found
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The rows of a tensor that are on this rank: all, unless it is a DTensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+class Unshared:
+    """One process: it updates every row, and has nobody to exchange with."""
+
+    def __init__(self) -> None:
+        self.own: dict[Tensor, RowShare] = {}
+
+    def begin(self, params: Sequence[Tensor], by_rows: Sequence[bool]) -> None:
+        """Decide who updates what. Called once, and again where parameters are added."""
+        self.own = {p: RowShare(0, rows_of(p.shape), 0) for p in params}
+
+    def local(self, p: Tensor) -> Tensor | None:
+        """The rows of `p` that this rank updates, as a view; None if it updates none."""
+        part = self.own.get(p)
+        if part is None:
+            return None
+        return p if part.stop - part.start == rows_of(p.shape) else p[part.start : part.stop]
+
+    def batches(self, params: list[Tensor]) -> list[list[Tensor]]:
+        """The parameters of a group in the batches that `updates` works on."""
+        return [params]
+
+    def updates(
+        self, batches: Sequence[tuple[Any, list[Tensor]]]
+    ) -> Iterator[tuple[Any, list[Update]]]:
+        """For each (key, parameters) the key and what this rank is to update before it asks for the next."""
+        for key, params in batches:
+            yield key, [Update(p, p, p.grad) for p in params if p.grad is not None]
+
+
+class Replicated(Unshared):
+    """Every rank has all parameters and, after DDP's reduction, all gradients. Updated rows are sent to the others while the next batch
+    is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.parts: dict[Tensor, list[RowShare]] = {}
+
+    def begin(self, params: Sequence[Tensor], by_rows: Sequence[bool]) -> None:
+        shapes = [tuple(p.shape) for p in params]
+        self.parts = dict(zip(params, parts_of(shapes, by_rows, self.world_size), strict=True))
+        self.own = {
+            p: part for p, parts in self.parts.items() for part in parts if part.owner == self.rank
+        }
+
+    def batches(self, params: list[Tensor]) -> list[list[Tensor]]:
+        """One for each shape, whose results go out while the next is computed."""
+        shapes: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
+        for p in params:
+            shapes[tuple(p.shape)].append(p)
+        return [shapes[shape] for shape in sorted(shapes)]
+
+    def updates(
+        self, batches: Sequence[tuple[Any, list[Tensor]]]
+    ) -> Iterator[tuple[Any, list[Update]]]:
+        under_way = []
+        for key, params in batches:
+            found = []
+            for p in params:
+                if (rows := self.local(p)) is not None and p.grad is not None:
+                    part = self.own[p]
+                    grad = p.grad if rows is p else p.grad[part.start : part.stop]
+                    found.append(Update(p, rows, grad))
+            yield key, found
+            for p in params:
+                for part in self.parts[p]:
+                    rows = p.view(1) if p.ndim == 0 else p[part.start : part.stop]
+                    under_way.append(dist.broadcast(rows, src=part.owner, async_op=True))
+        for work in under_way:
+            work.wait()

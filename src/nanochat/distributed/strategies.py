@@ -1,0 +1,62 @@
+"""Lightning's strategies, with saving and loading that are the run's own: every rank writes its part of a checkpoint folder."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies.parallel import ParallelStrategy
+
+from nanochat.distributed.fsdp import fill
+
+
+class FolderDDP(DDPStrategy):
+    """DDP, whose `CheckpointIO` is called on every rank and not on the first alone.
+
+    Gradients are views of the reducer's buckets: four bytes less per parameter.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(gradient_as_bucket_view=True, **settings)
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
+    ) -> None:
+        self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+
+
+class FolderFSDP(ModelParallelStrategy):
+    """FSDP2 over all ranks. Lightning's own saving goes through torch.distributed.checkpoint, straight into the final folder, and makes
+    the optimizer's state by a step with zero gradients; here neither is used."""
+
+    def __init__(self, world_size: int) -> None:
+        super().__init__(data_parallel_size=world_size, tensor_parallel_size=1)
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.lightning_module is not None
+        return self.lightning_module.state_dict()
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        return ParallelStrategy.optimizer_state(self, optimizer)
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
+    ) -> None:
+        self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        torch.cuda.empty_cache()
+        return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        fill(self.lightning_module, checkpoint["state_dict"])
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        ParallelStrategy.load_optimizer_state_dict(self, checkpoint)

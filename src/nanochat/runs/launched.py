@@ -1,0 +1,152 @@
+"""A run whose processes were started by torchrun or srun: the first of them composes and prepares the run, the others are handed it.
+
+Nothing starts processes here. What the launcher says of ranks is put into torchrun's variables, which Lightning reads.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from nanochat.runs.run_folder import RunFolder
+from nanochat.runtime import signals
+
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+KEY = "nanochat/run"
+# guess: how long the others wait while the first makes a tokenizer and token shards
+PATIENCE = timedelta(hours=6)
+
+
+def take_environment(environment: Any = os.environ) -> bool:
+    """Whether a launcher started this process as one of several. Its ranks are then in torchrun's variables.
+
+    Else such variables are removed, with a line: Lightning and PyTorch would believe them.
+    """
+    if (
+        int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+        and "TORCHELASTIC_RUN_ID" not in environment
+    ):
+        environment.update(of_slurm(environment))
+    if "TORCHELASTIC_RUN_ID" in environment and int(environment.get("WORLD_SIZE", 1)) > 1:
+        return True
+    stray = [name for name in VARIABLES if name in environment]
+    if stray and "TORCHELASTIC_RUN_ID" not in environment:
+        given = " ".join(f"{name}={environment[name]}" for name in stray)
+        print(
+            f"note: {given} is ignored, as neither torchrun nor srun started this process; trainer.devices=N trains on N",
+            file=sys.stderr,
+        )
+    for name in stray:
+        del environment[name]
+    return False
+
+
+def of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
+    """torchrun's variables for a task of `srun`."""
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    slurm, tasks = SLURMEnvironment(), int(environment["SLURM_STEP_NUM_TASKS"])
+    nodes = int(environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES", "1")))
+    if tasks % nodes:
+        raise ValueError(
+            f"srun started {tasks} tasks on {nodes} nodes, and each node needs as many; use --ntasks-per-node"
+        )
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "WORLD_SIZE": str(tasks),
+        "LOCAL_WORLD_SIZE": str(tasks // nodes),
+        "GROUP_RANK": environment.get("SLURM_NODEID", "0"),
+        "MASTER_ADDR": slurm.main_address,
+        "MASTER_PORT": str(slurm.main_port),
+        "TORCHELASTIC_RUN_ID": f"slurm-{environment['SLURM_JOB_ID']}",
+    }
+
+
+def take_shape(cfg: DictConfig, typed: Callable[[str], list[str]], *, sweep: bool = False) -> None:
+    """Set devices and num_nodes to what the launcher started. ValueError if others were typed, or for a `sweep`."""
+    if sweep:
+        raise ValueError(
+            "a sweep starts its processes itself: python -m nanochat.train -m … trainer.devices=N, without torchrun or srun"
+        )
+    local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    for key, value in (("devices", local), ("num_nodes", world // local)):
+        if typed(rf"trainer\.{key}") and cfg.trainer[key] != value:
+            raise ValueError(
+                f"trainer.{key}={cfg.trainer[key]}, but the launcher started {local} processes on each of {world // local} machines;"
+                f" drop trainer.{key}"
+            )
+        cfg.trainer[key] = value
+
+
+def _store() -> Any:
+    """torchrun's store, or one that the first process opens on the port after MASTER_PORT."""
+    from torch.distributed import TCPStore
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    first = os.environ["RANK"] == "0" and not agent
+    return TCPStore(
+        address,
+        port if agent else port + 1,
+        is_master=first,
+        wait_for_workers=False,
+        timeout=PATIENCE,
+    )
+
+
+class HandOver:
+    """What the first process tells the others, once."""
+
+    def __init__(self) -> None:
+        self.store, self.told = _store(), False
+        # a launcher that starts a failed run again keeps its store
+        self.key = f"{KEY}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self.world_size = int(os.environ["WORLD_SIZE"])
+
+    def tell(self, folder: RunFolder | None, config: dict[str, Any] | None = None) -> None:
+        """The run to train; None if there is nothing to train."""
+        if self.told:
+            return
+        self.told = True
+        run = folder and {"folder": str(folder.path), "resumed": folder.resumed, "config": config}
+        self.store.set(self.key, json.dumps(run, default=str))
+        # the store ends with this process: not before the others have read it
+        self.store.wait([f"{self.key}/{rank}" for rank in range(1, self.world_size)])
+
+    def told_run(self) -> tuple[RunFolder, dict[str, Any]]:
+        """For the others: the run folder and the resolved config. Ends the process if there is nothing to train."""
+        run = json.loads(self.store.get(self.key))
+        self.store.set(f"{self.key}/{os.environ['RANK']}", "read")
+        if run is None:
+            sys.exit()
+        return RunFolder(Path(run["folder"]), run["resumed"], None), run["config"]
+
+
+def check_nodes(trainer: Mapping[str, Any]) -> None:
+    """ValueError for several machines where no launcher has started the processes."""
+    if (nodes := trainer["num_nodes"]) > 1:
+        raise ValueError(
+            f"trainer.num_nodes={nodes} needs a launcher on every machine: torchrun --nnodes={nodes} "
+            f"--nproc_per_node={trainer['devices']} … -m nanochat.train …, or srun; dry_run=true needs none"
+        )
+
+
+def requeue() -> None:
+    """After SIGUSR1, which Slurm sends ahead of a job's end if asked to (`#SBATCH --signal=USR1@120`): put the job into the queue again."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is not None and signal.SIGUSR1 in signals.received:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+        print(
+            f"job {job} was put into the queue again"
+            if done.returncode == 0
+            else f"scontrol requeue {job} failed: {done.stderr.strip()}; submit it again, with resume=auto",
+            flush=True,
+        )
