@@ -32,7 +32,8 @@ def run(cfg: DictConfig) -> Path:
         return out
     if cfg.chat_tokens:
         raise ValueError(
-            "chat_tokens=true is for a GPT-2, src=hf:…; the original's tokenizers have them; drop it"
+            "chat_tokens=true is for a GPT-2, src=hf:…; the original's tokenizers have them; drop "
+            "it"
         )
     found = imported.find(
         cfg.src, Path(cfg.tokenizer_dir).expanduser() if cfg.tokenizer_dir else None

@@ -31,10 +31,8 @@ class StepCallback(L.Callback):
         raise NotImplementedError
 
 
-SHOWN = (
-    "train/loss",
-    "val/bpb",
-)  # in a progress bar of Lightning's; ours has them in its own words
+# in a progress bar of Lightning's; ours has them in its own words
+SHOWN = ("train/loss", "val/bpb")
 
 
 @contextmanager
@@ -66,8 +64,8 @@ def publish(trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
 
 
 def is_due(step: int, every: float | None, last: int) -> bool:
-    """True at every multiple of `every` and at the last step; `every=None` only at the last. Below 1
-    it is a share of the run.
+    """True at every multiple of `every` and at the last step; `every=None` only at the last. Below
+    1 it is a share of the run.
 
     >>> [step for step in range(1, 11) if is_due(step, 0.25, last=10)]
     [2, 5, 8, 10]

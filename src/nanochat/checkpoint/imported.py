@@ -1,5 +1,5 @@
-"""Checkpoints of the original, and GPT-2 models of the hub, as checkpoint folders: converted once, then
-used like any other."""
+"""Checkpoints of the original, and GPT-2 models of the hub, as checkpoint folders: converted once,
+then used like any other."""
 
 import hashlib
 import json
@@ -58,7 +58,8 @@ def hub_place(text: str) -> Path:
 
 
 def gpt2_cached(text: str) -> Path:
-    """The GPT-2 that `hf:ID-or-folder` names as a checkpoint folder. ValueError for another model."""
+    """The GPT-2 that `hf:ID-or-folder` names as a checkpoint folder. ValueError for another
+    model."""
     place = hub_place(text)
     out = _place(hub_name(text), [f for f in sorted(place.iterdir()) if f.is_file()])
     if folder.problem(out) is not None:
@@ -71,12 +72,13 @@ def hub_name(text: str) -> str:
 
 
 def convert_gpt2(text: str, place: Path, out: Path, chat_tokens: bool = False) -> None:
-    """Write the GPT-2 in `place` as a checkpoint folder, with the special tokens of conversations if
-    they are wanted. The weights keep their values and dtypes. ValueError for another model."""
+    """Write the GPT-2 in `place` as a checkpoint folder, with the special tokens of conversations
+    if they are wanted. The weights keep their values and dtypes. ValueError for another model."""
     settings = huggingface.read_settings(place)
     if (kind := settings["model_type"]) != "gpt2":
         raise ValueError(
-            f"{text} is a {kind}, which runs through transformers: chat, cli, sample and evaluate take it (ckpt={text}); "
+            f"{text} is a {kind}, which runs through transformers: chat, cli, sample and evaluate "
+            f"take it (ckpt={text}); "
             "it cannot be trained or converted here, only models of type gpt2 can"
         )
     config = huggingface.gpt2_config(place, settings)

@@ -41,7 +41,8 @@ def smooth(items: Sequence[Item]) -> dict[str, float]:
 
 
 def measures(items: Sequence[Item]) -> dict[str, dict[str, float]]:
-    """Of each task its accuracy, the standard error, the number of questions, and the smooth numbers."""
+    """Of each task its accuracy, the standard error, the number of questions, and the smooth
+    numbers."""
     tasks = dict.fromkeys(item.task for item in items)
     return {task: _measures([item for item in items if item.task == task]) for task in tasks}
 
@@ -61,8 +62,8 @@ def right_bits(item: Item) -> tuple[float, float]:
 
 def right_bpb(items: Sequence[Item]) -> float:
     """Bits per byte of the right answers, all bits over all bytes: the task loss of model ladders
-    (Bhagia et al. 2024, arXiv:2412.04403), with more signal and less noise than accuracy (Heineman et
-    al. 2025, arXiv:2508.13144)."""
+    (Bhagia et al. 2024, arXiv:2412.04403), with more signal and less noise than accuracy (Heineman
+    et al. 2025, arXiv:2508.13144)."""
     bits, size = zip(*map(right_bits, items), strict=True)
     return math.fsum(bits) / math.fsum(size)
 
@@ -77,10 +78,11 @@ def right_share(item: Item) -> float:
 
 
 def margin(item: Item) -> float:
-    """Bits per byte of the likeliest wrong choice minus those of the right one; above 0 it is chosen.
+    """Bits per byte of the likeliest wrong choice minus those of the right one; above 0 it is
+    chosen.
 
-    Margin as in DataDecide (arXiv:2504.11393), there of probabilities; those of long choices vanish,
-    so here per byte and in bits.
+    Margin as in DataDecide (arXiv:2504.11393), there of probabilities; those of long choices
+    vanish, so here per byte and in bits.
     """
     each = [n * BITS / b for n, b in zip(item.scores["nats"], item.scores["bytes"], strict=True)]
     right = each.pop(_gold(item))
@@ -94,8 +96,8 @@ def by_sum(item: Item) -> int:
 
 
 def by_token(item: Item) -> int:
-    """The choice with the highest likelihood per token (Brown et al. 2020, arXiv:2005.14165, section
-    2.4), as CORE scores; it depends on the tokenizer."""
+    """The choice with the highest likelihood per token (Brown et al. 2020, arXiv:2005.14165,
+    section 2.4), as CORE scores; it depends on the tokenizer."""
     return _least(_over(item.scores["nats"], item.scores["tokens"]))
 
 

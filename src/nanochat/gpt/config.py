@@ -1,7 +1,9 @@
-"""Sizes and architecture switches of the GPT. Plain numbers, stored in every checkpoint; nothing is implied by code.
+"""Sizes and architecture switches of the GPT. Plain numbers, stored in every checkpoint; nothing is
+implied by code.
 
-The tensor names of nanochat checkpoints stayed the same while their maths changed, so every number that differs between
-the eras E0 (classic) to E6 (modern) is a field of `Arch` (facts sheet, section 0).
+The tensor names of nanochat checkpoints stayed the same while their maths changed, so every number
+that differs between the eras E0 (classic) to E6 (modern) is a field of `Arch` (facts sheet, section
+0).
 """
 
 import math
@@ -15,7 +17,8 @@ VOCAB_MULTIPLE = (
     64  # from: facts sheet 1.1, rows of wte and lm_head are padded to a multiple of this
 )
 MAX_SOFTCAP = 40.0  # exp(-2 * 40) is still a normal fp32 number, on which gpt/loss.py relies
-# Ranges of what a user can set, checked with the other settings (runtime/settings.py). Guess: a factor of 100 and more beyond every era.
+# Ranges of what a user can set, checked with the other settings (runtime/settings.py). Guess: a
+# factor of 100 and more beyond every era.
 Count = Annotated[int, Field(ge=1, le=2**20)]
 Std = Annotated[float, Field(ge=0, le=100)]
 Scale = Annotated[float, Field(ge=-100, le=100)]
@@ -31,7 +34,8 @@ Windows = Annotated[
 
 @dataclass(frozen=True)
 class Arch:
-    """What a block contains and with which numbers. Defaults are era E6; `conf/arch/*.yaml` spells each era out."""
+    """What a block contains and with which numbers. Defaults are era E6; `conf/arch/*.yaml` spells
+    each era out."""
 
     name: str = "modern"  # of the era
     width_rule: Literal["round_up", "plain"] = (
@@ -79,11 +83,13 @@ class Arch:
         object.__setattr__(self, "window_pattern", self.window_pattern.upper())
         if not self.window_pattern or set(self.window_pattern) - {"S", "L"}:
             raise ValueError(
-                f"window_pattern={self.window_pattern!r} may hold only the letters S and L; try SSSL or L"
+                f"window_pattern={self.window_pattern!r} may hold only the letters S and L; try "
+                "SSSL or L"
             )
         if not 0 < self.softcap <= MAX_SOFTCAP:
             raise ValueError(
-                f"arch.softcap={self.softcap} must be above 0 and at most {MAX_SOFTCAP:g}; nanochat's are 15 and 20"
+                f"arch.softcap={self.softcap} must be above 0 and at most {MAX_SOFTCAP:g}; "
+                "nanochat's are 15 and 20"
             )
         for name, choices in (
             ("width_rule", ("round_up", "plain")),
@@ -92,13 +98,15 @@ class Arch:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(
-                    f"arch.{name}={getattr(self, name)!r} is not known; choose from {', '.join(choices)}"
+                    f"arch.{name}={getattr(self, name)!r} is not known; choose from "
+                    f"{', '.join(choices)}"
                 )
 
 
 @dataclass(frozen=True)
 class PlainArch:
-    """Switches of a network that has none of nanochat's: GPT-2 (gpt/gpt2.py). What it lacks is no field."""
+    """Switches of a network that has none of nanochat's: GPT-2 (gpt/gpt2.py). What it lacks is no
+    field."""
 
     name: str = "gpt2"
     norm_eps: Annotated[float, Field(gt=0, le=1)] = 1e-5  # added to the variance in every norm
@@ -117,7 +125,8 @@ class PlainArch:
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Sizes of one GPT. `sequence_len` is the training length T; `vocab_size` the tokenizer's, without padding."""
+    """Sizes of one GPT. `sequence_len` is the training length T; `vocab_size` the tokenizer's,
+    without padding."""
 
     sequence_len: int = 2048
     vocab_size: int = 32768
@@ -135,11 +144,13 @@ class GPTConfig:
             near = [h for h in range(1, self.n_embd + 1) if self.n_embd % (2 * h) == 0]
             best = min(near, key=lambda h: abs(h - self.n_head), default=1)
             raise ValueError(
-                f"model.n_embd={self.n_embd} does not divide into n_head={self.n_head} heads; try model.n_head={best}"
+                f"model.n_embd={self.n_embd} does not divide into n_head={self.n_head} heads; try "
+                f"model.n_head={best}"
             )
         if self.head_dim % 2:
             raise ValueError(
-                f"head size {self.head_dim} (n_embd={self.n_embd} / n_head={self.n_head}) is odd, RoPE turns pairs; "
+                f"head size {self.head_dim} (n_embd={self.n_embd} / n_head={self.n_head}) is odd, "
+                "RoPE turns pairs; "
                 f"try model.n_embd={self.n_head * (self.head_dim + 1)}"
             )
         if self.n_head % self.n_kv_head:
@@ -148,11 +159,13 @@ class GPTConfig:
             )
         if self.arch.value_embeds and self.n_embd < self.arch.value_gate_channels:
             raise ValueError(
-                f"model.n_embd={self.n_embd} is less than the {self.arch.value_gate_channels} channels of a value gate"
+                f"model.n_embd={self.n_embd} is less than the {self.arch.value_gate_channels} "
+                "channels of a value gate"
             )
         if self.arch.smear and self.n_embd < self.arch.smear_channels:
             raise ValueError(
-                f"model.n_embd={self.n_embd} is less than the {self.arch.smear_channels} channels of the smear gate"
+                f"model.n_embd={self.n_embd} is less than the {self.arch.smear_channels} channels "
+                "of the smear gate"
             )
 
     @property
@@ -165,7 +178,8 @@ class GPTConfig:
 
     @property
     def value_layers(self) -> tuple[int, ...]:
-        """Layers with a value embedding: every other one, counted back from the last (facts sheet 1.2)."""
+        """Layers with a value embedding: every other one, counted back from the last (facts sheet
+        1.2)."""
         return tuple(
             i
             for i in range(self.n_layer)
@@ -174,7 +188,8 @@ class GPTConfig:
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """Left window of each layer: a query sees itself and this many tokens before it; None is all of them."""
+        """Left window of each layer: a query sees itself and this many tokens before it; None is
+        all of them."""
         T, arch = self.sequence_len, self.arch
         if isinstance(arch, PlainArch):
             return (None,) * self.n_layer
@@ -195,7 +210,8 @@ class GPTConfig:
         version = data.get("format_version")
         if version != FORMAT_VERSION:
             raise ValueError(
-                f"config.json has format_version={version}, this code reads {FORMAT_VERSION}; use a matching nanochat"
+                f"config.json has format_version={version}, this code reads {FORMAT_VERSION}; use "
+                "a matching nanochat"
             )
         sizes = {f.name: data[f.name] for f in fields(cls) if f.name != "arch"}
         return cls(**sizes, arch=build_arch(data["arch"]))
@@ -207,7 +223,8 @@ def arch_class(name: Any) -> type[Arch] | type[PlainArch]:
 
 
 def build_arch(values: dict[str, Any]) -> Arch | PlainArch:
-    """Switches from plain values; one that does not exist is an error, a missing one keeps its default."""
+    """Switches from plain values; one that does not exist is an error, a missing one keeps its
+    default."""
     kind = arch_class(values.get("name"))
     known = {f.name for f in fields(kind)}
     if unknown := sorted(set(values) - known):
@@ -230,7 +247,8 @@ def from_depth(
     n_kv_head: int | None = None,
     n_embd: int | None = None,
 ) -> GPTConfig:
-    """Sizes from the one dial: width = aspect_ratio * depth in heads of `head_dim`; a size that is given wins (facts sheet 1.1).
+    """Sizes from the one dial: width = aspect_ratio * depth in heads of `head_dim`; a size that is
+    given wins (facts sheet 1.1).
 
     >>> c = from_depth(20, vocab_size=32768)
     >>> (c.n_embd, c.n_head)
@@ -241,7 +259,8 @@ def from_depth(
         raise ValueError(f"model.depth={depth} must be at least 1")
     if head_dim < 2 or head_dim % 2:
         raise ValueError(
-            f"model.head_dim={head_dim} must be even, RoPE turns pairs; try model.head_dim={max(2, head_dim + 1)}"
+            f"model.head_dim={head_dim} must be even, RoPE turns pairs; try "
+            f"model.head_dim={max(2, head_dim + 1)}"
         )
     layers = n_layer or depth
     width = n_embd or aspect_ratio * depth

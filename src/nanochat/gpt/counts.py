@@ -1,4 +1,5 @@
-"""Parameters, FLOPs and bytes of a GPT as pure functions of its config (facts sheet 1.9); nothing is built for them."""
+"""Parameters, FLOPs and bytes of a GPT as pure functions of its config (facts sheet 1.9); nothing
+is built for them."""
 
 from nanochat.gpt.config import GPTConfig, PlainArch
 
@@ -6,14 +7,13 @@ BIGRAM_ROWS = 5  # from: facts sheet 0 (E3), rows of the bigram table per vocabu
 
 
 def parameters(config: GPTConfig) -> dict[str, int]:
-    """Number of parameters by group; `total` is their sum, `scaling` (matrices + head) is what the data ratio multiplies."""
-    d, kv, Vp, n, arch = (
-        config.n_embd,
-        config.n_kv_head * config.head_dim,
-        config.padded_vocab_size,
-        config.n_layer,
-        config.arch,
-    )
+    """Number of parameters by group; `total` is their sum, `scaling` (matrices + head) is what the
+    data ratio multiplies."""
+    d = config.n_embd
+    kv = config.n_kv_head * config.head_dim
+    Vp = config.padded_vocab_size
+    n = config.n_layer
+    arch = config.arch
     if isinstance(arch, PlainArch):
         # one table for embedding and head, which counts as both in `scaling`
         tables = {"embedding": (Vp + config.sequence_len) * d, "value_embeddings": 0, "head": 0}
@@ -35,7 +35,8 @@ def parameters(config: GPTConfig) -> dict[str, int]:
 
 
 def matmul_parameters(config: GPTConfig) -> int:
-    """Weights that every token is multiplied with: all linear layers, no embeddings and no scalars."""
+    """Weights that every token is multiplied with: all linear layers, no embeddings and no
+    scalars."""
     smear = config.arch.smear_channels if config.arch.smear else 0
     return parameters(config)["scaling"] + smear
 
@@ -45,7 +46,8 @@ def _window(window: int | None, length: int) -> int:
 
 
 def flops_per_token(config: GPTConfig) -> int:
-    """Training FLOPs per token, forward and backward: 6 per weight, and 12 * width * window per layer for attention."""
+    """Training FLOPs per token, forward and backward: 6 per weight, and 12 * width * window per
+    layer for attention."""
     attention = sum(12 * config.n_embd * _window(w, config.sequence_len) for w in config.windows)
     return 6 * matmul_parameters(config) + attention
 

@@ -1,8 +1,10 @@
-"""Next-token loss without the full logits: head, softcap and cross-entropy a chunk of tokens at a time.
+"""Next-token loss without the full logits: head, softcap and cross-entropy a chunk of tokens at a
+time.
 
-The logits of a batch (B * T, V) are the largest tensor of a small model's training. Here a chunk of them exists at a time:
-in training the gradients with respect to hidden states and head are made in the forward pass, while the chunk is there,
-and the backward pass only scales them. Three matrix products a chunk, none of them twice.
+The logits of a batch (B * T, V) are the largest tensor of a small model's training. Here a chunk of
+them exists at a time: in training the gradients with respect to hidden states and head are made in
+the forward pass, while the chunk is there, and the backward pass only scales them. Three matrix
+products a chunk, none of them twice.
 """
 
 from collections.abc import Callable
@@ -11,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# measured: experiments/cpu_speed/README.md; logits of one chunk stay near the last-level cache on a CPU (2**22 fp32 = 16 MiB)
+# measured: experiments/cpu_speed/README.md; logits of one chunk stay near the last-level cache on a
+# CPU (2**22 fp32 = 16 MiB)
 CHUNK_VALUES_CPU = 2**22
-CHUNK_VALUES_GPU = (
-    2**27
-)  # guess: 512 MiB of fp32 at most, large enough that the matrix products fill the card
+# guess: 512 MiB of fp32 at most, large enough that the matrix products fill the card
+CHUNK_VALUES_GPU = 2**27
 
 
 def chunk_rows(vocab: int, device: torch.device) -> int:
@@ -34,14 +36,16 @@ def capped(z: Tensor, softcap: float | None) -> Tensor:
 
 
 def capped_losses(z: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
-    """Loss in nats of each token, 0 where the target is -1. z (N, V) raw logits, targets (N,) -> (N,) fp32."""
+    """Loss in nats of each token, 0 where the target is -1. z (N, V) raw logits, targets (N,) ->
+    (N,) fp32."""
     return F.cross_entropy(capped(z, softcap), targets, ignore_index=-1, reduction="none")
 
 
 def capped_loss_and_grad(
     z: Tensor, targets: Tensor, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Summed loss, and its gradient with respect to the raw logits in their dtype. z (N, V), targets (N,)."""
+    """Summed loss, and its gradient with respect to the raw logits in their dtype. z (N, V),
+    targets (N,)."""
     if softcap is None:
         keep = (targets >= 0).unsqueeze(1)
         index = targets.clamp_min(0).unsqueeze(1)
@@ -49,7 +53,8 @@ def capped_loss_and_grad(
         grad = logp.exp().scatter_add(1, index, -torch.ones_like(logp[:, :1])) * keep
         return -(logp.gather(1, index) * keep).sum(), grad.to(z.dtype)
     t = torch.tanh(z.float() / softcap)
-    # the cap itself bounds the exponent, so no row maximum has to be found first: exp(s - softcap) lies in [exp(-2 softcap), 1]
+    # the cap itself bounds the exponent, so no row maximum has to be found first: exp(s - softcap)
+    # lies in [exp(-2 softcap), 1]
     e = torch.exp(softcap * t - softcap)
     total = e.sum(1, keepdim=True)
     keep = targets >= 0
@@ -61,7 +66,8 @@ def capped_loss_and_grad(
 
 
 class ChunkedHeadLoss(torch.autograd.Function):
-    """Sum of losses over tokens whose target is not -1; x (N, C), weight (Vp, C), targets (N,), logits cut to `vocab`."""
+    """Sum of losses over tokens whose target is not -1; x (N, C), weight (Vp, C), targets (N,),
+    logits cut to `vocab`."""
 
     @staticmethod
     def forward(ctx, x, weight, targets, softcap: float | None, vocab: int, rows: int, step):
@@ -96,7 +102,8 @@ def head_loss(
     vocab: int,
     step=capped_loss_and_grad,
 ) -> Tensor:
-    """Summed next-token loss in nats. x (B, T, C) after the last norm, weight (Vp, C), targets (B, T) with -1 ignored.
+    """Summed next-token loss in nats. x (B, T, C) after the last norm, weight (Vp, C), targets (B,
+    T) with -1 ignored.
 
     `step` is `capped_loss_and_grad` or a compiled version of it.
     """
@@ -116,7 +123,8 @@ def head_losses(
     softcap: float | None,
     vocab: int,
 ) -> Tensor:
-    """Loss in nats of every token, (B, T) fp32, 0 where the target is -1; without gradients, a chunk at a time.
+    """Loss in nats of every token, (B, T) fp32, 0 where the target is -1; without gradients, a
+    chunk at a time.
 
     x (B, T, C) after the last norm; `head` makes raw logits (N, at least `vocab`) of (N, C).
     """

@@ -1,4 +1,5 @@
-"""How the tokens of a forward pass attend over a cache: a token of every row, whole texts, or a chunk.
+"""How the tokens of a forward pass attend over a cache: a token of every row, whole texts, or a
+chunk.
 
 Each function returns what attends, per layer, for `FrozenGPT.hidden_cached`. A layer's keys and
 values are written into the cache first, and the queries then look at what is there.
@@ -145,7 +146,8 @@ def _held(lengths: Tensor, slots: int) -> Tensor:
 
 
 def attend_chunk(cache: Cache, n: int, S: int) -> list[Attend]:
-    """For tokens n to S of the only row, after those that are there: q (1, S - n, H, D) -> the same."""
+    """For tokens n to S of the only row, after those that are there: q (1, S - n, H, D) -> the
+    same."""
     device = cache.empty.device
 
     def look_up(layer: int) -> Attend:

@@ -124,7 +124,8 @@ def _complete(folder: Path, step: int, tokenizer: Path | None) -> Original:
     )
     if not found.meta_file.is_file():
         raise ValueError(
-            f"{found.model_file} needs {found.meta_file.name} in the same folder, which holds the sizes; copy both"
+            f"{found.model_file} needs {found.meta_file.name} in the same folder, which holds the "
+            "sizes; copy both"
         )
     return found
 
@@ -139,12 +140,14 @@ def _tokenizer_file(folder: Path, given: Path | None) -> Path:
     found = [place / TOKENIZER for place in places if (place / TOKENIZER).is_file()]
     if not found:
         raise ValueError(
-            f"no {TOKENIZER} in {', '.join(map(str, places))}; copy the one the model was trained with there, or convert with "
+            f"no {TOKENIZER} in {', '.join(map(str, places))}; copy the one the model was trained "
+            "with there, or convert with "
             "python -m nanochat.import src=… out=DIR tokenizer_dir=FOLDER"
         )
     if len({path.read_bytes() for path in found}) > 1:
         raise ValueError(
-            f"two different tokenizers: {' and '.join(map(str, found))}; keep the one the model was trained with, or convert with "
+            f"two different tokenizers: {' and '.join(map(str, found))}; keep the one the model "
+            "was trained with, or convert with "
             "python -m nanochat.import src=… out=DIR tokenizer_dir=FOLDER"
         )
     return found[0]
@@ -156,7 +159,8 @@ def published(name: str, mirror: Path | None, cache: Path, parts: tuple[str, ...
     if mirror is not None:
         if not (mirror / name).is_dir():
             raise ValueError(
-                f"there is no folder {name} here, and {name} is not in the mirror {mirror}; put it there, "
+                f"there is no folder {name} here, and {name} is not in the mirror {mirror}; put it "
+                "there, "
                 "or unset NANOCHAT_HUB_DIR to download it"
             )
         return mirror / name
@@ -168,7 +172,8 @@ def published(name: str, mirror: Path | None, cache: Path, parts: tuple[str, ...
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"there is no folder {name} here, and none on the hub ({reason}); go online, or download it elsewhere and give its folder"
+            f"there is no folder {name} here, and none on the hub ({reason}); go online, or "
+            "download it elsewhere and give its folder"
         ) from error
 
 
@@ -201,7 +206,8 @@ def phase_of(original: Original, meta: dict[str, Any]) -> str | None:
 
 
 def why_unread(error: Exception) -> str:
-    """Why torch did not load a file, in a few words. Its own advice, to load it unguarded, is left out."""
+    """Why torch did not load a file, in a few words. Its own advice, to load it unguarded, is left
+    out."""
     words = str(error).strip()
     if "weights_only" in words:
         return "it holds more than weights, which could run code; nothing in it was run"
@@ -257,20 +263,23 @@ def fitted(original: Original, weights: dict[str, Tensor], config: GPTConfig) ->
     if wrong := sorted(wanted.keys() ^ weights.keys()):
         side = "lacks" if wrong[0] in wanted else "has no place for"
         raise ValueError(
-            f"{original.model_file} does not fit {original.meta_file.name}: the model {side} {', '.join(wrong[:3])}"
+            f"{original.model_file} does not fit {original.meta_file.name}: the model {side} "
+            f"{', '.join(wrong[:3])}"
         )
     result = {}
     for name, shape in wanted.items():
         tensor = weights[name]
         if not tensor.is_floating_point():
             raise ValueError(
-                f"{original.model_file}: {name} holds {tensor.dtype}, which is not a floating-point type"
+                f"{original.model_file}: {name} holds {tensor.dtype}, which is not a "
+                "floating-point type"
             )
         if tuple(tensor.shape) == (config.vocab_size, *shape[1:]) != shape:
             tensor = torch.cat((tensor, tensor.new_zeros(shape[0] - config.vocab_size, *shape[1:])))
         if tuple(tensor.shape) != shape:
             raise ValueError(
-                f"{original.model_file}: {name} has the shape {tuple(tensor.shape)}, the sizes in {original.meta_file.name} require {shape}"
+                f"{original.model_file}: {name} has the shape {tuple(tensor.shape)}, the sizes in "
+                f"{original.meta_file.name} require {shape}"
             )
         result[name] = tensor
     return result
@@ -297,7 +306,8 @@ def token_bytes_of(original: Original, config: GPTConfig) -> Tensor | None:
         if isinstance(lengths, Tensor) and tuple(lengths.shape) == (config.vocab_size,):
             return lengths.to(torch.int32)
     raise ValueError(
-        f"{file} does not hold {config.vocab_size:,} numbers; copy the one that came with the model, or delete it"
+        f"{file} does not hold {config.vocab_size:,} numbers; copy the one that came with the "
+        "model, or delete it"
     )
 
 

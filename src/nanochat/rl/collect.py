@@ -38,10 +38,8 @@ class Row:
     advantage: float
     weight: float  # weight of each of its tokens in the loss
     update: int  # number of its minibatch
-    old: list[float] | None = (
-        # log-probabilities before the first update, by the trainer, of the tokens with mask 1
-        None
-    )
+    # log-probabilities before the first update, by the trainer, of the tokens with mask 1
+    old: list[float] | None = None
     start: list[float] | None = None  # by the start model
 
 
@@ -89,13 +87,11 @@ class Collector:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.tokenizer, self.task, self.rewards, self.algorithm, self.sampling = (
-            tokenizer,
-            task,
-            rewards,
-            algorithm,
-            sampling,
-        )
+        self.tokenizer = tokenizer
+        self.task = task
+        self.rewards = rewards
+        self.algorithm = algorithm
+        self.sampling = sampling
         self.questions, self.samples, self.seed, self.max_rows = questions, samples, seed, max_rows
         self.rank, self.world_size = rank, world_size
 
@@ -123,7 +119,8 @@ class Collector:
                 break
         if not facts:
             raise ValueError(
-                f"none of {asked - first} questions of {self.task.name} leaves room for an answer in the model's context; choose a task with "
+                f"none of {asked - first} questions of {self.task.name} leaves room for an answer "
+                "in the model's context; choose a task with "
                 "shorter ones, or a model with a longer context"
             )
         facts.sort()
@@ -235,8 +232,8 @@ def group_by_length(rows: Sequence[Row], micro_tokens: int) -> list[list[Row]]:
 
 
 def padded(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor]:
-    """idx (B, T) int64, padded with 0 on the right, and the numbers (N,) of its tokens whose mask is
-    1, counted row by row."""
+    """idx (B, T) int64, padded with 0 on the right, and the numbers (N,) of its tokens whose mask
+    is 1, counted row by row."""
     T = max(len(row.ids) for row in rows)
     idx = to_device([row.ids + [0] * (T - len(row.ids)) for row in rows], device)
     chosen = [b * T + t for b, row in enumerate(rows) for t, kept in enumerate(row.mask) if kept]

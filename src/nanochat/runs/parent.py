@@ -1,6 +1,8 @@
-"""What a run takes from the checkpoint it starts from: its sizes always, and the settings its phase says it inherits.
+"""What a run takes from the checkpoint it starts from: its sizes always, and the settings its phase
+says it inherits.
 
-What was typed wins, or is refused where it cannot: a checkpoint has one architecture and one tokenizer.
+What was typed wins, or is refused where it cannot: a checkpoint has one architecture and one
+tokenizer.
 """
 
 import os
@@ -14,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from nanochat.checkpoint import folder, imported
 from nanochat.gpt import from_depth
 
-# settings that the parent's record has under another name than its config, where `auto` became a number
+# settings that the parent's record has under another name than its config, where `auto` became a
+# number
 RECORDED = {"batch_tokens": ("plan", "batch_tokens")}
 # from: facts sheet 5.5, for a checkpoint that does not say
 FALLBACKS = {"batch_tokens": 2**19, "data.rows_per_device": 32}
@@ -25,11 +28,13 @@ Inherited = list[tuple[str, str, str]]  # setting, value, source
 
 
 def take_sizes(cfg: DictConfig, checkpoint: Path, overridden: Callable[[str], list[str]]) -> None:
-    """The checkpoint that a run starts from decides its model, and whatever follows from it; what was typed must agree."""
+    """The checkpoint that a run starts from decides its model, and whatever follows from it; what
+    was typed must agree."""
     parent = folder.read_config(checkpoint)
     if words := overridden("arch") + overridden("tokenizer"):
         raise ValueError(
-            f"{words[0]} cannot take effect: init_from={cfg.init_from} brings its own architecture and tokenizer; drop one of the two"
+            f"{words[0]} cannot take effect: init_from={cfg.init_from} brings its own architecture "
+            "and tokenizer; drop one of the two"
         )
     words = overridden("model")
     sizes = {
@@ -41,7 +46,8 @@ def take_sizes(cfg: DictConfig, checkpoint: Path, overridden: Callable[[str], li
         compared = set(sizes) - (set() if overridden("model.sequence_len") else {"sequence_len"})
         if wrong := [k for k in sorted(compared) if getattr(typed, k) != sizes[k]]:
             raise ValueError(
-                f"{words[0]} cannot take effect: it means {wrong[0]}={getattr(typed, wrong[0])}, and init_from={cfg.init_from} has "
+                f"{words[0]} cannot take effect: it means {wrong[0]}={getattr(typed, wrong[0])}, "
+                f"and init_from={cfg.init_from} has "
                 f"{wrong[0]}={sizes[wrong[0]]}; drop one of the two"
             )
     OmegaConf.update(cfg, "model", {"depth": parent.n_layer, **sizes})
@@ -53,7 +59,8 @@ def inherit(
 ) -> Inherited:
     """Set what `cfg.inherit` names to what the parent's run had, and say from where.
 
-    What was chosen for this run stays: typed, or in `cfg` another value than in `plain`, the command's configuration with nothing chosen.
+    What was chosen for this run stays: typed, or in `cfg` another value than in `plain`, the
+    command's configuration with nothing chosen.
     """
     lineage = folder.read_lineage(checkpoint) if (checkpoint / "lineage.json").is_file() else {}
     config = lineage.get("config") or {}
@@ -70,7 +77,8 @@ def inherit(
             for word in typed(key.partition(".")[0])
             if word.partition("=")[0] == key.partition(".")[0]
         ]
-        # a group of settings (the rule and rates of a role) is taken as one, but for what was chosen in it
+        # a group of settings (the rule and rates of a role) is taken as one, but for what was
+        # chosen in it
         parts = (
             {f"{key}.{role}": group for role, group in value.items()}
             if isinstance(value, dict)
@@ -119,7 +127,8 @@ def check_init_optimizer(wanted: bool | str, checkpoint: Path | None) -> None:
     """ValueError if `init_optimizer=true` asks for what the checkpoint does not have."""
     if wanted is True and checkpoint is None:
         raise ValueError(
-            "init_optimizer=true takes the optimizer of a checkpoint; add init_from=RUN@latest, or drop it"
+            "init_optimizer=true takes the optimizer of a checkpoint; add init_from=RUN@latest, or "
+            "drop it"
         )
     if wanted is True and checkpoint is not None and not (checkpoint / folder.STATE).is_file():
         try:

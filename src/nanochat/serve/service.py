@@ -129,7 +129,8 @@ class Service:
         letters = characters(messages)
         if letters > MAX_CHARACTERS:
             raise TooLong(
-                f"the conversation has {letters:,} characters; at most {MAX_CHARACTERS:,} are accepted"
+                f"the conversation has {letters:,} characters; at most {MAX_CHARACTERS:,} are "
+                "accepted"
             )
         self.make_room(model, num_samples)
         room = sampling.max_tokens or model.context // 2
@@ -163,7 +164,8 @@ class Service:
             return prompt
         if len(prompt) > MAX_CHARACTERS:
             raise TooLong(
-                f"the prompt has {len(prompt):,} characters; at most {MAX_CHARACTERS:,} are accepted"
+                f"the prompt has {len(prompt):,} characters; at most {MAX_CHARACTERS:,} are "
+                "accepted"
             )
         return [model.tokenizer.bos_id, *model.tokenizer.encode(prompt)]
 

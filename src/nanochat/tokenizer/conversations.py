@@ -78,11 +78,13 @@ def check(conversation: Any, *, answered: bool = True) -> None:
     for number, role in enumerate(roles):
         if role not in ROLES:
             raise BadConversation(
-                f"message {number + offset} has the role {role!r}; roles are system (first only), user, assistant"
+                f"message {number + offset} has the role {role!r}; roles are system (first only), "
+                "user, assistant"
             )
         if role != ROLES[number % 2]:
             raise BadConversation(
-                f"message {number + offset} is of {role} where {ROLES[number % 2]} comes: the roles must take turns, user first"
+                f"message {number + offset} is of {role} where {ROLES[number % 2]} comes: the "
+                "roles must take turns, user first"
             )
     if answered and "assistant" not in roles:
         raise BadConversation("it has no turn of the assistant")
@@ -178,7 +180,8 @@ def check_chat_tokens(tokenizer: Tokenizer) -> None:
     """ValueError if the tokenizer has no special tokens to lay out conversations with."""
     if missing := [name for name in SPECIAL_TOKENS if name not in tokenizer.specials]:
         raise ValueError(
-            f"its tokenizer has no {missing[0]}, which conversations need; convert the model with them: "
+            f"its tokenizer has no {missing[0]}, which conversations need; convert the model with "
+            "them: "
             "python -m nanochat.import src=hf:… out=DIR chat_tokens=true"
         )
 
