@@ -44,7 +44,7 @@ class Chapter:
     def judged(self) -> Path | None:
         """The newest checkpoint with results."""
         found = map(self.checkpoints.path, reversed(self.checkpoints.steps()))
-        return next((p for p in found if (p / "metrics.json").is_file() or stored(p)), None)
+        return next((p for p in found if (p / "metrics.json").is_file() or results_of(p)), None)
 
     @cached_property
     def gpt_config(self) -> Any:
@@ -172,7 +172,7 @@ def before(chapter: Chapter, runs: Path) -> Path | None:
     return done[-1] if done else None
 
 
-def stored(checkpoint: Path) -> list[dict[str, Any]]:
+def results_of(checkpoint: Path) -> list[dict[str, Any]]:
     """What `python -m nanochat.evaluate` has found out about a checkpoint, the oldest first."""
     found = []
     for file in checkpoint.glob("evals/*.json"):

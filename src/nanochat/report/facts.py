@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat.report.chapter import Chapter, stored
+from nanochat.report.chapter import Chapter, results_of
 from nanochat.runs.run_folder import differences, fixed_settings
 
 # from: facts sheet 6.5; of the SFT model where there is one
@@ -77,7 +77,7 @@ def results(chapter: Chapter) -> dict[str, Outcome]:
     step = int(chapter.judged.name.removeprefix("step_"))
     numbers = {k.removeprefix("val/"): v for k, v in chapter.checkpoints.metrics(step).items()}
     found = outcomes(numbers, question_counts(chapter.config), "while training")
-    for one in stored(chapter.judged):
+    for one in results_of(chapter.judged):
         found |= outcomes(one["results"], {}, f"evaluate {one.get('evaluation', '')}".strip())
     return found
 
