@@ -139,12 +139,12 @@ def run_folders(runs: Path, name: str) -> list[Path]:
 
 
 def resolve(text: str | Path, runs: Path) -> Path:
-    """The checkpoint folder that `text` names: a checkpoint folder, a run folder with one checkpoint, or
-    RUN@latest, RUN@best, RUN@STEP.
+    """The checkpoint folder that `text` names: a checkpoint folder, a run folder with one
+    checkpoint, or RUN@latest, RUN@best, RUN@STEP.
 
     RUN is a run name, or name/time of one run. A checkpoint of the original (`imported.find`) and a
-    GPT-2 of the hub (hf:ID-or-folder) are converted first. Two candidates are a ValueError that lists
-    them.
+    GPT-2 of the hub (hf:ID-or-folder) are converted first. Two candidates are a ValueError that
+    lists them.
     """
     words = str(text)
     if words.startswith(imported.huggingface.PREFIX):
@@ -162,7 +162,8 @@ def resolve(text: str | Path, runs: Path) -> Path:
         return folder.require(path)
     if path.exists():
         raise ValueError(
-            f"{path} is a file; a checkpoint is a folder with model.safetensors and config.json, or the original's model_STEP.pt"
+            f"{path} is a file; a checkpoint is a folder with model.safetensors and config.json, "
+            "or the original's model_STEP.pt"
         )
     name, at, which = words.rpartition("@")
     if not at:
@@ -213,8 +214,8 @@ def short_name(checkpoint: Path) -> str:
 
 
 def described(checkpoint: Path) -> str:
-    """What a name was resolved to, as a line: path, phase, step, architecture and the checkpoints it
-    goes back to."""
+    """What a name was resolved to, as a line: path, phase, step, architecture and the checkpoints
+    it goes back to."""
     config = folder.read_config(checkpoint)
     file = checkpoint / "lineage.json"
     lineage = folder.read_lineage(checkpoint) if file.is_file() else {}
@@ -228,8 +229,10 @@ def described(checkpoint: Path) -> str:
         parents.append(source)
     phase, step = folder.phase(checkpoint) or "unknown", lineage.get("step")
     return (
-        f"checkpoint: {checkpoint}, phase {phase}, step {'unknown' if step is None else format(step, ',')}, "
-        f"arch {config.arch.name}, {config.n_layer} layers, from {' <- '.join(parents) or 'nothing before it'}"
+        f"checkpoint: {checkpoint}, phase {phase}, step "
+        f"{'unknown' if step is None else format(step, ',')}, "
+        f"arch {config.arch.name}, {config.n_layer} layers, from "
+        f"{' <- '.join(parents) or 'nothing before it'}"
     )
 
 
@@ -270,7 +273,8 @@ def _pick(checkpoints: RunCheckpoints, which: str, words: str) -> Path:
         best = checkpoints.best()
         if best is None:
             raise ValueError(
-                f"{words}: no checkpoint of this run was evaluated, so there is no best one; use @latest"
+                f"{words}: no checkpoint of this run was evaluated, so there is no best one; use "
+                "@latest"
             )
         return folder.require(checkpoints.path(best[0]))
     if which.isdecimal() and int(which) in steps:

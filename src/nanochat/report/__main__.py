@@ -1,6 +1,7 @@
 """Write the page of a run and the runs before it: `python -m nanochat.report run=demo-rl`.
 
-`report.html` and `report.md` in the run's folder, or where `out=` says. `watch=true` writes them again until the run ends.
+`report.html` and `report.md` in the run's folder, or where `out=` says. `watch=true` writes them
+again until the run ends.
 """
 
 import time
@@ -64,7 +65,8 @@ def write(cfg: DictConfig, path: Path, runs: Path, out: Path) -> bool:
 
 @cache
 def defaults(phase: str, machine: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The config of a phase where only the machine is typed: with interpolations resolved, and without. None for an unknown phase."""
+    """The config of a phase where only the machine is typed: with interpolations resolved, and
+    without. None for an unknown phase."""
     if phase not in choices("phase"):
         return None
     words = [f"+phase={phase}", *([f"trainer={machine}"] if machine in choices("trainer") else [])]

@@ -1,6 +1,7 @@
 """Stroke charts as inline SVG: no script, no library, colours from the page's style sheet.
 
-A chart is as wide as its column. Its own units are those of a phone's screen, so its letters stay readable there.
+A chart is as wide as its column. Its own units are those of a phone's screen, so its letters stay
+readable there.
 """
 
 import math
@@ -81,7 +82,8 @@ def short(value: float) -> str:
 
 
 def draw(title: str, lines: Sequence[Stroke], marks: Mapping[str, float] | None = None) -> Markup:
-    """An SVG with the lines over their steps; every line has a point. `marks` are values to compare with, drawn across."""
+    """An SVG with the lines over their steps; every line has a point. `marks` are values to compare
+    with, drawn across."""
     drawn = [Stroke(one.name, thinned(one.curve), one.faint, one.dots) for one in lines]
     steps = [step for one in drawn for step, _ in one.curve]
     values = sorted(value for one in drawn for _, value in one.curve)
@@ -110,13 +112,15 @@ def draw(title: str, lines: Sequence[Stroke], marks: Mapping[str, float] | None 
     for step in ticks(first, last):
         if step == int(step):
             parts.append(
-                f'<text x="{x(step):.1f}" y="{HEIGHT - 7}" text-anchor="middle">{short(step)}</text>'
+                f'<text x="{x(step):.1f}" y="{HEIGHT - 7}" '
+                f'text-anchor="middle">{short(step)}</text>'
             )
     for name, value in marks.items():
         at = f"{y(value):.1f}"
         parts.append(
             f'<line class="mark" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>'
-            f'<text x="{WIDTH - RIGHT}" y="{at}" dy="-0.3em" text-anchor="end">{escape(name)}</text>'
+            f'<text x="{WIDTH - RIGHT}" y="{at}" dy="-0.3em" '
+            f'text-anchor="end">{escape(name)}</text>'
         )
     number = -1
     for one in drawn:
@@ -139,7 +143,10 @@ def _said(title: str, lines: Sequence[Stroke]) -> Markup:
     """The chart in words, for who cannot see it."""
     kept = [one for one in lines if not one.faint]
     said = [
-        f"{one.name} from {one.curve[0][1]:.4g} at step {one.curve[0][0]:,} to {one.curve[-1][1]:.4g} at step {one.curve[-1][0]:,}"
+        (
+            f"{one.name} from {one.curve[0][1]:.4g} at step {one.curve[0][0]:,} to "
+            f"{one.curve[-1][1]:.4g} at step {one.curve[-1][0]:,}"
+        )
         for one in kept
     ]
     return escape(f"{title}: {'; '.join(said)}")

@@ -9,7 +9,8 @@ from nanochat.report.chapter import Chapter, before, chain, find, read_chapter
 
 
 def comparisons(chapters: Sequence[Chapter], other: str | None, runs: Path) -> list[dict[str, Any]]:
-    """Each run of a lineage with another of its phase: `auto`, the one of its name before it; or those of the lineage of the run `other`."""
+    """Each run of a lineage with another of its phase: `auto`, the one of its name before it; or
+    those of the lineage of the run `other`."""
     if other is None:
         return []
     if other == "auto":

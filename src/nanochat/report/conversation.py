@@ -66,7 +66,8 @@ def messages_of(
 
 
 def turns(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """role and parts: each its kind and its text, a call of the calculator with brackets around it and its result."""
+    """role and parts: each its kind and its text, a call of the calculator with brackets around it
+    and its result."""
     found = []
     for message in messages:
         content = message["content"]

@@ -1,7 +1,9 @@
-"""The items of an evaluation on one page, for one checkpoint or several next to each other: prompt, choices, scores, answer, right or wrong.
+"""The items of an evaluation on one page, for one checkpoint or several next to each other: prompt,
+choices, scores, answer, right or wrong.
 
-The items are JSON in the page, and its one script writes them as text, a screenful at a time: thousands stay usable, and nothing that
-a model wrote is ever markup. The script is the only one that the page's policy allows.
+The items are JSON in the page, and its one script writes them as text, a screenful at a time:
+thousands stay usable, and nothing that a model wrote is ever markup. The script is the only one
+that the page's policy allows.
 """
 
 import base64
@@ -22,7 +24,8 @@ Sides = Mapping[str, Sequence[Item]]  # name of a checkpoint -> its items
 
 
 def write_items_page(out: Path, sides: Sides, *, note: str = "") -> None:
-    """Write `out` (FILE.html) and FILE.jsonl, which has an object for each item. ValueError if there is none, or for another ending."""
+    """Write `out` (FILE.html) and FILE.jsonl, which has an object for each item. ValueError if
+    there is none, or for another ending."""
     if out.suffix != ".html":
         raise ValueError(
             f"out={out} must end in .html; the items are also written next to it as JSONL"
@@ -54,7 +57,8 @@ def write_items_page(out: Path, sides: Sides, *, note: str = "") -> None:
 
 
 def paired_rows(sides: Sides) -> list[dict[str, Any]]:
-    """An item a row, in the order of the first side: what was asked, and what each side answered, None where it was not asked."""
+    """An item a row, in the order of the first side: what was asked, and what each side answered,
+    None where it was not asked."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for number, items in enumerate(sides.values()):
         for item in items:
@@ -75,7 +79,8 @@ def paired_rows(sides: Sides) -> list[dict[str, Any]]:
 
 
 def summary(rows: Sequence[dict[str, Any]], sides: int) -> list[dict[str, Any]]:
-    """For each task: the number of items, the share that is right on each side, and how many changed sides between the first and the last."""
+    """For each task: the number of items, the share that is right on each side, and how many
+    changed sides between the first and the last."""
     found = []
     for task in dict.fromkeys(row["task"] for row in rows):
         mine = [row["sides"] for row in rows if row["task"] == task]
@@ -103,7 +108,8 @@ def summary(rows: Sequence[dict[str, Any]], sides: int) -> list[dict[str, Any]]:
 
 
 def as_script_data(value: Any) -> Markup:
-    """JSON that can stand inside of a script element: without a character that could end it, and without one that hides."""
+    """JSON that can stand inside of a script element: without a character that could end it, and
+    without one that hides."""
 
     def shown(node: Any) -> Any:
         if isinstance(node, str):

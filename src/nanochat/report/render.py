@@ -1,4 +1,5 @@
-"""From a view, a plain dict, to the text of a page. What a page shows is escaped here, and nowhere else."""
+"""From a view, a plain dict, to the text of a page. What a page shows is escaped here, and nowhere
+else."""
 
 import re
 from functools import cache
@@ -9,13 +10,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Model text must not reorder what stands around it, move a cursor or hide: control characters but line breaks
-# and tabs, and the marks of bidirectional text.
+# Model text must not reorder what stands around it, move a cursor or hide: control characters but
+# line breaks and tabs, and the marks of bidirectional text.
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def render(template: str, view: dict[str, Any]) -> str:
-    """The page `template` of `view`; every text in it is escaped for HTML, or by the filters for Markdown."""
+    """The page `template` of `view`; every text in it is escaped for HTML, or by the filters for
+    Markdown."""
     text = templates().get_template(template).render(view, css=style())
     return re.sub(r"\n{3,}", "\n\n", text) if template.endswith(".md") else text
 
@@ -57,7 +59,8 @@ def cell(text: Any) -> str:
 
 
 def code(text: Any) -> str:
-    """A text as code in a cell of Markdown; a bar would end the cell, so it is another character there.
+    """A text as code in a cell of Markdown; a bar would end the cell, so it is another character
+    there.
 
     >>> code("a|`b"), code("")
     ('`` a¦`b ``', '')

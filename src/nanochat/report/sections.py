@@ -1,4 +1,5 @@
-"""The sections of the report below its phases: curves, results, samples, tokens, machine, as plain values for the templates."""
+"""The sections of the report below its phases: curves, results, samples, tokens, machine, as plain
+values for the templates."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -120,7 +121,10 @@ def published(last: Chapter, found: Sequence[dict[str, facts.Outcome]]) -> dict[
     }
     note = "As published by their authors (facts sheet 6.5); the d20 and d32 after SFT."
     if not mine:
-        note += " This run was not judged by any of these; `python -m nanochat.evaluate ckpt=RUN@latest evals=…` does it."
+        note += (
+            " This run was not judged by any of these; `python -m nanochat.evaluate "
+            "ckpt=RUN@latest evals=…` does it."
+        )
     return {"columns": list(facts.SAME), "rows": [ours, *rows], "note": note}
 
 

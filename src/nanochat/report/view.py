@@ -1,4 +1,5 @@
-"""What the report shows, as plain values for its templates: the words and numbers of every section."""
+"""What the report shows, as plain values for its templates: the words and numbers of every
+section."""
 
 import math
 import re
@@ -40,7 +41,8 @@ def report_view(
     talk: dict[str, Any] | None = None,
     refresh: int | None = None,
 ) -> dict[str, Any]:
-    """Of a lineage, its first run first. `refresh`: seconds after which the page loads itself again."""
+    """Of a lineage, its first run first. `refresh`: seconds after which the page loads itself
+    again."""
     last = chapters[-1]
     found = [facts.results(one) for one in chapters]
     phases = [phase(one, some, price, defaults) for one, some in zip(chapters, found, strict=True)]
@@ -81,7 +83,8 @@ def story(chapters: Sequence[Chapter]) -> str:
 def tiles(
     chapters: Sequence[Chapter], found: Sequence[dict[str, facts.Outcome]], price: Price
 ) -> list[tuple[str, str, str]]:
-    """(name, value, more) of what is to be seen first: did it work, how large, how long, for how much."""
+    """(name, value, more) of what is to be seen first: did it work, how large, how long, for how
+    much."""
     last = chapters[-1]
     steps = f"step {last.step:,} of {last.info.steps:,}" if last.info.steps else f"step {last.step}"
     rest = facts.left(last)
@@ -139,7 +142,8 @@ def tokenizer_lines(first: Chapter) -> list[tuple[str, str]]:
 
 
 def paid_seconds(chapter: Chapter) -> float:
-    """How long the machine was taken: from start to end, of a run that was resumed only its training."""
+    """How long the machine was taken: from start to end, of a run that was resumed only its
+    training."""
     return chapter.wall_seconds if chapter.wall_seconds is not None else chapter.seconds
 
 

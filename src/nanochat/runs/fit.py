@@ -1,4 +1,5 @@
-"""Train a run in this process: the network, the phase, its callbacks and loggers, and Lightning's Trainer around them."""
+"""Train a run in this process: the network, the phase, its callbacks and loggers, and Lightning's
+Trainer around them."""
 
 import logging
 import os
@@ -99,7 +100,8 @@ def fit(recipe: Recipe, folder: RunFolder) -> bool:
                 print(why)
         if trainer.fast_dev_run:
             print(
-                f"trainer.fast_dev_run: {step} steps and what comes at the end of a run; nothing was kept"
+                f"trainer.fast_dev_run: {step} steps and what comes at the end of a run; nothing "
+                "was kept"
             )
         else:
             ledger = recipe.data.ledger(min(step, repeated or step))
@@ -145,12 +147,11 @@ def say_prepared(recipe: Recipe, gpt: GPT, chosen: dict[str, str]) -> None:
 def build_callbacks(
     recipe: Recipe, folder: RunFolder, module: PhaseModule, rank: int
 ) -> dict[str, Any]:
-    """By name, in the order in which they run: what others change (averages of weights) is saved, evaluated and sampled."""
+    """By name, in the order in which they run: what others change (averages of weights) is saved,
+    evaluated and sampled."""
     config, checkpoints = recipe.config, recipe.checkpoints(folder)
-    sample, chosen = (
-        dict(config["sample"]),
-        {name: c for name, c in config["callbacks"].items() if c},
-    )
+    sample = dict(config["sample"])
+    chosen = {name: c for name, c in config["callbacks"].items() if c}
     prompts = list(sample.pop("prompts") or [])
     # a progress bar of Lightning's takes the place of ours
     bar = config["progress"] == "auto" and any(
