@@ -3,8 +3,10 @@
 import functools
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,9 @@ class Subject:
 
     @cached_property
     def opened(self) -> Opened:
-        return open_checkpoint(self.ckpt, device=self.device, precision=self.precision)
+        said_once = nullcontext() if self.rank == 0 else redirect_stderr(StringIO())
+        with said_once:
+            return open_checkpoint(self.ckpt, device=self.device, precision=self.precision)
 
     @cached_property
     def is_folder(self) -> bool:
