@@ -30,6 +30,10 @@ def run(cfg: DictConfig) -> list[dict[str, Any]]:
     evaluations = build_evaluations(settings)
     for evaluation in evaluations.values():
         evaluation.check()
+    if cfg.out and (cfg.show != "items" or not cfg.out.endswith(".html")):
+        raise ValueError(
+            f"out={cfg.out} is the page of show=items, FILE.html; the JSONL is next to it"
+        )
     ckpts = [cfg.ckpt] if isinstance(cfg.ckpt, str) else [str(ckpt) for ckpt in cfg.ckpt]
     if cfg.processes > 1 and not is_one_of_several():
         if code := run_again(cfg.processes):
@@ -45,6 +49,8 @@ def run(cfg: DictConfig) -> list[dict[str, Any]]:
         first = [{"checkpoint": str(one.path), "dtype": one.dtype_and_why()} for one in subjects]
     if rank == 0:
         show(ckpts, first, found)
+        if cfg.show == "items":
+            show_items(cfg.out, ckpts, first, found)
     kept = zip(first, found, strict=True)
     return [functools.reduce(dict.__or__, [f, *(one.results for one in own)]) for f, own in kept]
 
@@ -87,6 +93,19 @@ def show(ckpts: list[str], first: list[dict[str, Any]], found: list[list[Any]]) 
         apart = lines_of(alike[0])
     for line in [*apart, *more_lines(first, found)]:
         print(line)
+
+
+def show_items(
+    out: str | None, ckpts: list[str], first: list[dict[str, Any]], found: list[list[Any]]
+) -> None:
+    """Write every question with the answers of each checkpoint as a page, and as JSONL."""
+    from nanochat.evals.results import FOLDER
+    from nanochat.report.items_page import write_items_page
+
+    page = Path(out).expanduser() if out else Path(first[-1]["checkpoint"], FOLDER, "items.html")
+    items = [[item for stored in own for item in stored.items] for own in found]
+    write_items_page(page, dict(zip(ckpts, items, strict=True)))
+    print(f"items: {page}")
 
 
 def more_lines(first: list[dict[str, Any]], found: list[list[Any]]) -> list[str]:

@@ -112,6 +112,10 @@ def test_items_are_filtered_and_compared_in_a_browser(shown, tmp_path: Path) -> 
     assert card.locator("b.special").text_content() == "<|bos|>"
     assert card.locator(".prompt mark").text_content() == "␣", "the space at the end of the prompt"
     assert card.locator("tr").nth(1).locator(".badge").all_text_contents() == ["gold"]
+    heads = card.locator("th").all_text_contents()
+    assert heads == ["", "choice", "nats", "tokens"], (
+        "both sides agree on the scores: a column each"
+    )
     choose("1,200 of 2,400", task="free", verdict="all", words="")
     first = page.locator(".item").first
     first.get_by_text("show all").click()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+from nanochat.evals.results import Keeper
 from nanochat.report import chapter, facts
 from nanochat.report.__main__ import defaults
 from nanochat.report.compare import comparisons
@@ -121,15 +122,10 @@ def test_the_run_before_and_the_noise_of_its_questions(tmp_path: Path) -> None:
 
 def test_what_evaluate_stored_stands_in_place_of_training(tmp_path: Path) -> None:
     last = make_lineage(tmp_path)
-    folder = last / "checkpoints/step_000004/evals"
-    folder.mkdir()
-    stored = {
-        "evaluation": "mine",
-        "results": {"mine_accuracy": 0.5, "mine_of": "200 of 400", "CORE": 0.1, "core": ["a text"]},
-        "finished": "2026-01-03",
-    }
-    (folder / "mine-1.json").write_text(json.dumps(stored))
-    (folder / "mine-2.json").write_text("{")
+    checkpoint = last / "checkpoints/step_000004"
+    results = {"mine_accuracy": 0.5, "mine_of": "200 of 400", "CORE": 0.1, "core": ["a text"]}
+    assert Keeper(checkpoint, "mine", {"settings": 1}).keep(results, 1.0) is None
+    (checkpoint / "evals/mine-2.json").write_text("{")
     found = facts.results(chapter.chain(last, tmp_path)[1])
     assert found["mine_accuracy"] == facts.Outcome(0.5, pytest.approx(0.025), 400, "evaluate mine")
     assert found["bpb"].value == 0.75

@@ -127,6 +127,8 @@ class EvaluateCommand(LoadsCheckpoint):
     data: Annotated[dict | None, Built()] = None
     limit: Count | None
     processes: Count
+    show: Literal["items"] | None
+    out: str | None
     eval_tokens: Count | None
     rows_per_device: Count
     model: OnlyLength

@@ -1,5 +1,4 @@
-"""A run as its folder records it, and the chain of runs that it began from. Nothing of it needs the
-weights."""
+"""A run as its folder records it, and the chain of runs that it began from. Nothing of it needs the weights."""
 
 import csv
 import json
@@ -12,6 +11,7 @@ from typing import Any
 
 from nanochat.checkpoint import folder
 from nanochat.checkpoint.runs import RunCheckpoints, run_folders, started
+from nanochat.evals.results import read_results
 from nanochat.runs.listing import RunInfo, describe
 from nanochat.runs.run_folder import CONFIG, RECORD, SAMPLES, SUMMARY, read_config
 
@@ -45,7 +45,7 @@ class Chapter:
     def judged(self) -> Path | None:
         """The newest checkpoint with results."""
         found = map(self.checkpoints.path, reversed(self.checkpoints.steps()))
-        return next((p for p in found if (p / "metrics.json").is_file() or results_of(p)), None)
+        return next((p for p in found if (p / "metrics.json").is_file() or read_results(p)), None)
 
     @cached_property
     def gpt_config(self) -> Any:
@@ -72,8 +72,7 @@ class Chapter:
         return max(0.0, max(ends) - started(self.info.path)) if ends else None
 
     def samples(self) -> list[dict[str, Any]]:
-        """What it wrote, each prompt's latest text; of reinforcement learning some of the last
-        answers."""
+        """What it wrote, each prompt's latest text; of reinforcement learning some of the last answers."""
         latest = {line.get("prompt"): line for line in _lines(self.info.path / SAMPLES)}
         rollouts = list(_lines(self.info.path / "rollouts.jsonl", tail=LONGEST_TAIL))
         if rollouts:
@@ -89,8 +88,7 @@ class Chapter:
 
 
 def read_chapter(path: Path, runs: Path) -> Chapter:
-    """What the folder of a run holds. Damaged or missing files are named in `notes`; the rest is
-    there all the same."""
+    """What the folder of a run holds. Damaged or missing files are named in `notes`; the rest is there all the same."""
     notes: list[str] = []
 
     def read(file: str) -> dict[str, Any]:
@@ -114,8 +112,7 @@ def read_chapter(path: Path, runs: Path) -> Chapter:
 
 
 def curves(path: Path) -> dict[str, Curve]:
-    """metrics.csv by metric; without what is no number, and without a last line that is being
-    written."""
+    """metrics.csv by metric; without what is no number, and without a last line that is being written."""
     found: dict[str, Curve] = {}
     try:
         with (path / "metrics.csv").open(newline="") as file:
@@ -132,8 +129,7 @@ def curves(path: Path) -> dict[str, Curve]:
 
 
 def chain(path: Path, runs: Path) -> list[Chapter]:
-    """The run and those before it, the first one first. It ends where a parent is no checkpoint of
-    a run that is there."""
+    """The run and those before it, the first one first. It ends where a parent is no checkpoint of a run that is there."""
     found: list[Chapter] = []
     place: Path | None = path
     while place is not None and place not in [c.info.path for c in found]:
@@ -152,8 +148,7 @@ def run_of(checkpoint: str | None, runs: Path) -> Path | None:
 
 
 def find(words: str, runs: Path) -> Path:
-    """The run that a user names: a folder, NAME/TIME, or NAME, which is the one that began last.
-    ValueError if there is none."""
+    """The run that a user names: a folder, NAME/TIME, or NAME, which is the one that began last. ValueError if there is none."""
     name = words.removesuffix("@latest").strip("/")
     for path in (Path(words).expanduser(), runs / name):
         if (path / CONFIG).is_file():
@@ -163,8 +158,7 @@ def find(words: str, runs: Path) -> Path:
     folders = run_folders(runs, name) if "@" not in name and ".." not in name else []
     if not folders:
         raise ValueError(
-            f"run={words} is no run of {runs}; `python -m nanochat.runs` lists them. Give NAME, "
-            "NAME/TIME or a folder"
+            f"run={words} is no run of {runs}; `python -m nanochat.runs` lists them. Give NAME, NAME/TIME or a folder"
         )
     return folders[-1]
 
@@ -177,19 +171,6 @@ def before(chapter: Chapter, runs: Path) -> Path | None:
     mine = started(chapter.info.path)
     done = [p for p in places if started(p) < mine and any(p.glob("checkpoints/*/metrics.json"))]
     return done[-1] if done else None
-
-
-def results_of(checkpoint: Path) -> list[dict[str, Any]]:
-    """What `python -m nanochat.evaluate` has found out about a checkpoint, the oldest first."""
-    found = []
-    for file in checkpoint.glob("evals/*.json"):
-        try:
-            one = json.loads(file.read_text())
-        except (OSError, ValueError):
-            continue
-        if isinstance(one, dict) and isinstance(one.get("results"), dict):
-            found.append(one)
-    return sorted(found, key=lambda one: str(one.get("finished") or ""))
 
 
 def _number(text: str | None) -> float | None:

@@ -45,10 +45,15 @@ function badge(index, text, kind) {
 }
 
 function choices(item) {
-  const columns = [];
-  item.sides.forEach((side, index) => { for (const name of Object.keys(side ? side.scores : {})) columns.push([index, name]); });
+  // by name, a column for each side; one where all agree, as on the tokens of a choice
+  const columns = [], sides = item.sides.map((side, index) => [index, side]).filter(([, side]) => side);
+  for (const name of new Set(sides.flatMap(([, side]) => Object.keys(side.scores)))) {
+    const having = sides.filter(([, side]) => side.scores[name]), values = having.map(([, side]) => side.scores[name].join());
+    const alike = having.length > 1 && values.every((value) => value === values[0]);
+    for (const [index] of alike ? having.slice(0, 1) : having) columns.push([index, name, alike]);
+  }
   const head = make("tr", "", make("th", "", ""), make("th", "left", "choice"));
-  for (const [index, name] of columns) head.append(make("th", "", many ? make("i", `dot b${index % 5}`) : null, name));
+  for (const [index, name, alike] of columns) head.append(make("th", "", many && !alike ? make("i", `dot b${index % 5}`) : null, name));
   const table = make("table", "choices", head);
   item.choices.forEach((choice, place) => {
     const said = make("td", "", place === item.gold ? badge(null, "gold", "gold") : null);
