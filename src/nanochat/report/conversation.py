@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.checkpoint import folder
-from nanochat.checkpoint.folder import write_json
+from nanochat.checkpoint.atomic import write_json
 from nanochat.report.chapter import Chapter
 
 GREEDY = {
