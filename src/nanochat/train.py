@@ -5,7 +5,6 @@ process per device, which is handed the resolved config; where torchrun or srun 
 others. Heavy imports wait until the words are understood.
 """
 
-import atexit
 import logging
 import os
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nanochat.commands.app import command, one_line, overridden, stop, trial_folder
-from nanochat.commands.configs import choices, compose_command
+from nanochat.commands.configs import compose_command
 from nanochat.commands.schema import settings_of
 from nanochat.runs.launch import is_rank, read_launch
 from nanochat.runs.launched import HandOver, take_environment, take_shape
@@ -26,39 +25,6 @@ from nanochat.runs.run_folder import RunFolder
 from nanochat.runtime.settings import check
 
 others: HandOver | None = None  # the processes that a launcher has started besides this one
-
-NEXT: list[str] = []  # the words of the run that follows this one
-OF_ONE_PART = ("experiment", "phase", "init_from", "run_name", "then")
-
-
-def follow() -> None:
-    """The next part of a recipe takes the place of this process, after all of this run has ended."""
-    if NEXT:
-        sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, "-m", "nanochat.train", *NEXT])
-
-
-def next_words(config: dict[str, Any]) -> list[str]:
-    """The command line of the experiment `then`, with what was typed for this one. A dry run of it
-    starts from what this one starts from, since there is nothing else yet."""
-    kept = [w for w in sys.argv[1:] if w.partition("=")[0].lstrip("+~") not in OF_ONE_PART]
-    first = [f"init_from={config['init_from']}"] if config["dry_run"] else []
-    return [f"experiment={config['then']}", *first, *kept]
-
-
-def check_then(config: dict[str, Any]) -> None:
-    """ValueError if the experiment `then` cannot follow this run."""
-    if config["then"] not in (None, *choices("experiment")):
-        known = ", ".join(choices("experiment"))
-        raise ValueError(f"then={config['then']} is no experiment; there are {known}")
-    if config["then"] and (trial_folder() or config["trainer"].get("fast_dev_run")):
-        raise ValueError(
-            f"then={config['then']} cannot follow trials of a sweep or a fast_dev_run; add then=null"
-        )
-    if config["then"] and others is not None:
-        raise ValueError(
-            f"then={config['then']} cannot follow where torchrun or srun started the processes, which end with this run; add then=null"
-        )
 
 
 def settled(cfg: DictConfig) -> tuple[dict[str, Any], Any]:
@@ -97,7 +63,6 @@ def run(cfg: DictConfig) -> float | None:
 
     config, inherited = settled(cfg)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    check_then(config)
     recipe = build_recipe(config)
     recipe.check()
     for key, why in recipe.no_effect().items():
@@ -110,7 +75,6 @@ def run(cfg: DictConfig) -> float | None:
         check_nodes(config["trainer"])
     if config["dry_run"]:
         print("dry_run=true: nothing was trained")
-        NEXT[:] = next_words(config) if config["then"] else []
         return None
     passing = (
         TemporaryDirectory(prefix="nanochat-") if config["trainer"].get("fast_dev_run") else None
@@ -122,7 +86,6 @@ def run(cfg: DictConfig) -> float | None:
     )
     start.check_plan(recipe, folder)
     if start.is_finished(recipe, folder):
-        NEXT[:] = next_words(config) if config["then"] else []
         return start.last_result(recipe, folder)
     start.prepare(recipe, folder)
     if others is not None:
@@ -133,8 +96,6 @@ def run(cfg: DictConfig) -> float | None:
     if told:
         requeue()
     result = start.last_result(recipe, folder)
-    if config["then"] and not told:
-        NEXT[:] = next_words(config)
     if trial_folder() and told:  # and so is the sweep
         raise KeyboardInterrupt(
             f"the sweep ends with this trial; the same command with resume=auto and hydra.sweep.dir='{folder.path.parent}' goes on"
@@ -219,7 +180,6 @@ def launched_main() -> None:
 main = command("train", run)
 
 if __name__ == "__main__":
-    atexit.register(follow)  # first, so that it is called last
     if is_rank():
         rank_main(read_launch, child=True)
     elif take_environment():

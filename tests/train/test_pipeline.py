@@ -11,6 +11,7 @@ import pytest
 
 from nanochat.checkpoint.runs import RunCheckpoints
 from tests import processes
+from tests.configs.test_every_yaml import composed
 from tests.train.conftest import environment
 
 pytestmark = pytest.mark.slow
@@ -85,3 +86,14 @@ def test_a_wrong_word_is_one_line(word: str, said: str, tmp_path: Path) -> None:
     done = processes.run([COMMAND, *given], env=environment(tmp_path), cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert said in done.stderr + done.stdout
+
+
+def test_the_d34_recipe_is_mid_and_then_sft_with_rows_that_fit() -> None:
+    """The original trained d34 with 4 rows in 69.8 GB (facts sheet 6.5)."""
+    first = composed("experiment=d34_chat")
+    second = composed("experiment=d34_sft")
+    assert [one["phase"] for one in (first, second)] == ["mid", "sft"]
+    assert first["init_from"] == "karpathy/nanochat-d34"
+    assert second["init_from"] == f"{first['run_name']}@latest"
+    assert {one["data"]["rows_per_device"] for one in (first, second)} == {4}
+    assert second["trainer"]["devices"] == 1

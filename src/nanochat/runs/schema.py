@@ -165,7 +165,6 @@ class Train(Seeded):
     run_name: RunName
     init_from: str | None
     inherit: list[str]
-    then: str | None
     init_optimizer: bool | Literal["auto"]
     resume: Annotated[bool | str, Field(description="false, auto or a run folder")]
     dry_run: bool
