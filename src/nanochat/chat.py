@@ -36,6 +36,7 @@ def run(cfg: DictConfig) -> None:
             ckpts,
             device=cfg.device,
             precision=cfg.precision,
+            force=cfg.force,
             gpus=cfg.gpus,
             max_rows=cfg.max_rows,
             log_texts=cfg.log_conversations,

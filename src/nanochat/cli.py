@@ -25,7 +25,7 @@ def run(cfg: DictConfig) -> None:
     given = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(given, dict)
     settings = checked({name: given[name] for name in SETTINGS})
-    opened = open_checkpoint(cfg.ckpt, device=cfg.device, precision=cfg.precision)
+    opened = open_checkpoint(cfg.ckpt, device=cfg.device, precision=cfg.precision, force=cfg.force)
     if not opened.chats:
         instead = f"python -m nanochat.sample ckpt={cfg.ckpt} start=…"
         raise ValueError(

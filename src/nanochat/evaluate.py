@@ -41,7 +41,9 @@ def run(cfg: DictConfig) -> list[dict[str, Any]]:
         return []
     with joined(cfg.device) as (rank, processes, device):
         text = functools.partial(validation, cfg, rank, processes)
-        subjects = [Subject(c, text, device, cfg.precision, rank, processes) for c in ckpts]
+        subjects = [
+            Subject(c, text, device, cfg.precision, rank, processes, cfg.force) for c in ckpts
+        ]
         found = [
             [subject.evaluated(name, one, settings[name]) for name, one in evaluations.items()]
             for subject in subjects

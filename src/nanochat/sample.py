@@ -19,7 +19,7 @@ def run(cfg: DictConfig) -> None:
     start = str(cfg.start)
     if start.startswith("FILE:"):
         start = Path(start.removeprefix("FILE:")).read_text()
-    opened = open_checkpoint(cfg.ckpt, device=cfg.device, precision=cfg.precision)
+    opened = open_checkpoint(cfg.ckpt, device=cfg.device, precision=cfg.precision, force=cfg.force)
     texts = complete(
         opened.gpt,
         opened.tokenizer,

@@ -30,16 +30,19 @@ class Opened(NamedTuple):
         return self.phase != "base"
 
 
-def open_checkpoint(ckpt: str, *, device: str = "auto", precision: str = "auto") -> Opened:
+def open_checkpoint(
+    ckpt: str, *, device: str = "auto", precision: str = "auto", force: bool = False
+) -> Opened:
     """The checkpoint that `resolve` finds for `ckpt`, or the model that hf:ID-or-folder names; a line
-    on stderr says which. ValueError if there is none, or for a setting that does not fit."""
+    on stderr says which. ValueError if there is none, or for a setting that does not fit, and for an
+    export whose certificate is red unless `force`."""
     chosen = hardware.pick_device(device)
     dtype, why = hardware.compute_dtype(precision, chosen)
     if ckpt.startswith(huggingface.PREFIX):
         place = imported.hub_place(ckpt)
         if (kind := huggingface.read_settings(place)["model_type"]) != "gpt2":
             return _open_hub(ckpt, place, kind, chosen, dtype, why)
-    path = resolve(ckpt, base_dir() / "runs")
+    path = resolve(ckpt, base_dir() / "runs", force=force)
     print(described(path), file=sys.stderr)
     tokenizer, phase = folder.load_tokenizer(path), folder.phase(path)
     gpt = folder.load_to_run(path, device=chosen, compute_dtype=dtype)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nanochat.checkpoint import atomic, folder, imported
+from nanochat.checkpoint import atomic, certificate, exported, folder, imported
 
 FOLDER_TIME = "%Y-%m-%d_%H-%M-%S"  # name of a run's folder, in UTC, followed by Z
 BEST = "best.json"
@@ -138,23 +138,29 @@ def run_folders(runs: Path, name: str) -> list[Path]:
     return sorted(found, key=lambda p: (started(p), str(p.relative_to(runs))))
 
 
-def resolve(text: str | Path, runs: Path) -> Path:
+def resolve(text: str | Path, runs: Path, *, force: bool = False) -> Path:
     """The checkpoint folder that `text` names: a checkpoint folder, a run folder with one
     checkpoint, or RUN@latest, RUN@best, RUN@STEP.
 
-    RUN is a run name, or name/time of one run. A checkpoint of the original (`imported.find`) and a
-    GPT-2 of the hub (hf:ID-or-folder) are converted first. Two candidates are a ValueError that
-    lists them.
+    RUN is a run name, or name/time of one run. A checkpoint of the original (`imported.find`), a
+    GPT-2 of the hub (hf:ID-or-folder) and an export for transformers are converted first; an export
+    with a red certificate is a ValueError unless `force`. Two candidates are a ValueError that lists
+    them.
     """
     words = str(text)
     if words.startswith(imported.huggingface.PREFIX):
         return imported.gpt2_cached(words)
     path = Path(words).expanduser()
+    if exported.is_exported(path):
+        certificate.require_not_red(path, force=force)
+        return exported.cached(path)
     if (
         "@" not in words
         and not (path / "config.json").is_file()
         and (found := imported.find(words))
     ):
+        for place in (found.folder, *found.folder.parents[:2]):
+            certificate.require_not_red(place, force=force)
         return imported.cached(found)
     if path.is_dir():
         if (path / "checkpoints").is_dir():

@@ -42,7 +42,8 @@ from nanochat.runtime.signals import EndedBy, StopAtOnce, end_undisturbed, take_
 TEXT_KEYS = tuple(
     (
         "start prompt system stop ckpt init_from resume out run_name data.path data.val_path "
-        "tokenizer.path tokenizer_dir path store src api_key archive_dir run compare ask"
+        "tokenizer.path tokenizer_dir path store src api_key archive_dir run compare ask "
+        "interpreter peer verify push"
     ).split()
 )
 LIST_KEYS = ("evals", "cors")  # a,b,c is a list here, not a sweep
@@ -51,6 +52,7 @@ REPEATED = {
     "chat": ("ckpt",),
     "evaluate": ("ckpt",),
     "report": ("ask",),
+    "export": ("ckpt",),
 }  # settings of a command that can be given several times
 
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, ImportError)

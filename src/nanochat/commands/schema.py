@@ -47,6 +47,7 @@ class LoadsCheckpoint(Seeded):
     ckpt: str
     device: Device
     precision: Precision
+    force: bool
 
 
 class SampleCommand(LoadsCheckpoint):
@@ -84,6 +85,7 @@ class Chat(Bare):
     ckpt: list[str] | str
     device: Device
     precision: Precision
+    force: bool
     host: Annotated[str, Field(min_length=1)]
     port: Annotated[int, Field(ge=0, le=65535)]
     api_key: str | None
@@ -159,6 +161,22 @@ class Import(Bare):
     tokenizer_dir: str | None
 
 
+class ExportCommand(Bare):
+    ckpt: list[str] | str | None
+    out: str | None
+    format: Literal["hf", "nanochat", "archive"]
+    portable: bool
+    dtype: Literal["stored", "fp32", "bf16"]
+    interpreter: str | None
+    peer: str | None
+    verify: str | None
+    push: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$", description="ORG/NAME")] | None
+    private: bool
+    confirm: bool
+    trainer: bool
+    force: bool
+
+
 class Runs(Bare):
     name: str | None
     format: Literal["table", "json"]
@@ -202,6 +220,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "data": DataCommand,
     "tokenizer": TokenizerCommand,
     "import": Import,
+    "export": ExportCommand,
     "runs": Runs,
     "report": ReportCommand,
     "pipeline": Pipeline,

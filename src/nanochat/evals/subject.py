@@ -37,12 +37,15 @@ class Subject:
     precision: str = "auto"
     rank: int = 0
     world_size: int = 1
+    force: bool = False  # also an export whose certificate is red
 
     @cached_property
     def opened(self) -> Opened:
         said_once = nullcontext() if self.rank == 0 else redirect_stderr(StringIO())
         with said_once:
-            return open_checkpoint(self.ckpt, device=self.device, precision=self.precision)
+            return open_checkpoint(
+                self.ckpt, device=self.device, precision=self.precision, force=self.force
+            )
 
     @cached_property
     def is_folder(self) -> bool:
@@ -50,7 +53,9 @@ class Subject:
 
     @cached_property
     def path(self) -> Path:
-        return resolve(self.ckpt, base_dir() / "runs") if self.is_folder else self.opened.path
+        if self.is_folder:
+            return resolve(self.ckpt, base_dir() / "runs", force=self.force)
+        return self.opened.path
 
     @cached_property
     def data(self) -> Any:

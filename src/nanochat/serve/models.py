@@ -15,6 +15,7 @@ def open_models(
     *,
     device: str = "auto",
     precision: str = "auto",
+    force: bool = False,
     gpus: int = 1,
     max_rows: int = MAX_ROWS,
     log_texts: bool = False,
@@ -35,7 +36,10 @@ def open_models(
     devices = [device] if gpus == 1 else [f"cuda:{n}" for n in range(gpus)]
     models: dict[str, ServedModel] = {}
     for ckpt in ckpts:
-        opened = [open_checkpoint(ckpt, device=device, precision=precision) for device in devices]
+        opened = [
+            open_checkpoint(ckpt, device=device, precision=precision, force=force)
+            for device in devices
+        ]
         name = model_name(opened[0], set(models))
         workers = [
             Worker(

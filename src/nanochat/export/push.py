@@ -1,0 +1,50 @@
+"""Uploading an export to the hub, by `huggingface_hub`."""
+
+from pathlib import Path
+
+from nanochat.checkpoint.certificate import FREE, colour_of, files_of, require_not_red
+
+
+def to_upload(folder: Path) -> dict[str, int]:
+    """Name -> bytes of what an upload consists of."""
+    extra = [folder / name for name in FREE] + sorted((folder / ".eval_results").glob("*.yaml"))
+    there = {**files_of(folder), **{str(p.relative_to(folder)): p for p in extra if p.is_file()}}
+    return {name: path.stat().st_size for name, path in sorted(there.items())}
+
+
+def push(folder: Path, name: str, *, private: bool, confirm: bool, force: bool) -> None:
+    """Show what would be uploaded to the repository `name`, and with `confirm` upload it.
+
+    ValueError for a folder that is no export or has a red certificate, or if the hub refuses.
+    """
+    require_not_red(folder, force=force)
+    files, found = to_upload(folder), colour_of(folder)
+    if found.colour == "red" and not force:
+        raise ValueError(found.why)
+    for file, size in files.items():
+        print(f"{size:>14,}  {file}")
+    kind = "private" if private else "public"
+    print(f"certificate {found.colour}: {found.why}")
+    if not confirm:
+        print(
+            f"would upload {len(files)} files, {sum(files.values()):,} bytes, to the {kind} {name}; add confirm=true"
+        )
+        return
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    hub = HfApi()
+    try:
+        hub.create_repo(name, private=private, exist_ok=True)
+        done = hub.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            allow_patterns=list(files),
+            commit_message=f"nanochat export, certificate {found.colour}",
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"the hub did not take it: {reason}; log in with `hf auth login`, then type the same again"
+        ) from error
+    print(f"uploaded: {done}")

@@ -1,0 +1,156 @@
+"""Sizes, switches and tensor names of a GPT as `transformers` has them, in both directions.
+
+`transformers` has a model type `nanochat` for era E0 alone: no lambdas, value embeddings, smear,
+backout, windows or scaled queries. `stock_lacks` says what a model has of these. One that has none
+is written for that type, so that every program which knows it can load the model; any other for the
+modelling file that goes with the export (export/remote/). The names of the first are used in both.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from nanochat.gpt import Arch, GPTConfig
+from nanochat.gpt.counts import BIGRAM_ROWS
+from nanochat.gpt.elementary import NORM_EPS
+
+STOCK, OWN = "nanochat", "nanochat_eras"  # model_type in config.json
+OURS = "nanochat_config"  # key of config.json with this project's own sizes and switches
+_BLOCK = {
+    "attn.c_q": "self_attn.q_proj",
+    "attn.c_k": "self_attn.k_proj",
+    "attn.c_v": "self_attn.v_proj",
+    "attn.c_proj": "self_attn.o_proj",
+    "attn.ve_gate": "self_attn.value_gate",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+_WHOLE = {
+    "transformer.wte.weight": "model.embed_tokens.weight",
+    "lm_head.weight": "lm_head.weight",
+    "bigram_embed.embed.weight": "model.bigram_embed.weight",
+}
+
+
+def hf_name(name: str) -> str:
+    """
+    >>> hf_name("transformer.h.3.attn.c_q.weight"), hf_name("value_embeds.1.weight")
+    ('model.layers.3.self_attn.q_proj.weight', 'model.value_embeds.1.weight')
+    """
+    if name in _WHOLE:
+        return _WHOLE[name]
+    if name.startswith("transformer.h."):
+        layer, _, part = name.removeprefix("transformer.h.").partition(".")
+        return f"model.layers.{layer}.{_BLOCK[part.removesuffix('.weight')]}.weight"
+    return f"model.{name}"
+
+
+# switches that the modelling file or a key of config.json stands for, or that only training reads
+KNOWN = set(
+    """name width_rule rope_base rope_dtype qk_scale softcap window_pattern short_window_divisor
+    short_window_multiple long_window_limited lambdas value_embeds value_gate_channels value_gate_max
+    smear smear_channels backout bigram embed_std head_std matrix_init fc_init_scale resid_init x0_init
+    value_gate_init smear_gate_init backout_init""".split()
+)
+
+
+def nanochat_arch(config: GPTConfig) -> Arch:
+    """ValueError for a network that is none of nanochat's."""
+    if not isinstance(config.arch, Arch):
+        raise ValueError(
+            f"arch={config.arch.name} is no network of nanochat and is not exported; the hub has its own files of it"
+        )
+    return config.arch
+
+
+def unknown_switches(arch: Arch) -> list[str]:
+    """Switches that were added to `Arch` later and are on: no export computes them."""
+    return [
+        f"arch.{f.name}={getattr(arch, f.name)}"
+        for f in fields(Arch)
+        if f.name not in KNOWN and getattr(arch, f.name) != f.default
+    ]
+
+
+def rows_of_vocabulary(name: str) -> bool:
+    """Whether a tensor has a row for each token, and rows that pad their number to a multiple."""
+    return name in ("transformer.wte.weight", "lm_head.weight") or name.startswith("value_embeds.")
+
+
+def stock_lacks(config: GPTConfig) -> list[str]:
+    """What this model computes that transformers' own `nanochat` does not; empty if it is the same."""
+    arch, found = nanochat_arch(config), []
+    if arch.lambdas:
+        found.append(
+            "lambdas (resid_lambdas, x0_lambdas: the embedding mixed in before each layer)"
+        )
+    if arch.value_embeds:
+        found.append(f"value embeddings in {len(config.value_layers)} layers, with their gates")
+    if arch.smear:
+        found.append("smear (a token reads the one before it)")
+    if arch.backout:
+        found.append("backout (the middle layer taken off the last)")
+    if arch.bigram:
+        found.append("the bigram table")
+    if arch.qk_scale != 1:
+        found.append(f"queries and keys times {arch.qk_scale:g}")
+    if any(window is not None for window in config.windows):
+        windows = sorted({window for window in config.windows if window is not None})
+        found.append(f"attention windows of {' and '.join(map(str, windows))} tokens")
+    return found
+
+
+def hf_config(config: GPTConfig, *, own: bool) -> dict[str, Any]:
+    """config.json without the parts that depend on the tokenizer. `own`: for the modelling file."""
+    arch = nanochat_arch(config)
+    common = {
+        "architectures": ["NanochatErasForCausalLM" if own else "NanoChatForCausalLM"],
+        "model_type": OWN if own else STOCK,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.n_embd,
+        "intermediate_size": 4 * config.n_embd,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_kv_head,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.sequence_len,
+        "rms_norm_eps": NORM_EPS,
+        "rope_parameters": {"rope_type": "default", "rope_theta": arch.rope_base},
+        "final_logit_softcapping": arch.softcap,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        OURS: config.to_json(),
+    }
+    if not own:
+        # transformers 4 reads the base of RoPE here
+        return {**common, "hidden_act": "relu2", "rope_theta": arch.rope_base}
+    long = config.windows[-1]
+    short = next((w for w in config.windows if w != long), None)
+    kinds = ["full_attention" if w == long else "sliding_attention" for w in config.windows]
+    return {
+        **common,
+        "auto_map": {
+            "AutoConfig": "configuration_nanochat.NanochatErasConfig",
+            "AutoModel": "modeling_nanochat.NanochatErasModel",
+            "AutoModelForCausalLM": "modeling_nanochat.NanochatErasForCausalLM",
+        },
+        "rope_table_dtype": arch.rope_dtype,
+        "qk_scale": arch.qk_scale,
+        "layer_types": kinds,
+        # the keys a query sees, its own among them
+        "sliding_window": None if short is None else short + 1,
+        "long_window": None if long is None else long + 1,
+        "lambdas": arch.lambdas,
+        "value_layers": list(config.value_layers),
+        "value_gate_channels": arch.value_gate_channels,
+        "value_gate_max": arch.value_gate_max,
+        "smear": arch.smear,
+        "smear_channels": arch.smear_channels,
+        "backout": arch.backout,
+        "bigram_rows": BIGRAM_ROWS * config.vocab_size if arch.bigram else 0,
+    }
+
+
+def is_export(data: Mapping[str, Any]) -> bool:
+    """Whether a config.json is one that this project exported for transformers."""
+    return isinstance(data.get(OURS), dict)
