@@ -9,7 +9,7 @@ from gpt2_files import tokenizer
 from nanochat.checkpoint.opened import Opened, open_checkpoint
 from nanochat.checkpoint.runs import resolve
 from nanochat.inference.engine import Engine
-from nanochat.inference.scoring import last_hidden
+from nanochat.inference.likelihood import Continuation, likelihoods
 from nanochat.tokenizer.conversations import render_prompt
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -59,9 +59,15 @@ def test_texts_of_any_length_together_are_those_of_generate(kind: str, tmp_path:
     with torch.no_grad():
         expected = theirs(ids).logits
         torch.testing.assert_close(one.gpt(ids), expected, atol=1e-5, rtol=1e-5)
-        hidden = last_hidden(one.gpt, [ids[0, :9].tolist(), ids[0].tolist()])
-        both = torch.stack((expected[0, 8], expected[0, -1]))
-        torch.testing.assert_close(one.gpt.logits(hidden), both, atol=1e-5, rtol=1e-5)
+        text = ids[0].tolist()
+        asked = [Continuation(text[:9], text[9:12]), Continuation(text[:60], text[60:])]
+        nats = -expected[0].log_softmax(-1)
+        for (context, rest), found in zip(
+            asked, likelihoods(one.gpt, asked, batch_tokens=512), strict=True
+        ):
+            places = range(len(context) - 1, len(context) + len(rest) - 1)
+            plain = [float(nats[i, token]) for i, token in zip(places, rest, strict=True)]
+            assert found.nats == pytest.approx(plain, abs=1e-4)
     prompts = [ids[0, :n].tolist() for n in (3, 40, 90)]
     engine = Engine(one.gpt, one.tokenizer, ends=())
     for prompt, completion in zip(

@@ -15,7 +15,8 @@ from nanochat.checkpoint.certificate import CERTIFICATE
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.interop.hf_names import OURS, hf_name, is_export
 from nanochat.runtime.paths import base_dir
-from nanochat.tokenizer.tokenizer import TOKENIZER_FILE, tokenizer_from_json
+from nanochat.tokenizer.files import tokenizer_from_json
+from nanochat.tokenizer.tokenizer import TOKENIZER_FILE
 
 
 def is_exported(path: Path) -> bool:

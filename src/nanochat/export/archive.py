@@ -11,8 +11,8 @@ import shutil
 import tarfile
 from pathlib import Path
 
+from nanochat.checkpoint.atomic import write_json
 from nanochat.checkpoint.certificate import sha256
-from nanochat.checkpoint.folder import write_json
 
 SUMS, CONTENTS = "SHA256SUMS", "contents.json"
 RUN_FILES = ("config.yaml", "record.json", "metrics.csv", "samples", "rollouts.jsonl")

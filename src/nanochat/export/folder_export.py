@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nanochat.checkpoint import folder
+from nanochat.checkpoint.atomic import write_atomic
 from nanochat.checkpoint.certificate import read_certificate, write_certificate
 from nanochat.checkpoint.lineage import parent_hash, versions
 from nanochat.export import card, proof
@@ -102,7 +103,7 @@ def to_huggingface(
         )
         write_certificate(place, certificate)
 
-    folder.write_atomic(out, write)
+    write_atomic(out, write)
     return certificate
 
 
@@ -147,7 +148,7 @@ def to_original(
         certificate.update(prove_original(source, place, written, peer, interpreter))
         write_certificate(place, certificate)
 
-    folder.write_atomic(out, write)
+    write_atomic(out, write)
     return certificate
 
 
