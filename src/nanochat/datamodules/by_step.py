@@ -91,7 +91,7 @@ class ByStep(LightningDataModule):
     iterates over."""
 
     sequence_len: int
-    rows_per_device: int | None
+    rows_per_device: int | str | None  # auto: not chosen yet
     num_workers: int
 
     def __init__(self) -> None:
@@ -167,7 +167,7 @@ def begin_worker(number: int) -> None:
 
 
 def share_out(
-    batch_tokens: int, sequence_len: int, world_size: int, rows_per_device: int | None
+    batch_tokens: int, sequence_len: int, world_size: int, rows_per_device: int | str | None
 ) -> tuple[int, int]:
     """Rows of the global batch, and rows of a micro-batch (default: the largest divisor of a rank's
     rows up to 32).
@@ -175,6 +175,8 @@ def share_out(
     >>> share_out(524_288, 2048, 8, None)
     (256, 32)
     """
+    # auto: the run has not chosen yet (runs/forecast.py)
+    asked = rows_per_device if isinstance(rows_per_device, int) else None
     unit = sequence_len * world_size
     if batch_tokens < unit or batch_tokens % unit:
         near = max(round(batch_tokens / unit), 1) * unit
@@ -186,15 +188,11 @@ def share_out(
         )
     rows = batch_tokens // sequence_len
     rank_rows = rows // world_size
-    fits = max(
-        d
-        for d in range(1, min(rank_rows, rows_per_device or DEFAULT_ROWS) + 1)
-        if rank_rows % d == 0
-    )
-    if rows_per_device is not None and rows_per_device != fits:
+    fits = max(d for d in range(1, min(rank_rows, asked or DEFAULT_ROWS) + 1) if rank_rows % d == 0)
+    if asked is not None and asked != fits:
         raise ValueError(
-            f"batch_tokens={batch_tokens:,} is not a multiple of {rows_per_device * unit:,} "
-            f"({rows_per_device} rows x "
+            f"batch_tokens={batch_tokens:,} is not a multiple of {asked * unit:,} "
+            f"({asked} rows x "
             f"{sequence_len} tokens x {world_size} ranks); try data.rows_per_device={fits}"
         )
     return rows, fits

@@ -271,7 +271,7 @@ class ChatDataModule(ByStep):
         val_tasks: dict[str, Task],
         *,
         sequence_len: Count,
-        rows_per_device: Count | None = None,
+        rows_per_device: Count | Literal["auto"] | None = None,
         packing: Literal["best_fit", "single", "stream"] = "best_fit",
         supervise: Literal["assistant", "all"] = "assistant",
         over_long: Literal["trim", "drop"] = "trim",
@@ -335,7 +335,7 @@ class ChatDataModule(ByStep):
             ("data.num_workers", self.num_workers, 0),
             ("data.num_epochs", self.num_epochs, 1),
         ):
-            if number is not None and number < low:
+            if isinstance(number, int) and number < low:
                 raise ValueError(f"{name}={number} is below {low}; give {low} or more")
         if self.packing == "stream" and self.over_long == "drop":
             raise ValueError(

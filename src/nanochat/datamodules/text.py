@@ -52,7 +52,7 @@ class TextDataModule(ByStep):
         source: TextSource,
         *,
         sequence_len: Count,
-        rows_per_device: Count | None = None,
+        rows_per_device: Count | Literal["auto"] | None = None,
         packing: Packing = "best_fit",
         seed: Seed = 42,
         num_workers: Workers = 2,
@@ -66,7 +66,7 @@ class TextDataModule(ByStep):
             ("data.num_workers", num_workers, 0),
             ("data.prepare_workers", prepare_workers, 0),
         ):
-            if value is not None and value < low:
+            if isinstance(value, int) and value < low:
                 raise ValueError(f"{name}={value} is below {low}; give {low} or more")
         self.source = source
         self.sequence_len = sequence_len

@@ -45,7 +45,13 @@ def reference(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
 # --- PyTorch's scaled_dot_product_attention: everywhere ---
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+def sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None,
+    kernel: Callable[..., Tensor] = F.scaled_dot_product_attention,
+) -> Tensor:
     """SDPA; a window shorter than the text is cut into blocks of queries, so the work grows with T
     * window, not T**2."""
     B, T, H, D = q.shape
@@ -54,26 +60,22 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     if window is None or window >= S - 1:
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if T == S:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+            y = kernel(q, k, v, is_causal=True, enable_gqa=gqa)
         elif T == 1:
-            y = F.scaled_dot_product_attention(q, k, v, enable_gqa=gqa)
+            y = kernel(q, k, v, enable_gqa=gqa)
         else:
-            y = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=sees(T, S, None, q.device), enable_gqa=gqa
-            )
+            y = kernel(q, k, v, attn_mask=sees(T, S, None, q.device), enable_gqa=gqa)
         return y.transpose(1, 2)
     if T == 1:
-        return sdpa(q, k[:, -window - 1 :], v[:, -window - 1 :], None)
+        return sdpa(q, k[:, -window - 1 :], v[:, -window - 1 :], None, kernel)
     block = window
     if T != S or block < 1 or T % block or 2 * block > T:
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=sees(T, S, window, q.device), enable_gqa=gqa
-        )
+        y = kernel(q, k, v, attn_mask=sees(T, S, window, q.device), enable_gqa=gqa)
         return y.transpose(1, 2)
     # the first block has nothing before it and is plainly causal; block n >= 1 sees the window
     # before it and itself
-    first = sdpa(q[:, :block], k[:, :block], v[:, :block], None)
+    first = sdpa(q[:, :block], k[:, :block], v[:, :block], None, kernel)
     N = T // block - 1
     qb = q[:, block:].reshape(B * N, block, H, D)
     span = window + block
@@ -81,9 +83,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     kb = k.unfold(1, span, block).permute(0, 1, 4, 2, 3).reshape(B * N, span, G, D)
     vb = v.unfold(1, span, block).permute(0, 1, 4, 2, 3).reshape(B * N, span, G, D)
     qb, kb, vb = qb.transpose(1, 2), kb.transpose(1, 2), vb.transpose(1, 2)
-    rest = F.scaled_dot_product_attention(
-        qb, kb, vb, attn_mask=sees(block, span, window, q.device), enable_gqa=gqa
-    )
+    rest = kernel(qb, kb, vb, attn_mask=sees(block, span, window, q.device), enable_gqa=gqa)
     rest = rest.transpose(1, 2).reshape(B, T - block, H, D)
     return torch.cat((first, rest), 1)
 

@@ -22,7 +22,7 @@ CHUNK_VALUES_GPU = 2**27
 
 def chunk_rows(vocab: int, device: torch.device) -> int:
     """Tokens per chunk, a power of two between 64 and 8192."""
-    budget = CHUNK_VALUES_CPU if device.type == "cpu" else CHUNK_VALUES_GPU
+    budget = CHUNK_VALUES_CPU if device.type in ("cpu", "meta") else CHUNK_VALUES_GPU
     return max(64, min(8192, 2 ** ((budget // vocab).bit_length() - 1)))
 
 

@@ -30,6 +30,7 @@ from nanochat.gpt.attention import Attend
 from nanochat.gpt.config import Arch, GPTConfig
 from nanochat.gpt.counts import BIGRAM_ROWS
 from nanochat.gpt.elementary import norm, rope_table, rotate
+from nanochat.gpt.recompute import recomputed
 
 
 class Linear(nn.Linear):
@@ -173,6 +174,7 @@ class GPT(nn.Module):
         self.config = config
         self.compute_dtype = torch.float32
         self.attend: Attend = attention.sdpa
+        self._run_block: Callable = recomputed("none")
         self._trunk: Callable = self._run_trunk
         self._loss_step: Callable = loss.capped_loss_and_grad
         self._compiled_shape: tuple[int, int] | None = None
@@ -313,6 +315,7 @@ class GPT(nn.Module):
         *,
         compute_dtype: torch.dtype,
         attention_backend: str = "auto",
+        checkpointing: str = "none",
         compile_for: tuple[int, int] | None = None,
         by_block: bool = False,
     ) -> dict[str, str]:
@@ -321,6 +324,7 @@ class GPT(nn.Module):
 
         `compile_for` is the shape (B, T) of the micro-batches to compile for; any other shape runs
         uncompiled. `by_block`: compile each block alone, as where its weights are gathered before it.
+        `checkpointing` is one of recompute.KINDS.
         """
         config, device = self.config, self.device
         self.compute_dtype = compute_dtype
@@ -339,6 +343,7 @@ class GPT(nn.Module):
         self.attend = attention.BACKENDS[name]
         self.cos = torch.empty(0, device=device)
         self.grow_rope(config.sequence_len)
+        self._run_block = recomputed(checkpointing)
         self._compiled_shape = compile_for
         if compile_for is not None:
             if by_block:
@@ -430,6 +435,7 @@ class GPT(nn.Module):
         """
         arch, dtype, n = self.config.arch, x.dtype, self.config.n_layer
         x0, halfway = x, x
+        run = self._run_block if torch.is_grad_enabled() else recomputed("none")
         for i, block in enumerate(self.transformer.h):
             if arch.lambdas:
                 x = self.mixed(i, x, x0)
@@ -437,7 +443,7 @@ class GPT(nn.Module):
                 x = x + self.bigram_lambdas[i].to(dtype) * bigram
             has_ve = i in self.config.value_layers
             ve = self.value_embeds[str(i)](idx).to(dtype) if has_ve else None  # (B, T, G * D)
-            x = block(x, ve, cos, sin, attends[i])
+            x = run(block, x, ve, cos, sin, attends[i])
             if i == n // 2:
                 halfway = x
         if arch.backout:

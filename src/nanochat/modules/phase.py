@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nanochat.gpt import GPT
+from nanochat.modules.halving import Halving
 from nanochat.optim import GroupedOptimizer, Schedule
 from nanochat.runtime.lightning_private import count_micro_batches
 
@@ -61,6 +62,7 @@ class PhaseModule(L.LightningModule):
         self.number = 1  # of the step that the current batch belongs to, from 1
         self.numbers: dict[str, float] = {}  # other metrics of the last finished step, to be logged
         self._running: Tensor | None = None
+        self.halving = Halving()
 
     def micro_loss(self, batch: dict[str, Any]) -> Tensor:
         """Summed loss over the supervised tokens of one micro-batch. A phase defines it."""
@@ -70,10 +72,18 @@ class PhaseModule(L.LightningModule):
         # Lightning divides by the micro-batches of a step and DDP by the processes; both are undone
         # here, because the loss is a sum over the global batch divided by its supervised tokens,
         # however it is split
-        loss = self.micro_loss(batch) / batch["num_targets"]
+        loss = self._fitting_loss(batch) / batch["num_targets"]
         share = loss.detach()
         self._running = share if self._running is None else self._running + share
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def _fitting_loss(self, batch: dict[str, Any]) -> Tensor:
+        """`micro_loss`, in parts where memory has run out. DDP counts on one backward pass a
+        micro-batch, so with several processes there it ends the run."""
+        if self.trainer.world_size > 1 or "idx" not in batch:
+            return self.micro_loss(batch)
+        params = [p for p in self.gpt.parameters() if p.requires_grad]
+        return self.halving.loss(self.micro_loss, batch, params)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.number = self.global_step + 1

@@ -18,9 +18,10 @@ from nanochat.modules.phase import PhaseModule
 from nanochat.runs import parent, show
 from nanochat.runs.parts import build, build_loggers
 from nanochat.runs.recipe import Recipe
-from nanochat.runs.run_folder import SAMPLES, RunFolder, read_record, write_summary
+from nanochat.runs.run_folder import SAMPLES, RunFolder, add_to_record, read_record, write_summary
 from nanochat.runs.start import newest
 from nanochat.runs.trainer import build_trainer, fast_steps, repeated_steps
+from nanochat.runtime import hardware
 from nanochat.runtime.settings import locate
 from nanochat.runtime.signals import kill_workers_at_exit
 
@@ -35,11 +36,15 @@ def fit(recipe: Recipe, folder: RunFolder) -> bool:
     resume_step = int(start.name.removeprefix("step_")) if start else 0
     if rank == 0:
         say_resumed(folder, resume_step, problems)
+    before = hardware.memory_used(recipe.device)
     gpt = recipe.build_gpt(filled=start is None)
     shape = (recipe.data.micro_rows, recipe.gpt_config.sequence_len)
     chosen = gpt.prepare(
         compute_dtype=recipe.dtype[0],
         attention_backend=recipe.attention(),
+        checkpointing=kinds
+        if (kinds := recipe.config["compute"]["checkpointing"]) != "auto"
+        else "none",
         compile_for=shape if recipe.wants_compile() else None,
         by_block=recipe.config["trainer"]["strategy"] == "fsdp",
     )
@@ -86,6 +91,7 @@ def fit(recipe: Recipe, folder: RunFolder) -> bool:
         trainer.fit(module, datamodule=recipe.data, ckpt_path=start)
     except MisconfigurationException as error:
         raise ValueError(f"Lightning refuses this run: {error}") from error
+    peak = int(hardware.peak_gib(recipe.device) * 2**30) - before
     step, place = trainer.global_step, checkpoints.path(trainer.global_step)
     # it was stopped between a step and the evaluation of it: the last one, or by a callback
     if (
@@ -95,6 +101,9 @@ def fit(recipe: Recipe, folder: RunFolder) -> bool:
     ):
         evaluate.catch_up(trainer, module)
     if rank == 0:
+        add_to_record(
+            folder, {"outcome": {"peak_bytes": peak, "training_seconds": module.clock.seconds}}
+        )
         for callback in trainer.callbacks:
             if why := getattr(callback, "stopping_reason_message", None):  # EarlyStopping
                 print(why)

@@ -24,6 +24,7 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.gpt.attention import runnable
 from nanochat.modules.phase import PhaseModule
 from nanochat.runs import parent, parts, show
+from nanochat.runs.forecast import Forecast, foresee, is_foreseen
 from nanochat.runs.plan import Plan, estimate_seconds
 from nanochat.runs.run_folder import RunFolder
 from nanochat.runs.schema import Train
@@ -190,8 +191,25 @@ class Recipe:
             self.config["compute"]["expected_mfu"],
         )
 
+    @cached_property
+    def forecast(self) -> Forecast:
+        """Memory, time and cost, with what is `auto` chosen by them."""
+        return foresee(self)
+
+    def choose_by_forecast(self) -> None:
+        """Set rows of a micro-batch and what is recomputed where they are `auto`."""
+        data, compute = self.config["data"], self.config["compute"]
+        compute["checkpointing"] = self.forecast.checkpointing
+        if data.get("rows_per_device") == "auto":
+            memory = self.forecast.memory
+            data["rows_per_device"] = memory.rows if memory else None
+            if "data" in vars(self):
+                self.data.rows_per_device = data["rows_per_device"]
+
     def print_plan(self, inherited: Sequence[tuple[str, str, str]] = ()) -> None:
         """The derived numbers, before anything is trained. `inherited`: (setting, value, source) of what the parent's run gives."""
+        if foreseen := is_foreseen(self.config):
+            self.choose_by_forecast()
         machine = None if self.config["dry_run"] else (self.hardware.name, self.expected_seconds)
         schedule = optim.build_schedule(self.config["optim"]["schedule"]).describe(self.plan.steps)
         show.planned(
@@ -202,7 +220,8 @@ class Recipe:
             machine=machine,
             groups=self.config["optim"]["groups"],
             schedule=schedule,
-            notes=self.notes(),
+            forecast=self.forecast.rows() if foreseen else (),
+            notes=(*self.notes(), *(self.forecast.notes() if foreseen else ())),
         )
 
     def share_out(self, plan: Plan, sizes: GPTConfig) -> tuple[int, int]:
@@ -232,6 +251,18 @@ class Recipe:
     def plan_facts(self) -> dict[str, Any]:
         """The plan in numbers, for the record."""
         return {k: v for k, v in vars(self.plan).items() if k not in ("config", "notes")}
+
+    def forecast_facts(self) -> dict[str, Any] | None:
+        """The forecast in numbers, for the record."""
+        if not is_foreseen(self.config):
+            return None
+        found = self.forecast
+        return {
+            "peak_bytes": found.memory and found.memory.peak,
+            "parts": found.memory and found.memory.parts(),
+            "seconds": found.seconds,
+            "checkpointing": found.checkpointing,
+        }
 
     def length_shows(self, before: dict[str, Any], done: int, old: int, new: int) -> str | None:
         """Why the `done` first steps of a run of `old` steps are not those of one of `new` steps, None if they are. `before` is its config."""

@@ -201,6 +201,12 @@ class RLRecipe(ChatRecipe):
             ),
         }
 
+    def choose_by_forecast(self) -> None:
+        """Texts of many lengths are not foreseen."""
+
+    def forecast_facts(self) -> None:
+        """None."""
+
     def print_plan(self, inherited: Sequence[tuple[str, str, str]] = ()) -> None:
         if inherited:
             show.inherited(inherited)

@@ -24,7 +24,7 @@ FREE_KEYS = frozenset(
     (
         "resume debug dry_run logger progress log_every save_every eval_every sample_every "
         "checkpoints eval_tokens eval_at_start tasks sample paths size recipe force evals "
-        "pass_at_k val_task"
+        "pass_at_k val_task price_per_gpu_hour"
     ).split()
 )
 FREE_INSIDE = {
@@ -45,7 +45,7 @@ FREE_INSIDE = {
             "enable_model_summary",
         }
     ),
-    "compute": frozenset({"compile", "attention", "expected_mfu"}),
+    "compute": frozenset({"compile", "attention", "checkpointing", "card", "expected_mfu"}),
     "callbacks": frozenset({"report", "save", "evaluate", "sample"}),
 }
 # Settings that determine the length of a run, and those that must be given to keep the rest of the
@@ -241,6 +241,14 @@ def write_summary(folder: RunFolder, step: int, seconds: float, ledger: dict[str
     """What a run that stops or ends has used: training seconds, and every token by its fate."""
     found = {"step": step, "seconds": seconds, "ended": now().isoformat(), "ledger": ledger}
     _replace(folder.path / SUMMARY, json.dumps(found, indent=2) + "\n")
+
+
+def add_to_record(folder: RunFolder, facts: dict[str, Any]) -> None:
+    """Write facts that are known at the end of a run."""
+    file = folder.path / RECORD
+    if file.is_file():
+        record = _parsed(file, json.loads, ValueError) | facts
+        _replace(file, json.dumps(record, indent=2, default=str) + "\n")
 
 
 def _replace(path: Path, text: str) -> None:

@@ -76,6 +76,8 @@ class Compute(Settings):
     precision: Precision
     compile: bool | Literal["auto"]
     attention: Literal["auto", "sdpa", "flex", "reference"]
+    checkpointing: Literal["none", "attention", "block", "auto"]
+    card: Literal["B200", "H200", "H100", "A100", "L40S", "L4", "5090", "4090", "3090"] | None
     expected_mfu: Annotated[float, Field(gt=0, le=1)]
 
 
@@ -168,6 +170,7 @@ class Train(Seeded):
     init_optimizer: bool | Literal["auto"]
     resume: Annotated[bool | str, Field(description="false, auto or a run folder")]
     dry_run: bool
+    price_per_gpu_hour: Positive | None
     progress: Literal["auto", "bar", "lines", "none"]
     max_steps: Count | None
     batch_tokens: Count | None

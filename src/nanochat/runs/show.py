@@ -35,6 +35,7 @@ def planned(
     machine: tuple[str, float | None] | None,
     groups: dict[str, dict[str, Any]],
     schedule: str = "",
+    forecast: Sequence[tuple[str, str]] = (),
     notes: Sequence[str] = (),
 ) -> None:
     """Print the derived numbers as a table, then the notes.
@@ -83,6 +84,8 @@ def planned(
             if seconds
             else f"not known for {device}",
         )
+    for row in forecast:
+        table.add_row(*row)
     console().print(table)
     for note in notes:
         print(f"note: {note}")

@@ -136,6 +136,7 @@ def prepare(recipe: Recipe, folder: RunFolder) -> None:
         },
         "seed": recipe.config["seed"],
         "plan": recipe.plan_facts(),
+        "forecast": recipe.forecast_facts(),
         "data": manifest,
         "parent": None
         if recipe.parent is None

@@ -45,6 +45,18 @@ PEAK_BANDWIDTH = {
     "5090": 1.79e12,
     "3090": 936e9,
 }
+# from: the makers' data sheets, decimal bytes
+CARD_MEMORY = {
+    "B200": 180e9,
+    "H200": 141e9,
+    "H100": 80e9,
+    "A100": 80e9,
+    "L40S": 48e9,
+    "L4": 24e9,
+    "5090": 32e9,
+    "4090": 24e9,
+    "3090": 24e9,
+}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -178,6 +190,18 @@ def reset_peak(device: torch.device) -> None:
     else:
         with suppress(OSError):  # Linux; elsewhere the peak is that of the whole process
             Path("/proc/self/clear_refs").write_text("5")
+
+
+def memory_used(device: torch.device) -> int:
+    """Bytes that the GPU's allocator, else this process, has now; the peak begins anew. 0 if
+    unknown."""
+    reset_peak(device)
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def peak_gib(device: torch.device) -> float:
