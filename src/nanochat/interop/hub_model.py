@@ -201,9 +201,10 @@ def load(
 
     register(OURS, _attention)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=compute_dtype, attn_implementation="eager", local_files_only=True
-        ).to(device)
+        )
+        model.to(device)
         config = sizes_of(model.config)
         ends = model.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or [])
