@@ -69,10 +69,13 @@ def gb(size: int) -> str:
 
 
 def machine(compute: dict[str, Any], device: hardware.Hardware | None) -> tuple[str, int | None]:
-    """Name and bytes of the device that is planned for: `compute.card`, or the one that is here."""
-    if compute["card"]:
-        return compute["card"], int(hardware.CARD_MEMORY[compute["card"]])
-    return (device.name, device.memory_bytes) if device else ("a device not known here", None)
+    """Name and bytes of the device that is planned for: the one that is here, in a dry run
+    `compute.card`."""
+    if device:
+        return device.name, device.memory_bytes
+    if card := compute["card"]:
+        return card, int(hardware.CARD_MEMORY[card])
+    return "a device not known here", None
 
 
 def choose(recipe: Any, plan: Plan, sizes: GPTConfig, limit: int | None) -> tuple[Memory, str]:
