@@ -97,6 +97,8 @@ def choose(recipe: Any, plan: Plan, sizes: GPTConfig, limit: int | None) -> tupl
             compiled=on_card(config) and config["compute"]["compile"] is not False,
             head_on_card=on_card(config),
             world_size=recipe.world_size,
+            # every rank updates a share (distributed/sharing.py), or holds one (distributed/fsdp.py)
+            sharded="all" if config["trainer"]["strategy"] == "fsdp" else "optimizer",
         )
         fits = largest_rows(memory, room, rank_rows, DEFAULT_ROWS) if limit else micro
         wanted = min(FEW_ROWS, rank_rows) if asked == "auto" else micro
@@ -118,7 +120,8 @@ def foresee(recipe: Any) -> Forecast:
     peak = here.peak_flops if here else hardware.PEAK_FLOPS.get(compute["card"] or "")
     seconds = estimate_seconds(plan, peak, recipe.world_size, compute["expected_mfu"])
     price = config["price_per_gpu_hour"]
-    saved = 4 * counts.parameters(sizes)["total"] + (memory.optimizer if memory else 0)
+    state = memory.optimizer * recipe.world_size if memory else 0  # of all ranks
+    saved = 4 * counts.parameters(sizes)["total"] + state
     return Forecast(
         memory=memory,
         limit=limit,

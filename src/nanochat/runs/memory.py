@@ -156,10 +156,9 @@ def predict(
     evaluated = (evaluation_rows or rows) * T * C * dtype.itemsize * 12 + 2 * V * C
     across = {"no": 1, "optimizer": 1, "all": world_size}[sharded]
     of_state = 1 if sharded == "no" else world_size
-    buckets = gradients if world_size > 1 and sharded != "all" else 0
     return Memory(
         weights=weights // across,
-        gradients=(gradients + buckets) // across,
+        gradients=gradients // across,  # views of DDP's buckets (distributed/strategies.py)
         optimizer=state // of_state,
         fixed=max(fixed, 0),
         per_row=per_row,
