@@ -58,15 +58,16 @@ def run(cfg: DictConfig) -> list[dict[str, Any]]:
 
 
 def settings_asked(cfg: DictConfig) -> dict[str, Any]:
-    """The settings of the evaluations, by name, with `limit` in each that has one. ValueError if none
-    has."""
+    """The settings of the evaluations, by name, with `limit` in each that has one. ValueError if
+    none has."""
     settings: Any = OmegaConf.to_container(cfg.evals, resolve=True)
     settings = {name: one for name, one in settings.items() if one and one.get("of") != {}}
     if cfg.limit is not None:
         limited = [one for one in settings.values() if "limit" in one]
         if not limited:
             raise ValueError(
-                f"limit={cfg.limit} cannot take effect: {', '.join(settings)} ask no questions; drop it"
+                f"limit={cfg.limit} cannot take effect: {', '.join(settings)} ask no questions; "
+                "drop it"
             )
         for one in limited:
             one["limit"] = cfg.limit
@@ -74,8 +75,8 @@ def settings_asked(cfg: DictConfig) -> dict[str, Any]:
 
 
 def show(ckpts: list[str], first: list[dict[str, Any]], found: list[list[Any]]) -> None:
-    """What was found of each checkpoint: lines of one, a table of several, in which only numbers with
-    like passports are in one row."""
+    """What was found of each checkpoint: lines of one, a table of several, in which only numbers
+    with like passports are in one row."""
     from nanochat.evals.results import differences
 
     alike, apart = list(first), []
@@ -111,8 +112,8 @@ def show_items(
 
 
 def more_lines(first: list[dict[str, Any]], found: list[list[Any]]) -> list[str]:
-    """Of one checkpoint its tasks with errors and smooth numbers, of two their paired differences, of
-    more the signal-to-noise of each number."""
+    """Of one checkpoint its tasks with errors and smooth numbers, of two their paired differences,
+    of more the signal-to-noise of each number."""
     from nanochat.evals.comparing import noise_lines, pair_lines, task_lines
     from nanochat.evals.results import differences
 
@@ -158,7 +159,8 @@ def show_table(ckpts: list[str], results: list[dict[str, Any]]) -> None:
 
 
 def named(words: list[str]) -> list[str]:
-    """The command-line words with `evals=[a,b]` as what Hydra composes: evaluations of conf/eval, tasks among `evals.tasks.of`.
+    """The command-line words with `evals=[a,b]` as what Hydra composes: evaluations of conf/eval,
+    tasks among `evals.tasks.of`.
 
     ValueError names one that is not known, and those that are.
     """
@@ -173,7 +175,8 @@ def named(words: list[str]) -> list[str]:
         if unknown := [name for name in names if name not in (*evals, *tasks)]:
             known = [*evals, *(name for name in tasks if can_be_scored(name))]
             raise ValueError(
-                f"evals={unknown[0]} is not known; choose from {', '.join(known)}; several as evals=bpb,sample"
+                f"evals={unknown[0]} is not known; choose from {', '.join(known)}; several as "
+                "evals=bpb,sample"
             )
         found += [f"~eval@evals.{name}" for name in DEFAULT if name not in names]
         found += [
@@ -206,7 +209,8 @@ def validation(
 
 
 def validation_data(checkpoint: Path) -> dict[str, Any]:
-    """The `data` of the run that a checkpoint comes from; of the nearest one before it where that had questions, not text.
+    """The `data` of the run that a checkpoint comes from; of the nearest one before it where that
+    had questions, not text.
 
     ValueError if there is none.
     """
@@ -221,7 +225,8 @@ def validation_data(checkpoint: Path) -> dict[str, Any]:
     if parent and Path(parent).is_dir():
         return validation_data(Path(parent))
     raise ValueError(
-        f"{checkpoint} was trained without a validation text that bpb could take; say which, as data=pydocs"
+        f"{checkpoint} was trained without a validation text that bpb could take; say which, as "
+        "data=pydocs"
     )
 
 

@@ -1,8 +1,9 @@
 """Train a model: `python -m nanochat.train +phase=base model=d20 trainer=8xh100`.
 
-Compose (Hydra, once), build (the phase's recipe, runs/), call. With several devices the parent composes, prints the plan and starts one
-process per device, which is handed the resolved config; where torchrun or srun has started them, the first composes and hands it to the
-others. Heavy imports wait until the words are understood.
+Compose (Hydra, once), build (the phase's recipe, runs/), call. With several devices the parent
+composes, prints the plan and starts one process per device, which is handed the resolved config;
+where torchrun or srun has started them, the first composes and hands it to the others. Heavy
+imports wait until the words are understood.
 """
 
 import logging
@@ -41,9 +42,8 @@ def settled(cfg: DictConfig) -> tuple[dict[str, Any], Any]:
         print(described(checkpoint), file=sys.stderr)
         parent.take_sizes(cfg, checkpoint, overridden)
         inherited = parent.inherit(cfg, checkpoint, overridden, compose_command("train"))
-        cfg.init_from = lasting_name(
-            checkpoint, base_dir() / "runs"
-        )  # @latest may be another tomorrow
+        # @latest may be another tomorrow
+        cfg.init_from = lasting_name(checkpoint, base_dir() / "runs")
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config = check(config, settings_of("train", config))  # what came from the parent too
     absolute_paths(config)
@@ -51,7 +51,8 @@ def settled(cfg: DictConfig) -> tuple[dict[str, Any], Any]:
 
 
 def run(cfg: DictConfig) -> float | None:
-    """One run or one trial of a sweep. Returns the last val/bpb, which is what a sweeper minimises."""
+    """One run or one trial of a sweep. Returns the last val/bpb, which is what a sweeper
+    minimises."""
     from nanochat import distributed
     from nanochat.runs import start
     from nanochat.runs.fit import fit
@@ -98,7 +99,8 @@ def run(cfg: DictConfig) -> float | None:
     result = start.last_result(recipe, folder)
     if trial_folder() and told:  # and so is the sweep
         raise KeyboardInterrupt(
-            f"the sweep ends with this trial; the same command with resume=auto and hydra.sweep.dir='{folder.path.parent}' goes on"
+            "the sweep ends with this trial; the same command with resume=auto and "
+            f"hydra.sweep.dir='{folder.path.parent}' goes on"
         )
     return result
 
@@ -107,7 +109,8 @@ PATHS = ("path", "val_path", "shards_dir", "rendered_dir")
 
 
 def absolute_paths(config: dict[str, Any]) -> None:
-    """Make the paths of data and tasks independent of the current directory, for ranks and for a later resume."""
+    """Make the paths of data and tasks independent of the current directory, for ranks and for a
+    later resume."""
 
     def walk(node: dict[str, Any]) -> None:
         for key, value in node.items():
@@ -127,7 +130,8 @@ def absolute_paths(config: dict[str, Any]) -> None:
 def rank_main(start: Callable[[], tuple[RunFolder, dict[str, Any]]], *, child: bool) -> None:
     """What every process of several does: no Hydra, no folder of its own, no output but rank 0's.
 
-    `start` gives the run; `child`: of a process that has composed it, and reports the errors of its ranks.
+    `start` gives the run; `child`: of a process that has composed it, and reports the errors of its
+    ranks.
     """
     from nanochat import distributed
     from nanochat.runs.fit import fit
@@ -166,7 +170,8 @@ def rank_main(start: Callable[[], tuple[RunFolder, dict[str, Any]]], *, child: b
 
 
 def launched_main() -> None:
-    """One of the processes that torchrun or srun has started: the first is the command, the others wait for what it makes of its words."""
+    """One of the processes that torchrun or srun has started: the first is the command, the others
+    wait for what it makes of its words."""
     global others
     others = HandOver()
     if os.environ["RANK"] != "0":

@@ -1,4 +1,5 @@
-"""Writing so that a kill at any instant leaves the old content or the new: under a temporary name, fsynced, then renamed."""
+"""Writing so that a kill at any instant leaves the old content or the new: under a temporary name,
+fsynced, then renamed."""
 
 import errno
 import json
@@ -39,8 +40,9 @@ def write_together(
     gather: Callable[[Path], None],
     write: Callable[[Path, list[T]], None],
 ) -> None:
-    """As `write_atomic`, called on every rank. Each calls `part(temporary folder)`, then `gather` of it, in which they may exchange
-    something, and the first at last `write(temporary folder, results of part)`. A failure on one raises on all."""
+    """As `write_atomic`, called on every rank. Each calls `part(temporary folder)`, then `gather`
+    of it, in which they may exchange something, and the first at last `write(temporary folder,
+    results of part)`. A failure on one raises on all."""
     first = distributed.rank() == 0
     with tidied(path) as temporary:
         place = distributed.everywhere(lambda: begin(temporary) if first else temporary)[0]
@@ -77,7 +79,8 @@ def put(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def tidied(path: Path) -> Iterator[Path]:
-    """The temporary name for `path`. After a failure nothing is left under it; a full disk is said in words."""
+    """The temporary name for `path`. After a failure nothing is left under it; a full disk is said
+    in words."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
     try:
         yield temporary
@@ -86,7 +89,8 @@ def tidied(path: Path) -> Iterator[Path]:
         if disk_was_full(error):
             free = shutil.disk_usage(path.parent).free
             raise OSError(
-                f"no space left on the disk of {path.parent} ({free / 2**20:.0f} MiB free) while writing {path.name}; "
+                f"no space left on the disk of {path.parent} ({free / 2**20:.0f} MiB free) while "
+                f"writing {path.name}; "
                 "earlier checkpoints are unchanged: free some space, then continue with resume=auto"
             ) from error
         raise

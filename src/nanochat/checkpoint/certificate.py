@@ -1,4 +1,5 @@
-"""The certificate of an exported folder: that it computed the same as the checkpoint it was made of.
+"""The certificate of an exported folder: that it computed the same as the checkpoint it was made
+of.
 
 `export/proof.py` makes it, with the SHA-256 of every file, which for weights is also what the hub
 shows. Whoever has the folder can check it against them. Three colours:
@@ -48,7 +49,8 @@ def _seal(data: dict[str, Any]) -> str:
 
 
 def write_certificate(folder: Path, data: dict[str, Any]) -> None:
-    """`data` has `verdict` (a colour) and `why`; the hashes of the files and a hash of all of it are added."""
+    """`data` has `verdict` (a colour) and `why`; the hashes of the files and a hash of all of it
+    are added."""
     files = {
         name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for name, path in files_of(folder).items()
@@ -63,7 +65,8 @@ def read_certificate(folder: Path) -> dict[str, Any]:
     file = folder / CERTIFICATE
     if not file.is_file():
         raise ValueError(
-            f"{folder} has no {CERTIFICATE}; python -m nanochat.export ckpt=… out=DIR writes a folder that has one"
+            f"{folder} has no {CERTIFICATE}; python -m nanochat.export ckpt=… out=DIR writes a "
+            "folder that has one"
         )
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
@@ -94,7 +97,8 @@ def colour_of(folder: Path) -> Status:
 
 
 def require_not_red(folder: Path, *, force: bool = False) -> None:
-    """ValueError if the folder is an export with a red certificate. Without a certificate it is none."""
+    """ValueError if the folder is an export with a red certificate. Without a certificate it is
+    none."""
     if force or not (folder / CERTIFICATE).is_file():
         return
     found = colour_of(folder)

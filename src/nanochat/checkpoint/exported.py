@@ -1,4 +1,5 @@
-"""A folder that was exported for transformers, read back as a checkpoint folder: also after training elsewhere."""
+"""A folder that was exported for transformers, read back as a checkpoint folder: also after
+training elsewhere."""
 
 import hashlib
 import json
@@ -28,7 +29,8 @@ def is_exported(path: Path) -> bool:
 
 
 def cached(path: Path) -> Path:
-    """The checkpoint folder made of it below `NANOCHAT_BASE_DIR/imported`, at first use. ValueError if a part is missing."""
+    """The checkpoint folder made of it below `NANOCHAT_BASE_DIR/imported`, at first use. ValueError
+    if a part is missing."""
     files = sorted([*path.glob("*.safetensors"), path / "config.json", path / TOKENIZER_FILE])
     if missing := [file for file in files if not file.is_file()]:
         raise ValueError(f"{missing[0]} is missing; copy the export again")
@@ -43,7 +45,8 @@ def cached(path: Path) -> Path:
 
 
 def read_weights(path: Path, config: GPTConfig) -> dict[str, Tensor]:
-    """Our names -> tensors, with zeros in the rows that pad the vocabulary. ValueError if one is missing or left over."""
+    """Our names -> tensors, with zeros in the rows that pad the vocabulary. ValueError if one is
+    missing or left over."""
     with torch.device("meta"):
         wanted = {name: p.shape for name, p in GPT(config).state_dict().items()}
     found = {}
@@ -66,7 +69,8 @@ def read_weights(path: Path, config: GPTConfig) -> dict[str, Tensor]:
 
 
 def _tokenizer(content: dict[str, Any]) -> Any:
-    """Ours of an exported tokenizer.json, whose first step takes out the template's cuts (export/text_files.py)."""
+    """Ours of an exported tokenizer.json, whose first step takes out the template's cuts
+    (export/text_files.py)."""
     steps = content["pre_tokenizer"]["pretokenizers"][1:]
     content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
     return tokenizer_from_json(json.dumps(content))

@@ -127,7 +127,10 @@ def problem(path: Path, *, state: bool = False) -> str | None:
         if not file.is_file():
             return f"{path} has no {STATE}" if name == STATE else f"{file} is missing"
         if file.stat().st_size != size:
-            return f"{file} has {file.stat().st_size:,} bytes instead of {size:,}: it is truncated or was changed"
+            return (
+                f"{file} has {file.stat().st_size:,} bytes instead of {size:,}: it is truncated or "
+                "was changed"
+            )
         if expected and hashes.wanted() and hashes.file_hash(file) != expected:
             return (
                 f"{file} is damaged or was changed: its {hashes.HASH} is not the one in files.json"
@@ -165,7 +168,8 @@ def read_config(path: Path) -> GPTConfig:
         return GPTConfig.from_json(read_json(file))
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{file} does not describe a model ({error}); it is damaged or was changed: copy it again"
+            f"{file} does not describe a model ({error}); it is damaged or was changed: copy it "
+            "again"
         ) from error
     except ValueError as error:
         raise ValueError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
@@ -197,7 +201,8 @@ def read_state(path: Path, *, by_rows: bool = False) -> dict[str, Any]:
     file = path / STATE
     if path.is_dir() and not file.is_file():
         raise ValueError(
-            f"{path} has no {STATE}, so training cannot resume from it; start a new run with init_from={path}"
+            f"{path} has no {STATE}, so training cannot resume from it; start a new run with "
+            f"init_from={path}"
         )
     require(path, state=True)
     try:
@@ -224,7 +229,8 @@ def load_tokenizer(path: Path) -> Any:
     expected = read_json(path / "config.json").get("tokenizer_hash")
     if tokenizer.hash != expected:
         raise ValueError(
-            f"the tokenizer in {path} has hash {tokenizer.hash}, the model was trained with {expected}; put the right one back"
+            f"the tokenizer in {path} has hash {tokenizer.hash}, the model was trained with "
+            f"{expected}; put the right one back"
         )
     return tokenizer
 

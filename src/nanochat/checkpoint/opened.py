@@ -33,9 +33,9 @@ class Opened(NamedTuple):
 def open_checkpoint(
     ckpt: str, *, device: str = "auto", precision: str = "auto", force: bool = False
 ) -> Opened:
-    """The checkpoint that `resolve` finds for `ckpt`, or the model that hf:ID-or-folder names; a line
-    on stderr says which. ValueError if there is none, or for a setting that does not fit, and for an
-    export whose certificate is red unless `force`."""
+    """The checkpoint that `resolve` finds for `ckpt`, or the model that hf:ID-or-folder names; a
+    line on stderr says which. ValueError if there is none, or for a setting that does not fit, and
+    for an export whose certificate is red unless `force`."""
     chosen = hardware.pick_device(device)
     dtype, why = hardware.compute_dtype(precision, chosen)
     if ckpt.startswith(huggingface.PREFIX):
@@ -58,7 +58,8 @@ def _open_hub(
     phase = None if tokenizer.template else "base"  # only with a template it is known how to ask it
     print(
         f"checkpoint: {place}, a {kind} run through transformers, {gpt.config.n_layer} layers, "
-        f"{'chats by its own template' if tokenizer.template else 'without a chat template'}; it cannot be trained here",
+        f"{'chats by its own template' if tokenizer.template else 'without a chat template'}; it "
+        "cannot be trained here",
         file=sys.stderr,
     )
     return Opened(place, gpt, tokenizer, phase, device, dtype, why, imported.hub_name(ckpt))

@@ -1,4 +1,5 @@
-"""The state of an optimizer in a checkpoint: a file from each rank with the rows it updates, and an index of all.
+"""The state of an optimizer in a checkpoint: a file from each rank with the rows it updates, and an
+index of all.
 
     trainer/optim-00003.safetensors   what rank 3 holds, as NAME/KEY: transformer.wte.weight/exp_avg
     trainer/optim.json                name -> the rows [start, stop) that each file has of it, and values that are no tensors
@@ -25,7 +26,8 @@ def file_name(rank: int) -> str:
 
 
 def write(folder: Path, rank: int, optimizer: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the state that this rank holds; its entry of the index. `optimizer` is the `state_dict` of a GroupedOptimizer.
+    """Write the state that this rank holds; its entry of the index. `optimizer` is the `state_dict`
+    of a GroupedOptimizer.
 
     `rows` in it, name -> [start, stop), are what it holds."""
     tensors: dict[str, Tensor] = {}
@@ -49,7 +51,8 @@ def write_index(folder: Path, entries: list[dict[str, Any]]) -> None:
 
 
 class OptimizerFiles:
-    """Called with the name of a parameter and rows [start, stop), or None for all: their state, None if there is none."""
+    """Called with the name of a parameter and rows [start, stop), or None for all: their state,
+    None if there is none."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -87,7 +90,8 @@ class OptimizerFiles:
     def _tensors(
         self, file: str, name: Any, keys: list[str], part: slice | None
     ) -> dict[str, Tensor]:
-        """The tensors of a state, or a part of their rows; those without dimensions belong to every row."""
+        """The tensors of a state, or a part of their rows; those without dimensions belong to every
+        row."""
         try:
             with safe_open(self.folder / file, framework="pt") as opened:
 

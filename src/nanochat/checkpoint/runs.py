@@ -144,8 +144,8 @@ def resolve(text: str | Path, runs: Path, *, force: bool = False) -> Path:
 
     RUN is a run name, or name/time of one run. A checkpoint of the original (`imported.find`), a
     GPT-2 of the hub (hf:ID-or-folder) and an export for transformers are converted first; an export
-    with a red certificate is a ValueError unless `force`. Two candidates are a ValueError that lists
-    them.
+    with a red certificate is a ValueError unless `force`. Two candidates are a ValueError that
+    lists them.
     """
     words = str(text)
     if words.startswith(imported.huggingface.PREFIX):

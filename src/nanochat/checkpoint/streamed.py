@@ -1,4 +1,5 @@
-"""Weights into a safetensors file one at a time, gathered from the ranks that hold their rows: none has more than one of them whole."""
+"""Weights into a safetensors file one at a time, gathered from the ranks that hold their rows: none
+has more than one of them whole."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +17,8 @@ NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", tor
 
 
 def header(weights: Mapping[str, Tensor]) -> bytes:
-    """What comes before the data: its length in 8 bytes, then JSON with dtype, shape and place of each tensor."""
+    """What comes before the data: its length in 8 bytes, then JSON with dtype, shape and place of
+    each tensor."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, tensor in weights.items():
@@ -33,7 +35,8 @@ def header(weights: Mapping[str, Tensor]) -> bytes:
 
 
 def save_gathered(file: Path, weights: Mapping[str, Any]) -> None:
-    """Called on every rank with DTensors; the first writes. After an error it goes on gathering, as the others do, and raises at the end."""
+    """Called on every rank with DTensors; the first writes. After an error it goes on gathering, as
+    the others do, and raises at the end."""
     failure: OSError | None = None
     opened = file.open("wb") if distributed.rank() == 0 else None
     pieces = (bytes_of(weight.detach().full_tensor()) for weight in weights.values())

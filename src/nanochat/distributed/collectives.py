@@ -73,7 +73,8 @@ class FailedElsewhere(RuntimeError):
 
 
 def everywhere(call: Callable[[], T]) -> list[T]:
-    """The results of `call()` on every rank, in the order of the ranks; if it raised on any, this raises on every rank."""
+    """The results of `call()` on every rank, in the order of the ranks; if it raised on any, this
+    raises on every rank."""
     failure: BaseException | None = None
     result = None
     try:

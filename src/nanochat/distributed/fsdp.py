@@ -1,6 +1,8 @@
-"""A network whose parameters are shared out by rows: FSDP2 (Zhao et al. 2023, "PyTorch FSDP", arXiv:2304.11277; in PyTorch `fully_shard`).
+"""A network whose parameters are shared out by rows: FSDP2 (Zhao et al. 2023, "PyTorch FSDP",
+arXiv:2304.11277; in PyTorch `fully_shard`).
 
-A unit's weights are gathered before it is used and let go after it. The network itself is the last unit, of what is in no other.
+A unit's weights are gathered before it is used and let go after it. The network itself is the last
+unit, of what is in no other.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,10 +31,12 @@ def share_by_rows(
     dtype: torch.dtype,
     enter: str,
 ) -> None:
-    """Share out the parameters of `network` over the ranks of `mesh`. `enter` is the method that begins a forward pass.
+    """Share out the parameters of `network` over the ranks of `mesh`. `enter` is the method that
+    begins a forward pass.
 
-    Blocks, which cast their weights to the compute `dtype` anyhow, are gathered in it; gradients are added up in fp32. Tables and what
-    else there is stay in fp32, as the gradients of rows that are looked up are added in the dtype of the table.
+    Blocks, which cast their weights to the compute `dtype` anyhow, are gathered in it; gradients
+    are added up in fp32. Tables and what else there is stay in fp32, as the gradients of rows that
+    are looked up are added in the dtype of the table.
     """
     low = dtype if dtype != torch.float32 else None
     policy = MixedPrecisionPolicy(
@@ -47,7 +51,8 @@ def share_by_rows(
 
 
 def held(rows: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The rows [start, stop) of `rows` that FSDP2 places on a rank: chunks of one size, the last ones shorter or empty.
+    """The rows [start, stop) of `rows` that FSDP2 places on a rank: chunks of one size, the last
+    ones shorter or empty.
 
     >>> [held(5, rank, 4) for rank in range(4)]
     [(0, 2), (2, 4), (4, 5), (5, 5)]
@@ -58,7 +63,8 @@ def held(rows: int, rank: int, world_size: int) -> tuple[int, int]:
 
 @torch.no_grad()
 def fill(network: nn.Module, whole: dict[str, Tensor]) -> None:
-    """Copy into each parameter the rows that are on this rank. `whole` (name -> tensor) may be mapped files: other rows are not read."""
+    """Copy into each parameter the rows that are on this rank. `whole` (name -> tensor) may be
+    mapped files: other rows are not read."""
     for name, p in network.named_parameters():
         tensor, mine = whole[name], local(p)
         start, stop = held(len(tensor), dist.get_rank(), dist.get_world_size())
@@ -66,8 +72,9 @@ def fill(network: nn.Module, whole: dict[str, Tensor]) -> None:
 
 
 class ByRows(Replicated):
-    """Weights and gradients of every parameter are on all ranks by rows. A rule that works row by row updates those it has. For one
-    that needs whole matrices the rows go to the owner of each, and the updated ones come back, while another batch is computed."""
+    """Weights and gradients of every parameter are on all ranks by rows. A rule that works row by
+    row updates those it has. For one that needs whole matrices the rows go to the owner of each,
+    and the updated ones come back, while another batch is computed."""
 
     def begin(self, params: Sequence[Tensor], by_rows: Sequence[bool]) -> None:
         shapes = [tuple(p.shape) for p in params]
@@ -165,7 +172,8 @@ class ByRows(Replicated):
 
 
 class RowExchange:
-    """Flat tensors from each rank to each other under way. `sizes` are the elements that come from each rank."""
+    """Flat tensors from each rank to each other under way. `sizes` are the elements that come from
+    each rank."""
 
     def __init__(
         self, out: list[list[Tensor]], sizes: list[int], *, like: Tensor, take: Any = None

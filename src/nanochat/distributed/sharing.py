@@ -1,8 +1,10 @@
 """Which rows of each parameter a rank updates, and the exchange of what it has updated.
 
-Every rank of a run has the gradients of a step, but one rank alone updates a given row and holds its optimizer state (Rajbhandari
-et al. 2020, "ZeRO", stage 1, arXiv:1910.02054). A rule that works row by row shares out the rows of a large tensor. A rule that needs a
-whole matrix (Muon) gives each matrix to one rank, balanced by cost, as nanochat does (facts sheet 2.2). A rule knows nothing of it.
+Every rank of a run has the gradients of a step, but one rank alone updates a given row and holds
+its optimizer state (Rajbhandari et al. 2020, "ZeRO", stage 1, arXiv:1910.02054). A rule that works
+row by row shares out the rows of a large tensor. A rule that needs a whole matrix (Muon) gives each
+matrix to one rank, balanced by cost, as nanochat does (facts sheet 2.2). A rule knows nothing of
+it.
 """
 
 from collections import defaultdict
@@ -17,7 +19,8 @@ SMALL = 1024  # from: facts sheet 2.2, elements; a tensor with fewer is updated 
 
 
 class RowShare(NamedTuple):
-    """Rows [start, stop) of a parameter, which the rank `owner` updates. A tensor without dimensions has one row."""
+    """Rows [start, stop) of a parameter, which the rank `owner` updates. A tensor without
+    dimensions has one row."""
 
     start: int
     stop: int
@@ -37,7 +40,8 @@ def rows_of(shape: Sequence[int]) -> int:
 
 
 def cost(shape: Sequence[int], by_rows: bool) -> float:
-    """Relative time of an update: elements, and for a matrix as a whole its products, m n min(m, n).
+    """Relative time of an update: elements, and for a matrix as a whole its products, m n min(m,
+    n).
 
     The rounds of Muon are products of (k, l) by (l, k) and of (k, k) by (k, l), with k = min(m, n).
     """
@@ -116,14 +120,15 @@ class Unshared:
     def updates(
         self, batches: Sequence[tuple[Any, list[Tensor]]]
     ) -> Iterator[tuple[Any, list[Update]]]:
-        """For each (key, parameters) the key and what this rank is to update before it asks for the next."""
+        """For each (key, parameters) the key and what this rank is to update before it asks for the
+        next."""
         for key, params in batches:
             yield key, [Update(p, p, p.grad) for p in params if p.grad is not None]
 
 
 class Replicated(Unshared):
-    """Every rank has all parameters and, after DDP's reduction, all gradients. Updated rows are sent to the others while the next batch
-    is computed."""
+    """Every rank has all parameters and, after DDP's reduction, all gradients. Updated rows are
+    sent to the others while the next batch is computed."""
 
     def __init__(self) -> None:
         super().__init__()

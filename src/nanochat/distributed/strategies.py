@@ -1,4 +1,5 @@
-"""Lightning's strategies, with saving and loading that are the run's own: every rank writes its part of a checkpoint folder."""
+"""Lightning's strategies, with saving and loading that are the run's own: every rank writes its
+part of a checkpoint folder."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,8 +27,9 @@ class FolderDDP(DDPStrategy):
 
 
 class FolderFSDP(ModelParallelStrategy):
-    """FSDP2 over all ranks. Lightning's own saving goes through torch.distributed.checkpoint, straight into the final folder, and makes
-    the optimizer's state by a step with zero gradients; here neither is used."""
+    """FSDP2 over all ranks. Lightning's own saving goes through torch.distributed.checkpoint,
+    straight into the final folder, and makes the optimizer's state by a step with zero gradients;
+    here neither is used."""
 
     def __init__(self, world_size: int) -> None:
         super().__init__(data_parallel_size=world_size, tensor_parallel_size=1)

@@ -93,9 +93,9 @@ class NanochatLM(TemplateLM):
         return ids if add_special_tokens is False else [self.text.bos_id, *ids]
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """The ids of both together, parted where those of the context alone end. Where a token holds
-        the end of one and the beginning of the other it is judged, as in CORE; the harness would put
-        the context's own tokens before it, which together are another text."""
+        """The ids of both together, parted where those of the context alone end. Where a token
+        holds the end of one and the beginning of the other it is judged, as in CORE; the harness
+        would put the context's own tokens before it, which together are another text."""
         whole, alone = self.tok_encode(context + continuation), self.tok_encode(context.rstrip())
         n = common_prefix([whole, alone])
         return whole[:n], whole[n:]

@@ -1,4 +1,5 @@
-"""Export a checkpoint for other programs: `python -m nanochat.export ckpt=PATH out=DIR format=hf`."""
+"""Export a checkpoint for other programs: `python -m nanochat.export ckpt=PATH out=DIR
+format=hf`."""
 
 from pathlib import Path
 from typing import Any
@@ -87,11 +88,15 @@ def show(certificate: dict[str, Any]) -> None:
             value = "not finite" if row["logit"] is None else f"{row['logit']:.2e}"
             more = ""
             if row.get("theirs_from_fp32") is not None:
-                more = f" (from fp32: it {row['theirs_from_fp32']:.2e}, ours {row['our_own_from_fp32'] or 0:.2e})"
+                more = (
+                    f" (from fp32: it {row['theirs_from_fp32']:.2e}, ours "
+                    f"{row['our_own_from_fp32'] or 0:.2e})"
+                )
             print(f"{row['dtype']:9} {row['where']}: logits differ by {value}{more}")
         else:
             print(
-                f"{row['dtype']:9} greedy after {row['greedy_after']} tokens: {row['same_tokens']} of {row['tokens']} the same"
+                f"{row['dtype']:9} greedy after {row['greedy_after']} tokens: {row['same_tokens']} "
+                f"of {row['tokens']} the same"
             )
     for note in certificate.get("notes", []):
         print(f"note: {note}")

@@ -1,4 +1,5 @@
-"""Packing checkpoints to be taken elsewhere: a .tar of each, and SHA256SUMS, which `sha256sum -c` checks at the other end.
+"""Packing checkpoints to be taken elsewhere: a .tar of each, and SHA256SUMS, which `sha256sum -c`
+checks at the other end.
 
 A piece has its name only when it is whole, and is not packed again while what it was made of is
 unchanged: a call that was killed, or lost its disk, is simply repeated.
@@ -29,7 +30,8 @@ def piece_name(checkpoint: Path) -> str:
 
 
 def files_to_pack(checkpoint: Path, *, trainer: bool) -> dict[str, Path]:
-    """Name inside the archive -> file: the checkpoint with its evaluations, and the record of its run."""
+    """Name inside the archive -> file: the checkpoint with its evaluations, and the record of its
+    run."""
     found = {
         f"checkpoint/{path.relative_to(checkpoint)}": path
         for path in sorted(checkpoint.rglob("*"))

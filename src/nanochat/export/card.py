@@ -26,7 +26,8 @@ PERCENT = ("accuracy", "pass@1")
 
 @dataclass(frozen=True)
 class Score:
-    """A number and what it was measured on. `dataset` is a name on the hub, None if it is not from there."""
+    """A number and what it was measured on. `dataset` is a name on the hub, None if it is not from
+    there."""
 
     task: str
     metric: str
@@ -37,7 +38,8 @@ class Score:
 
 
 def scores_of(checkpoint: Path) -> list[Score]:
-    """What is stored with a checkpoint: the evaluations of its run, then those of `nanochat.evaluate`, which replace them."""
+    """What is stored with a checkpoint: the evaluations of its run, then those of
+    `nanochat.evaluate`, which replace them."""
     found: dict[tuple[str, str], Score] = {}
     results = [checkpoint / "metrics.json", *sorted((checkpoint / "evals").glob("*.json"))]
     for file in results:
@@ -136,7 +138,8 @@ def _body(
     facts = {
         "phase": phase or "unknown",
         "parameters": f"{total:,}",
-        "sizes": f"{config.n_layer} layers, width {config.n_embd}, {config.n_head} heads of {config.head_dim}, "
+        "sizes": f"{config.n_layer} layers, width {config.n_embd}, {config.n_head} heads of "
+        f"{config.head_dim}, "
         f"context {config.sequence_len:,}, vocabulary {config.vocab_size:,}",
         "architecture": f"nanochat {config.arch.name}",
         "step": f"{step:,}",
@@ -167,7 +170,10 @@ def _body(
     if rows := [row for row in certificate.get("comparisons", []) if "where" in row]:
         lines += ["| precision | where | largest difference of a logit |", "|---|---|---|"]
         lines += [
-            f"| {row['dtype']} | {row['where']} | {'not finite' if row['logit'] is None else format(row['logit'], '.1e')} |"
+            (
+                f"| {row['dtype']} | {row['where']} | "
+                f"{'not finite' if row['logit'] is None else format(row['logit'], '.1e')} |"
+            )
             for row in rows
         ]
     lines += [f"- Not in stock programs: {item}" for item in certificate["unsupported"]]

@@ -1,4 +1,5 @@
-"""One export from beginning to end: written under a temporary name, compared, certified, renamed."""
+"""One export from beginning to end: written under a temporary name, compared, certified,
+renamed."""
 
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,14 @@ class Origin:
 def to_huggingface(
     source: Origin, out: Path, *, portable: bool, dtype: str, interpreter: str | None
 ) -> dict[str, Any]:
-    """Write the folder `out`; its certificate. ValueError if `portable` and stock transformers lacks something."""
+    """Write the folder `out`; its certificate. ValueError if `portable` and stock transformers
+    lacks something."""
     lacks = stock_lacks(source.config)
     if portable and lacks:
         raise ValueError(
             f"portable=true: no stock program computes {'; '.join(lacks)}. "
-            f"Train with arch=classic for one that does, or export with portable=false, which adds a modelling file"
+            "Train with arch=classic for one that does, or export with portable=false, which adds "
+            "a modelling file"
         )
     rounded = DTYPES.get(dtype)
     certificate: dict[str, Any] = {}

@@ -1,4 +1,5 @@
-"""A checkpoint as a folder that `transformers` loads: config.json, safetensors, tokenizer, template.
+"""A checkpoint as a folder that `transformers` loads: config.json, safetensors, tokenizer,
+template.
 
 Every tensor of the checkpoint is written, under another name and without the rows that only pad the
 vocabulary; one that has no name there is an error. Weights over 5 GB are cut into several files as
@@ -39,7 +40,8 @@ def reader(weights: Path, config: GPTConfig, dtype: torch.dtype | None) -> Calla
 
 
 def tensor_names(weights: Path, config: GPTConfig) -> list[str]:
-    """The names in a weights file. ValueError unless they are exactly those of a model of `config`."""
+    """The names in a weights file. ValueError unless they are exactly those of a model of
+    `config`."""
     with safe_open(weights, framework="pt") as file:
         there = set(file.keys())
     with torch.device("meta"):
@@ -81,7 +83,8 @@ def write_folder(
     own: bool,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """All files but the card and the certificate. `own`: with the modelling file of this project."""
+    """All files but the card and the certificate. `own`: with the modelling file of this
+    project."""
     weights = checkpoint / "model.safetensors"
     names, read = tensor_names(weights, config), reader(weights, config, dtype)
     write_weights(folder, names, read)
@@ -91,7 +94,8 @@ def write_folder(
         "dtype": str(read("lm_head.weight").dtype).removeprefix("torch."),
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.specials[ends(phase)],
-        # transformers gives a table whose padding token is known no gradient for it: none may have that
+        # transformers gives a table whose padding token is known no gradient for it: none may have
+        # that
         "pad_token_id": None,
     }
     write_json(folder / "config.json", sizes)

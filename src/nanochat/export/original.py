@@ -1,4 +1,5 @@
-"""A checkpoint as the original's own files, in the folders where its code looks for them (facts sheet 5.4, 3.3).
+"""A checkpoint as the original's own files, in the folders where its code looks for them (facts
+sheet 5.4, 3.3).
 
     OUT/base_checkpoints/d20/   model_021400.pt  meta_021400.json
     OUT/tokenizer/              tokenizer.pkl  token_bytes.pt
@@ -50,7 +51,8 @@ class OriginalFiles(NamedTuple):
 
 
 def era_of(arch: Arch) -> str:
-    """The era whose code computes what a model of `arch` does. ValueError that names what none has."""
+    """The era whose code computes what a model of `arch` does. ValueError that names what none
+    has."""
     found = [era for era in ERAS if not differences(arch, era)]
     if not found:
         nearest = min(ERAS, key=lambda era: len(differences(arch, era)))
@@ -87,7 +89,8 @@ def write_original(
     metrics: dict[str, Any],
     phase: str | None,
 ) -> OriginalFiles:
-    """Write the files below `folder`. ValueError for a model or tokenizer that the original has no files for."""
+    """Write the files below `folder`. ValueError for a model or tokenizer that the original has no
+    files for."""
     arch = nanochat_arch(config)
     era = era_of(arch)
     if not isinstance(tokenizer, BPETokenizer):
@@ -124,8 +127,10 @@ def write_original(
     (words / "tokenizer.pkl").write_bytes(encoding_pickle(tokenizer))
     torch.save(torch.from_numpy(tokenizer.token_bytes), words / "token_bytes.pt")
     (folder / "README.md").write_text(
-        f"A {phase} model in nanochat's files, era {era}: its code of {CODE[era]} computes the same with it, "
-        f"other code does not.\n\n    NANOCHAT_BASE_DIR=THIS_FOLDER python -m scripts.chat_cli -i {phase}\n"
+        f"A {phase} model in nanochat's files, era {era}: its code of {CODE[era]} computes the "
+        "same with it, "
+        "other code does not.\n\n    NANOCHAT_BASE_DIR=THIS_FOLDER python -m scripts.chat_cli -i "
+        f"{phase}\n"
     )
     return OriginalFiles(phase, tag, step, era)
 
@@ -148,7 +153,8 @@ def encoding_pickle(tokenizer: BPETokenizer) -> bytes:
             pickle.EMPTY_TUPLE,
             pickle.NEWOBJ,  # an Encoding made of nothing …
             body[2 : -len(pickle.STOP)],
-            pickle.BUILD,  # … given this state; in the place of STOP, so the frame's length stays true
+            # … given this state; in the place of STOP, so the frame's length stays true
+            pickle.BUILD,
             pickle.STOP,
         )
     )

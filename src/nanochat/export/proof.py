@@ -1,4 +1,5 @@
-"""The comparison that an export's certificate records: our GPT and the program that the export is for.
+"""The comparison that an export's certificate records: our GPT and the program that the export is
+for.
 
 Both get one text, and the logits of every position are compared, in fp32, bf16 and fp16. Both write
 64 tokens greedily after a short start, one longer than the shortest window, and one longer than
@@ -22,7 +23,9 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer.conversations import render_prompt
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-BOUND = 1e-4  # of a logit in fp32, over texts longer than 2,048 tokens; measured 3e-6 to 2.7e-5 (experiments/export)
+# of a logit in fp32, over texts longer than 2,048 tokens; measured 3e-6 to 2.7e-5
+# (experiments/export)
+BOUND = 1e-4
 TOKENS = 64  # written greedily
 DTYPES = ("float32", "bfloat16", "float16")
 FAR = 2048  # tokens, from: the training length of every published nanochat
@@ -47,7 +50,8 @@ CONVERSATIONS: list[list[dict[str, Any]]] = [
 
 
 def text_ids(tokenizer: Tokenizer, length: int) -> list[int]:
-    """`length` ids to compare with: the source of the GPT, or for a tokenizer that cannot encode it any ids."""
+    """`length` ids to compare with: the source of the GPT, or for a tokenizer that cannot encode it
+    any ids."""
     source = (Path(__file__).parents[1] / "gpt" / "model.py").read_text(encoding="utf-8")
     ids: list[int] = []
     with contextlib.suppress(ValueError):
@@ -93,7 +97,8 @@ def logits_of(gpt: GPT, ids: Sequence[int]) -> np.ndarray:
 
 
 def agreement(gpt: GPT, start: list[int], written: list[int]) -> int:
-    """How many of the tokens `written` after `start` are those that ours writes; a tie within `BOUND` is either."""
+    """How many of the tokens `written` after `start` are those that ours writes; a tie within
+    `BOUND` is either."""
     logits = logits_of(gpt, [*start, *written])[len(start) - 1 : -1]  # (64, V)
     chosen = logits[np.arange(len(written)), written]
     other = np.flatnonzero(logits.max(-1) - chosen > BOUND)
@@ -209,7 +214,8 @@ def what_is_wrong(
             wrong.append(f"logits differ by {row['logit']} in {row['where']}")
         if "tokens" in row and row["same_tokens"] < row["tokens"]:
             wrong.append(
-                f"after {row['greedy_after']} tokens only {row['same_tokens']} of {row['tokens']} greedy tokens are the same"
+                f"after {row['greedy_after']} tokens only {row['same_tokens']} of {row['tokens']} "
+                "greedy tokens are the same"
             )
     for number, (theirs, ours) in enumerate(zip(answer["prompts"], expected, strict=True)):
         if theirs != ours:

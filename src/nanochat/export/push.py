@@ -27,7 +27,8 @@ def push(folder: Path, name: str, *, private: bool, confirm: bool, force: bool) 
     print(f"certificate {found.colour}: {found.why}")
     if not confirm:
         print(
-            f"would upload {len(files)} files, {sum(files.values()):,} bytes, to the {kind} {name}; add confirm=true"
+            f"would upload {len(files)} files, {sum(files.values()):,} bytes, to the {kind} "
+            f"{name}; add confirm=true"
         )
         return
     from huggingface_hub import HfApi
@@ -45,6 +46,7 @@ def push(folder: Path, name: str, *, private: bool, confirm: bool, force: bool) 
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"the hub did not take it: {reason}; log in with `hf auth login`, then type the same again"
+            f"the hub did not take it: {reason}; log in with `hf auth login`, then type the same "
+            "again"
         ) from error
     print(f"uploaded: {done}")

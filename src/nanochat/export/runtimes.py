@@ -1,4 +1,5 @@
-"""Running an export in another program: in a process of its own, which sees the folder and nothing of ours."""
+"""Running an export in another program: in a process of its own, which sees the folder and nothing
+of ours."""
 
 import json
 import os

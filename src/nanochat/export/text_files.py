@@ -3,7 +3,8 @@
 `tokenizer.json` is ours with two additions. It begins a text with <|bos|>, as every document and
 conversation in training does. And it takes out CUT, two characters that Unicode reserves for use
 inside a program, and splits there: with it the chat template gives exactly the ids of
-tokenizer/conversations.py, which encodes each part by itself and never makes a special token of text.
+tokenizer/conversations.py, which encodes each part by itself and never makes a special token of
+text.
 """
 
 import json

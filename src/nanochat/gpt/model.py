@@ -298,8 +298,8 @@ class GPT(nn.Module):
         return {name: _role(name) for name, _ in self.named_parameters()}
 
     def whole(self) -> "GPT":
-        """This network with all weights in this process, for running: where they are shared out over ranks a copy, in which no rank
-        waits for another, else itself. Every rank calls it."""
+        """This network with all weights in this process, for running: where they are shared out
+        over ranks a copy, in which no rank waits for another, else itself. Every rank calls it."""
         if all(type(p) is nn.Parameter for p in self.parameters()):
             return self
         with torch.device("meta"):
@@ -323,8 +323,8 @@ class GPT(nn.Module):
         printing.
 
         `compile_for` is the shape (B, T) of the micro-batches to compile for; any other shape runs
-        uncompiled. `by_block`: compile each block alone, as where its weights are gathered before it.
-        `checkpointing` is one of recompute.KINDS.
+        uncompiled. `by_block`: compile each block alone, as where its weights are gathered before
+        it. `checkpointing` is one of recompute.KINDS.
         """
         config, device = self.config, self.device
         self.compute_dtype = compute_dtype

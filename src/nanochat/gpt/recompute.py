@@ -39,7 +39,8 @@ def _keep(context: Any, operation: Any, *args: Any, **kwargs: Any) -> Checkpoint
 
 
 def recomputed(kind: str) -> Callable[..., Any]:
-    """`run(block, *args)`, which is `block(*args)` with what `kind` says kept for its backward pass."""
+    """`run(block, *args)`, which is `block(*args)` with what `kind` says kept for its backward
+    pass."""
     if kind == "none":
         return _plain
     selective = partial(create_selective_checkpoint_contexts, _keep)

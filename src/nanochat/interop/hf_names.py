@@ -58,7 +58,8 @@ def nanochat_arch(config: GPTConfig) -> Arch:
     """ValueError for a network that is none of nanochat's."""
     if not isinstance(config.arch, Arch):
         raise ValueError(
-            f"arch={config.arch.name} is no network of nanochat and is not exported; the hub has its own files of it"
+            f"arch={config.arch.name} is no network of nanochat and is not exported; the hub has "
+            "its own files of it"
         )
     return config.arch
 
@@ -78,7 +79,8 @@ def rows_of_vocabulary(name: str) -> bool:
 
 
 def stock_lacks(config: GPTConfig) -> list[str]:
-    """What this model computes that transformers' own `nanochat` does not; empty if it is the same."""
+    """What this model computes that transformers' own `nanochat` does not; empty if it is the
+    same."""
     arch, found = nanochat_arch(config), []
     if arch.lambdas:
         found.append(

@@ -120,7 +120,8 @@ class PhaseModule(L.LightningModule):
 
     @contextmanager
     def whole_gpt(self) -> Iterator[None]:
-        """Inside, `gpt` has all weights in every process and is not trained: for evaluating and sampling. All processes enter together."""
+        """Inside, `gpt` has all weights in every process and is not trained: for evaluating and
+        sampling. All processes enter together."""
         sharded, self.gpt = self.gpt, self.gpt.whole()
         try:
             yield

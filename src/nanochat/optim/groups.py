@@ -116,7 +116,8 @@ class GroupedOptimizer(torch.optim.Optimizer):
                 group[name] = schedule.value(name, group.get(f"initial_{name}", 0.0), step, total)
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, of what is here; and `rows`, of each parameter by name the [start, stop) of it."""
+        """As torch's, of what is here; and `rows`, of each parameter by name the [start, stop) of
+        it."""
         own = self.sharing.own
         rows = {name: tuple(own[p][:2]) for name, p, _, _ in self.named() if p in own}
         return {**super().state_dict(), "rows": rows}
@@ -165,7 +166,8 @@ def reader(saved: dict[str, Any]) -> Reader:
 
 
 def rows_of_state(value: Any, start: int, stop: int) -> Any:
-    """Rows [start, stop) of a value in the state of a whole parameter. A value without rows is that of each."""
+    """Rows [start, stop) of a value in the state of a whole parameter. A value without rows is that
+    of each."""
     if not torch.is_tensor(value) or value.ndim == 0 or (start == 0 and stop >= len(value)):
         return value
     return value[start:stop]

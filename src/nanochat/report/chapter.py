@@ -1,4 +1,5 @@
-"""A run as its folder records it, and the chain of runs that it began from. Nothing of it needs the weights."""
+"""A run as its folder records it, and the chain of runs that it began from. Nothing of it needs the
+weights."""
 
 import csv
 import json
@@ -72,7 +73,8 @@ class Chapter:
         return max(0.0, max(ends) - started(self.info.path)) if ends else None
 
     def samples(self) -> list[dict[str, Any]]:
-        """What it wrote, each prompt's latest text; of reinforcement learning some of the last answers."""
+        """What it wrote, each prompt's latest text; of reinforcement learning some of the last
+        answers."""
         latest = {line.get("prompt"): line for line in _lines(self.info.path / SAMPLES)}
         rollouts = list(_lines(self.info.path / "rollouts.jsonl", tail=LONGEST_TAIL))
         if rollouts:
@@ -88,7 +90,8 @@ class Chapter:
 
 
 def read_chapter(path: Path, runs: Path) -> Chapter:
-    """What the folder of a run holds. Damaged or missing files are named in `notes`; the rest is there all the same."""
+    """What the folder of a run holds. Damaged or missing files are named in `notes`; the rest is
+    there all the same."""
     notes: list[str] = []
 
     def read(file: str) -> dict[str, Any]:
@@ -112,7 +115,8 @@ def read_chapter(path: Path, runs: Path) -> Chapter:
 
 
 def curves(path: Path) -> dict[str, Curve]:
-    """metrics.csv by metric; without what is no number, and without a last line that is being written."""
+    """metrics.csv by metric; without what is no number, and without a last line that is being
+    written."""
     found: dict[str, Curve] = {}
     try:
         with (path / "metrics.csv").open(newline="") as file:
@@ -129,7 +133,8 @@ def curves(path: Path) -> dict[str, Curve]:
 
 
 def chain(path: Path, runs: Path) -> list[Chapter]:
-    """The run and those before it, the first one first. It ends where a parent is no checkpoint of a run that is there."""
+    """The run and those before it, the first one first. It ends where a parent is no checkpoint of
+    a run that is there."""
     found: list[Chapter] = []
     place: Path | None = path
     while place is not None and place not in [c.info.path for c in found]:
@@ -148,7 +153,8 @@ def run_of(checkpoint: str | None, runs: Path) -> Path | None:
 
 
 def find(words: str, runs: Path) -> Path:
-    """The run that a user names: a folder, NAME/TIME, or NAME, which is the one that began last. ValueError if there is none."""
+    """The run that a user names: a folder, NAME/TIME, or NAME, which is the one that began last.
+    ValueError if there is none."""
     name = words.removesuffix("@latest").strip("/")
     for path in (Path(words).expanduser(), runs / name):
         if (path / CONFIG).is_file():
@@ -158,7 +164,8 @@ def find(words: str, runs: Path) -> Path:
     folders = run_folders(runs, name) if "@" not in name and ".." not in name else []
     if not folders:
         raise ValueError(
-            f"run={words} is no run of {runs}; `python -m nanochat.runs` lists them. Give NAME, NAME/TIME or a folder"
+            f"run={words} is no run of {runs}; `python -m nanochat.runs` lists them. Give NAME, "
+            "NAME/TIME or a folder"
         )
     return folders[-1]
 

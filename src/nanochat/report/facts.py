@@ -1,4 +1,5 @@
-"""What the tables of the report say: results with their errors, what was set, what a run cost, what is published."""
+"""What the tables of the report say: results with their errors, what was set, what a run cost, what
+is published."""
 
 import math
 import re
@@ -46,24 +47,22 @@ SAME = {
     "HumanEval": ("humaneval_accuracy",),
     "ChatCORE": ("chatcore_5", "chatcore"),
 }
-SHARES = re.compile(
-    r"(accuracy(_\w+)?|pass@\d+)$|^core/"
-)  # numbers that are a share of the questions
+# numbers that are a share of the questions
+SHARES = re.compile(r"(accuracy(_\w+)?|pass@\d+)$|^core/")
 # of a checkpoint's numbers, what is no result: how much was counted, and the same once more
 COUNTS = re.compile(r"(tokens|error|_n|_stderr|_se|_of|_seconds)$")
-# of a phase and a kind of machine the composed config where nothing is typed: as it is, and with what refers
+# of a phase and a kind of machine the composed config where nothing is typed: as it is, and with
+# what refers
 # to other settings as the files have it; None for a phase that is not known
 Defaults = Callable[[str, str], tuple[dict[str, Any], dict[str, Any]] | None]
-FROM_PARENT = (
-    "model.",
-    "arch.",
-    "tokenizer.",
-)  # what a run takes from the checkpoint it begins from
+# what a run takes from the checkpoint it begins from
+FROM_PARENT = ("model.", "arch.", "tokenizer.")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A number of an evaluation. `error` is its standard error by the choice of `items` questions, None where that is not known."""
+    """A number of an evaluation. `error` is its standard error by the choice of `items` questions,
+    None where that is not known."""
 
     value: float
     error: float | None = None
@@ -72,7 +71,8 @@ class Outcome:
 
 
 def results(chapter: Chapter) -> dict[str, Outcome]:
-    """Of the newest judged checkpoint, by name; what `nanochat.evaluate` found stands in place of what training found."""
+    """Of the newest judged checkpoint, by name; what `nanochat.evaluate` found stands in place of
+    what training found."""
     if chapter.judged is None:
         return {}
     step = int(chapter.judged.name.removeprefix("step_"))
@@ -86,7 +86,8 @@ def results(chapter: Chapter) -> dict[str, Outcome]:
 def outcomes(
     numbers: Mapping[str, Any], items: Mapping[str, int], source: str
 ) -> dict[str, Outcome]:
-    """The results among `numbers`, with the errors that stand next to them; else those of `items` questions with yes or no."""
+    """The results among `numbers`, with the errors that stand next to them; else those of `items`
+    questions with yes or no."""
     found = {}
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or COUNTS.search(name):
@@ -105,7 +106,8 @@ def outcomes(
 
 
 def question_counts(config: Mapping[str, Any]) -> dict[str, int]:
-    """How many questions stand behind each result of training: `limit`, or fewer where a task is known to be smaller."""
+    """How many questions stand behind each result of training: `limit`, or fewer where a task is
+    known to be smaller."""
     evals = config.get("evals") or {}
     tasks = evals.get("tasks") or config.get("tasks") or {}
     found = {}
@@ -136,7 +138,8 @@ def error_text(name: str, one: Outcome) -> str:
 
 
 def off_default(config: dict[str, Any], defaults: Defaults) -> list[tuple[str, str, str]] | None:
-    """(setting, value, default) where a run differs from its phase as it is composed for its machine. None if that phase is not known.
+    """(setting, value, default) where a run differs from its phase as it is composed for its
+    machine. None if that phase is not known.
 
     What a run takes from its parent's checkpoint is left out.
     """
@@ -204,7 +207,8 @@ def plain(value: Any) -> str:
 
 
 def compared(old: Chapter, new: Chapter) -> dict[str, Any]:
-    """What differs between two runs of one phase: settings, and results with the noise of their questions."""
+    """What differs between two runs of one phase: settings, and results with the noise of their
+    questions."""
     before, after = results(old), results(new)
     rows = []
     for name in [n for n in after if n in before]:

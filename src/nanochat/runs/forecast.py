@@ -57,7 +57,8 @@ class Forecast:
     def notes(self) -> list[str]:
         if self.memory and self.limit and self.memory.peak > self.limit:
             return [
-                f"this needs about {gb(self.memory.peak)} GB and {self.device} has {gb(self.limit)}; "
+                f"this needs about {gb(self.memory.peak)} GB and {self.device} has "
+                f"{gb(self.limit)}; "
                 "try data.rows_per_device=auto, compute.checkpointing=auto or a smaller model"
             ]
         return []
@@ -137,8 +138,8 @@ def foresee(recipe: Any) -> Forecast:
 
 
 def is_foreseen(config: dict[str, Any]) -> bool:
-    """Whether the memory of a run is predicted: for a card, where a choice follows from it, and where
-    only the plan is wanted. It takes seconds, which a short run on a CPU need not spend."""
+    """Whether the memory of a run is predicted: for a card, where a choice follows from it, and
+    where only the plan is wanted. It takes seconds, which a short run on a CPU need not spend."""
     if "rows_per_device" not in config["data"]:
         return False
     chosen = (

@@ -1,6 +1,8 @@
-"""A run whose processes were started by torchrun or srun: the first of them composes and prepares the run, the others are handed it.
+"""A run whose processes were started by torchrun or srun: the first of them composes and prepares
+the run, the others are handed it.
 
-Nothing starts processes here. What the launcher says of ranks is put into torchrun's variables, which Lightning reads.
+Nothing starts processes here. What the launcher says of ranks is put into torchrun's variables,
+which Lightning reads.
 """
 
 import json
@@ -25,7 +27,8 @@ PATIENCE = timedelta(hours=6)
 
 
 def take_environment(environment: Any = os.environ) -> bool:
-    """Whether a launcher started this process as one of several. Its ranks are then in torchrun's variables.
+    """Whether a launcher started this process as one of several. Its ranks are then in torchrun's
+    variables.
 
     Else such variables are removed, with a line: Lightning and PyTorch would believe them.
     """
@@ -40,7 +43,10 @@ def take_environment(environment: Any = os.environ) -> bool:
     if stray and "TORCHELASTIC_RUN_ID" not in environment:
         given = " ".join(f"{name}={environment[name]}" for name in stray)
         print(
-            f"note: {given} is ignored, as neither torchrun nor srun started this process; trainer.devices=N trains on N",
+            (
+                f"note: {given} is ignored, as neither torchrun nor srun started this process; "
+                "trainer.devices=N trains on N"
+            ),
             file=sys.stderr,
         )
     for name in stray:
@@ -56,7 +62,8 @@ def of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
     nodes = int(environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES", "1")))
     if tasks % nodes:
         raise ValueError(
-            f"srun started {tasks} tasks on {nodes} nodes, and each node needs as many; use --ntasks-per-node"
+            f"srun started {tasks} tasks on {nodes} nodes, and each node needs as many; use "
+            "--ntasks-per-node"
         )
     return {
         "RANK": environment["SLURM_PROCID"],
@@ -71,16 +78,19 @@ def of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def take_shape(cfg: DictConfig, typed: Callable[[str], list[str]], *, sweep: bool = False) -> None:
-    """Set devices and num_nodes to what the launcher started. ValueError if others were typed, or for a `sweep`."""
+    """Set devices and num_nodes to what the launcher started. ValueError if others were typed, or
+    for a `sweep`."""
     if sweep:
         raise ValueError(
-            "a sweep starts its processes itself: python -m nanochat.train -m … trainer.devices=N, without torchrun or srun"
+            "a sweep starts its processes itself: python -m nanochat.train -m … trainer.devices=N, "
+            "without torchrun or srun"
         )
     local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     for key, value in (("devices", local), ("num_nodes", world // local)):
         if typed(rf"trainer\.{key}") and cfg.trainer[key] != value:
             raise ValueError(
-                f"trainer.{key}={cfg.trainer[key]}, but the launcher started {local} processes on each of {world // local} machines;"
+                f"trainer.{key}={cfg.trainer[key]}, but the launcher started {local} processes on "
+                f"each of {world // local} machines;"
                 f" drop trainer.{key}"
             )
         cfg.trainer[key] = value
@@ -122,7 +132,8 @@ class HandOver:
         self.store.wait([f"{self.key}/{rank}" for rank in range(1, self.world_size)])
 
     def told_run(self) -> tuple[RunFolder, dict[str, Any]]:
-        """For the others: the run folder and the resolved config. Ends the process if there is nothing to train."""
+        """For the others: the run folder and the resolved config. Ends the process if there is
+        nothing to train."""
         run = json.loads(self.store.get(self.key))
         self.store.set(f"{self.key}/{os.environ['RANK']}", "read")
         if run is None:
@@ -134,19 +145,25 @@ def check_nodes(trainer: Mapping[str, Any]) -> None:
     """ValueError for several machines where no launcher has started the processes."""
     if (nodes := trainer["num_nodes"]) > 1:
         raise ValueError(
-            f"trainer.num_nodes={nodes} needs a launcher on every machine: torchrun --nnodes={nodes} "
-            f"--nproc_per_node={trainer['devices']} … -m nanochat.train …, or srun; dry_run=true needs none"
+            f"trainer.num_nodes={nodes} needs a launcher on every machine: torchrun "
+            f"--nnodes={nodes} "
+            f"--nproc_per_node={trainer['devices']} … -m nanochat.train …, or srun; dry_run=true "
+            "needs none"
         )
 
 
 def requeue() -> None:
-    """After SIGUSR1, which Slurm sends ahead of a job's end if asked to (`#SBATCH --signal=USR1@120`): put the job into the queue again."""
+    """After SIGUSR1, which Slurm sends ahead of a job's end if asked to (`#SBATCH
+    --signal=USR1@120`): put the job into the queue again."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is not None and signal.SIGUSR1 in signals.received:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
         print(
             f"job {job} was put into the queue again"
             if done.returncode == 0
-            else f"scontrol requeue {job} failed: {done.stderr.strip()}; submit it again, with resume=auto",
+            else (
+                f"scontrol requeue {job} failed: {done.stderr.strip()}; submit it again, with "
+                "resume=auto"
+            ),
             flush=True,
         )

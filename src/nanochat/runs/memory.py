@@ -25,8 +25,8 @@ from nanochat.gpt.loss import chunk_rows
 from nanochat.gpt.recompute import recomputed
 from nanochat.optim import GroupedOptimizer
 
-# from: traces of the compiled trunk (experiments/gpu/README.md): bytes per token, layer and width in
-# bf16. guess for `block`: its input, and the value embedding of every other layer
+# from: traces of the compiled trunk (experiments/gpu/README.md): bytes per token, layer and width
+# in bf16. guess for `block`: its input, and the value embedding of every other layer
 COMPILED = {"none": 39.5, "attention": 24.0, "block": 4.0}
 SPARE = 0.06  # guess: share of a card that allocator and libraries take
 
@@ -124,8 +124,8 @@ def predict(
 ) -> Memory:
     """The memory of a process that trains micro-batches of `rows` rows.
 
-    `sharded`: `no`; `optimizer`: its state is spread over the ranks; `all`: weights and gradients too.
-    `evaluation_rows`: rows of an evaluation's batch, by default as many.
+    `sharded`: `no`; `optimizer`: its state is spread over the ranks; `all`: weights and gradients
+    too. `evaluation_rows`: rows of an evaluation's batch, by default as many.
     """
     T, alive = config.sequence_len, Alive()
     with alive, torch.device("meta"):
@@ -186,7 +186,8 @@ def _pass(gpt: GPT, rows: int, alive: Alive) -> int:
 
 
 def largest_rows(memory: Memory, limit: int, rank_rows: int, most: int) -> int:
-    """The most rows of a micro-batch that divide a rank's and fit into `limit` bytes; 0: none does."""
+    """The most rows of a micro-batch that divide a rank's and fit into `limit` bytes; 0: none
+    does."""
     fitting = (
         rows
         for rows in range(min(rank_rows, most), 0, -1)

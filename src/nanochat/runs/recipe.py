@@ -1,6 +1,8 @@
-"""A run, from its composed config as plain values: what is checked, planned and prepared before anything is trained.
+"""A run, from its composed config as plain values: what is checked, planned and prepared before
+anything is trained.
 
-What depends on the kind of data is a recipe of its own, which a phase names (`recipe:` in conf/phase): `text.py`, `chat.py`, `rl.py`.
+What depends on the kind of data is a recipe of its own, which a phase names (`recipe:` in
+conf/phase): `text.py`, `chat.py`, `rl.py`.
 """
 
 import os
@@ -33,14 +35,16 @@ from nanochat.runtime.paths import base_dir
 from nanochat.runtime.settings import locate
 from nanochat.tokenizer import Tokenizer
 
-COMPILE_PAYS_SECONDS = 600  # measured: experiments/cpu_speed/README.md; on a CPU compiling costs about a minute and saves a quarter
+# measured: experiments/cpu_speed/README.md; on a CPU compiling costs about a minute and saves a
+# quarter
+COMPILE_PAYS_SECONDS = 600
 
 
 class Recipe:
     """A training run. Nothing heavy is built before it is asked for.
 
-    A subclass says what its data are. Its `settings` are those of every run (`Train`) with annotations of its own: the class of
-    `data`, and keys that only its phase has.
+    A subclass says what its data are. Its `settings` are those of every run (`Train`) with
+    annotations of its own: the class of `data`, and keys that only its phase has.
     """
 
     settings: type[Train] = Train
@@ -53,7 +57,8 @@ class Recipe:
             resolve(config["init_from"], base_dir() / "runs") if config["init_from"] else None
         )
 
-    # --- what the run is: a kind of data fills in -------------------------------------------------------------------
+    # --- what the run is: a kind of data fills in
+    # -------------------------------------------------------------------
 
     @cached_property
     def data(self) -> Any:
@@ -109,12 +114,14 @@ class Recipe:
         return self.config["checkpoints"]["best_metric"]
 
     def check(self) -> None:
-        """Raise for settings that cannot work before a tokenizer is trained for them: sizes, plan, rates, device, precision."""
+        """Raise for settings that cannot work before a tokenizer is trained for them: sizes, plan,
+        rates, device, precision."""
         config = self.config
         self.check_data()
         if (given := config["data"]["sequence_len"]) != self.config["model"]["sequence_len"]:
             raise ValueError(
-                f"data.sequence_len={given} is not the model's context; set model.sequence_len instead"
+                f"data.sequence_len={given} is not the model's context; set model.sequence_len "
+                "instead"
             )
         if config["trainer"]["strategy"] == "fsdp":
             self.check_fsdp()
@@ -129,10 +136,14 @@ class Recipe:
         ]
         if self.result is not None and self.result not in metrics:
             raise ValueError(
-                f"checkpoints.best_metric={self.result} is not known; choose from {', '.join([*metrics, 'null'])}, "
+                f"checkpoints.best_metric={self.result} is not known; choose from "
+                f"{', '.join([*metrics, 'null'])}, "
                 "which this run evaluates and where lower is better"
                 if metrics
-                else f"no evaluation of this run gives {self.result}; add checkpoints.best_metric=null"
+                else (
+                    f"no evaluation of this run gives {self.result}; add "
+                    "checkpoints.best_metric=null"
+                )
             )
         wanted = self.attention()
         if (
@@ -141,31 +152,36 @@ class Recipe:
             and (no := runnable(wanted, self.device, self.dtype[0]))
         ):
             raise ValueError(
-                f"compute.attention={wanted} cannot run on {self.device}: {no}; try compute.attention=auto"
+                f"compute.attention={wanted} cannot run on {self.device}: {no}; try "
+                "compute.attention=auto"
             )
         if not config["dry_run"]:  # which may be for another machine
             _ = self.dtype
             devices = config["trainer"]["devices"]
             if self.device.type == "cuda" and torch.cuda.device_count() < devices:
                 raise ValueError(
-                    f"trainer.devices={devices} but this machine has {torch.cuda.device_count()}; try trainer.devices={torch.cuda.device_count()}"
+                    f"trainer.devices={devices} but this machine has {torch.cuda.device_count()}; "
+                    f"try trainer.devices={torch.cuda.device_count()}"
                 )
 
     def check_fsdp(self) -> None:
         """Raise for what cannot be with weights that are shared out over processes."""
         if self.world_size == 1:
             raise ValueError(
-                "trainer.strategy=fsdp shares out the weights over several processes; add trainer.devices=2, or take trainer.strategy=auto"
+                "trainer.strategy=fsdp shares out the weights over several processes; add "
+                "trainer.devices=2, or take trainer.strategy=auto"
             )
         if self.config["phase"] == "rl":
             raise ValueError(
-                "trainer.strategy=fsdp is not there for phase rl, where processes differ in their passes; take trainer.strategy=ddp"
+                "trainer.strategy=fsdp is not there for phase rl, where processes differ in their "
+                "passes; take trainer.strategy=ddp"
             )
         targets = {n: c["_target_"] for n, c in self.config["callbacks"].items() if c}
         for name, target in targets.items():
             if issubclass(locate(target), WeightAveraging):
                 raise ValueError(
-                    f"callbacks.{name} copies the network, which trainer.strategy=fsdp has in parts; take trainer.strategy=ddp"
+                    f"callbacks.{name} copies the network, which trainer.strategy=fsdp has in "
+                    "parts; take trainer.strategy=ddp"
                 )
 
     @cached_property
@@ -207,7 +223,8 @@ class Recipe:
                 self.data.rows_per_device = data["rows_per_device"]
 
     def print_plan(self, inherited: Sequence[tuple[str, str, str]] = ()) -> None:
-        """The derived numbers, before anything is trained. `inherited`: (setting, value, source) of what the parent's run gives."""
+        """The derived numbers, before anything is trained. `inherited`: (setting, value, source) of
+        what the parent's run gives."""
         if foreseen := is_foreseen(self.config):
             self.choose_by_forecast()
         machine = None if self.config["dry_run"] else (self.hardware.name, self.expected_seconds)
@@ -236,9 +253,13 @@ class Recipe:
         """How a batch is shared out over processes and micro-batches."""
         rows, micro = self.share_out(self.plan, self.gpt_config)
         accumulated = rows // self.world_size // micro
-        return f"{micro} rows x {self.gpt_config.sequence_len:,} tokens x {self.world_size} processes x {accumulated} accumulated"
+        return (
+            f"{micro} rows x {self.gpt_config.sequence_len:,} tokens x {self.world_size} processes "
+            f"x {accumulated} accumulated"
+        )
 
-    # --- doing it ------------------------------------------------------------------------------------------------
+    # --- doing it ---------------------------------------------------------------------------------
+    # ---------------
 
     def attach(self) -> None:
         self.data.attach(
@@ -265,7 +286,8 @@ class Recipe:
         }
 
     def length_shows(self, before: dict[str, Any], done: int, old: int, new: int) -> str | None:
-        """Why the `done` first steps of a run of `old` steps are not those of one of `new` steps, None if they are. `before` is its config."""
+        """Why the `done` first steps of a run of `old` steps are not those of one of `new` steps,
+        None if they are. `before` is its config."""
         schedule = optim.build_schedule(self.config["optim"]["schedule"])
         groups, decay = self.config["optim"]["groups"], self.plan.weight_decay
         what = optim.shows_length(groups, schedule, decay, done, old, new)
@@ -285,7 +307,8 @@ class Recipe:
         return gpt
 
     def wants_compile(self) -> bool:
-        """compute.compile is true, false or auto: on a GPU always, on a CPU where the run is long enough to earn it back."""
+        """compute.compile is true, false or auto: on a GPU always, on a CPU where the run is long
+        enough to earn it back."""
         wanted = self.config["compute"]["compile"]
         if wanted != "auto":
             if wanted:
@@ -309,10 +332,8 @@ class Recipe:
                 gpt, groups=groups, lr_factor=plan.lr_factor, weight_decay=plan.weight_decay
             )
             if moments is not None:
-                taken, moments = (
-                    optim.load_moments(optimizer, moments),
-                    None,
-                )  # not kept in memory for the whole run
+                # not kept in memory for the whole run
+                taken, moments = (optim.load_moments(optimizer, moments), None)
                 if int(os.environ.get("RANK", 0)) == 0:
                     show.warm_start(taken, len(gpt.parameter_roles()))
             return optimizer
@@ -359,7 +380,8 @@ class Recipe:
         return []
 
     def print_result(self, before: dict[str, float], after: dict[str, float]) -> None:
-        """What came of it, from the evaluations before the first step (if there was one) and after the last."""
+        """What came of it, from the evaluations before the first step (if there was one) and after
+        the last."""
 
     def batch_of_report(self) -> int | None:
         """Tokens of a step, where all steps have as many."""
@@ -367,5 +389,6 @@ class Recipe:
 
 
 def build_recipe(config: dict[str, Any], tokenizer_folder: Path | None = None) -> Recipe:
-    """The run that a composed config describes. `tokenizer_folder`: where the tokenizer is, for a process that did not prepare the run."""
+    """The run that a composed config describes. `tokenizer_folder`: where the tokenizer is, for a
+    process that did not prepare the run."""
     return instantiate(config["recipe"], _partial_=True)(config, tokenizer_folder)

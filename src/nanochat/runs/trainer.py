@@ -175,7 +175,8 @@ def build_trainer(
             "use_distributed_sampler": False,
             "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
             "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
-            # where processes come from is this run's business (runs/launched.py), and not to be guessed
+            # where processes come from is this run's business (runs/launched.py), and not to be
+            # guessed
             "plugins": [*given.pop("plugins", []), cluster(own["devices"] * own["num_nodes"])],
             "enable_model_summary": own.get("enable_model_summary", False),
             **given,
