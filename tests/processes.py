@@ -41,6 +41,13 @@ SERVER.set_forkserver_preload(
 )
 
 
+def complaints(stderr: str | bytes) -> str:
+    """What a command has said on stderr besides which checkpoint it opened."""
+    text = stderr.decode() if isinstance(stderr, bytes) else stderr
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("checkpoint: "))
+
+
 def run(
     words: list[str], *, env: dict[str, str], cwd: Path | None = None, timeout: float = 300
 ) -> "subprocess.CompletedProcess[str]":

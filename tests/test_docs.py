@@ -76,8 +76,8 @@ def test_the_worked_reward_of_contributing_is_given(
 
 def test_every_command_of_the_readme_exists() -> None:
     text = (ROOT / "README.md").read_text()
-    for module in set(re.findall(r"python -m nanochat\.(\w+)", text)):
-        path = ROOT / "src" / "nanochat" / module
+    for module in set(re.findall(r"python -m nanochat\.([\w.]+)", text)):
+        path = ROOT / "src" / "nanochat" / module.replace(".", "/")
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"`?make (\w+)`?", text)):

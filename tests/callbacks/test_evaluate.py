@@ -17,6 +17,7 @@ def at_step(found: dict, caplog: pytest.LogCaptureFixture) -> tuple[dict, str]:
     checkpoints = SimpleNamespace(record=lambda step, values: recorded.update(values))
     module = SimpleNamespace(
         clock=SimpleNamespace(paused=contextlib.nullcontext),
+        whole_gpt=contextlib.nullcontext,
         eval=lambda: None,
         train=lambda: None,
         total_steps=5,

@@ -213,7 +213,7 @@ def test_a_trainer_names_a_machine_and_a_size_what_is_trained_on_it(
     """A typed size is the same on every machine, and a machine says nothing but `trainer` and which
     size it takes unasked."""
     typed = composed("+phase=base", f"trainer={trainer}", f"size={size}")
-    unasked = {"cpu": "laptop", "mps": "mac"}
+    unasked = dict.fromkeys(("cpu", "cpu_ddp", "cpu_fsdp"), "laptop") | {"mps": "mac"}
     assert (
         sizes(typed)
         == {

@@ -90,13 +90,16 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
             "+trainer.detect_anomoly=true",
             "trainer.detect_anomoly is not a setting; did you mean trainer.detect_anomaly=…?",
         ),
-        ("trainer.strategy=fsdp", "trainer.strategy=fsdp is not known; choose from auto, ddp"),
+        (
+            "trainer.strategy=zero",
+            "trainer.strategy=zero is not known; choose from auto, ddp, fsdp",
+        ),
         (
             "trainer.profiler=fast",
             "trainer.profiler=fast must be simple, advanced, pytorch, a group of settings, or null",
         ),
         ("trainer.max_time=5m", "trainer.max_time=5m must be DAYS:HOURS:MINUTES:SECONDS or null"),
-        ("trainer.num_nodes=0", "trainer.num_nodes=0 must be 1: runs over several machines"),
+        ("trainer.num_nodes=0", "trainer.num_nodes=0 must be a whole number from 1 to 4,096"),
         ("compute.expected_mfu=0", "compute.expected_mfu=0 must be a number above 0 and at most 1"),
         ("plan.tokens=inf", "plan.tokens=inf must be a number above 0, or null"),
         ("plan.ratio=nan", "plan.ratio=nan must be a number above 0, or null"),
@@ -138,7 +141,7 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         ("model.depth=100000", "model.depth=100000 must be a whole number from 1 to 512"),
         (
             "lr=0.1",
-            "lr is not a setting; did you mean optim.groups.head.lr=…? (7 settings are called lr)",
+            "lr is not a setting; did you mean optim.groups.head.lr=…? (8 settings are called lr)",
         ),
         ("+module.z=7", "module.z is not a setting of NextTokenModule"),
         ("+module.gpt=7", "module.gpt is not a setting of NextTokenModule"),

@@ -161,8 +161,8 @@ def test_what_cannot_work_is_one_line_and_exit_code_2(places, words, message):
     assert done.returncode == 2, done.stdout + done.stderr
     assert (
         message in done.stderr
-        and done.stderr.startswith("error: ")
-        and done.stderr.count("\n") == 1
+        and processes.complaints(done.stderr).startswith("error: ")
+        and processes.complaints(done.stderr).count("\n") == 1
     )
 
 

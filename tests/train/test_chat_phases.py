@@ -280,7 +280,8 @@ def test_what_cannot_work_is_one_line(base: Path, mid: Path, chat: Run, talks: P
         ([*SFT, "data.path=/no/such/file.jsonl"], "path=/no/such/file.jsonl is not a file"),
     ):
         done = chat(*words, code=2)
-        assert reason in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+        said = processes.complaints(done.stderr)
+        assert reason in said and len(said.strip().splitlines()) == 1, said
     bad = talks.with_name("bad.jsonl")
     bad.write_text(talks.read_text() + '[{"role": "assistant", "content": "x"}]\n')
     done = chat(*SFT, f"data.path={bad}", code=2)

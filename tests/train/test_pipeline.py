@@ -15,7 +15,7 @@ from tests.configs.test_every_yaml import composed
 from tests.train.conftest import environment
 
 pytestmark = pytest.mark.slow
-COMMAND, STEPS = "nanochat.pipeline", 60
+COMMAND, STEPS = "nanochat.pipeline", 30
 
 
 @pytest.fixture

@@ -326,16 +326,18 @@ def test_what_cannot_work_is_one_line(rl) -> None:
         (["rewards.answer.weight=0"], "no reward has a weight"),
     ):
         done = rl("wrong", *words, code=2)
-        assert reason in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+        said = processes.complaints(done.stderr)
+        assert reason in said and len(said.strip().splitlines()) == 1, said
 
 
 def test_it_refuses_to_begin_where_nothing_can_be_learned(rl, base: Path) -> None:
     done = rl("refused", "force=false", "rewards.answer.weight=1.0", code=2)
     assert (
-        done.stderr.startswith("error: no-go: ") and "force=true trains all the same" in done.stderr
+        processes.complaints(done.stderr).startswith("error: no-go: ")
+        and "force=true trains all the same" in done.stderr
     )
     assert (
         "recommendation: no-go, because of " in done.stdout
-        and len(done.stderr.strip().splitlines()) == 1
+        and len(processes.complaints(done.stderr).strip().splitlines()) == 1
     )
     assert not RunCheckpoints(the_run(base, "refused") / "checkpoints").steps()

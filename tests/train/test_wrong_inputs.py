@@ -77,7 +77,7 @@ CPU = ["+phase=base", "trainer=cpu", "model=d2"]
             ["compute.compile=fast is not known", "true, false, auto"],
         ),
         ([*CPU, "save_every=0"], ["save_every=0 must be a whole number from 1 up, or null"]),
-        ([*CPU, "trainer.num_nodes=2"], ["trainer.num_nodes=2 must be 1"]),
+        ([*CPU, "trainer.num_nodes=2"], ["trainer.num_nodes=2 needs a launcher on every machine"]),
         (["experiment=demo", "+phase=base"], ["phase is chosen twice", "drop +phase"]),
         (
             [*CPU, "optim.groups.matrix.lrr=3"],

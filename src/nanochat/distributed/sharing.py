@@ -55,7 +55,7 @@ def deal(costs: Sequence[float], world_size: int) -> list[int]:
     At most 4/3 of the best balance (Graham 1969, "Bounds on multiprocessing timing anomalies").
 
     >>> deal([1, 4, 2, 2], 2)
-    [1, 0, 1, 1]
+    [0, 0, 1, 1]
     """
     loads, owners = [0.0] * world_size, [0] * len(costs)
     for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
