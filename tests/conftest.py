@@ -78,6 +78,15 @@ def _signals() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _handlers_as_before():
+    """A command that a test calls in this process takes Ctrl-C for the rest of the process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
 def _one_thread():
     """Tensors this small are slower on more threads, many times so where the cores are shared."""
     before = torch.get_num_threads()
