@@ -23,6 +23,7 @@ def before(now: dict, target: str, **trainer: object) -> dict:
     """The config that the version before would have written for the same words."""
     old = yaml.safe_load(yaml.safe_dump(now))
     del old["compute"]
+    del old["optim"]["groups"]["vector"]  # GPT-2's gains and biases
     return {
         **old,
         "trainer": {**OLD_TRAINER, **trainer},

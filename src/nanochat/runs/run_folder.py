@@ -4,6 +4,7 @@ was made."""
 import fcntl
 import json
 import os
+import re
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,13 +86,23 @@ def fixed_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`key: old -> new` for each setting that differs and determines the numbers."""
+    """`key: old -> new` for each setting that differs and determines the numbers.
+
+    A parameter group that the version of `old` did not have is left out: no network had parameters
+    of that role then.
+    """
     # through YAML, in which a tuple becomes a list
     a, b = fixed_settings(old), fixed_settings(yaml.safe_load(yaml.safe_dump(new)))
+    groups = (old.get("optim") or {}).get("groups") or {}
+
+    def is_later(key: str) -> bool:
+        found = re.match(r"optim\.groups\.(\w+)\.", key)
+        return found is not None and bool(groups) and found[1] not in groups
+
     return [
         f"{key}: {a.get(key)} -> {b.get(key)}"
         for key in sorted(set(a) | set(b))
-        if a.get(key) != b.get(key)
+        if a.get(key) != b.get(key) and not is_later(key)
     ]
 
 
