@@ -19,9 +19,9 @@ def provide_cuda(folder: Path) -> None:
     spec = importlib.util.find_spec("torch")
     assert spec is not None and spec.origin is not None and "torch" not in sys.modules
     torch_folder, library = Path(spec.origin).parent, folder / "fake_cuda.so"
-    where = f"-I{torch_folder}/include -L{torch_folder}/lib -lc10 -ltorch_cpu"
-    how = f"-std=c++20 -O0 -shared -fPIC -o {library}"
-    subprocess.run(["g++", *how.split(), str(HERE / "fake_cuda.cpp"), *where.split()], check=True)
+    how = ["-std=c++20", "-O0", "-shared", "-fPIC", "-o", str(library)]
+    where = [f"-I{torch_folder}/include", f"-L{torch_folder}/lib", "-lc10", "-ltorch_cpu"]
+    subprocess.run(["g++", *how, str(HERE / "fake_cuda.cpp"), *where], check=True)
     for path in (torch_folder / "lib" / "libtorch_cpu.so", library):
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
