@@ -28,7 +28,7 @@ demo: $(READY)  ## from this machine's own text to a chat model: pretraining, mi
 check: lint  ## format, lint, types and the quick tests, 2 minutes on two cores
 	@$(PYTEST) -m "not slow and not gpu and not network"
 
-test: lint  ## the same and every test that this machine can run, 10 to 16 minutes on two cores
+test: lint  ## the same and every test that this machine can run, 12 to 17 minutes on two cores
 	@$(PYTEST)
 
 lint: $(READY)
