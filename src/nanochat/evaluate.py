@@ -20,21 +20,26 @@ DEFAULT = ("bpb", "sample")  # those of conf/evaluate.yaml
 
 def run(cfg: DictConfig) -> list[dict[str, Any]]:
     """The results of each checkpoint, in the order given."""
+    from nanochat.checkpoint.runs import resolve
     from nanochat.distributed.together import is_one_of_several, joined, run_again
     from nanochat.evals.evaluation import build_evaluations
     from nanochat.evals.subject import Subject
+    from nanochat.runtime.paths import base_dir
 
     if words := overridden(r"evals\.\w+\.every"):
         raise ValueError(f"{words[0]} cannot take effect: a checkpoint is evaluated once; drop it")
     settings = settings_asked(cfg)
     evaluations = build_evaluations(settings)
-    for evaluation in evaluations.values():
-        evaluation.check()
     if cfg.out and (cfg.show != "items" or not cfg.out.endswith(".html")):
         raise ValueError(
             f"out={cfg.out} is the page of show=items, FILE.html; the JSONL is next to it"
         )
     ckpts = [cfg.ckpt] if isinstance(cfg.ckpt, str) else [str(ckpt) for ckpt in cfg.ckpt]
+    for ckpt in ckpts:  # before an evaluation is checked, which may download its questions
+        if not ckpt.startswith("hf:"):
+            resolve(ckpt, base_dir() / "runs", force=cfg.force)
+    for evaluation in evaluations.values():
+        evaluation.check()
     if cfg.processes > 1 and not is_one_of_several():
         if code := run_again(cfg.processes):
             sys.exit(code)  # a process has said why

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from nanochat import evaluate
 from nanochat.checkpoint.runs import RunCheckpoints
+from nanochat.commands.configs import choices
+from nanochat.pipeline import words_of
 from tests import processes
 from tests.configs.test_every_yaml import composed
 from tests.train.conftest import environment
@@ -64,6 +67,18 @@ def test_a_stopped_pipeline_goes_on_where_it_was(words: list[str], tmp_path: Pat
     assert "this run is finished" in again.stdout and f"after step {done}" in again.stdout
     assert second.steps()[-1] == STEPS
     assert again.stdout.splitlines()[-1].startswith("the")
+
+
+@pytest.mark.parametrize("name", choices("pipeline"))
+def test_every_pipeline_names_commands_and_configs_that_are_there(name: str) -> None:
+    stages = composed(f"pipeline={name}", name="pipeline")["pipeline"]["stages"]
+    for stage in stages.values():
+        command, *words = words_of(stage if isinstance(stage, str) else stage["run"], [])
+        if command == "evaluate":
+            words = evaluate.named(words)
+        elif command == "report":
+            words = [word for word in words if not word.startswith("ask=")]  # may be repeated
+        composed(*words, name=command)
 
 
 def test_a_dry_run_says_what_is_planned_later(tmp_path: Path) -> None:
