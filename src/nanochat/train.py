@@ -70,6 +70,7 @@ def run(cfg: DictConfig) -> float | None:
         if words := overridden(key):
             raise ValueError(f"{words[0]} cannot take effect: {why}")
     recipe.check_length()
+    recipe.choose_by_forecast()
     recipe.print_plan(inherited)
     check_resume(config["resume"], base_dir() / "runs")
     if others is None and not config["dry_run"]:

@@ -10,7 +10,7 @@ from nanochat.runs.memory import Alive
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("arch", ["modern", "classic"])
+@pytest.mark.parametrize("arch", ["modern", "classic", "gpt2"])
 def test_recomputing_changes_no_bit_and_keeps_less(arch: str, dtype: torch.dtype) -> None:
     built = build_arch(compose_choice("arch", arch))
     gpt = GPT.build(from_depth(3, vocab_size=64, sequence_len=256, head_dim=32, arch=built))
@@ -31,4 +31,6 @@ def test_recomputing_changes_no_bit_and_keeps_less(arch: str, dtype: torch.dtype
         found.append([loss.detach(), *(p.grad for p in gpt.parameters())])
     for values in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], values, strict=True))
-    assert peaks[0] > 1.5 * peaks[1] > 2 * peaks[2]
+    assert peaks[0] > peaks[1] > peaks[2]
+    if arch != "gpt2":  # whose GELU keeps less than relu squared and norms of q and k
+        assert peaks[0] > 1.5 * peaks[1] > 2 * peaks[2]

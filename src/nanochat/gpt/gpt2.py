@@ -175,8 +175,9 @@ class GPT2(GPT):
         """As `GPT.blocks`; cos (1 or B, T, 1, …) holds the numbers of the positions."""
         layers: Any = self.transformer
         x = x + layers.wpe(cos[:, :, 0, 0]).to(x.dtype)
+        run = self.run_block()
         for block, attend in zip(layers.h, attends, strict=True):
-            x = block(x, attend)
+            x = run(block, x, attend)
         return layers.ln_f(x)
 
 

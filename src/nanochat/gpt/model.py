@@ -419,6 +419,10 @@ class GPT(nn.Module):
         index[:, 1:] = torch.bitwise_xor(36313 * idx[:, 1:], 27191 * idx[:, :-1]) % last
         return self.bigram_embed["embed"](index)
 
+    def run_block(self) -> Callable:
+        """`run(block, *args)`: the block, with what `prepare` chose kept for its backward pass."""
+        return self._run_block if torch.is_grad_enabled() else recomputed("none")
+
     def blocks(
         self,
         x: Tensor,
@@ -435,7 +439,7 @@ class GPT(nn.Module):
         """
         arch, dtype, n = self.config.arch, x.dtype, self.config.n_layer
         x0, halfway = x, x
-        run = self._run_block if torch.is_grad_enabled() else recomputed("none")
+        run = self.run_block()
         for i, block in enumerate(self.transformer.h):
             if arch.lambdas:
                 x = self.mixed(i, x, x0)

@@ -213,7 +213,10 @@ class Recipe:
         return foresee(self)
 
     def choose_by_forecast(self) -> None:
-        """Set rows of a micro-batch and what is recomputed where they are `auto`."""
+        """Set rows of a micro-batch and what is recomputed where they are `auto`, before the plan
+        is printed or a rank is started."""
+        if not is_foreseen(self.config):
+            return
         data, compute = self.config["data"], self.config["compute"]
         compute["checkpointing"] = self.forecast.checkpointing
         if data.get("rows_per_device") == "auto":
@@ -225,8 +228,7 @@ class Recipe:
     def print_plan(self, inherited: Sequence[tuple[str, str, str]] = ()) -> None:
         """The derived numbers, before anything is trained. `inherited`: (setting, value, source) of
         what the parent's run gives."""
-        if foreseen := is_foreseen(self.config):
-            self.choose_by_forecast()
+        foreseen = is_foreseen(self.config)
         machine = None if self.config["dry_run"] else (self.hardware.name, self.expected_seconds)
         schedule = optim.build_schedule(self.config["optim"]["schedule"]).describe(self.plan.steps)
         show.planned(
