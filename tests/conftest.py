@@ -1,5 +1,5 @@
-"""What holds for every test, whoever starts them and wherever: what they inherit is set here, and nowhere else. One thread each, so that a busy
-machine slows nothing down more than it must."""
+"""What holds for every test, whoever starts them and wherever: what they inherit is set here, and
+nowhere else. One thread each, so that a busy machine slows nothing down more than it must."""
 
 import atexit
 import contextlib
@@ -13,18 +13,21 @@ import sys
 import tempfile
 from pathlib import Path
 
-# What changes what a command does, says or looks like; a launcher's, which Lightning would join; and what makes an interpreter another one.
-# The GPUs to use and a proxy stay as they are.
+# What changes what a command does, says or looks like; a launcher's, which Lightning would join;
+# and what makes an interpreter another one. The GPUs to use and a proxy stay as they are.
 INHERITED = re.compile(
-    r"NANOCHAT_(?!HUB_DIR$|WRITE_GOLDEN$)|WANDB_|HF_|HUGGING|HYDRA_|GRADIO_|UVICORN_|OPENAI_|PL_|TORCHELASTIC_|SLURM_|PMI_|OMPI_|KUBERNETES_"
-    r"|LC_|(RANK|LOCAL_RANK|GROUP_RANK|NODE_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT|LANGUAGE|NO_COLOR|CLICOLOR|FORCE_COLOR"
-    r"|CLICOLOR_FORCE|TTY_COMPATIBLE|TTY_INTERACTIVE|COLUMNS|LINES|PYTHON(OPTIMIZE|INSPECT|STARTUP|WARNINGS|IOENCODING|DONTWRITEBYTECODE|NOUSERSITE|SAFEPATH"
-    r"|DEVMODE|UNBUFFERED))$"
+    r"NANOCHAT_(?!HUB_DIR$|WRITE_GOLDEN$)|WANDB_|HF_|HUGGING|HYDRA_|GRADIO_|UVICORN_|OPENAI_|PL_"
+    r"|TORCHELASTIC_|SLURM_|PMI_|OMPI_|KUBERNETES_|LC_"
+    r"|(RANK|LOCAL_RANK|GROUP_RANK|NODE_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT"
+    r"|LANGUAGE|NO_COLOR|CLICOLOR|FORCE_COLOR|CLICOLOR_FORCE|TTY_COMPATIBLE|TTY_INTERACTIVE|COLUMNS"
+    r"|LINES|PYTHON(OPTIMIZE|INSPECT|STARTUP|WARNINGS|IOENCODING|DONTWRITEBYTECODE|NOUSERSITE"
+    r"|SAFEPATH|DEVMODE|UNBUFFERED))$"
 )
 
 
 def set_environment() -> None:
-    """Variables, file modes, limits, home folder and stdin, for this process and those that it starts."""
+    """Variables, file modes, limits, home folder and stdin, for this process and
+    those that it starts."""
     for name in [name for name in os.environ if INHERITED.match(name)]:
         del os.environ[name]
     home = Path(os.path.expanduser("~"))
@@ -67,8 +70,9 @@ import torch  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def _signals() -> None:
-    """Commands that tests start have every signal as a terminal's foreground has it: a shell lets what it puts in the background ignore Ctrl-C, and
-    `nohup` SIGHUP. This process goes on ignoring the latter: a handler that does nothing, which exec makes the default of."""
+    """Commands that tests start have every signal as a terminal's foreground has it: a shell lets
+    what it puts in the background ignore Ctrl-C, and `nohup` SIGHUP. This process goes on ignoring
+    the latter: a handler that does nothing, which exec makes the default of."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -113,7 +117,8 @@ def browser():
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Files whose tests are all slow are not even imported for `make check`: gradio alone takes five seconds of every process."""
+    """Files whose tests are all slow are not even imported for `make check`: gradio alone takes
+    five seconds of every process."""
     if "not slow" in config.option.markexpr and collection_path.suffix == ".py":
         return (
             "\npytestmark = pytest.mark.slow" in collection_path.read_text(encoding="utf-8") or None
@@ -122,6 +127,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, those of whole runs before all, so that no core waits for one of them at the end."""
+    """Files with slow tests first, those of whole runs before all, so that no core waits for
+    one of them at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.path not in slow, item.path.parent.name != "train"))

@@ -57,7 +57,8 @@ import json, os, sys
 from pathlib import Path
 from tests.processes import run
 if __name__ == "__main__":
-    done = [run(words, env=dict(os.environ), cwd=Path.cwd().parent, timeout=120) for words in json.load(sys.stdin)]
+    env, cwd = dict(os.environ), Path.cwd().parent
+    done = [run(words, env=env, cwd=cwd, timeout=120) for words in json.load(sys.stdin)]
     print("RESULTS" + json.dumps([[one.returncode, one.stdout, one.stderr] for one in done]))
 """
 

@@ -1,6 +1,7 @@
 """Is CORE scored here as by the original's own code, item by item?
 
-    python experiments/core/against_original.py peer=DIR base=DIR bundle=DIR [tag=d4] [tasks=copa=100,…] [python=…]
+    python experiments/core/against_original.py peer=DIR base=DIR bundle=DIR [tag=d4]
+        [tasks=copa=100,…] [python=…]
 
 `peer` is a checkout of the original, `base` the folder with a checkpoint that it saved and its
 tokenizer, `python` an interpreter that has its packages. The checkpoint is imported here, and both
@@ -65,8 +66,8 @@ def main(words: dict[str, str]) -> int:
 
 
 def differs(item: Item, row: dict, tokenizer: object) -> bool:
-    """Whether the decisions differ; of a free answer, also whether other tokens are liked best in the
-    places of its tokens, whether they are right or not."""
+    """Whether the decisions differ; of a free answer, also whether other tokens are liked best in
+    the places of its tokens, whether they are right or not."""
     if bool(item.correct) != row["right"]:
         return True
     if item.choices:

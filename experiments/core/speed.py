@@ -1,6 +1,7 @@
 """Items of CORE decided together, compared with one at a time: decisions and time.
 
-    OMP_NUM_THREADS=1 python experiments/core/speed.py bundle=DIR [items=24] [tasks=arc_easy,…] [rounds=2] [head=8192]
+    OMP_NUM_THREADS=1 python experiments/core/speed.py bundle=DIR [items=24] [tasks=arc_easy,…]
+        [rounds=2] [head=8192]
 
 One at a time is what the original does: all choices of an item are rows of one forward pass, padded
 on the right, with the logits of every position. The network is a d4 with random weights, the
@@ -76,7 +77,8 @@ def main(words: dict[str, str]) -> None:
     frozen = FrozenGPT.of(gpt)
     print(f"d4, width {config.n_embd}, V={head}, fp32, {torch.get_num_threads()} threads")
     print(
-        f"{'task':24} {'items':>5} {'tokens':>8} {'unequal':>7} {'one by one, CPU s':>20} {'together':>14} ratio"
+        f"{'task':24} {'items':>5} {'tokens':>8} {'unequal':>7} "
+        f"{'one by one, CPU s':>20} {'together':>14} ratio"
     )
     total = [0.0, 0.0]
     for task in tasks:
@@ -102,11 +104,13 @@ def main(words: dict[str, str]) -> None:
         total = [t + sum(own) * share for t, own in zip(total, seconds, strict=True)]
         ratio = sum(seconds[0]) / sum(seconds[1])
         print(
-            f"{task.label:24} {len(asked):5} {tokens:8,} {unequal:7} {shown[0]:>20} {shown[1]:>14} {ratio:5.1f}",
+            f"{task.label:24} {len(asked):5} {tokens:8,} {unequal:7} "
+            f"{shown[0]:>20} {shown[1]:>14} {ratio:5.1f}",
             flush=True,
         )
     print(
-        f"all items of these tasks, in proportion: {total[0] / 3600:.2f} and {total[1] / 3600:.2f} CPU h, ratio {total[0] / total[1]:.2f}"
+        f"all items of these tasks, in proportion: {total[0] / 3600:.2f} and "
+        f"{total[1] / 3600:.2f} CPU h, ratio {total[0] / total[1]:.2f}"
     )
 
 

@@ -1,10 +1,12 @@
-"""Parameters and optimizer state after 20 fp32 steps: one process against 2, 3 and 4, DDP and FSDP2, every phase.
+"""Parameters and optimizer state after 20 fp32 steps: one process against 2, 3 and 4,
+DDP and FSDP2, every phase.
 
     python experiments/distributed/equality.py FOLDER [phase …]
 
-It writes FOLDER/equality.csv. Rates are `SCALE` of the phase's, and AdamW's eps is `EPS`: with 1e-10 an element whose gradient is
-rounding noise moves as far as any other. In the row `micro-batches` one process splits each batch otherwise: sums in another order and
-nothing else, which is what a comparison of processes cannot be closer than.
+It writes FOLDER/equality.csv. Rates are `SCALE` of the phase's, and AdamW's eps is `EPS`: with
+1e-10 an element whose gradient is rounding noise moves as far as any other. In the row
+`micro-batches` one process splits each batch otherwise: sums in another order and nothing else,
+which is what a comparison of processes cannot be closer than.
 """
 
 import csv
@@ -48,7 +50,8 @@ def talks(base: Path) -> Path:
 
 
 def words_of(phase: str, base: Path) -> list[str]:
-    """A run of the phase on a batch of 24 rows of 64 tokens, or 12 questions, from the end of a short run of phase base."""
+    """A run of the phase on a batch of 24 rows of 64 tokens, or 12 questions, from the end of a
+    short run of phase base."""
     start = f"init_from={base}/start"
     if phase == "base":
         data = [

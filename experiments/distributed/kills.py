@@ -1,8 +1,10 @@
-"""SIGKILL to both ranks of a run, again and again, some of them while it saves; it then ends as the run that was left alone.
+"""SIGKILL to both ranks of a run, again and again, some of them while it saves; it then ends as the
+run that was left alone.
 
     python experiments/distributed/kills.py FOLDER ddp|fsdp [kills]
 
-It appends a row to FOLDER/kills.csv: strategy, kills, those within a save, largest difference of weights and of optimizer state at the end.
+It appends a row to FOLDER/kills.csv: strategy, kills, those within a save, largest difference of
+weights and of optimizer state at the end.
 """
 
 import csv

@@ -1,8 +1,10 @@
-"""The optimizer's step on 2 and 4 processes: each doing all of it, as before, or its share. CPU seconds, bytes of state, bytes sent.
+"""The optimizer's step on 2 and 4 processes: each doing all of it, as before, or its share. CPU
+seconds, bytes of state, bytes sent.
 
     unshare -rn python experiments/distributed/step.py FOLDER DEPTH
 
-In a network of its own (unshare) the bytes over the loopback device are those of the step. It writes FOLDER/step.csv.
+In a network of its own (unshare) the bytes over the loopback device are those of the step.
+It writes FOLDER/step.csv.
 """
 
 import csv

@@ -1,4 +1,5 @@
-"""Logits and a greedy text that `transformers` gives for the GPT-2 of `tests/interop/gpt2_files.py`:
+"""Logits and a greedy text that `transformers` gives for the GPT-2 of
+`tests/interop/gpt2_files.py`:
 
     python experiments/interop/golden_gpt2.py tests/golden/gpt2_transformers.npz
 

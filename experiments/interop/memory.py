@@ -1,8 +1,10 @@
-"""RAM and seconds to convert and run a file of the size of d34: `python experiments/interop/memory.py FOLDER`.
+"""RAM and seconds to convert and run a file of the size of d34:
+`python experiments/interop/memory.py FOLDER`.
 
-Writes a d34 as it is published (arch=classic, fp32, the embedding in bf16, random weights: 8.6 GB) into FOLDER, converts it with
-`nanochat.import` and asks it once with `nanochat.cli`, each in a process of its own; then deletes both. The memory of a process is the
-most that the kernel counted, mapped files included.
+Writes a d34 as it is published (arch=classic, fp32, the embedding in bf16, random weights: 8.6
+GB) into FOLDER, converts it with `nanochat.import` and asks it once with `nanochat.cli`, each in
+a process of its own; then deletes both. The memory of a process is the most that the kernel
+counted, mapped files included.
 """
 
 import json

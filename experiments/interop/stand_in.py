@@ -1,8 +1,10 @@
-"""A hub small enough to try `pipeline=d34_chat` on a CPU: `python experiments/interop/stand_in.py OUT` with NANOCHAT_HUB_DIR set.
+"""A hub small enough to try `pipeline=d34_chat` on a CPU:
+`python experiments/interop/stand_in.py OUT` with NANOCHAT_HUB_DIR set.
 
-OUT/karpathy/nanochat-d34 is a classic GPT of 4 layers as the original saves it, all files in one folder as d34 is published. The data
-sets are those of the mirror NANOCHAT_HUB_DIR, repeated where they have too few rows; MMLU's training questions are made of its test
-questions, and SmolTalk's conversations of OASST's, which the mirror has instead.
+OUT/karpathy/nanochat-d34 is a classic GPT of 4 layers as the original saves it, all files in one
+folder as d34 is published. The data sets are those of the mirror NANOCHAT_HUB_DIR, repeated where
+they have too few rows; MMLU's training questions are made of its test questions, and SmolTalk's
+conversations of OASST's, which the mirror has instead.
 """
 
 import os

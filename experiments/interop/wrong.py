@@ -1,7 +1,8 @@
-"""What malicious pickles and wrong folders give when they are opened: `python experiments/interop/wrong.py` prints the tables of README.md.
+"""What malicious pickles and wrong folders give when they are opened:
+`python experiments/interop/wrong.py` prints the tables of README.md.
 
-The files are those of the tests (`tests/interop`). Each is opened as `ckpt=` opens it. A pickle that runs leaves a file behind, which is
-looked for; so is a converted model.
+The files are those of the tests (`tests/interop`). Each is opened as `ckpt=` opens it. A pickle
+that runs leaves a file behind, which is looked for; so is a converted model.
 """
 
 import contextlib
@@ -27,7 +28,8 @@ MODEL = "model_000010.pt"
 
 
 def opened(text: str, place: Path) -> str:
-    """The line that opening it gives, without the folder's name; with what it did if it did anything."""
+    """The line that opening it gives, without the folder's name; with what it
+    did if it did anything."""
     os.environ["NANOCHAT_BASE_DIR"] = str(place / "base")
     with contextlib.redirect_stderr(io.StringIO()) as said:
         try:

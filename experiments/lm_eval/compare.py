@@ -1,7 +1,9 @@
-"""The same questions by CORE's own scoring and by the lm-evaluation-harness: are they decided alike?
+"""The same questions by CORE's own scoring and by the lm-evaluation-harness: are they decided
+alike?
 
-    python experiments/lm_eval/compare.py tasks DIR SHOTS LIMIT     # prompts of CORE as tasks of lm_eval
-    python experiments/lm_eval/compare.py compare CKPT SHOTS LIMIT SAMPLES...   # its --log_samples
+    # prompts of CORE as tasks of lm_eval; then its --log_samples
+    python experiments/lm_eval/compare.py tasks DIR SHOTS LIMIT
+    python experiments/lm_eval/compare.py compare CKPT SHOTS LIMIT SAMPLES...
 
 Both choose by the summed likelihood here. What the choices of a question begin with in common is
 judged by lm_eval and not by CORE; it adds the same to all of them.
@@ -89,8 +91,9 @@ def compare(ckpt: str, shots: int, limit: int, samples: list[Path]) -> None:
                     own = sorted(item.scores["nats"])
                     unlike.append(f"item {item.index}: margin {own[1] - own[0]:.4f} nats")
             print(
-                f"{task.label}, {file.parent.parent.name}: {alike} of {len(ours)} alike; likelihoods differ by "
-                f"{max(gaps):.1e} nats at most{'; ' if unlike else ''}{'; '.join(unlike)}"
+                f"{task.label}, {file.parent.parent.name}: {alike} of {len(ours)} alike; "
+                f"likelihoods differ by {max(gaps):.1e} nats at most"
+                f"{'; ' if unlike else ''}{'; '.join(unlike)}"
             )
 
 

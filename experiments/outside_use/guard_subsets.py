@@ -1,8 +1,10 @@
 """Which attacks get through which subset of the guards of a model's Python: one row a subset, on
 Linux.
 
-    python experiments/outside_use/guard_subsets.py            # this user; as root also `uid`, the change to another user
-    python experiments/outside_use/guard_subsets.py ordinary   # as root: once more as user 65534, by a Python that this user can start
+    # this user; as root also `uid`, the change to another user
+    python experiments/outside_use/guard_subsets.py
+    # as root: once more as user 65534, by a Python that this user can start
+    python experiments/outside_use/guard_subsets.py ordinary
 
 Every attack is a real one, with bounded harm: a planted secret, a victim process, listening
 sockets, 24 MiB of disk, 1 GiB of address space, 24 processes. What it was after is looked at from

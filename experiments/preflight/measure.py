@@ -1,8 +1,8 @@
 """The predicted peak of memory and the measured one: `python experiments/preflight/measure.py`.
 
-Each line is a real run of three steps in a process of its own, evaluation and saving included, on the text of a file. Measured
-is the resident memory at its peak, above that before the network was built. Any words after the
-command are added to every run.
+Each line is a real run of three steps in a process of its own, evaluation and saving included, on
+the text of a file. Measured is the resident memory at its peak, above that before the network was
+built. Any words after the command are added to every run.
 """
 
 import json
@@ -14,7 +14,8 @@ from pathlib import Path
 from nanochat.runtime.paths import base_dir
 
 COMMON = (
-    "+phase=base trainer=cpu data=local data.path=docs/nanochat-facts.md data.documents=paragraph data.num_workers=0 batch_tokens=16384 max_steps=3 "
+    "+phase=base trainer=cpu data=local data.path=docs/nanochat-facts.md data.documents=paragraph "
+    "data.num_workers=0 batch_tokens=16384 max_steps=3 "
     "eval_every=null eval_tokens=16384 save_every=null sample.prompts=[] progress=none "
     "compute.compile=false compute.precision=fp32"
 )

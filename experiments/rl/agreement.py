@@ -1,6 +1,8 @@
-"""How far engine and trainer are apart in the log-probability of what was sampled: `python agreement.py CKPT [QUESTIONS]`, spelling, 8 answers each.
+"""How far engine and trainer are apart in the log-probability of what was sampled:
+`python agreement.py CKPT [QUESTIONS]`, spelling, 8 answers each.
 
-Beside both stands the trainer in double precision: if each is as far from it as from the other, what is between them is rounding.
+Beside both stands the trainer in double precision: if each is as far from it as from the other,
+what is between them is rounding.
 """
 
 import sys
@@ -63,6 +65,8 @@ for name, gap in (
 ):
     gap = gap.abs()
     print(
-        f"{name}: mean {gap.mean():.1e}, most {gap.max():.1e}, above 1e-5 {int((gap > 1e-5).sum())} of {len(gap):,}, "
-        f"above 1e-5 and 1e-5 of its own size together {int((gap > 1e-5 * (1 + exact.abs())).sum())}"
+        f"{name}: mean {gap.mean():.1e}, most {gap.max():.1e}, "
+        f"above 1e-5 {int((gap > 1e-5).sum())} of {len(gap):,}, "
+        "above 1e-5 and 1e-5 of its own size together "
+        f"{int((gap > 1e-5 * (1 + exact.abs())).sum())}"
     )

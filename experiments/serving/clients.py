@@ -244,9 +244,8 @@ def lm_eval(url: str, model: str, base: str) -> dict[str, Callable[[], object]]:
             for key, value in ({"DATA": str(data)} | task).items():
                 text = text.replace(key, value)
             (Path(folder) / "letters.yaml").write_text(text)
-            options = f"base_url={url}{path},model={name},num_concurrent=2,max_retries=1,{','.join(more)}".rstrip(
-                ","
-            )
+            given = [f"base_url={url}{path}", f"model={name}", "num_concurrent=2", "max_retries=1"]
+            options = ",".join([*given, *more])
             command = [
                 sys.executable,
                 "-m",

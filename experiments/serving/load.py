@@ -139,10 +139,8 @@ def main() -> None:
     alone.append(phase("one at a time, after", url, pid, 1, 20))
     time.sleep(1)
     left = httpx.get(f"{url}/stats").json()
-    print(
-        f"together / alone: {together / statistics.mean(alone):.1f} x; left over: "
-        f"{[(worker['live'], worker['queued'], worker['cache_bytes']) for worker in left['workers']]}"
-    )
+    over = [(one["live"], one["queued"], one["cache_bytes"]) for one in left["workers"]]
+    print(f"together / alone: {together / statistics.mean(alone):.1f} x; left over: {over}")
 
 
 if __name__ == "__main__":

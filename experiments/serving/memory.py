@@ -25,7 +25,8 @@ engine = Engine(gpt, folder.load_tokenizer(Path(sys.argv[1])))
 weights = counts.parameters(gpt.config)["total"]
 most = status("VmHWM") - before
 size = 2 * weights / 2**20
-print(f"run: {len(answer.ids)} tokens; {most:,.0f} MiB at most; {weights:,} weights are {size:,.0f} MiB: {most / size:.3f} x")
+print(f"run: {len(answer.ids)} tokens; {most:,.0f} MiB at most; "
+      f"{weights:,} weights are {size:,.0f} MiB: {most / size:.3f} x")
 """
 
 

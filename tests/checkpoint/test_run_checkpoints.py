@@ -40,7 +40,8 @@ def test_the_newest_and_the_best_stay(run: Path, keep_last: int | None, left: li
 
 
 def test_a_checkpoint_that_another_run_began_from_stays(run: Path) -> None:
-    """Without it that run could not be resumed: its sizes, tokenizer and inherited settings come from there."""
+    """Without it that run could not be resumed: its sizes, tokenizer and inherited
+    settings come from there."""
     checkpoints = RunCheckpoints(run / "checkpoints", 1)
     keep_for(checkpoints.path(30), Path("runs/sft/now"))
     checkpoints.prune()

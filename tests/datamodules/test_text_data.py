@@ -147,7 +147,8 @@ for how in {packings!r}:
     folder.build_all()
     stream = Rows(folder, "train", sequence_len=32, packing=how, seed=1)
     for k in {steps}:
-        print(hashlib.sha256(stream.gather(12 * k, 12 * k + 12)[:, :-1].astype("int64").tobytes()).hexdigest())
+        rows = stream.gather(12 * k, 12 * k + 12)[:, :-1].astype("int64")
+        print(hashlib.sha256(rows.tobytes()).hexdigest())
 """
 
 

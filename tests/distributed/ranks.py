@@ -1,4 +1,5 @@
-"""Real processes (gloo), forked from one that has imported PyTorch, that call a function together."""
+"""Real processes (gloo), forked from one that has imported PyTorch, that call a function
+together."""
 
 import os
 import socket

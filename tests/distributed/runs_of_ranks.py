@@ -1,5 +1,5 @@
-"""Whole runs on several ranks, forked from a process that has imported what a run imports: composed once, then each rank trains as
-`python -m nanochat.train` has it do."""
+"""Whole runs on several ranks, forked from a process that has imported what a run imports: composed
+once, then each rank trains as `python -m nanochat.train` has it do."""
 
 import os
 import signal
@@ -27,7 +27,8 @@ from tests.processes import SERVER
 
 
 def ranks_of(base: Path, *words: str) -> tuple[Path, list[BaseProcess]]:
-    """The folder of the run that `words` describe, and its ranks, which have begun. `base` is its NANOCHAT_BASE_DIR."""
+    """The folder of the run that `words` describe, and its ranks, which have begun. `base` is
+    its NANOCHAT_BASE_DIR."""
     os.environ["NANOCHAT_BASE_DIR"] = str(base)
     config = composed(*words)
     recipe = build_recipe(check(config, settings_of("train", config)))
@@ -98,7 +99,8 @@ def killed(ranks: list[BaseProcess], when: Callable[[], bool], seconds: float) -
 
 
 def end_of(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights of the last checkpoint of a run, and the state of its optimizer by name, that of all ranks together."""
+    """Weights of the last checkpoint of a run, and the state of its optimizer by name, that
+    of all ranks together."""
     checkpoints = RunCheckpoints(run / "checkpoints")
     last = checkpoints.path(checkpoints.steps()[-1])
     state = checkpoint_folder.read_state(last)["optimizer_states"][0]
@@ -111,7 +113,8 @@ def end_of(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def gap(mine: Any, other: Any) -> float:
-    """The largest difference between two dicts of tensors and numbers; infinite where they are not of one shape."""
+    """The largest difference between two dicts of tensors and numbers; infinite where they
+    are not of one shape."""
     if isinstance(mine, dict):
         if mine.keys() != other.keys():
             return float("inf")

@@ -1,4 +1,5 @@
-"""A run that is killed under DDP and goes on under FSDP2 on more processes ends as that of one process."""
+"""A run that is killed under DDP and goes on under FSDP2 on more processes ends
+as that of one process."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""A step that is shared out over ranks is the step of one process, whatever the shapes and the number of ranks."""
+"""A step that is shared out over ranks is the step of one process, whatever the shapes
+and the number of ranks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,8 @@ def groups(ns_dtype: str, place: Callable[[torch.Tensor], torch.Tensor]) -> list
 def stepped(
     ns_dtype: str, by_rows: bool = False, saved: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Parameters by name after some steps with gradients that all ranks know, and this rank's state. `by_rows`: as FSDP2 places them."""
+    """Parameters by name after some steps with gradients that all ranks know, and this rank's
+    state. `by_rows`: as FSDP2 places them."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),)) if by_rows else None
 
     def place(tensor: torch.Tensor) -> torch.Tensor:
@@ -60,7 +62,8 @@ def stepped(
 
 
 def gathered(ranks: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The state of all ranks by name; rows that two ranks have, or none, would show as another shape."""
+    """The state of all ranks by name; rows that two ranks have, or none, would
+    show as another shape."""
     found: dict[str, dict[str, Any]] = {}
     for rank in sorted(ranks, key=lambda rank: sorted(rank["rows"].items())):
         for group in rank["param_groups"]:

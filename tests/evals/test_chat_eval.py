@@ -1,4 +1,5 @@
-"""Accuracy on tiny tasks: by networks whose answers are known, and beside a plain loop over the full forward pass."""
+"""Accuracy on tiny tasks: by networks whose answers are known, and beside a plain loop over
+the full forward pass."""
 
 import math
 from itertools import combinations, pairwise
@@ -55,7 +56,8 @@ class Chat(Letters):
 
 
 class Parrot(FrozenGPT):
-    """Answers with the letter that the question ended in; before it, <|user_end|> is likelier than any letter."""
+    """Answers with the letter that the question ended in; before it, <|user_end|> is
+    likelier than any letter."""
 
     def hidden_cached(self, idx, positions, attends, rows, first):
         return idx[:, 1].roll(2)[
@@ -77,7 +79,8 @@ CALL = [
 
 
 class Calculates(FrozenGPT):
-    """Calls the calculator for 12*3 and stops after its result: what comes next is decided by the last token alone."""
+    """Calls the calculator for 12*3 and stops after its result: what comes next is decided by
+    the last token alone."""
 
     def blocks(self, x, bigram, idx, cos, sin, attends):
         script = dict(pairwise(CALL))
@@ -178,7 +181,8 @@ def test_max_tokens_cuts_answers():
 
 def test_answers_equal_a_plain_loop_of_generation(gpt):
     class Even(Sums):
-        """Right is an answer of an even number of its own kind of byte: a coin for a random network."""
+        """Right is an answer of an even number of its own kind of byte: a coin
+        for a random network."""
 
         def score(self, conversation, completion):
             seen.append((conversation["messages"][0]["content"], completion))
@@ -204,7 +208,7 @@ def test_answers_equal_a_plain_loop_of_generation(gpt):
     assert result == {"correct": right, "total": 7, "skipped": 0}
 
 
-# --- what is counted ----------------------------------------------------------------------------------------------
+# --- what is counted ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [Letters, Sums])
@@ -235,7 +239,8 @@ def test_limit_takes_the_first_ones():
 
 @pytest.mark.parametrize("world_size", [2, 3, 9])
 def test_shares_add_up_to_the_whole(world_size, monkeypatch):
-    """Every process records its own questions, and all get the items of all; with 9 some have nothing to do."""
+    """Every process records its own questions, and all get the items of all; with 9
+    some have nothing to do."""
     model, task = Parrot.build(CONFIG), Letters([*ITEMS, ("B" * 1000, "B")])
     alone, whole = judged(model, task)
     shares = []

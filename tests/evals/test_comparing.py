@@ -1,4 +1,5 @@
-"""What evaluate says below its table: of one checkpoint errors, of two their pairs, of more the ratios."""
+"""What evaluate says below its table: of one checkpoint errors, of two their
+pairs, of more the ratios."""
 
 import json
 import re

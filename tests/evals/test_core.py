@@ -1,4 +1,5 @@
-"""CORE: what is asked, how it is decided and what the numbers are called, against plain versions."""
+"""CORE: what is asked, how it is decided and what the numbers are called,
+against plain versions."""
 
 import csv
 import json
@@ -208,8 +209,8 @@ def test_wrong_bundles_are_named(bundle: Path, tmp_path: Path, context: Context)
 def test_while_training_it_is_as_of_the_saved_checkpoint(
     bundle: Path, context: Context, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    """The live network with its master weights, and the one that is read to run: the same decisions,
-    and losses up to the order of sums, which follows where a weight is in memory."""
+    """The live network with its master weights, and the one that is read to run: the same
+    decisions, and losses up to the order of sums, which follows where a weight is in memory."""
     gpt, tokenizer = context.gpt, context.tokenizer
     folder.save(tmp_path / "it", gpt.state_dict(), gpt.config, tokenizer, {})
     read = folder.load_to_run(tmp_path / "it", compute_dtype=dtype)

@@ -38,7 +38,8 @@ class Norms(Evaluation):
         self.first = first
 
     def __call__(self, context: Context) -> Result:
-        return {f"norm_{n}": float(p.norm()) for n, p in enumerate(list(context.gpt.parameters())[: self.first])}
+        parameters = list(context.gpt.parameters())[: self.first]
+        return {f"norm_{n}": float(p.norm()) for n, p in enumerate(parameters)}
 '''
 YAML = "_target_: nanochat.evals.norms.Norms\nevery: 1\nfirst: 2\n"
 

@@ -1,4 +1,5 @@
-"""The adapter for the lm-evaluation-harness against plain computations, and under the harness's own command."""
+"""The adapter for the lm-evaluation-harness against plain computations, and under the
+harness's own command."""
 
 import json
 import os
@@ -120,7 +121,8 @@ def test_the_command_of_the_harness_runs_a_local_task(lm, ckpt, tmp_path):
     rows = [{"q": f"{n} and", "c": [" one", " two"], "gold": n % 2} for n in range(4)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "local.yaml").write_text(
-        f"task: local\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/rows.jsonl}}}}\n"
+        "task: local\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path}/rows.jsonl}}}}\n"
         'output_type: multiple_choice\ntest_split: test\ndoc_to_text: "{{q}}"\ndoc_to_choice: c\n'
         "doc_to_target: gold\ntarget_delimiter: ''\n"
         "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"

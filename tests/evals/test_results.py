@@ -1,4 +1,5 @@
-"""Results are kept with what they depend on: asked again they cost nothing, interrupted they go on."""
+"""Results are kept with what they depend on: asked again they cost nothing,
+interrupted they go on."""
 
 import os
 import subprocess

@@ -27,7 +27,8 @@ def test_the_error_of_independent_questions_is_the_binomial_one():
 
 
 def test_clustered_and_ratio_errors_are_the_spread_of_repeated_draws():
-    """400 draws of 200 questions in 40 passages: the mean of the computed errors is the spread of the means."""
+    """400 draws of 200 questions in 40 passages: the mean of the computed errors is
+    the spread of the means."""
     drawn = np.random.default_rng(0)
     means, ratios, errors, ratio_errors, naive = [], [], [], [], []
     clusters = [n // 5 for n in range(200)]
@@ -89,7 +90,8 @@ def test_unlike_questions_are_refused(other, said):
 
 
 def test_the_four_rules_choose_by_their_own_measure():
-    """Right is choice 0. Summed, the short one wins; per token 1, per byte 0, over its unconditional likelihood 0."""
+    """Right is choice 0. Summed, the short one wins; per token 1, per byte 0, over its
+    unconditional likelihood 0."""
     one = Item(
         *("t", 0, "", ("long one", "mid", "s"), 0, 2, 0.0),
         scores={

@@ -1,4 +1,5 @@
-"""Small checkpoints of any era with weights that are not their start, which would hide most mistakes."""
+"""Small checkpoints of any era with weights that are not their start, which
+would hide most mistakes."""
 
 from pathlib import Path
 

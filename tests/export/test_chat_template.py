@@ -1,4 +1,5 @@
-"""The chat template of an export, rendered by transformers, gives the ids and the mask of tokenizer/conversations.py."""
+"""The chat template of an export, rendered by transformers, gives the ids and the mask of
+tokenizer/conversations.py."""
 
 import sys
 from pathlib import Path
@@ -72,7 +73,8 @@ def test_ids_and_mask_are_ours(tokenizer, theirs, talk) -> None:
 
 
 def test_the_cut_is_needed(theirs, tokenizer) -> None:
-    """Without it a special token in a text would be that token: what the template is compared with can differ."""
+    """Without it a special token in a text would be that token: what the template is
+    compared with can differ."""
     assert theirs("<|user_end|>", add_special_tokens=False)["input_ids"] == [
         tokenizer.specials["<|user_end|>"]
     ]

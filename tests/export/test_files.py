@@ -1,4 +1,5 @@
-"""The files of an export, without the programs that load them: nothing is dropped, and a change is seen."""
+"""The files of an export, without the programs that load them: nothing is dropped,
+and a change is seen."""
 
 import json
 import pickle

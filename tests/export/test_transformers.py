@@ -1,4 +1,5 @@
-"""An export loaded by transformers, with its own class or the one that goes along: the same logits, texts and gradients."""
+"""An export loaded by transformers, with its own class or the one that goes along: the same
+logits, texts and gradients."""
 
 import io
 from contextlib import redirect_stdout
@@ -47,7 +48,8 @@ def _modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize("arch", ERAS)
 @torch.no_grad()
 def test_logits_and_greedy_text_are_ours(make, arch: str) -> None:
-    """Over 512 tokens, past both windows and the 192 of training; 64 tokens by its cache, where ours has none."""
+    """Over 512 tokens, past both windows and the 192 of training; 64 tokens by its
+    cache, where ours has none."""
     stock = {"rope_dtype": "compute"} if arch == "classic" else {}  # stock tables are fp32
     checkpoint = make(arch, **stock)
     gpt, model = folder.load_gpt(checkpoint), load(checkpoint)

@@ -18,8 +18,7 @@ from nanochat.gpt import GPT, GPTConfig, build_arch
 CONF = Path(__file__).parents[2] / "conf"
 
 # Table of section 0: RoPE base, softcap, QK multiplier, S window as (divisor, multiple) or None
-# where all layers are
-# full, value gate as (channels, maximum), and which parts there are.
+# where all layers are full, value gate as (channels, maximum), and which parts there are.
 _COLUMNS = ("base", "cap", "qk", "short", "gate", "lambdas", "bigram", "smear", "rope_bf16")
 _TABLE = {
     "E0": (1e4, 15, 1.0, None, None, False, False, False, True),

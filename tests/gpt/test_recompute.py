@@ -1,4 +1,5 @@
-"""What a backward pass computes again is what the forward pass had: losses and gradients bit for bit."""
+"""What a backward pass computes again is what the forward pass had: losses and
+gradients bit for bit."""
 
 import pytest
 import torch

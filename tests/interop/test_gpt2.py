@@ -1,5 +1,6 @@
-"""A GPT-2 in the hub's layout: the numbers of `transformers` (tests/golden, `experiments/interop/golden_gpt2.py`), and its way through
-checkpoints, decoding and training. A folder that is not one is refused in a line."""
+"""A GPT-2 in the hub's layout: the numbers of `transformers` (tests/golden,
+`experiments/interop/golden_gpt2.py`), and its way through checkpoints, decoding and training. A
+folder that is not one is refused in a line."""
 
 import json
 from collections.abc import Callable

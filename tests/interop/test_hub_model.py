@@ -1,4 +1,5 @@
-"""Llama-shaped models through `transformers`: same logits, and the engine's texts are those of its own `generate`."""
+"""Llama-shaped models through `transformers`: same logits, and the engine's texts are those
+of its own `generate`."""
 
 from pathlib import Path
 

@@ -15,8 +15,10 @@ from nanochat.runs.run_folder import SAMPLES, RunFolder, write_summary
 from tests.test_additions import save_untrained
 
 HOSTILE = (
-    "</pre></script><script>document.title='owned'</script><img src=http://example.com/x onerror=document.title='owned'>"
-    "<b>bold</b> ``` ```` [link](http://example.com) ![image](http://example.com/x) | cell\n# heading\x1b[2J\u202etxet"
+    "</pre></script><script>document.title='owned'</script>"
+    "<img src=http://example.com/x onerror=document.title='owned'>"
+    "<b>bold</b> ``` ```` [link](http://example.com) ![image](http://example.com/x) | cell"
+    "\n# heading\x1b[2J\u202etxet"
 )
 
 
@@ -39,7 +41,8 @@ def make_run(
     text: str = "fox",
     words: tuple[str, ...] = (),
 ) -> Path:
-    """A finished run; returns its checkpoint. Its loss at step k is 4 - k / 2, each step took 3 s."""
+    """A finished run; returns its checkpoint. Its loss at step k is 4 - k / 2, each step took 3
+    s."""
     path = runs / name
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(

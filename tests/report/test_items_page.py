@@ -1,4 +1,5 @@
-"""The items of an evaluation, in a real browser: found, filtered, compared, and never more than text."""
+"""The items of an evaluation, in a real browser: found, filtered, compared, and
+never more than text."""
 
 import json
 from pathlib import Path
@@ -65,7 +66,8 @@ def test_no_text_ends_the_script(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def shown(browser, tmp_path_factory):
-    """Opens a page: at a width, with every request and every message of the browser written down."""
+    """Opens a page: at a width, with every request and every message of the
+    browser written down."""
     contexts = []
 
     def show(path: Path, width: int = 1280, scheme: str = "light"):

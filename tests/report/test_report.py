@@ -1,4 +1,5 @@
-"""The page of a run says what its folders hold, whatever is missing in them and whatever a model wrote."""
+"""The page of a run says what its folders hold, whatever is missing in them and
+whatever a model wrote."""
 
 import json
 import re
@@ -184,7 +185,8 @@ def contrast(a: str, b: str) -> float:
 
 @pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
-    """Writes both files and the conversation, the latter once; a run that is not there is one line."""
+    """Writes both files and the conversation, the latter once; a run that is
+    not there is one line."""
     make_lineage(tmp_path / "runs")
 
     def report(*words: str):

@@ -1,4 +1,5 @@
-"""The trainer's log-probabilities against the definition and against the engine; the loss against plain autograd."""
+"""The trainer's log-probabilities against the definition and against the engine; the loss
+against plain autograd."""
 
 import copy
 import math
@@ -50,8 +51,9 @@ def test_a_token_that_the_cut_would_leave_out_stays_in() -> None:
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 def test_the_trainer_agrees_with_the_engine(any_gpt, sampling: Sampling) -> None:
-    """For every architecture and cut, with prompts of different lengths side by side. In double precision, where a difference is a fault
-    and not what fp32 leaves (1e-5 of a log-probability of -8, by the order of sums)."""
+    """For every architecture and cut, with prompts of different lengths side by side. In double
+    precision, where a difference is a fault and not what fp32 leaves (1e-5 of a log-probability of
+    -8, by the order of sums)."""
     any_gpt = copy.deepcopy(any_gpt).double()
     any_gpt.compute_dtype, any_gpt.cos = torch.float64, torch.empty(0)
     any_gpt.grow_rope(any_gpt.config.sequence_len)

@@ -775,19 +775,24 @@ attacks = {
     "ptrace": f"import ctypes; assert ctypes.CDLL(None).ptrace(16, {victim.pid}, 0, 0) == 0",
     "kill": f"import os; os.kill({victim.pid}, 9)",
     "fork": "import os; os.fork()",
-    "threads": "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(9,), daemon=True).start()",
+    "threads": "import threading, time\n"
+    "while True: threading.Thread(target=time.sleep, args=(9,), daemon=True).start()",
     "tcp": "import socket; socket.create_connection(('127.0.0.1', 9))",
     "root": "import os; os.setuid(0)",
     "memory": "x = bytearray(10**9)",
 }
 open_to_all = ("user", "uid", "mount", "pid", "net", "ipc", "landlock", "seccomp")
-print(execution.run_python(attacks["environ"], off=open_to_all).stdout + execution.run_python(attacks["ptrace"], off=open_to_all).stderr)
+print(
+    execution.run_python(attacks["environ"], off=open_to_all).stdout
+    + execution.run_python(attacks["ptrace"], off=open_to_all).stderr
+)
 offs = [(), ("user",), ("user", "landlock"), ("seccomp",)]
 results = []
 for off in offs:
     found = execution.find_guards(frozenset(off))
     said = {name: execution.run_python(code, off=off) for name, code in attacks.items()}
-    results.append([found.had, found.missing, {name: (r.stdout, r.error) for name, r in said.items()}])
+    said = {name: (r.stdout, r.error) for name, r in said.items()}
+    results.append([found.had, found.missing, said])
 alive = victim.poll() is None
 victim.kill()
 print(json.dumps([results, alive, open(secret).read()]))

@@ -13,8 +13,9 @@ import pytest
 from tests import processes
 
 WORDS = """
-the a of and to in river stone house light night small great old green walks sings turns finds holds under over near
-before after slowly never often water field road bird child hand door year morning winter summer letter song
+the a of and to in river stone house light night small great old green walks sings turns finds holds
+under over near before after slowly never often water field road bird child hand door year morning
+winter summer letter song
 """.split()
 
 # what makes a run of seconds: two layers of width 64, 16 rows of 64 tokens in 4 micro-batches;

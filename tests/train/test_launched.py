@@ -1,4 +1,5 @@
-"""Processes that torchrun or srun has started: what is read of the environment, and one run of theirs."""
+"""Processes that torchrun or srun has started: what is read of the environment,
+and one run of theirs."""
 
 import os
 import socket
@@ -33,7 +34,8 @@ SRUN = {
 
 
 def test_a_stray_rank_is_removed_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """Today's shells keep them after an interrupted debugging session, and Lightning believes them."""
+    """Today's shells keep them after an interrupted debugging session, and
+    Lightning believes them."""
     shell = {"RANK": "1", "WORLD_SIZE": "2", "HOME": "/"}
     assert not take_environment(shell) and shell == {"HOME": "/"}
     assert "note: RANK=1 WORLD_SIZE=2 is ignored" in capsys.readouterr().err
@@ -68,7 +70,8 @@ def test_tasks_of_srun_are_ranks(clean: pytest.MonkeyPatch) -> None:
 
 
 def test_a_batch_script_is_one_process() -> None:
-    """`sbatch --ntasks=4` runs its script once; the variables of the job are not those of a step."""
+    """`sbatch --ntasks=4` runs its script once; the variables of the job are not those of a
+    step."""
     assert not take_environment({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"})
 
 
@@ -92,7 +95,8 @@ def test_several_machines_need_a_launcher() -> None:
 
 @pytest.mark.slow  # two processes of the command
 def test_tasks_of_srun_train_one_run(tmp_path: Path, tiny: list[str]) -> None:
-    """An emulated Slurm: what srun sets, for two tasks of one node. Preempted by SIGUSR1 they save, and the first asks for the queue."""
+    """An emulated Slurm: what srun sets, for two tasks of one node. Preempted by SIGUSR1 they save,
+    and the first asks for the queue."""
     (tmp_path / "bin").mkdir()
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/scontrol\n')

@@ -1,4 +1,5 @@
-"""A budget that raises what a full card raises: the run goes on in smaller parts, with the same batches."""
+"""A budget that raises what a full card raises: the run goes on in smaller parts,
+with the same batches."""
 
 import logging
 
@@ -15,7 +16,8 @@ ROWS = 8
 
 
 class Budget(NextTokenModule):
-    """No more than `rows` rows at a time; what is over runs out in the forward or the backward pass."""
+    """No more than `rows` rows at a time; what is over runs out in the forward
+    or the backward pass."""
 
     rows, where, seen = ROWS, "forward", ()
 

@@ -87,7 +87,8 @@ class Batches:
 
 
 def fit(module, batches, clip: float | None = None) -> set:
-    """What is found in two steps of two micro-batches by Lightning's loop, with the run's report."""
+    """What is found in two steps of two micro-batches by Lightning's loop, with the run's
+    report."""
     report = Report(
         batch_tokens=2 * B * T,
         flops_per_token=1,
@@ -200,8 +201,8 @@ def decoding(arch: str, compile: bool) -> set:
 
 
 def compiled(arch: str) -> set:
-    """What torch.compile makes of the parts that are compiled, each a single graph: the trunk and its
-    backward pass, a chunk of the loss, Muon's update, the step that is recorded."""
+    """What torch.compile makes of the parts that are compiled, each a single graph: the trunk and
+    its backward pass, a chunk of the loss, Muon's update, the step that is recorded."""
     watch, graphs = Watch(torch.bfloat16), []
 
     def look(graph, inputs):

@@ -1,5 +1,5 @@
-"""A step of everything that runs on a card, traced on fake tensors of a CUDA device in bf16: no value is
-read on the host, no copy is waited for, no tensor is on the CPU, no product is in fp32."""
+"""A step of everything that runs on a card, traced on fake tensors of a CUDA device in bf16: no
+value is read on the host, no copy is waited for, no tensor is on the CPU, no product is in fp32."""
 
 import json
 import os

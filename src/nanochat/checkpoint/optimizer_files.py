@@ -2,7 +2,8 @@
 index of all.
 
     trainer/optim-00003.safetensors   what rank 3 holds, as NAME/KEY: transformer.wte.weight/exp_avg
-    trainer/optim.json                name -> the rows [start, stop) that each file has of it, and values that are no tensors
+    trainer/optim.json                name -> the rows [start, stop) that each file has of it, and
+                                      values that are no tensors
 
 A rank of any number of ranks reads the rows that it updates and no others.
 """

@@ -71,8 +71,9 @@ def parts_of(
 
     `by_rows` says whether the rule of a parameter works row by row.
 
-    >>> parts_of([(5, 400), (8, 8)], [True, False], 2)
-    [[RowShare(start=0, stop=2, owner=0), RowShare(start=2, stop=5, owner=1)], [RowShare(start=0, stop=8, owner=0)]]
+    >>> parts_of([(5, 400), (8, 8)], [True, False], 2)  # doctest: +NORMALIZE_WHITESPACE
+    [[RowShare(start=0, stop=2, owner=0), RowShare(start=2, stop=5, owner=1)],
+     [RowShare(start=0, stop=8, owner=0)]]
     """
     shared = [
         rows and torch.Size(shape).numel() >= SMALL

@@ -62,7 +62,7 @@ class NanochatLM(TemplateLM):
         self.engine = Engine(self.gpt, self.text, max_rows=max_rows, pool_bytes=0, ends=ends)
         self.special = re.compile("|".join(map(re.escape, self.text.specials)))
 
-    # --- text and tokens ----------------------------------------------------------------------------
+    # --- text and tokens --------------------------------------------------------------------------
 
     @property
     def eot_token_id(self) -> int:
@@ -110,7 +110,7 @@ class NanochatLM(TemplateLM):
         )
         return self.text.decode(prompt)
 
-    # --- what is asked ------------------------------------------------------------------------------
+    # --- what is asked ----------------------------------------------------------------------------
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], **more: Any

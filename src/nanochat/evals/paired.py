@@ -14,9 +14,9 @@ from nanochat.evals.items import Item
 from nanochat.evals.smooth import right_bits
 from nanochat.evals.uncertainty import Z95, ratio_error, standard_error
 
-# from: Agresti and Min 2005, Simple improved confidence intervals for comparing matched proportions:
-# two more questions, half of one becoming right and half of one becoming wrong, whose squares sum to
-# 1. Without them two equal lists would have an interval of no width.
+# from: Agresti and Min 2005, Simple improved confidence intervals for comparing matched
+# proportions: two more questions, half of one becoming right and half of one becoming wrong, whose
+# squares sum to 1. Without them two equal lists would have an interval of no width.
 ADDED = (math.sqrt(0.5), -math.sqrt(0.5))
 ITEM_NOISE = (
     "intervals are of the questions alone (95 %): another seed of the same recipe moves CORE by "

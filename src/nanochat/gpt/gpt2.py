@@ -1,7 +1,8 @@
 """GPT-2 behind the interface of the GPT: its published weights run and train here (Radford et al.
 2019).
 
-    tokens (B, T) -> embed + position -> n blocks of attention and MLP -> norm -> the embedding again -> logits (B, T, V)
+    tokens (B, T) -> embed + position -> n blocks of attention and MLP -> norm
+        -> the embedding again -> logits (B, T, V)
 
 What differs from model.py is all here: learned positions, LayerNorm with gain and bias, biases
 everywhere, GELU, and one table for embedding and head. As switches of `Arch` each of them would be

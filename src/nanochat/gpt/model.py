@@ -1,7 +1,8 @@
 """The GPT: one network for all eras of nanochat. Read from `GPT.forward` at the end, or from the
 top.
 
-    tokens (B, T) -> embed -> n blocks of attention and MLP -> norm -> head -> softcap -> logits (B, T, V)
+    tokens (B, T) -> embed -> n blocks of attention and MLP -> norm -> head -> softcap
+        -> logits (B, T, V)
 
 It differs from a GPT-2 by RMSNorm without gains, rotary positions, normalised queries and keys,
 relu squared, sliding windows, untied embeddings and no biases. Later eras add cheap paths past the

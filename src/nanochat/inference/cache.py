@@ -70,15 +70,13 @@ class KVCache:
         self.empty = torch.empty(
             0, config.n_kv_head, 0, config.head_dim, dtype=kept_dtype(gpt), device=gpt.device
         )
-        # (room, G, min(capacity, slots), D) per layer; zeros where nothing is yet, since a masked
-        # NaN
-        # is still NaN
+        # (room, G, min(capacity, slots), D) per layer; zeros where nothing is yet, since
+        # a masked NaN is still NaN
         self.keys, self.values = [self.empty] * config.n_layer, [self.empty] * config.n_layer
         self.shared = SharedPrefixes(self.empty, self.slots)
         self._ahead: Ahead | None = None
         # a copy from a cache that was a step ahead: in a window, the token after the last has
-        # already
-        # been written over the first
+        # already been written over the first
         self._one_more = False
 
     def clear(self) -> None:

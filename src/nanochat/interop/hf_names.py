@@ -48,9 +48,9 @@ def hf_name(name: str) -> str:
 # switches that the modelling file or a key of config.json stands for, or that only training reads
 KNOWN = set(
     """name width_rule rope_base rope_dtype qk_scale softcap window_pattern short_window_divisor
-    short_window_multiple long_window_limited lambdas value_embeds value_gate_channels value_gate_max
-    smear smear_channels backout bigram embed_std head_std matrix_init fc_init_scale resid_init x0_init
-    value_gate_init smear_gate_init backout_init""".split()
+    short_window_multiple long_window_limited lambdas value_embeds value_gate_channels
+    value_gate_max smear smear_channels backout bigram embed_std head_std matrix_init
+    fc_init_scale resid_init x0_init value_gate_init smear_gate_init backout_init""".split()
 )
 
 

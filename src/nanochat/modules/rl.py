@@ -64,7 +64,8 @@ class RLModule(PhaseModule):
         algorithm, step = self.collector.algorithm, self.global_step
         update = step % algorithm.updates
         if update == 0:
-            self.optimizers().zero_grad()  # type: ignore[union-attr]  # no memory for gradients while answers are written
+            # no memory for gradients while answers are written
+            self.optimizers().zero_grad()  # type: ignore[union-attr]
             self._collect()
         assert self.experience is not None, "the answers of this step were not restored"
         spent: dict[str, float] = {}
@@ -200,7 +201,7 @@ class RLModule(PhaseModule):
     def where_the_batch_is(self, step: int) -> str:
         return f"the lines of step {step} in rollouts.jsonl are its answers"
 
-    # --- to go on exactly ---------------------------------------------------------------------------------------
+    # --- to go on exactly -------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -52,8 +52,7 @@ SHARES = re.compile(r"(accuracy(_\w+)?|pass@\d+)$|^core/")
 # of a checkpoint's numbers, what is no result: how much was counted, and the same once more
 COUNTS = re.compile(r"(tokens|error|_n|_stderr|_se|_of|_seconds)$")
 # of a phase and a kind of machine the composed config where nothing is typed: as it is, and with
-# what refers
-# to other settings as the files have it; None for a phase that is not known
+# what refers to other settings as the files have it; None for a phase that is not known
 Defaults = Callable[[str, str], tuple[dict[str, Any], dict[str, Any]] | None]
 # what a run takes from the checkpoint it begins from
 FROM_PARENT = ("model.", "arch.", "tokenizer.")

@@ -98,7 +98,8 @@ def choose(recipe: Any, plan: Plan, sizes: GPTConfig, limit: int | None) -> tupl
             compiled=on_card(config) and config["compute"]["compile"] is not False,
             head_on_card=on_card(config),
             world_size=recipe.world_size,
-            # every rank updates a share (distributed/sharing.py), or holds one (distributed/fsdp.py)
+            # every rank updates a share (distributed/sharing.py), or holds one
+            # (distributed/fsdp.py)
             sharded="all" if config["trainer"]["strategy"] == "fsdp" else "optimizer",
         )
         fits = largest_rows(memory, room, rank_rows, DEFAULT_ROWS) if limit else micro

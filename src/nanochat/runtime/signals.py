@@ -111,8 +111,9 @@ def take_ctrl_c(one_press: float = ONE_PRESS) -> None:
 def end_undisturbed() -> None:
     """For a process that has its result or its error and is about to end: Ctrl-C changes neither;
     pressed twice, it ends the process at once."""
-    # A KeyboardInterrupt out of `exec` of a string (an import makes dataclasses so) leaves a flag in
-    # CPython, by which `python -m` dies of SIGINT although it was caught; the next `exec` clears it.
+    # A KeyboardInterrupt out of `exec` of a string (an import makes dataclasses so)
+    # leaves a flag in CPython, by which `python -m` dies of SIGINT although it was
+    # caught; the next `exec` clears it.
     exec("")
     if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         return

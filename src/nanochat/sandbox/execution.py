@@ -356,8 +356,7 @@ def _remove(directory: str) -> None:
         os.rmdir(directory)
     except OSError:
         # without a pid namespace only the supervisor is waited for: the program it ran was killed
-        # at the
-        # same time, and until it has ended on a busy machine it may go on making files
+        # at the same time, and until it has ended on a busy machine it may go on making files
         for _ in range(REMOVALS):
             subprocess.run(["chmod", "-R", "u+rwX", directory], stderr=subprocess.DEVNULL)
             subprocess.run(["rm", "-rf", directory], stderr=subprocess.DEVNULL)

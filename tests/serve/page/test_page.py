@@ -1,4 +1,5 @@
-"""The page in a real browser, headless. The engines, workers and the server are the real ones; only which token comes next is written here."""
+"""The page in a real browser, headless. The engines, workers and the server are the real ones; only
+which token comes next is written here."""
 
 import json
 import re
@@ -32,13 +33,19 @@ sync_api.expect.set_options(timeout=20_000)  # a machine may be slow; what is wr
 TOKENIZER = BPETokenizer([])  # 256 bytes and the specials
 SPECIAL = re.compile(r"(<\|\w+\|>)")
 FENCE = "`" * 3
-MARKUP = """<script>window.broken = 1</script><img src=x onerror="window.broken = 2"><b onclick="window.broken = 3">bold</b>
-<iframe src="https://example.com/frame"></iframe> ![picture](https://example.com/picture.png) [link](javascript:window.broken=4)
-<svg onload="window.broken = 5"></svg> <style>body { background: url(https://example.com/style.png) }</style> end of it"""
+MARKUP = (
+    '<script>window.broken = 1</script><img src=x onerror="window.broken = 2">'
+    '<b onclick="window.broken = 3">bold</b>\n'
+    '<iframe src="https://example.com/frame"></iframe> '
+    "![picture](https://example.com/picture.png) [link](javascript:window.broken=4)\n"
+    '<svg onload="window.broken = 5"></svg> '
+    "<style>body { background: url(https://example.com/style.png) }</style> end of it"
+)
 ANSWERS = {
     "tool": "34+57=<|python_start|>34+57<|python_end|>91.",
     "evil tool": '<|python_start|><img src=x onerror="window.broken = 6">*a*<|python_end|>done',
-    "code": f"This is it:\n\n{FENCE}python\ndef square(x):\n    return x * x\n{FENCE}\n\nand \\(x^2\\), and $$\\frac{{1}}{{2}}$$ for $5.",
+    "code": f"This is it:\n\n{FENCE}python\ndef square(x):\n    return x * x\n{FENCE}\n\n"
+    "and \\(x^2\\), and $$\\frac{1}{2}$$ for $5.",
     "markup": MARKUP,
     "long": " ".join(f"word{n}" for n in range(60)),
     "nothing": "",
@@ -164,7 +171,8 @@ def browsers(watched):
 
 @pytest.fixture
 def visit(watched, browsers):
-    """Opens a window on a server, as a person who was never here; in the end, nothing was asked of any other address."""
+    """Opens a window on a server, as a person who was never here; in the end, nothing was asked
+    of any other address."""
     contexts, others, new, seen = [], [], *watched
     seen["requests"].clear()
     seen["errors"].clear()
@@ -207,7 +215,8 @@ def window(server, watched):
 
 @pytest.fixture
 def page(window, visit):
-    """A window that stays open from test to test, with a new conversation. `visit` checks what it asked for."""
+    """A window that stays open from test to test, with a new conversation. `visit`
+    checks what it asked for."""
     window.click("#new")
     wait_until(lambda: user(window) == [] and "conversation=" not in window.url)
     rest(window)
@@ -222,7 +231,7 @@ def _as_fast_as_it_can(request):
             served.workers[0].engine.pause = 0.0
 
 
-# --- what a person does and sees --------------------------------------------------------------------------------
+# --- what a person does and sees ------------------------------------------------------------------
 
 
 def send(page, text: str) -> None:
@@ -668,26 +677,31 @@ def test_everything_can_be_done_by_keyboard(server, visit):
     assert {"Edit", "Retry", "Undo", "Clear", "New conversation", "radio", "Export all"} <= names
 
 
-# --- long conversations -----------------------------------------------------------------------------------------
+# --- long conversations ---------------------------------------------------------------------------
 
 PICTURE = """() => {
     const scrolls = [...document.querySelectorAll("main *, main")].filter(
-        (e) => e.tagName !== "TEXTAREA" && !e.closest("#sidebar") && e.clientHeight && e.scrollHeight > e.clientHeight + 1
+        (e) => e.tagName !== "TEXTAREA" && !e.closest("#sidebar") && e.clientHeight
+            && e.scrollHeight > e.clientHeight + 1
             && /auto|scroll/.test(getComputedStyle(e).overflowY));
-    const box = document.querySelector("#box").getBoundingClientRect(), whole = document.documentElement;
+    const box = document.querySelector("#box").getBoundingClientRect();
+    const whole = document.documentElement, wraps = [...document.querySelectorAll(".bubble-wrap")];
     const tools = document.querySelector("#chat .top-panel")?.getBoundingClientRect();
+    const chat = document.querySelector("#chat .bubble-wrap");
     return {
-        box: [box.left >= 0, box.top >= 0, box.right <= window.innerWidth, box.bottom <= window.innerHeight, box.height >= 30],
+        box: [box.left >= 0, box.top >= 0, box.right <= window.innerWidth,
+            box.bottom <= window.innerHeight, box.height >= 30],
         whole: [whole.scrollWidth - window.innerWidth, whole.scrollHeight - window.innerHeight],
         scrolls: scrolls.map((e) => e.className.split(" ")[0]),
-        below: [...document.querySelectorAll(".bubble-wrap")].map((e) => e.scrollHeight - e.clientHeight - Math.round(e.scrollTop)),
-        covered: tools ? document.querySelector("#chat .bubble-wrap").getBoundingClientRect().top < tools.bottom : false,
+        below: wraps.map((e) => e.scrollHeight - e.clientHeight - Math.round(e.scrollTop)),
+        covered: tools ? chat.getBoundingClientRect().top < tools.bottom : false,
     };
 }"""
 
 
 def in_order(page, columns: int = 1) -> None:
-    """The box is in the window, nothing but the conversations scrolls (and their list in the sidebar, once it is long), and they are at their end."""
+    """The box is in the window, nothing but the conversations scrolls (and their list in the
+    sidebar, once it is long), and they are at their end."""
     good = {
         "box": [True] * 5,
         "whole": [0, 0],
@@ -738,7 +752,8 @@ def long_talk(server, window):
     wait_until(lambda: user(window) == [])
     ask(window, "whose", "question 1")
     owner = server.store.get(window.url.split("conversation=")[1]).owner
-    return f"{server.url}?conversation={server.store.put(Conversation(twelve_turns(), owner=owner, model='first')).id}"
+    stored = server.store.put(Conversation(twelve_turns(), owner=owner, model="first"))
+    return f"{server.url}?conversation={stored.id}"
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (1920, 1080), (390, 844), (820, 1180)])
@@ -756,7 +771,8 @@ def test_a_long_conversation_scrolls_in_its_own_area_and_the_box_stays(
     in_order(page)
 
 
-BELOW = "[...document.querySelectorAll('.bubble-wrap')].map((e) => e.scrollHeight - e.clientHeight - Math.round(e.scrollTop))"
+BELOW = """[...document.querySelectorAll(".bubble-wrap")].map(
+    (e) => e.scrollHeight - e.clientHeight - Math.round(e.scrollTop))"""
 UP = "document.querySelectorAll('.bubble-wrap').forEach((e) => e.scrollTo(0, 0))"
 
 
@@ -799,7 +815,7 @@ def test_the_view_follows_an_answer_and_stays_where_it_is_scrolled_to(server, pa
     page.set_viewport_size({"width": 1280, "height": 800})
 
 
-# --- branches, search, files ------------------------------------------------------------------------------------
+# --- branches, search, files ----------------------------------------------------------------------
 
 
 def branch(page, name: str, answer: int):
@@ -921,7 +937,10 @@ def test_a_text_file_is_attached_and_others_are_refused(server, page, tmp_path):
 
 
 def test_names_in_an_import_are_plain_text_everywhere(server, page, tmp_path):
-    name = "[m](https://example.com/m) <a href='https://example.com/a'>a</a> https://example.com/u www.example.com a@example.com \\(x\\)"
+    name = (
+        "[m](https://example.com/m) <a href='https://example.com/a'>a</a> "
+        "https://example.com/u www.example.com a@example.com \\(x\\)"
+    )
     messages = twelve_turns()[:2]
     messages[1]["made"] |= {"model": name, "sampling": {"seed": name}}
     messages[1]["content"] = [
@@ -944,7 +963,7 @@ def test_names_in_an_import_are_plain_text_everywhere(server, page, tmp_path):
     assert page.locator("a[href*=example], .katex").count() == 0
 
 
-# --- side by side -----------------------------------------------------------------------------------------------
+# --- side by side ---------------------------------------------------------------------------------
 
 
 def test_models_are_compared_with_the_same_question_and_seed(visit):

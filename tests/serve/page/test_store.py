@@ -151,7 +151,8 @@ from nanochat.serve.page.store import Conversation, Store
 store, name, turns = Store(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 c = store.put(Conversation([], title=name))
 for n in range(turns):
-    c = store.put(replace(c, messages=[*c.messages, {"role": ("user", "assistant")[n % 2], "content": f"{n} " + "word " * 2000}]))
+    message = {"role": ("user", "assistant")[n % 2], "content": f"{n} " + "word " * 2000}
+    c = store.put(replace(c, messages=[*c.messages, message]))
     print(n, flush=True)
 """
 

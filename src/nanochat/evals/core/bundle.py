@@ -50,7 +50,9 @@ TASKS = {
     "squad": "reading_comprehension/squad.jsonl",
     "coqa": "reading_comprehension/coqa.jsonl",
     "boolq": "reading_comprehension/boolq.jsonl",
-    "bigbench_language_identification": "language_understanding/bigbench_language_identification.jsonl",
+    "bigbench_language_identification": (
+        "language_understanding/bigbench_language_identification.jsonl"
+    ),
 }
 # Random baselines in percent that DCLM corrected; those of the other tasks stayed. From:
 # mlfoundations/dclm#114 and #115, eval/eval_meta_data.csv compared with eval_meta_data_v1.csv

@@ -1,7 +1,8 @@
-"""Load exported files with the original's own code, and write what it computes: `python nanochat_probe.py PLACE`.
+"""Load exported files with the original's own code, and write what it computes:
+`python nanochat_probe.py PLACE`.
 
-PLACE/request.json names its checkout (`peer`). Both of its generations are understood: the later one
-chooses its precision by NANOCHAT_DTYPE, the earlier one by autocast.
+PLACE/request.json names its checkout (`peer`). Both of its generations are understood: the later
+one chooses its precision by NANOCHAT_DTYPE, the earlier one by autocast.
 """
 
 import contextlib
@@ -26,7 +27,8 @@ from nanochat.checkpoint_manager import load_model  # noqa: E402
 
 
 def greedy(model, tokenizer, start: list[int]) -> list[int]:
-    """Its engine, decoding with its cache, without its calculator. It ends where the model ends its turn."""
+    """Its engine, decoding with its cache, without its calculator. It ends where
+    the model ends its turn."""
     its_engine.use_calculator = lambda expression: None
     columns = its_engine.Engine(model, tokenizer).generate(
         start, num_samples=1, max_tokens=ASKED["tokens"], temperature=0.0
@@ -67,8 +69,8 @@ def main() -> None:
                 problem = f"fails ({str(error).splitlines()[0]})"
             if problem:
                 notes.append(
-                    f"{DTYPE}, after {len(start)} tokens: its engine, decoding with a cache, {problem}; "
-                    "its forward pass without a cache is compared"
+                    f"{DTYPE}, after {len(start)} tokens: its engine, decoding with a cache, "
+                    f"{problem}; its forward pass without a cache is compared"
                 )
                 found = list(model.generate(list(start), ASKED["tokens"], temperature=0))
             written.append(found)

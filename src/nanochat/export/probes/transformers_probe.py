@@ -1,6 +1,8 @@
-"""Load an exported folder with transformers, and write what it computes: `python transformers_probe.py PLACE`.
+"""Load an exported folder with transformers, and write what it computes:
+`python transformers_probe.py PLACE`.
 
-PLACE/request.json says what to compute; answer.json and one array of logits per precision come beside it.
+PLACE/request.json says what to compute; answer.json and one array of logits per
+precision come beside it.
 """
 
 import json

@@ -1,4 +1,6 @@
-"""nanochat's GPT of any era for `transformers`: `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`.
+"""nanochat's GPT of any era for `transformers`:
+
+    AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
 The network is the one that exported this file; the certificate in the same folder says how far the
 logits of the two were apart when it was made. Needs transformers 5.
@@ -6,9 +8,10 @@ logits of the two were apart when it was made. Needs transformers 5.
 What other models do not have:
 - RoPE turns by minus the angle, and queries and keys are normalised after it.
 - Short layers see `sliding_window` keys, the others `long_window` (null: all).
-- With smear or a bigram table a token reads the one before it. While decoding, that token is in an
-  extra layer of the cache, so that whatever reorders, repeats or crops the cache does so with it.
-  Position 0 has no predecessor; with padding on the left, positions must count from the first token.
+- With smear or a bigram table a token reads the one before it. While decoding, that token
+  is in an extra layer of the cache, so that whatever reorders, repeats or crops the cache
+  does so with it. Position 0 has no predecessor; with padding on the left, positions must
+  count from the first token.
 - Value embeddings are looked up by token id, so `inputs_embeds` cannot take the place of ids.
 
 Letters: B rows, T tokens, C width, H query heads, G key heads, D head width, V vocabulary.
@@ -43,7 +46,8 @@ def rotate(x, cos, sin):
 
 
 def eager_attention(module, query, key, value, attention_mask, scaling, **kwargs):
-    """query (B, H, T, D), key and value (B, G, S, D) -> output (B, T, H, D), weights (B, H, T, S)."""
+    """query (B, H, T, D), key and value (B, G, S, D) -> output (B, T, H, D),
+    weights (B, H, T, S)."""
     share = query.size(1) // key.size(1)
     key, value = key.repeat_interleave(share, 1), value.repeat_interleave(share, 1)
     scores = query @ key.mT * scaling
@@ -220,7 +224,8 @@ class NanochatErasModel(NanochatErasPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=x, hidden_states=states, **{CACHE: cache})
 
     def _cache(self, cache, use_cache):
-        """The cache of this call, None without one; with a layer for the tokens where they are needed."""
+        """The cache of this call, None without one; with a layer for the tokens
+        where they are needed."""
         wanted = self.config.use_cache if use_cache is None else use_cache
         if self.gradient_checkpointing and self.training:
             return None  # the backward pass would write every key a second time
@@ -237,7 +242,8 @@ class NanochatErasModel(NanochatErasPreTrainedModel):
         return position_ids.expand(B, -1)
 
     def _embed(self, input_ids, position_ids, cache):
-        """Token ids (B, T) -> what enters the layers, and the rows of token pairs or None; (B, T, C) each."""
+        """Token ids (B, T) -> what enters the layers, and the rows of token pairs or
+        None; (B, T, C) each."""
         x, pair = self.norm(self.embed_tokens(input_ids)), None
         if not (self.config.smear or self.config.bigram_rows):
             return x, None
@@ -263,8 +269,8 @@ class NanochatErasModel(NanochatErasPreTrainedModel):
         if len(cache.layers) <= n and not getattr(cache, "layer_class_to_replicate", None):
             if type(cache) is not DynamicCache:
                 raise ValueError(
-                    f"a nanochat model with smear or bigrams cannot use {type(cache).__name__}: it has "
-                    "no place for the tokens; use the default cache (cache_implementation=None)"
+                    f"a nanochat model with smear or bigrams cannot use {type(cache).__name__}: it "
+                    "has no place for the tokens; use the default cache (cache_implementation=None)"
                 )
             cache.layers.append(DynamicLayer())
         ids = input_ids[:, None, :, None]  # (B, 1, T, 1), as keys are laid out
@@ -289,7 +295,8 @@ class NanochatErasModel(NanochatErasPreTrainedModel):
         return masks
 
     def _turns(self, position_ids, x):
-        """cos and sin of the positions (B, T), (B, T, 1, D/2) each, in the precision of training."""
+        """cos and sin of the positions (B, T), (B, T, 1, D/2) each, in the
+        precision of training."""
         D, base = self.config.head_dim, self.config.rope_parameters["rope_theta"]
         channels = torch.arange(0, D, 2, dtype=torch.float32, device=x.device) / D
         angle = position_ids[..., None, None].to(x.device).float() * (1.0 / base**channels)
@@ -321,7 +328,8 @@ class NanochatErasForCausalLM(NanochatErasPreTrainedModel, GenerationMixin):
         return_dict=None,
         **kwargs,
     ):
-        """input_ids (B, T) -> capped logits (B, T, V) in fp32, and the mean loss where there are labels."""
+        """input_ids (B, T) -> capped logits (B, T, V) in fp32, and the mean loss
+        where there are labels."""
         found = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

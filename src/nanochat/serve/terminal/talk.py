@@ -202,7 +202,7 @@ class Talk:
         getattr(self, f"do_{name}")(*[rest] if usage else [])
         return True
 
-    # --- answers -----------------------------------------------------------------------------------------------
+    # --- answers ----------------------------------------------------------------------------------
 
     def ask(self, question: str) -> None:
         self._answer([*self._answered(), {"role": "user", "content": question}])
@@ -289,7 +289,7 @@ class Talk:
     def _first(self) -> list[dict[str, Any]]:
         return [{"role": "system", "content": self.system}] if self.system else []
 
-    # --- commands ----------------------------------------------------------------------------------------------
+    # --- commands ---------------------------------------------------------------------------------
 
     def do_help(self) -> None:
         for name, (usage, meaning) in COMMANDS.items():
