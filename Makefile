@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
 
-demo: $(READY)  ## from this machine's own text to a chat model: pretraining, midtraining, SFT, RL and a conversation, about 10 minutes
+demo: $(READY)  ## from this machine's own text to a chat model: pretraining, midtraining, SFT, RL and a conversation, about 5 minutes on two cores
 	@$(RUN) -m nanochat.pipeline pipeline=demo
 	@echo "go on with: $(RUN) -m nanochat.chat ckpt=demo-rl@latest, or side by side: $(RUN) -m nanochat.chat ckpt=demo-sft@latest ckpt=demo-rl@latest compare=true"
 
