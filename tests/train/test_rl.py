@@ -216,10 +216,17 @@ def test_killed_it_ends_as_one_that_was_not(
     ]
 
 
-@pytest.mark.parametrize("more", [["trainer.devices=2"], ["data.micro_tokens=90"]])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["trainer.devices=2"],
+        ["data.micro_tokens=90"],
+        ["trainer.strategy=fsdp", "trainer.devices=2", "data.micro_tokens=90"],
+    ],
+)
 def test_how_a_step_is_split_changes_nothing(more: list[str], rl, base: Path) -> None:
-    """Two processes, or micro-batches of a few answers: the same answers, and two updates on them
-    but for sums in another order."""
+    """Two processes, or micro-batches of a few answers, of which one process may have more: the
+    same answers, and two updates on them but for sums in another order."""
     name = more[0].replace(".", "-").replace("=", "-")
     rl(name, *TWICE, *more, "max_steps=2", "save_every=1")
     rl(f"{name}-plain", *TWICE, "max_steps=2")

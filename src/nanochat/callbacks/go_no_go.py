@@ -29,7 +29,7 @@ class GoNoGo(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: PhaseModule) -> None:
         if trainer.global_step > 0:
             return
-        with module.clock.paused():
+        with module.clock.paused(), module.whole_gpt():
             finding: Finding = agreed(lambda: self.preflight.run(module.gpt), module.device)
         if trainer.is_global_zero:
             self.tell(finding)

@@ -3,7 +3,8 @@ made likelier.
 
 An optimizer step is one `training_step`. The first of the `algo.updates` steps on the same answers
 collects them; micro-batches and processes only split a sum whose weights were fixed before
-(rl/algorithms.py), so gradients are added up here, not by Lightning.
+(rl/algorithms.py), so gradients are added up here, not by Lightning. FSDP2 adds them up itself;
+there all processes make as many passes as the one with the most.
 """
 
 from collections.abc import Callable
@@ -74,68 +75,33 @@ class RLModule(PhaseModule):
         self.numbers |= spent
 
     def _collect(self) -> None:
-        self.experience = self.collector.collect(self.gpt, self.asked)
-        self.asked, self.collected_at = self.experience.asked, self.global_step
-        self.numbers = dict(self.experience.numbers)
+        """Answers, and what the algorithm compares their log-probabilities with."""
         algorithm, start = self.collector.algorithm, self._start[0]
-        with hardware.measured(self.numbers, "rescore", self.device):
-            for rows in group_by_length(self.experience.rows, self.micro_tokens):
-                if algorithm.updates > 1:
-                    _keep(
-                        rows, "old", logprobs(self.gpt, *padded(rows, self.device), self.sampling)
-                    )
-                if start is not None and algorithm.kl:
-                    _keep(rows, "start", logprobs(start, *padded(rows, self.device), self.sampling))
+        with self.whole_gpt():
+            self.experience = self.collector.collect(self.gpt, self.asked)
+            self.asked, self.collected_at = self.experience.asked, self.global_step
+            self.numbers = dict(self.experience.numbers)
+            with hardware.measured(self.numbers, "rescore", self.device):
+                for rows in group_by_length(self.experience.rows, self.micro_tokens):
+                    of = (*padded(rows, self.device), self.sampling)
+                    if algorithm.updates > 1:
+                        _keep(rows, "old", logprobs(self.gpt, *of))
+                    if start is not None and algorithm.kl:
+                        _keep(rows, "start", logprobs(start, *of))
 
     def _update(self, rows: list[Row]) -> None:
         algorithm, optimizer = self.collector.algorithm, self.optimizers()
         optimizer.zero_grad()  # type: ignore[union-attr]
         # loss, tokens, clipped, entropy, k3, gap to the engine; and the largest gap
         sums, widest = torch.zeros(6, device=self.device), torch.zeros(1, device=self.device)
-        for part in group_by_length(rows, self.micro_tokens):
-            idx, chosen = padded(part, self.device)
-            advantage = per_token(part, [row.advantage for row in part], self.device)
-            weight = per_token(part, [row.weight for row in part], self.device)
-            old = _joined(part, "old", self.device)
-            start = _joined(part, "start", self.device)
-            seen = torch.zeros(2, device=self.device)
-
-            def loss_of(
-                logp: Tensor,
-                at: slice,
-                old=old,
-                start=start,
-                advantage=advantage,
-                weight=weight,
-                seen=seen,
-            ) -> Tensor:
-                loss, clipped, k3 = objective(
-                    algorithm,
-                    logp,
-                    None if old is None else old[at],
-                    None if start is None else start[at],
-                    advantage[at],
-                    weight[at],
-                )
-                seen += torch.stack((clipped.sum(), k3.sum()))
-                return loss
-
-            loss, logp, entropy = policy_loss(self.gpt, idx, chosen, self.sampling, loss_of)
-            loss.backward()  # no hook of DDP: gradients of all processes are added up below
-            gap = torch.zeros_like(logp)
-            if algorithm.distribution == "sampled" and old is None:
-                gap = (logp - drawn_logprobs(part, self.device)).abs()
-            sums += torch.stack(
-                (
-                    loss.detach(),
-                    torch.full_like(seen[0], logp.numel()),
-                    seen[0],
-                    entropy.sum(),
-                    seen[1],
-                    gap.sum(),
-                )
-            )
-            widest = torch.maximum(widest, gap.max())
+        parts = group_by_length(rows, self.micro_tokens)
+        idle = self._idle_passes(len(parts))
+        for part in parts:
+            found, gap = self._pass(part)
+            sums += found
+            widest = torch.maximum(widest, gap)
+        for _ in range(idle):
+            self._pass_idly()
         self._running = sums[0].clone()
         norm = self._add_up()
         if self.clip_norm is not None:
@@ -150,6 +116,59 @@ class RLModule(PhaseModule):
         optimizer.step()  # type: ignore[union-attr]
         self._tell(sums.tolist(), float(widest), norm)
 
+    def _pass(self, part: list[Row]) -> tuple[Tensor, Tensor]:
+        """Forward and backward pass of some rows; the sums (6,) of `_update`, and the largest
+        gap."""
+        algorithm = self.collector.algorithm
+        idx, chosen = padded(part, self.device)
+        advantage = per_token(part, [row.advantage for row in part], self.device)
+        weight = per_token(part, [row.weight for row in part], self.device)
+        old = _joined(part, "old", self.device)
+        start = _joined(part, "start", self.device)
+        seen = torch.zeros(2, device=self.device)
+
+        def loss_of(logp: Tensor, at: slice) -> Tensor:
+            loss, clipped, k3 = objective(
+                algorithm,
+                logp,
+                None if old is None else old[at],
+                None if start is None else start[at],
+                advantage[at],
+                weight[at],
+            )
+            seen.add_(torch.stack((clipped.sum(), k3.sum())))
+            return loss
+
+        loss, logp, entropy = policy_loss(self.gpt, idx, chosen, self.sampling, loss_of)
+        self._differentiate(loss)
+        gap = torch.zeros_like(logp)
+        if algorithm.distribution == "sampled" and old is None:
+            gap = (logp - drawn_logprobs(part, self.device)).abs()
+        tokens = torch.full_like(seen[0], logp.numel())
+        found = (loss.detach(), tokens, seen[0], entropy.sum(), seen[1], gap.sum())
+        return torch.stack(found), gap.max()
+
+    def _idle_passes(self, passes: int) -> int:
+        """How many more passes another process makes. Weights that are shared out are gathered by
+        all processes at once; else each makes as many as it has."""
+        if self.device_mesh is None:
+            return 0
+        return int(maximum(torch.tensor([passes], device=self.device))) - passes
+
+    def _pass_idly(self) -> None:
+        """A pass whose gradients are 0."""
+        idx = torch.zeros(1, 3, dtype=torch.long, device=self.device)
+        chosen = torch.full((1,), 2, device=self.device)
+        loss, _, _ = policy_loss(
+            self.gpt, idx, chosen, self.sampling, lambda logp, at: 0 * logp.sum()
+        )
+        self._differentiate(loss)
+
+    def _differentiate(self, loss: Tensor) -> None:
+        """DDP's hooks rest here: `_add_up` adds the gradients up. FSDP2 takes their mean over the
+        processes."""
+        (loss if self.device_mesh is None else loss * self.trainer.world_size).backward()
+
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         super().on_before_optimizer_step(optimizer)
         if self._at_rest:
@@ -158,12 +177,13 @@ class RLModule(PhaseModule):
 
     def _add_up(self) -> float:
         """Gradients over all processes; their norm."""
-        grads = []
+        shared_out, grads = self.device_mesh is not None, []
         for p in self.gpt.parameters():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-            grads.append(summed(p.grad))
-        return float(torch.nn.utils.get_total_norm(grads))
+            grads.append(p.grad if shared_out else summed(p.grad))
+        norm: Any = torch.nn.utils.get_total_norm(grads)
+        return float(norm.full_tensor() if shared_out else norm)
 
     def _tell(self, sums: list[float], widest: float, norm: float) -> None:
         _, tokens, clipped, entropy, k3, gap = sums

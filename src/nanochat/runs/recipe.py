@@ -171,11 +171,6 @@ class Recipe:
                 "trainer.strategy=fsdp shares out the weights over several processes; add "
                 "trainer.devices=2, or take trainer.strategy=auto"
             )
-        if self.config["phase"] == "rl":
-            raise ValueError(
-                "trainer.strategy=fsdp is not there for phase rl, where processes differ in their "
-                "passes; take trainer.strategy=ddp"
-            )
         targets = {n: c["_target_"] for n, c in self.config["callbacks"].items() if c}
         for name, target in targets.items():
             if issubclass(locate(target), WeightAveraging):
