@@ -1,13 +1,16 @@
 """Bits per byte against a plain sum over tokens (facts sheet 6.1)."""
 
 import math
+from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from nanochat.evals.bpb import bits_per_byte
+from nanochat.evals.bpb import BitsPerByte, BitsPerByteMetric, bits_per_byte, decoded_bytes
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.tokenizer.tokenizer import BPETokenizer
 
 V = 70
 
@@ -76,13 +79,50 @@ def test_specials_and_ignored_targets_do_not_count(gpt, token_bytes):
     assert results[0] != pytest.approx(bits_per_byte(gpt, given, token_bytes))
 
 
-def test_does_not_depend_on_how_tokens_are_batched(gpt, token_bytes):
-    """Sums before the division: not a mean of means."""
+def test_does_not_depend_on_how_tokens_are_batched_and_padded_to_the_last_bit(gpt, token_bytes):
     whole = batches((6, 16))
-    parts = [{k: v[a:b] for k, v in whole[0].items()} for a, b in ((0, 1), (1, 4), (4, 6))]
-    assert bits_per_byte(gpt, parts, token_bytes) == pytest.approx(
-        bits_per_byte(gpt, whole, token_bytes), rel=1e-6
-    )
+    cuts = {1: range(7), 3: (0, 1, 4, 6)}
+    found = [bits_per_byte(gpt, whole, token_bytes)]
+    for padding, ends in cuts.items():
+        more = {"idx": torch.zeros(6, padding).long(), "targets": torch.full((6, padding), -1)}
+        padded = {name: torch.cat((whole[0][name], more[name]), 1) for name in more}
+        parts = [{k: v[a:b] for k, v in padded.items()} for a, b in pairwise(ends)]
+        found.append(bits_per_byte(gpt, parts, token_bytes))
+    assert found[0] == found[1] == found[2]
+
+
+def test_sums_are_those_of_the_losses_in_any_order(token_bytes):
+    """Losses over nine orders of magnitude: the exact sum, each loss rounded to 2**-30 nats."""
+    g = torch.Generator().manual_seed(0)
+    losses = 10 ** (torch.rand(64, 50, generator=g) * 9 - 7)
+    targets = torch.randint(61, (64, 50), generator=g)
+    found = []
+    for rows, order in ((64, torch.arange(64)), (1, torch.randperm(64, generator=g)), (7, ...)):
+        metric = BitsPerByteMetric(token_bytes)
+        for some in zip(losses[order].split(rows), targets[order].split(rows), strict=True):
+            metric.update(*some)
+        found.append(metric.compute())
+    assert found[0] == found[1] == found[2]
+    units = sum(round(Fraction(x) * 2**30) for x in losses.flatten().tolist())
+    assert found[0]["loss"] == float(Fraction(units, 2**30)) / 3200
+    plainly = math.fsum(losses.flatten().tolist())
+    assert found[0]["loss"] == pytest.approx(plainly / 3200, rel=1e-9)
+    losses[3, 4] = math.nan
+    metric.update(losses, targets)
+    assert math.isnan(metric.compute()["bpb"])
+
+
+def test_both_definitions_of_the_bytes_of_a_token():
+    """Facts sheet 3.3: a raw byte from 0x80 on counted 3, "é" as one token 2; specials 0."""
+    tokenizer = BPETokenizer([(0xC3, 0xA9), (0x41, 0xC3)])
+    raw, decoded = tokenizer.token_bytes, decoded_bytes(tokenizer)
+    assert raw[:258].tolist() == [1] * 256 + [2, 2] and not decoded[258:].any()
+    assert decoded[:258].tolist() == [1] * 128 + [3] * 128 + [2, 4]
+    names = [BitsPerByte(split=s, token_bytes=t).lower_is_better for s, t in SPLITS]
+    assert names == [("bpb", "loss"), ("train_bpb", "train_loss"), ("bpb_decoded", "loss")]
+
+
+SPLITS = (("val", "raw"), ("train", "raw"), ("val", "decoded"))
 
 
 def test_a_uniform_model_has_ln_v_nats_a_token(token_bytes):

@@ -57,11 +57,11 @@ def chat() -> Context:
 
 def test_bpb_is_that_of_the_first_tokens_of_the_data() -> None:
     asked = []
-    data = SimpleNamespace(val_batches=lambda tokens: asked.append(tokens) or batches(range(3)))
+    data = SimpleNamespace(split_batches=lambda *given: asked.append(given) or batches(range(3)))
     context = Context(network(), SimpleNamespace(token_bytes=LENGTHS, vocab_size=V), lambda: data)  # type: ignore[arg-type]
     assert BitsPerByte(48)(context) == bits_per_byte(
         context.gpt, batches(range(3)), LENGTHS
-    ) and asked == [48]
+    ) and asked == [("val", 48)]
 
 
 def test_answers_are_those_of_each_task_of_the_split_that_is_named(chat: Context) -> None:

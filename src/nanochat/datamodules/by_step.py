@@ -122,9 +122,21 @@ class ByStep(LightningDataModule):
             worker_init_fn=begin_worker,
         )
 
+    def split_batches(self, split: str, tokens: int | None = None) -> Iterator[dict[str, Any]]:
+        """This rank's rows of an epoch of "val" or "train", in order, at most `rows_per_device` at
+        a time: idx (B, T) and targets (B, T).
+
+        The rows of all ranks together are the first `tokens` // T of the split (None: all; at least
+        one), whatever the number of ranks. Every rank gets the same number; a rank's last row may
+        be empty (all targets -1).
+        """
+        raise NotImplementedError
+
     def val_batches(self, tokens: int | None = None) -> Iterator[dict[str, Any]]:
-        """This rank's rows of the validation split, of `tokens` tokens over all ranks
-        (None: all)."""
+        return self.split_batches("val", tokens)
+
+    def train_texts(self, tokenizer: Any) -> Iterator[str]:
+        """Every text of the train split; conversations as `tokenizer` reads them."""
         raise NotImplementedError
 
     def val_dataloader(self) -> "Again":

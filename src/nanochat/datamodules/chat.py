@@ -15,6 +15,8 @@ of a conversation without any target.
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from copy import copy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -528,9 +530,9 @@ class ChatDataModule(ByStep):
 
     # ---- rows for evaluation and for inspection
 
-    def val_batches(self, tokens: int | None = None) -> Iterator[dict[str, torch.Tensor]]:
-        """Validation rows of this rank in order, as `TextDataModule.val_batches` gives them."""
-        rows = self.rows("val")
+    def split_batches(self, split: str, tokens: int | None = None) -> Iterator[dict[str, Any]]:
+        """As `ByStep.split_batches`."""
+        rows = copy(self.rows(split))  # with an end of its own
         total = rows.begin(1)
         if tokens is not None:
             total = min(total, max(tokens // self.sequence_len, 1))
@@ -542,6 +544,12 @@ class ChatDataModule(ByStep):
             if self.packing == "single":
                 idx, targets = cut_padding(idx, targets)
             yield {"idx": torch.from_numpy(idx), "targets": torch.from_numpy(targets)}
+
+    def train_texts(self, tokenizer: Any) -> Iterator[str]:
+        self.use(tokenizer)
+        for task in self.rendered("train").values():
+            for start, end in pairwise(task.offsets.tolist()):
+                yield tokenizer.decode(task.ids[start:end])
 
     def batch(self, k: int) -> Batch:
         """Global batch k, independent of earlier calls. IndexError below 0."""

@@ -215,15 +215,9 @@ class TextDataModule(ByStep):
 
     # ---- rows for evaluation and for inspection
 
-    def val_batches(self, tokens: int | None = None) -> Iterator[dict[str, torch.Tensor]]:
-        """Validation rows of this rank, in order, at most `rows_per_device` at a time: idx (B, T)
-        and targets (B, T).
-
-        The rows of all ranks together are the first `tokens` // T of the validation split (None:
-        all; at least one), whatever the number of ranks. Every rank gets the same number; a rank's
-        last row may be empty (all targets -1).
-        """
-        rows = self.rows("val")
+    def split_batches(self, split: str, tokens: int | None = None) -> Iterator[dict[str, Any]]:
+        """As `ByStep.split_batches`."""
+        rows = self.rows(split)
         total = rows.total(None if tokens is None else max(tokens // self.sequence_len, 1))
         share = -(-total // self.world_size)
         mine = range(self.rank, share * self.world_size, self.world_size)
@@ -233,6 +227,9 @@ class TextDataModule(ByStep):
                 [row if row < total else None for row in mine[begin : begin + self.micro_rows]],
             )
             yield {"idx": idx, "targets": targets}
+
+    def train_texts(self, tokenizer: Any) -> Iterator[str]:
+        return self.source.documents("train")
 
     def batch(self, k: int) -> Batch:
         """Global batch k, independent of earlier calls. IndexError below 0."""

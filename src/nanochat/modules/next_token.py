@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nanochat.evals.bpb import local_sums, numbers_of
+from nanochat.evals.bpb import BitsPerByteMetric, count
 from nanochat.modules.phase import PhaseModule
 
 
@@ -17,25 +17,25 @@ class NextTokenModule(PhaseModule):
     `trainer.test` names it test/bpb.
     """
 
-    sums: Tensor | None = None  # of the validation so far: nats, bytes, tokens
+    bits_per_byte: BitsPerByteMetric  # of the validation so far
 
     def micro_loss(self, batch: dict[str, Any]) -> Tensor:
         return self.gpt.loss_sum(batch["idx"], batch["targets"])  # (B, T), (B, T) -> ()
 
+    def on_validation_epoch_start(self) -> None:
+        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        self.bits_per_byte = BitsPerByteMetric(tokenizer.token_bytes).to(self.gpt.device)
+
+    on_test_epoch_start = on_validation_epoch_start
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        token_bytes = self.trainer.datamodule.tokenizer.token_bytes  # type: ignore[attr-defined]
-        part = local_sums(self.gpt, [batch], token_bytes)  # (3,)
-        self.sums = part if self.sums is None else self.sums + part
+        count(self.bits_per_byte, self.gpt, batch)
+
+    test_step = validation_step
 
     def on_validation_epoch_end(self, name: str = "val") -> None:
-        assert self.sums is not None
-        sums, self.sums = self.sums, None
-        self.log_dict(
-            {f"{name}/{key}": value for key, value in numbers_of(sums).items()}, rank_zero_only=True
-        )
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
+        found = {f"{name}/{key}": value for key, value in self.bits_per_byte.compute().items()}
+        self.log_dict(found, rank_zero_only=True)
 
     def on_test_epoch_end(self) -> None:
         self.on_validation_epoch_end("test")
