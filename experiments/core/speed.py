@@ -1,7 +1,7 @@
 """Items of CORE decided together, compared with one at a time: decisions and time.
 
     OMP_NUM_THREADS=1 python experiments/core/speed.py bundle=DIR [items=24] [tasks=arc_easy,…]
-        [rounds=2] [head=8192]
+        [rounds=2] [head=8192] [batch_tokens=2048]
 
 One at a time is what the original does: all choices of an item are rows of one forward pass, padded
 on the right, with the logits of every position. The network is a d4 with random weights, the
@@ -48,10 +48,10 @@ def one_at_a_time(gpt: GPT, asked: Asked) -> int | bool:
     return means.index(min(means))
 
 
-def together(gpt: GPT, asked: Sequence[Asked]) -> list[int | bool]:
+def together(gpt: GPT, asked: Sequence[Asked], batch_tokens: int) -> list[int | bool]:
     # a head of more rows likes tokens that the tokenizer does not have
     silent: Any = SimpleNamespace(decode=lambda ids: "")
-    items = judge(gpt, silent, "it", list(enumerate(asked)), batch_tokens=16384)
+    items = judge(gpt, silent, "it", list(enumerate(asked)), batch_tokens=batch_tokens)
     return [item.answer if item.choices else bool(item.correct) for item in items]
 
 
@@ -59,6 +59,7 @@ def main(words: dict[str, str]) -> None:
     torch.set_num_threads(int(words.get("threads", "1")))
     bundle, count = Bundle(Path(words["bundle"])), int(words.get("items", "24"))
     names, rounds = words.get("tasks"), int(words.get("rounds", "2"))
+    batch_tokens = int(words.get("batch_tokens", "2048"))
     tasks = [task for task in bundle.tasks if not names or task.label in names.split(",")]
     texts = [
         text
@@ -92,7 +93,7 @@ def main(words: dict[str, str]) -> None:
             start = time.process_time()
             alone = [one_at_a_time(gpt, one) for one in asked]
             half = time.process_time()
-            batched = together(frozen, asked)
+            batched = together(frozen, asked, batch_tokens)
             seconds[0].append(half - start)
             seconds[1].append(time.process_time() - half)
         unequal = sum(a != b for a, b in zip(alone, batched, strict=True))

@@ -72,7 +72,7 @@ def compare(ckpt: str, shots: int, limit: int, samples: list[Path]) -> None:
             )
             for i in range(limit)
         ]
-        items = judge(opened.gpt, opened.tokenizer, task.label, asked, batch_tokens=16384)
+        items = judge(opened.gpt, opened.tokenizer, task.label, asked)
         ours = {item.index: item for item in items}
         for file in samples:
             if f"samples_core_{task.label}_" not in file.name:

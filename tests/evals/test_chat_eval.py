@@ -59,10 +59,9 @@ class Parrot(FrozenGPT):
     """Answers with the letter that the question ended in; before it, <|user_end|> is
     likelier than any letter."""
 
-    def hidden_cached(self, idx, positions, attends, rows, first):
-        return idx[:, 1].roll(2)[
-            :, None, None
-        ]  # (M, 2) -> (M, 1, 1): the tokens of a text follow each other
+    def hidden_cached(self, idx, positions, attends, rows, first, ends):
+        # (M, 2) -> (m, 1, 1): the tokens of a text follow each other
+        return idx[:, 1].roll(2)[ends, None, None]
 
     def logits(self, hidden):
         logits = torch.nn.functional.one_hot(hidden[..., 0], V).float()
@@ -82,7 +81,8 @@ class Calculates(FrozenGPT):
     """Calls the calculator for 12*3 and stops after its result: what comes next is decided by
     the last token alone."""
 
-    def blocks(self, x, bigram, idx, cos, sin, attends):
+    def blocks(self, x, bigram, idx, cos, sin, attends, ends=None):
+        idx = idx if ends is None else idx[ends]
         script = dict(pairwise(CALL))
         script[SPECIAL["<|output_end|>"]] = SPECIAL["<|assistant_end|>"]
         return torch.tensor([[script.get(t, 0) for t in row] for row in idx.tolist()])[..., None]
@@ -250,6 +250,20 @@ def test_shares_add_up_to_the_whole(world_size, monkeypatch):
     assert order(item for part in recorded for item in part) == alone
     assert order(item for part in shares for item in part) == whole
     assert {item.prompt for item in whole} == {""} != {item.prompt for item in alone}
+
+
+@pytest.mark.parametrize("kind", [Letters, Sums])
+def test_what_is_recorded_is_not_asked_again(gpt, kind):
+    task = kind([("x" * n, "A") for n in range(1, 12)])
+    settings = {"rows_per_device": 1, "max_tokens": 3}  # eight questions at a time
+    recorded, items = judged(gpt, task, **settings)
+    again = []
+    known = {(item.task, item.index): item for item in recorded[2:9]}
+    context = Context(gpt, TOKENIZER, pytest.fail, record=again.append, recorded=known)
+    whole = Answers({}, **settings).items(context, task)
+    assert [(i.index, i.answer) for i in whole] == [(i.index, i.answer) for i in items]
+    assert whole[2:9] == items[2:9]
+    assert [item.index for item in again] == [0, 1, 9, 10]
 
 
 # --- letters of several tokens, likelihoods, pass@k, ChatCORE ------------------------------------

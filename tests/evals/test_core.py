@@ -4,6 +4,7 @@ against plain versions."""
 import csv
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from nanochat.checkpoint import folder
 from nanochat.evals.core.bundle import CORRECTED, TASKS, Bundle, CoreTask, find
-from nanochat.evals.core.core import Core, centred, numbers
+from nanochat.evals.core.core import Core, centred, numbers, passage_line
 from nanochat.evals.core.prompts import ask, examples_of, reads_a_passage, render, swapped
 from nanochat.evals.evaluation import Context
 from nanochat.evals.items import Item
@@ -172,25 +173,43 @@ def test_a_passage_is_swapped_for_that_of_another_item(bundle: Path, context: Co
     ) == 3 and "core/boolq_swapped" in found
 
 
+def judged(correct: float, count: int, task: str = "t", passages: int = 0) -> list[Item]:
+    """Items of which every one is right to this share, of so many passages in turn."""
+    of = [f"p{i % passages}" if passages else None for i in range(count)]
+    return [Item(task, i, "", (), 0, 0, correct, cluster=of[i]) for i in range(count)]
+
+
+def test_questions_of_one_passage_count_as_one_in_the_error_of_the_swap() -> None:
+    """100 questions of 4 passages: those of the first fall from 1 to 0 by the swap, no other
+    changes. As 100 independent questions that would be 0.25 +- 0.04."""
+    own = judged(1.0, 100, passages=4)
+    other = [replace(i, correct=float(i.cluster != "p0")) for i in own]
+    line = passage_line(own, other)
+    assert line == (
+        "t 1.0000, with passages of other items 0.7500 (100 items of 4 passages, difference "
+        "± 0.2500): the score is not seen to depend on the passage"
+    )
+    alone = [replace(i, cluster=f"p{i.index}") for i in own]
+    assert "± 0.0435): the score depends" in passage_line(alone, other)
+
+
 def test_a_part_is_never_called_core(bundle: Path) -> None:
     """v2 has other baselines for the three tasks that DCLM corrected, from the same accuracies."""
     tasks = Bundle(bundle).tasks
-    accuracy, count = {task.label: 0.6 for task in tasks}, {t.label: len(t.items) for t in tasks}
-    found = numbers(tasks, accuracy, count)
+    found = numbers(tasks, {t.label: judged(0.6, len(t.items)) for t in tasks})
     assert found["centred_3of22_15items"] == pytest.approx((0.2 + 0.5 + 0.6) / 3)
     assert found["centred_3of22_15items_v2"] == pytest.approx((0.2 + 0.35 / 0.75 + 0.6) / 3)
     assert not any(name.startswith("CORE") for name in found)
     whole = [
         CoreTask(n, tasks[0].file, uri, "multiple_choice", 0, " ", 25) for n, uri in TASKS.items()
     ]
-    full = numbers(whole, dict.fromkeys(TASKS, 0.5), dict.fromkeys(TASKS, 5))
+    full = numbers(whole, dict.fromkeys(TASKS, judged(0.5, 5)))
     v1, v2 = centred(0.5, 25), centred(0.5, CORRECTED["commonsense_qa"])
     assert full["CORE"] == pytest.approx(v1) and full["CORE_v2"] == pytest.approx(
         (21 * v1 + v2) / 22
     )
     assert not any(
-        name.startswith("CORE")
-        for name in numbers(whole, dict.fromkeys(TASKS, 0.5), dict.fromkeys(TASKS, 4))
+        name.startswith("CORE") for name in numbers(whole, dict.fromkeys(TASKS, judged(0.5, 4)))
     )
 
 

@@ -1,9 +1,11 @@
 """Results are kept with what they depend on: asked again they cost nothing,
 interrupted they go on."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,6 +101,44 @@ def test_kept_results_are_no_part_of_the_checkpoint(checkpoint: Path, tmp_path: 
     assert checkpoints.steps() == [2] and not checkpoint.exists()
     missing = Keeper(tmp_path / "gone", "bpb", {}).keep({}, 0)
     assert missing is not None and "cannot be written, so results are not kept" in missing
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_it_goes_on_where_it_was(checkpoint: Path, tmp_path: Path) -> None:
+    """A SIGKILL to the command while it asks 2,000 questions; the same command again asks the
+    others only, and the numbers are those of an evaluation in this process."""
+    bundle = many_questions(tmp_path / "many", 2000)
+    words = [f"ckpt={checkpoint}", "evals=core", f"evals.core.bundle={bundle}", "device=cpu"]
+    command = [sys.executable, "-m", "nanochat.evaluate", *words, "precision=fp32"]
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (parts := [p for p in checkpoint.glob("evals/*.part0") if p.stat().st_size]):
+        assert killed.poll() is None, "it ended before anything was recorded"
+        time.sleep(0.002)
+    killed.kill()
+    killed.wait()
+    before = parts[0].read_text().count("\n")
+    assert 0 < before < 2000 and read_results(checkpoint) == []
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [kept] = read_results(checkpoint)
+    one, items = subject(checkpoint), []
+    context = Context(one.opened.gpt, one.opened.tokenizer, dict, record=items.append)
+    assert kept.results == Core(str(bundle))(context)
+    mine = {(item.task, item.index): item.correct for item in items}
+    assert {(item.task, item.index): item.correct for item in kept.items} == mine
+    assert not list(checkpoint.glob("evals/*.part*"))
+
+
+def many_questions(path: Path, count: int) -> Path:
+    """A bundle of one task."""
+    (path / "eval_data").mkdir(parents=True)
+    rows = [{"query": f"{i} is", "choices": ["odd", "even"], "gold": i % 2} for i in range(count)]
+    (path / "eval_data/it.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"label": "it", "dataset_uri": "it.jsonl", "num_fewshot": [1]}
+    task["icl_task_type"] = "multiple_choice"
+    (path / "core.yaml").write_text(json.dumps({"icl_tasks": [task]}))
+    (path / "eval_meta_data.csv").write_text("Eval Task,Random baseline\nit,50\n")
+    return path
 
 
 @pytest.mark.slow

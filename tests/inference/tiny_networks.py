@@ -96,7 +96,8 @@ class Scripted(FrozenGPT):
 
     script: dict[int, int]
 
-    def blocks(self, x, bigram, idx, cos, sin, attends):
+    def blocks(self, x, bigram, idx, cos, sin, attends, ends=None):
+        idx = idx if ends is None else idx[ends]
         return torch.tensor([[self.script.get(t, ord("?")) for t in row] for row in idx.tolist()])[
             ..., None
         ]

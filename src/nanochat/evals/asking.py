@@ -27,18 +27,21 @@ class Judged(NamedTuple):
         return self.score > RIGHT
 
 
+def asked_of(task: Task, limit: int | None, rank: int = 0, world_size: int = 1) -> range:
+    """Every `world_size`-th of the first `limit` questions of `task`, from `rank` on."""
+    return range(rank, len(task) if limit is None else min(limit, len(task)), world_size)
+
+
 def questions(
     tokenizer: Tokenizer, task: Task, *, limit: int | None, rank: int = 0, world_size: int = 1
 ) -> list[Question]:
-    """Every `world_size`-th of the first `limit` questions of `task`, from `rank` on. ValueError
-    for a task without a score."""
+    """Those of `asked_of`. ValueError for a task without a score."""
     if task.kind not in ("choice", "answer"):
         raise ValueError(
             f"{task.name} holds conversations of kind {task.kind!r}, which have no score; leave it "
             "out"
         )
-    total = len(task) if limit is None else min(limit, len(task))
-    numbers = range(rank, total, world_size)
+    numbers = asked_of(task, limit, rank, world_size)
     return [Question(n, c, render_prompt(tokenizer, c)) for n in numbers for c in [task[n]]]
 
 

@@ -13,12 +13,14 @@ from dataclasses import replace
 from typing import Any
 
 from nanochat.distributed import agreed, gathered
-from nanochat.evals.asking import Judged, Question, engine_for, judged_answers, questions
+from nanochat.evals.asking import Judged, Question, asked_of, engine_for, judged_answers, questions
 from nanochat.evals.evaluation import Context, Evaluation, Result, task_of
 from nanochat.evals.items import Item
 from nanochat.evals.pass_at_k import counts, unbiased
 from nanochat.evals.smooth import measures
 from nanochat.gpt import GPT
+from nanochat.inference.engine import Engine
+from nanochat.inference.frozen_gpt import FrozenGPT
 from nanochat.inference.likelihood import Continuation, likelihoods
 from nanochat.inference.sampling import Sampling
 from nanochat.runtime.settings import Count, Seed, Temperature, TopK
@@ -31,6 +33,7 @@ BASELINES = {"arc_easy": 0.25, "arc_challenge": 0.25, "mmlu": 0.25}
 FIVE = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval")
 # from: facts sheet 6.4; with five tasks until 2025-10-24 and again in the modern generation
 CHATCORE = {"chatcore_5": FIVE, "chatcore_6": (*FIVE, "spelling_bee")}
+ROUNDS = 8  # guess: so many questions for each row are asked at once, and lost by an interruption
 
 
 class Answers(Evaluation):
@@ -74,6 +77,9 @@ class Answers(Evaluation):
         return {"tasks": {name: task.settings() for name, task in self.of.items()}}
 
     def __call__(self, context: Context) -> Result:
+        context = replace(context, gpt=FrozenGPT.of(context.gpt))  # once, not for every batch
+        ranks = context.rank, context.world_size
+        context.expect(sum(len(asked_of(task, self.limit, *ranks)) for task in self.of.values()))
         found: Result = {}
         for name, task in self.of.items():
             items = self.items(context, task)
@@ -83,27 +89,33 @@ class Answers(Evaluation):
         return found | chatcore(found)
 
     def items(self, context: Context, task: Task) -> list[Item]:
-        """What was asked, of all processes together and without prompts; this process records its
-        own."""
-
-        def mine() -> list[Item]:
-            ranks = {"rank": context.rank, "world_size": context.world_size}
-            asked = questions(context.tokenizer, task, limit=self.limit, **ranks)
-            if task.kind == "choice":
-                return lettered(context.gpt, context.tokenizer, task, asked, self.rows)
-            return self._written(context, task, asked)
-
-        own = agreed(mine, context.device)
-        for item in own:
-            context.record(item)
+        """What was asked, of all processes together and without prompts."""
+        own = agreed(lambda: self._own_items(context, task), context.device)
         return [item for part in gathered([replace(i, prompt="") for i in own]) for item in part]
 
-    def _written(self, context: Context, task: Task, asked: Sequence[Question]) -> list[Item]:
-        gpt, tokenizer = context.gpt, context.tokenizer
-        engine = engine_for(gpt, tokenizer, self.rows)
+    def _own_items(self, context: Context, task: Task) -> list[Item]:
+        """Those of this process. A few questions at a time are judged and recorded; what was
+        recorded before is not asked again."""
+        tokenizer = context.tokenizer
+        ranks = {"rank": context.rank, "world_size": context.world_size}
+        asked = questions(tokenizer, task, limit=self.limit, **ranks)
+        found = {i: context.recorded.get((task.name, task.place(i))) for i, _, _ in asked}
+        ahead = [one for one in asked if found[one.number] is None]
+        engine = engine_for(context.gpt, tokenizer, self.rows)
+        for first in range(0, len(ahead), ROUNDS * self.rows):
+            some = ahead[first : first + ROUNDS * self.rows]
+            for one, item in zip(some, self._judged(engine, task, some), strict=True):
+                context.record(item)
+                found[one.number] = item
+        return [item for item in found.values() if item is not None]
+
+    def _judged(self, engine: Engine, task: Task, asked: Sequence[Question]) -> list[Item]:
+        tokenizer = engine.tokenizer
+        if task.kind == "choice":
+            return lettered(engine.gpt, tokenizer, task, asked)
         with engine.frozen():
             given = judged_answers(engine, task, asked, self.sampling, self.samples)
-        known = right_answers(gpt, tokenizer, asked, self.rows)
+        known = right_answers(engine.gpt, tokenizer, asked)
         return [
             Item(
                 task=task.name,
@@ -125,11 +137,9 @@ class Answers(Evaluation):
         return given[0].score if given else 0.0
 
 
-def lettered(
-    gpt: GPT, tokenizer: Tokenizer, task: Task, asked: Sequence[Question], rows: int
-) -> list[Item]:
+def lettered(gpt: GPT, tokenizer: Tokenizer, task: Task, asked: Sequence[Question]) -> list[Item]:
     """Multiple choices: the likeliest of the letters of each. What does not fit is wrong."""
-    room, batch_tokens = gpt.config.sequence_len, rows * gpt.config.sequence_len
+    room = gpt.config.sequence_len
     ids = [[tokenizer.encode(letter) for letter in one.conversation["letters"]] for one in asked]
     fits = [
         len(one.prompt) + max(map(len, each)) <= room for one, each in zip(asked, ids, strict=True)
@@ -141,9 +151,7 @@ def lettered(
         for context in ((one.prompt, bare) if fit else ())
         for letter in each
     ]
-    nats = iter(
-        [math.fsum(found.nats) for found in likelihoods(gpt, wanted, batch_tokens=batch_tokens)]
-    )
+    nats = iter([math.fsum(found.nats) for found in likelihoods(gpt, wanted)])
     items = []
     for one, each, fit in zip(asked, ids, fits, strict=True):
         letters = one.conversation["letters"]
@@ -180,7 +188,7 @@ EMPTY = ("<|user_start|>", "<|user_end|>", "<|assistant_start|>")
 
 
 def right_answers(
-    gpt: GPT, tokenizer: Tokenizer, asked: Sequence[Question], rows: int
+    gpt: GPT, tokenizer: Tokenizer, asked: Sequence[Question]
 ) -> list[dict[str, tuple[float, ...]]]:
     """Nats, tokens and bytes of the task's own answer to each question: of what the assistant
     writes, without special tokens and the results of tools, which stand in the context."""
@@ -191,7 +199,7 @@ def right_answers(
         wanted.append(Continuation(ids[:start], ids[start:]))
         sizes = [int(tokenizer.token_bytes[token]) for token in ids[start:]]
         kept.append([size if m else 0 for size, m in zip(sizes, mask[start:], strict=True)])
-    found = likelihoods(gpt, wanted, batch_tokens=rows * gpt.config.sequence_len)
+    found = likelihoods(gpt, wanted)
     return [
         {
             "nats": (math.fsum(n for n, size in zip(one.nats, sizes, strict=True) if size),),

@@ -27,6 +27,7 @@ class Item:
     correct: float  # 0 to 1; between them for the share of several samples
     scores: dict[str, tuple[float, ...]] = field(default_factory=dict)
     cluster: str | None = None
+    own: int = 0  # characters of `prompt` before the question itself, as of examples
 
 
 def write_items(path: Path, items: Iterable[Item]) -> None:

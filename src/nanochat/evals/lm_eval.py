@@ -45,7 +45,7 @@ class NanochatLM(TemplateLM):
         ckpt: str,
         device: str | None = None,
         precision: str = "auto",
-        batch_tokens: int = 16384,
+        batch_tokens: int | None = None,
         max_length: int | None = None,
         max_rows: int = 32,
         tools: bool = False,

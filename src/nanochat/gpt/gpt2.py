@@ -61,10 +61,11 @@ class GPT2Attention(nn.Module):
         self.H, self.D = config.n_head, config.head_dim
         self.c_attn, self.c_proj = Affine(C, 3 * C), Affine(C, C)
 
-    def forward(self, h: Tensor, attend: Attend) -> Tensor:
-        B, T, C = h.shape
+    def forward(self, h: Tensor, attend: Attend, ends: Tensor | None = None) -> Tensor:
+        B, T, _ = h.shape
         q, k, v = self.c_attn(h).view(B, T, 3, self.H, self.D).unbind(2)  # (B, T, H, D) each
-        return self.c_proj(attend(q, k, v, None).reshape(B, T, C))
+        q = q if ends is None else q[ends]
+        return self.c_proj(attend(q, k, v, None).flatten(2))
 
 
 class GPT2MLP(nn.Module):
@@ -84,9 +85,10 @@ class GPT2Block(nn.Module):
         self.ln_1, self.attn = LayerNorm(config.n_embd, eps), GPT2Attention(config)
         self.ln_2, self.mlp = LayerNorm(config.n_embd, eps), GPT2MLP(config)
 
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        """x (B, T, C) -> (B, T, C)."""
-        x = x + self.attn(self.ln_1(x), attend)
+    def forward(self, x: Tensor, attend: Attend, ends: Tensor | None = None) -> Tensor:
+        """x (B, T, C) -> (B, T, C), or rows `ends` of it."""
+        y = self.attn(self.ln_1(x), attend, ends)
+        x = (x if ends is None else x[ends]) + y
         return x + self.mlp(self.ln_2(x))
 
 
@@ -172,13 +174,14 @@ class GPT2(GPT):
         cos: Tensor,
         sin: Tensor,
         attends: Sequence[Attend],
+        ends: Tensor | None = None,
     ) -> Tensor:
         """As `GPT.blocks`; cos (1 or B, T, 1, …) holds the numbers of the positions."""
         layers: Any = self.transformer
         x = x + layers.wpe(cos[:, :, 0, 0]).to(x.dtype)
         run = self.run_block()
-        for block, attend in zip(layers.h, attends, strict=True):
-            x = run(block, x, attend)
+        for i, (block, attend) in enumerate(zip(layers.h, attends, strict=True), 1):
+            x = run(block, x, attend, ends if i == len(attends) else None)
         return layers.ln_f(x)
 
 

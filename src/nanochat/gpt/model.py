@@ -84,14 +84,21 @@ class Attention(nn.Module):
             self.ve_gate = Linear(self.gate_channels, self.G)
 
     def forward(
-        self, h: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, attend: Attend
+        self,
+        h: Tensor,
+        ve: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        attend: Attend,
+        ends: Tensor | None = None,
     ) -> Tensor:
         """h (B, T, C) normalised, ve (B, T, G * D) or None, cos and sin (1, T, 1, D/2) -> (B, T,
-        C).
+        C); only rows `ends` (b,) of it, where given.
 
         `attend` is a back-end of attention.py, or whatever looks keys and values up elsewhere.
         """
         q, k, v = self.qkv(h, ve, cos, sin)
+        q = q if ends is None else q[ends]
         return self.c_proj(attend(q, k, v, self.window).flatten(2))
 
     def qkv(
@@ -139,12 +146,19 @@ class Block(nn.Module):
         self.attn, self.mlp = Attention(config, layer), MLP(config)
 
     def forward(
-        self, x: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, attend: Attend
+        self,
+        x: Tensor,
+        ve: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        attend: Attend,
+        ends: Tensor | None = None,
     ) -> Tensor:
-        """x (B, T, C), the rest as `Attention.forward` -> (B, T, C)."""
+        """x (B, T, C), the rest as `Attention.forward` -> (B, T, C), or rows `ends` of it."""
         # The norm comes before each part, not after the sum: the stream x itself is a plain sum, so
         # gradients reach every layer unchanged (Xiong et al. 2020, arXiv:2002.04745).
-        x = x + self.attn(norm(x), ve, cos, sin, attend)
+        y = self.attn(norm(x), ve, cos, sin, attend, ends)
+        x = (x if ends is None else x[ends]) + y
         return x + self.mlp(norm(x))
 
 
@@ -432,11 +446,13 @@ class GPT(nn.Module):
         cos: Tensor,
         sin: Tensor,
         attends: Sequence[Attend],
+        ends: Tensor | None = None,
     ) -> Tensor:
         """x and bigram as `embed` makes them of idx (B, T) -> normalised hidden states (B, T, C).
 
         cos and sin (1 or B, T, 1, D/2) are of the tokens' positions; layer i attends by
-        `attends[i]`.
+        `attends[i]`. Where only the rows `ends` (b,) are wanted, the last layer makes keys and
+        values of all, and the rest of these alone: (b, T, C).
         """
         arch, dtype, n = self.config.arch, x.dtype, self.config.n_layer
         x0, halfway = x, x
@@ -448,7 +464,10 @@ class GPT(nn.Module):
                 x = x + self.bigram_lambdas[i].to(dtype) * bigram
             has_ve = i in self.config.value_layers
             ve = self.value_embeds[str(i)](idx).to(dtype) if has_ve else None  # (B, T, G * D)
-            x = run(block, x, ve, cos, sin, attends[i])
+            last = ends if i == n - 1 else None
+            if last is not None:
+                halfway = halfway[last]
+            x = run(block, x, ve, cos, sin, attends[i], last)
             if i == n // 2:
                 halfway = x
         if arch.backout:

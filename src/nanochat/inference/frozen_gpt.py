@@ -217,12 +217,14 @@ class FrozenGPT(GPT):
         attends: Sequence[Attend],
         known: int = 0,
         first: Tensor | None = None,
+        ends: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, T - known, C) of tokens at `positions` (1 or B, T - known); layer i
         attends by `attends[i]`, which looks up what was kept of the tokens before.
 
         The first `known` columns of idx (B, T) were seen before: they are there for what a token
         takes from its predecessor. Rows numbered in `first` (n,) have none: there a text begins.
+        Of rows `ends` (b,) alone, where given: (b, T - known, C).
         """
         x, bigram = self.embed(idx)
         x, bigram = x[:, known:], None if bigram is None else bigram[:, known:]
@@ -234,7 +236,7 @@ class FrozenGPT(GPT):
         cos, sin = self.cos[0, positions], self.sin[0, positions]  # (1 or B, T - known, 1, D/2)
         if self.compute_dtype == torch.float32:
             cos, sin = _both_halves(cos, sin)
-        return self.blocks(x, bigram, idx[:, known:], cos, sin, attends)
+        return self.blocks(x, bigram, idx[:, known:], cos, sin, attends, ends)
 
     def mixed(self, i: int, x: Tensor, x0: Tensor) -> Tensor:
         if self._lambdas is None:

@@ -19,6 +19,11 @@ from nanochat.gpt.attention import Attend, sdpa
 from nanochat.gpt.loss import chunk_rows
 from nanochat.inference.frozen_gpt import FrozenGPT
 
+# measured: experiments/core/README.md; d4 on one core: 16,384 take 1.2 to 1.5 times as long, since
+# what a layer makes of them does not stay in the cache
+BATCH_TOKENS_CPU = 2048
+BATCH_TOKENS = 16384  # guess
+
 
 class Continuation(NamedTuple):
     """Token ids: `context` is what the model has read, `continuation` what is judged."""
@@ -46,9 +51,11 @@ class Tree(NamedTuple):
 
 # not inference_mode: the RoPE tables may grow here, and training goes on with them
 @torch.no_grad()
-def likelihoods(gpt: GPT, asked: Sequence[Continuation], *, batch_tokens: int) -> list[Likelihood]:
+def likelihoods(
+    gpt: GPT, asked: Sequence[Continuation], *, batch_tokens: int | None = None
+) -> list[Likelihood]:
     """The likelihood of each of `asked`, in order; a forward pass reads at most about
-    `batch_tokens`.
+    `batch_tokens` (None: as many as suit the device).
 
     Texts may be longer than `sequence_len`: nothing is cropped (facts sheet 6.2). What is asked
     twice is computed once, so equal texts get equal numbers. ValueError for an empty context or
@@ -59,7 +66,8 @@ def likelihoods(gpt: GPT, asked: Sequence[Continuation], *, batch_tokens: int) -
     frozen = FrozenGPT.of(gpt)
     keys = [(tuple(one.context), tuple(one.continuation)) for one in asked]
     found: dict[tuple[tuple[int, ...], tuple[int, ...]], Likelihood] = {}
-    for trees in batches_of(sorted(trees_of(keys), key=len), batch_tokens):
+    most = batch_tokens or (BATCH_TOKENS_CPU if gpt.device.type == "cpu" else BATCH_TOKENS)
+    for trees in batches_of(sorted(trees_of(keys), key=len), most):
         ways = [(tree.trunk, branch) for tree in trees for branch in tree.branches]
         found.update(zip(ways, _likelihoods(frozen, trees), strict=True))
     return [found[key] for key in keys]
@@ -87,33 +95,42 @@ def batches_of(trees: Sequence[Tree], batch_tokens: int) -> Iterator[list[Tree]]
 
 
 def _likelihoods(gpt: FrozenGPT, trees: Sequence[Tree]) -> list[Likelihood]:
-    """Of every branch of every tree, in order, by one forward pass."""
+    """Of every branch of every tree, in order, by one forward pass.
+
+    Nothing is judged but after the last token of a trunk, the root of its branches, and after
+    tokens of branches: hidden states are made of these alone, the inner tokens.
+    """
     before: list[int] = []
     tokens: list[int] = []
     at: list[int] = []
-    judged_at: list[int] = []
+    ends: list[int] = []  # places of the inner tokens
+    judged_at: list[int] = []  # numbers of inner tokens
     targets: list[int] = []
-    layout: list[tuple[int, list[int]]] = []  # of each tree: tokens of its trunk and branches
+    layout: list[tuple[int, list[int]]] = []  # of each tree: tokens before the root, of branches
     for trunk, branches in trees:
-        end = len(tokens) + len(trunk) - 1  # where the first token of every branch is judged
         tokens += trunk
         before += (0, *trunk[:-1])
         at += range(len(trunk))
+        root = len(ends)
+        ends.append(len(tokens) - 1)
         for branch in branches:
             # the last token of a branch is judged, and nothing is after it
-            judged_at += [end, *range(len(tokens), len(tokens) + len(branch) - 1)]
+            size = len(branch) - 1
+            judged_at += [root, *range(len(ends), len(ends) + size)]
+            ends += range(len(tokens), len(tokens) + size)
             targets += branch
             tokens += branch[:-1]
-            before += (trunk[-1], *branch[:-1])[: len(branch) - 1]
-            at += range(len(trunk), len(trunk) + len(branch) - 1)
-        layout.append((len(trunk), [len(branch) - 1 for branch in branches]))
+            before += (trunk[-1], *branch[:-1])[:size]
+            at += range(len(trunk), len(trunk) + size)
+        layout.append((len(trunk) - 1, [len(branch) - 1 for branch in branches]))
     device = gpt.device
     gpt.grow_rope(max(at) + 1)
     idx = torch.tensor([before, tokens], device=device).T  # (M, 2)
     positions = torch.tensor(at, device=device)[:, None]  # (M, 1)
     attends = attend_trees(layout, positions[:, 0], gpt.config.windows)
     first = (positions[:, 0] == 0).nonzero()[:, 0]
-    hidden = gpt.hidden_cached(idx, positions, attends, 1, first)[:, 0]  # (M, C)
+    wanted = torch.tensor(ends, device=device)  # (m,)
+    hidden = gpt.hidden_cached(idx, positions, attends, 1, first, wanted)[:, 0]  # (m, C)
     nats, best = _judged(gpt, hidden, judged_at, targets)
     found, start = [], 0
     for tree in trees:
@@ -127,7 +144,7 @@ def _likelihoods(gpt: FrozenGPT, trees: Sequence[Tree]) -> list[Likelihood]:
 def _judged(
     gpt: GPT, hidden: Tensor, places: list[int], targets: list[int]
 ) -> tuple[list[float], list[int]]:
-    """Nats of each target and the likeliest token instead, after hidden[place]; hidden (M, C)."""
+    """Nats of each target and the likeliest token instead, after hidden[place]; hidden (m, C)."""
     device, size = hidden.device, chunk_rows(gpt.config.vocab_size, hidden.device)
     where, wanted = (torch.tensor(x, device=device) for x in (places, targets))  # (n,)
     nats, best = [], []
@@ -142,28 +159,30 @@ def attend_trees(
     layout: Sequence[tuple[int, Sequence[int]]], at: Tensor, windows: Sequence[int | None]
 ) -> list[Attend]:
     """For the tokens of trees, one after the other, as a batch of single tokens: q (M, 1, H, D) ->
-    the same. `layout` has the tokens of each trunk and of its branches, at (M) are their positions.
+    the same; or q of the inner tokens alone, (m, 1, H, D).
 
-    Tokens of trunks are padded to (N, P), those of the branches of a tree together to (N, S).
+    `layout` has the tokens of each tree before its root and of its branches, at (M) are their
+    positions. Tokens before roots are padded to (N, P), the inner ones of a tree to (N, S): its
+    root, then those of its branches.
     """
     device, N = at.device, len(layout)
-    P, S = max(n for n, _ in layout), max(sum(own) for _, own in layout)
+    P, S = max(1, *(n for n, _ in layout)), 1 + max(sum(own) for _, own in layout)
     shortest = min((w for w in windows if w), default=P)
     if 2 * shortest < P:  # in whole windows, of which `sdpa` makes blocks: less work
         P = -(-P // shortest) * shortest
-    # places of the tokens of trunks in the batch and in (N, P), of the others and in (N, S)
+    # places of the tokens before roots in the batch and in (N, P), of the others and in (N, S)
     places: tuple[list[int], ...] = ([], [], [], [])
     from_trunk, trunk, from_inner, inner = places
     branch_of = torch.full((N, S), -1)
     start = 0
     for row, (n, own) in enumerate(layout):
-        size = sum(own)
+        size = 1 + sum(own)
         from_trunk += range(start, start + n)
         trunk += range(row * P, row * P + n)
         from_inner += range(start + n, start + n + size)
         inner += range(row * S, row * S + size)
-        of = torch.arange(len(own)).repeat_interleave(torch.tensor(own, dtype=torch.long))
-        branch_of[row, :size] = of
+        of = torch.arange(len(own) + 1)
+        branch_of[row, :size] = of.repeat_interleave(torch.tensor([1, *own]))
         start += n + size
     at_trunk, to_trunk, at_inner, to_inner = (
         torch.tensor(x, device=device, dtype=torch.long) for x in places
@@ -171,7 +190,7 @@ def attend_trees(
     lengths, branch_of = torch.tensor([n for n, _ in layout], device=device), branch_of.to(device)
     masks = {
         window: _branch_mask(lengths, branch_of, at[at_inner], to_inner, P, window)
-        for window in (set(windows) if S else ())
+        for window in set(windows)
     }
 
     # (m, heads, D) -> (N, width, heads, D)
@@ -182,20 +201,24 @@ def attend_trees(
 
     def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         q, k, v = q[:, 0], k[:, 0], v[:, 0]
+        whole = len(q) == len(k)
+        kt, vt = (padded(x[at_trunk], to_trunk, P) for x in (k, v))
+        ks, vs = (padded(x[at_inner], to_inner, S) for x in (k, v))
+        qs = padded(q[at_inner] if whole else q, to_inner, S)
+        own = F.scaled_dot_product_attention(
+            qs.transpose(1, 2),
+            torch.cat((kt, ks), 1).transpose(1, 2),  # (N, G, P + S, D)
+            torch.cat((vt, vs), 1).transpose(1, 2),
+            attn_mask=masks[window].to(q.dtype),
+            enable_gqa=q.size(1) != k.size(1),
+        )  # (N, H, S, D)
+        judged = own.transpose(1, 2).flatten(0, 1)[to_inner]  # (m, H, D)
+        if not whole:
+            return judged[:, None]
         y = torch.empty_like(q)  # (M, H, D)
-        qt, kt, vt = (padded(x[at_trunk], to_trunk, P) for x in (q, k, v))
+        qt = padded(q[at_trunk], to_trunk, P)
         y[at_trunk] = sdpa(qt, kt, vt, window).flatten(0, 1)[to_trunk]
-        if S:
-            qs, ks, vs = (padded(x[at_inner], to_inner, S) for x in (q, k, v))
-            keys, values = torch.cat((kt, ks), 1), torch.cat((vt, vs), 1)  # (N, P + S, G, D)
-            own = F.scaled_dot_product_attention(
-                qs.transpose(1, 2),
-                keys.transpose(1, 2),
-                values.transpose(1, 2),
-                attn_mask=masks[window].to(q.dtype),
-                enable_gqa=q.size(1) != k.size(1),
-            )  # (N, H, S, D)
-            y[at_inner] = own.transpose(1, 2).flatten(0, 1)[to_inner]
+        y[at_inner] = judged
         return y[:, None]
 
     return [attend] * len(windows)
@@ -204,11 +227,12 @@ def attend_trees(
 def _branch_mask(
     lengths: Tensor, branch_of: Tensor, at: Tensor, places: Tensor, P: int, window: int | None
 ) -> Tensor:
-    """What to add to the scores of tokens in branches, (N, 1, S, P + S): each sees the trunk of its
-    tree, and of its own branch what is not after it, as far as its window reaches.
+    """What to add to the scores of inner tokens, (N, 1, S, P + S): each sees what is before the
+    root of its tree, the root, and of its own branch what is not after it, as far as its window
+    reaches.
 
-    lengths (N) of the trunks; branch_of (N, S) the branch of each token, -1 for padding; at are the
-    positions of the tokens at `places` of (N * S).
+    lengths (N) of the texts before roots; branch_of (N, S) is 0 for the root, the branch of the
+    others, -1 for padding; at are the positions of the tokens at `places` of (N * S).
     """
     N, S = branch_of.shape
     own = torch.zeros(N * S, dtype=torch.long, device=at.device)
@@ -218,7 +242,7 @@ def _branch_mask(
     seen = torch.cat(
         (
             (trunk < lengths[:, None])[:, None].expand(N, S, P),
-            branch_of[:, :, None] == branch_of[:, None],
+            (branch_of[:, None] == 0) | (branch_of[:, :, None] == branch_of[:, None]),
         ),
         2,
     )

@@ -100,14 +100,16 @@ class HubModel(FrozenGPT):
         cos: Tensor,
         sin: Tensor,
         attends: Sequence[Attend],
+        ends: Tensor | None = None,
     ) -> Tensor:
         """As `GPT.blocks`, of the ids (B, T); cos (1 or B, T, 1, …) holds their positions."""
-        return self.model.base_model(
+        hidden = self.model.base_model(
             input_ids=idx,
             position_ids=cos[:, :, 0, 0].expand(idx.shape),
             use_cache=False,
             attends=list(zip(attends, self.config.windows, strict=True)),
         ).last_hidden_state
+        return hidden if ends is None else hidden[ends]
 
     def unpack(self) -> "FrozenGPT":
         raise ValueError("compile=true cannot take effect on a model of transformers; drop it")

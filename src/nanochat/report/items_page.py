@@ -65,6 +65,7 @@ def paired_rows(sides: Sides) -> list[dict[str, Any]]:
             asked = {
                 "task": item.task,
                 "index": item.index,
+                "cluster": item.cluster,
                 "prompt": item.prompt,
                 "choices": list(item.choices),
                 "gold": item.gold,
@@ -84,11 +85,13 @@ def summary(rows: Sequence[dict[str, Any]], sides: int) -> list[dict[str, Any]]:
     found = []
     for task in dict.fromkeys(row["task"] for row in rows):
         mine = [row["sides"] for row in rows if row["task"] == task]
+        of = [row["cluster"] or row["index"] for row in rows if row["task"] == task]
         cells = []
         for number in range(sides):
             scores = [one[number]["correct"] for one in mine if one[number]]
+            clusters = [name for name, one in zip(of, mine, strict=True) if one[number]]
             mean = f"{100 * sum(scores) / len(scores):.1f} %" if scores else ""
-            error = f"± {100 * standard_error(scores):.1f}" if len(scores) > 1 else ""
+            error = f"± {100 * standard_error(scores, clusters):.1f}" if len(scores) > 1 else ""
             cells.append((mean, error))
         both = (
             [(a["correct"] > RIGHT, b["correct"] > RIGHT) for a, *_, b in mine if a and b]

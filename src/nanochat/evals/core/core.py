@@ -1,20 +1,27 @@
 """CORE of a model: v1 as nanochat scores it, v2 with DCLM's corrected baselines, from the same
 decisions (facts sheet 6.2; mlfoundations/dclm#114 and #115)."""
 
+import math
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
-from nanochat.distributed import agreed, summed
+from nanochat.distributed import agreed, gathered
 from nanochat.evals.core.bundle import TASKS, Bundle, CoreTask, download, find
 from nanochat.evals.core.judge import judge
-from nanochat.evals.core.prompts import TEMPLATE, ask, examples_of, reads_a_passage, swapped
+from nanochat.evals.core.prompts import (
+    TEMPLATE,
+    ask,
+    examples_of,
+    passage_of,
+    reads_a_passage,
+    swapped,
+)
 from nanochat.evals.evaluation import Context, Evaluation, Result
 from nanochat.evals.items import Item
+from nanochat.evals.results import short_hash
+from nanochat.evals.uncertainty import standard_error
 from nanochat.inference.frozen_gpt import FrozenGPT
 from nanochat.runtime.settings import Count, Positive, Seed
 
@@ -33,7 +40,7 @@ class Core(Evaluation):
     done by then is no number to compare.
     """
 
-    version = 1
+    version = 2
     no_matter = ("bundle", "budget_seconds")  # the bundle's hash does
 
     def __init__(
@@ -42,7 +49,7 @@ class Core(Evaluation):
         tasks: list[str] | None = None,
         limit: Count | None = None,
         seed: Seed = SHUFFLE,
-        batch_tokens: Count = 16384,
+        batch_tokens: Count | None = None,
         passage_swap: bool = True,
         budget_seconds: Positive | None = None,
     ) -> None:
@@ -74,18 +81,16 @@ class Core(Evaluation):
         }
 
     def __call__(self, context: Context) -> Result:
-        def mine() -> tuple[list[CoreTask], Counter[str], Counter[str]]:
+        def mine() -> tuple[list[CoreTask], list[Item]]:
             tasks = self.tasks_of(find(self.path) or download())
-            right, count = self._judged(context, tasks)
-            return tasks, right, count
+            return tasks, self._judged(context, tasks)
 
-        tasks, right, count = agreed(mine, context.device)
-        names = [name for task in tasks for name in self._names(task)]
-        sums = torch.tensor([[right[n] for n in names], [count[n] for n in names]])  # (2, names)
-        sums = summed(sums.float().to(context.device)).cpu()  # counts below 2**24 are exact
-        count = Counter({name: int(n) for name, n in zip(names, sums[1], strict=True)})
-        points = zip(names, sums[0].tolist(), strict=True)
-        return numbers(tasks, {name: r / count[name] for name, r in points}, count)
+        tasks, items = agreed(mine, context.device)
+        without_text = [replace(i, prompt="", choices=(), scores={}) for i in items]
+        asked: dict[str, list[Item]] = {}
+        for item in (one for part in gathered(without_text) for one in part):
+            asked.setdefault(item.task, []).append(item)
+        return numbers(tasks, asked)
 
     def _names(self, task: CoreTask) -> list[str]:
         """Of what is asked of a task."""
@@ -96,14 +101,10 @@ class Core(Evaluation):
         """Places in the order of `task` of the items that are asked."""
         return range(min(self.limit or len(task.items), len(task.items)))
 
-    def _judged(
-        self, context: Context, tasks: Sequence[CoreTask]
-    ) -> tuple[Counter[str], Counter[str]]:
-        """How many of this process's items are right, and how many there are, by name."""
+    def _judged(self, context: Context, tasks: Sequence[CoreTask]) -> list[Item]:
+        """This process's items of all tasks; each is recorded when it is judged."""
         context = replace(context, gpt=FrozenGPT.of(context.gpt))  # once, not for every batch
-        started, done = time.monotonic(), 0
-        right: Counter[str] = Counter()
-        count: Counter[str] = Counter()
+        started = time.monotonic()
         mine = {
             (task, name): self._part(task)[context.rank :: context.world_size]
             for task in tasks
@@ -111,23 +112,20 @@ class Core(Evaluation):
         }
         total = sum(map(len, mine.values()))
         context.expect(total)
+        found: list[Item] = []
         for (task, name), part in mine.items():
-            order, count[name] = task.order(self.seed), len(part)
-            known = {
-                i: context.recorded[name, order[i]]
-                for i in part
-                if (name, order[i]) in context.recorded
-            }
-            right[name] += sum(int(item.correct) for item in known.values())
-            ahead, done = [i for i in part if i not in known], done + len(known)
+            order = task.order(self.seed)
+            known = [context.recorded.get((name, order[i])) for i in part]
+            found += [item for item in known if item is not None]
+            ahead = [i for i, item in zip(part, known, strict=True) if item is None]
             for first in range(0, len(ahead), TOGETHER):
-                places = ahead[first : first + TOGETHER]
-                for item in self._items(context, task, name, order, places):
+                for item in self._items(
+                    context, task, name, order, ahead[first : first + TOGETHER]
+                ):
                     context.record(item)
-                    right[name] += int(item.correct)
-                done += len(places)
-                self._within_budget(time.monotonic() - started, done, total)
-        return right, count
+                    found.append(item)
+                self._within_budget(time.monotonic() - started, len(found), total)
+        return found
 
     def _items(
         self, context: Context, task: CoreTask, name: str, order: list[int], places: list[int]
@@ -139,7 +137,10 @@ class Core(Evaluation):
             item = task.items[order[i]] if name == task.label else swapped(task, order, i)
             examples = examples_of(task, order, i)
             asked.append((order[i], ask(task, item, examples, tokenizer, gpt.longest)))
-        return judge(gpt, tokenizer, name, asked, batch_tokens=self.batch_tokens)
+        items = judge(gpt, tokenizer, name, asked, batch_tokens=self.batch_tokens)
+        if not reads_a_passage(task):
+            return items
+        return [replace(i, cluster=short_hash(passage_of(task.items[i.index]))) for i in items]
 
     def _within_budget(self, seconds: float, done: int, total: int) -> None:
         if self.budget is None or seconds <= self.budget or done == total:
@@ -161,14 +162,20 @@ def centred(accuracy: float, baseline: float) -> float:
     return (accuracy - 0.01 * baseline) / (1 - 0.01 * baseline)
 
 
-def numbers(tasks: Sequence[CoreTask], accuracy: dict[str, float], count: dict[str, int]) -> Result:
-    """The accuracies by name, and the means under a name that says what they are of: CORE is that
-    of all items of the 22 tasks and of nothing else."""
+def numbers(tasks: Sequence[CoreTask], asked: Mapping[str, Sequence[Item]]) -> Result:
+    """The accuracies by name, of the items `asked`, and the means under a name that says what they
+    are of: CORE is that of all items of the 22 tasks and of nothing else."""
+    accuracy = {
+        name: math.fsum(i.correct for i in asked[name]) / len(asked[name])
+        for task in tasks
+        for name in (task.label, task.label + SWAPPED)
+        if name in asked
+    }
     v1 = [centred(accuracy[task.label], task.baseline) for task in tasks]
     v2 = [centred(accuracy[task.label], task.corrected_baseline) for task in tasks]
-    items = sum(count[task.label] for task in tasks)
+    items = sum(len(asked[task.label]) for task in tasks)
     whole = {task.label: task.uri for task in tasks} == TASKS and all(
-        count[task.label] == len(task.items) for task in tasks
+        len(asked[task.label]) == len(task.items) for task in tasks
     )
     name = "CORE" if whole else f"centred_{len(tasks)}of22_{items}items"
     found: Result = {name: sum(v1) / len(v1), f"{name}_v2": sum(v2) / len(v2)}
@@ -177,23 +184,25 @@ def numbers(tasks: Sequence[CoreTask], accuracy: dict[str, float], count: dict[s
     found["core"] = [
         f"{name}: as nanochat centres it, comparable with nanochat{what}",
         f"{name}_v2: with the baselines that DCLM corrected (mlfoundations/dclm#114, #115){what}",
-        *passage_lines(tasks, accuracy, count),
+        *(
+            passage_line(asked[task.label], asked[task.label + SWAPPED])
+            for task in tasks
+            if task.label + SWAPPED in asked
+        ),
     ]
     return found
 
 
-def passage_lines(
-    tasks: Sequence[CoreTask], accuracy: dict[str, float], count: dict[str, int]
-) -> list[str]:
-    """Whether the score of a reading task depends on its passage."""
-    lines = []
-    for task in tasks:
-        if (other := task.label + SWAPPED) in accuracy:
-            own, swap, n = accuracy[task.label], accuracy[other], count[task.label]
-            error = ((own * (1 - own) + swap * (1 - swap)) / n) ** 0.5
-            says = "depends" if own - swap > 2 * error else "is not seen to depend"
-            lines.append(
-                f"{task.label} {own:.4f}, with passages of other items {swap:.4f} ({n} items, ± "
-                f"{error:.4f}): the score {says} on the passage"
-            )
-    return lines
+def passage_line(own: Sequence[Item], other: Sequence[Item]) -> str:
+    """Whether the score of a reading task depends on its passage: the same questions with their
+    passage and with another one, paired; questions of one passage depend on each other."""
+    swap = {item.index: item.correct for item in other}
+    changes = [item.correct - swap[item.index] for item in own]
+    error = standard_error(changes, [item.cluster for item in own])
+    n, passages = len(own), len({item.cluster for item in own})
+    mean, without = (math.fsum(values) / n for values in ([i.correct for i in own], swap.values()))
+    says = "depends" if mean - without > 2 * error else "is not seen to depend"
+    return (
+        f"{own[0].task} {mean:.4f}, with passages of other items {without:.4f} ({n:,} items of "
+        f"{passages:,} passages, difference ± {error:.4f}): the score {says} on the passage"
+    )

@@ -17,7 +17,7 @@ def judge(
     task: str,
     asked: Sequence[tuple[int, Asked]],
     *,
-    batch_tokens: int,
+    batch_tokens: int | None = None,
 ) -> list[Item]:
     """The items, given by their number in `task` and as they are asked, decided together."""
     every = [one for _, item in asked for one in item.continuations]
@@ -45,11 +45,21 @@ def decided(
         "tokens": tuple(float(max(1, len(one.nats))) for one in found),
         "bytes": tuple(float(len(text.encode())) for text in asked.judged),
     }
-    if not asked.choices:
+    if asked.choices:
+        means = [n / t for n, t in zip(scores["nats"], scores["tokens"], strict=True)]
+        answer: int | str = means.index(min(means))
+        right = answer == asked.gold
+    else:
         right = all(one.greedy for one in found)
         answer = tokenizer.decode(list(found[0].likeliest))
-        return Item(task, index, asked.prompt, (), asked.gold, answer, float(right), scores)
-    means = [n / t for n, t in zip(scores["nats"], scores["tokens"], strict=True)]
-    chosen = means.index(min(means))
-    right = chosen == asked.gold
-    return Item(task, index, asked.prompt, asked.choices, asked.gold, chosen, float(right), scores)
+    return Item(
+        task=task,
+        index=index,
+        prompt=asked.prompt,
+        choices=asked.choices,
+        gold=asked.gold,
+        answer=answer,
+        correct=float(right),
+        scores=scores,
+        own=asked.own,
+    )

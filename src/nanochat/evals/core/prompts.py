@@ -2,6 +2,7 @@
 nanochat renders them (facts sheet 6.2)."""
 
 import random
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 
 EXAMPLES_SEED = 1234  # from: facts sheet 6.2
 TEMPLATE = "core"  # name of this rendering in passports
-PASSAGE_ENDS = "\nQuestion:"  # what reading tasks put between a passage and its question
+# what reading tasks put between a passage and its question; LSAT's the second
+PASSAGE_ENDS = re.compile(r"\n(?=Question:|Q:)")
 
 
 class Asked(NamedTuple):
@@ -22,6 +24,7 @@ class Asked(NamedTuple):
     judged: tuple[str, ...]  # the text of each continuation
     gold: int | str
     continuations: list[Continuation]
+    own: int = 0  # characters of `prompt` that are examples
 
 
 def examples_of(task: CoreTask, order: Sequence[int], idx: int) -> list[dict[str, Any]]:
@@ -90,7 +93,8 @@ def ask(
     ]
     judged = choices if task.kind == "multiple_choice" else (item["continuation"],) * len(ids)
     gold = item["continuation"] if task.kind == "language_modeling" else item["gold"]
-    return Asked(prompt, choices, judged, gold, continuations)
+    own = len(prompt) - len(render(task, item, [])[1])
+    return Asked(prompt, choices, judged, gold, continuations, own)
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
@@ -104,19 +108,24 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
 
 def reads_a_passage(task: CoreTask) -> bool:
     """Whether every item asks about a passage before it."""
-    return task.kind != "schema" and all(PASSAGE_ENDS in _question(item) for item in task.items)
+    return task.kind != "schema" and all(PASSAGE_ENDS.search(_question(i)) for i in task.items)
+
+
+def passage_of(item: dict[str, Any]) -> str:
+    """What is before the question; of an item without a passage all of it."""
+    return PASSAGE_ENDS.split(_question(item), maxsplit=1)[0]
 
 
 def swapped(task: CoreTask, order: Sequence[int], idx: int) -> dict[str, Any]:
     """Item order[idx] with the passage of the next item that has another one: what it is worth to
     have read it. The item as it is if all have one passage."""
     item = task.items[order[idx]]
-    passage, _, question = _question(item).partition(PASSAGE_ENDS)
+    own = passage_of(item)
     for step in range(1, len(order)):
-        other = _question(task.items[order[(idx + step) % len(order)]]).partition(PASSAGE_ENDS)[0]
-        if other != passage:
+        other = passage_of(task.items[order[(idx + step) % len(order)]])
+        if other != own:
             key = "query" if "query" in item else "context"
-            return {**item, key: f"{other}{PASSAGE_ENDS}{question}"}
+            return {**item, key: other + _question(item)[len(own) :]}
     return item
 
 
