@@ -35,9 +35,11 @@ def run(cfg: DictConfig) -> list[dict[str, Any]]:
             f"out={cfg.out} is the page of show=items, FILE.html; the JSONL is next to it"
         )
     ckpts = [cfg.ckpt] if isinstance(cfg.ckpt, str) else [str(ckpt) for ckpt in cfg.ckpt]
+    runs = base_dir() / "runs"
     for ckpt in ckpts:  # before an evaluation is checked, which may download its questions
-        if not ckpt.startswith("hf:"):
-            resolve(ckpt, base_dir() / "runs", force=cfg.force)
+        path = None if ckpt.startswith("hf:") else resolve(ckpt, runs, force=cfg.force)
+        if cfg.overlap:
+            trained_on(cfg, path)
     for evaluation in evaluations.values():
         evaluation.check()
     if cfg.processes > 1 and not is_one_of_several():
@@ -56,6 +58,8 @@ def run(cfg: DictConfig) -> list[dict[str, Any]]:
         first = [{"checkpoint": str(one.path), "dtype": one.dtype_and_why()} for one in subjects]
     if rank == 0:
         show(ckpts, first, found)
+        if cfg.overlap:
+            show_overlap(cfg, ckpts, subjects, found)
         if cfg.show == "items":
             show_items(cfg.out, ckpts, first, found)
     kept = zip(first, found, strict=True)
@@ -114,6 +118,51 @@ def show_items(
     items = [[item for stored in own for item in stored.items] for own in found]
     write_items_page(page, dict(zip(ckpts, items, strict=True)))
     print(f"items: {page}")
+
+
+def show_overlap(
+    cfg: DictConfig, ckpts: list[str], subjects: list[Any], found: list[list[Any]]
+) -> None:
+    """Which questions share words with the text that each checkpoint was trained on; they are kept
+    next to its results."""
+    import csv
+
+    from nanochat.evals.overlap import WordRuns, lines, text_of
+
+    for ckpt, subject, own in zip(ckpts, subjects, found, strict=True):
+        items = [item for stored in own for item in stored.items]
+        runs = WordRuns({(item.task, item.index): text_of(item) for item in items})
+        data = trained_on(cfg, subject.path)
+        flagged = runs.found_in(text for one in data for text in subject.train_texts(one))
+        for line in lines(items, flagged, runs.short):
+            print(line if len(ckpts) == 1 else f"{ckpt}  {line}")
+        for stored in own:
+            mine = {(item.task, item.index) for item in stored.items}
+            place = stored.path.with_suffix(".overlap.csv")
+            with place.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([("task", "index"), *sorted(mine & flagged)])
+
+
+def trained_on(cfg: DictConfig, checkpoint: Path | None) -> list[dict[str, Any]]:
+    """The `data` of the run that a checkpoint comes from and of those before it, or that of the
+    command line. ValueError if there is none."""
+    from nanochat.checkpoint import folder
+
+    if cfg.get("data"):
+        return [OmegaConf.to_container(cfg.data, resolve=True)]  # type: ignore[list-item]
+    found, place = [], checkpoint
+    while place is not None and (place / "lineage.json").is_file():
+        lineage = folder.read_lineage(place)
+        data = (lineage.get("config") or {}).get("data") or {}
+        found += [data] if "rows_per_device" in data else []  # questions of RL are no text
+        parent = (lineage.get("parent") or {}).get("path")
+        place = Path(parent) if parent else None
+    if not found:
+        raise ValueError(
+            f"overlap=true: {checkpoint or 'a model of the hub'} does not say what it was trained "
+            "on; name the text, as data=pydocs"
+        )
+    return found
 
 
 def more_lines(first: list[dict[str, Any]], found: list[list[Any]]) -> list[str]:

@@ -129,6 +129,7 @@ class EvaluateCommand(LoadsCheckpoint):
     data: Annotated[dict | None, Built()] = None
     limit: Count | None
     processes: Count
+    overlap: bool
     show: Literal["items"] | None
     out: str | None
     eval_tokens: Count | None

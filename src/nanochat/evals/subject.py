@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -72,6 +73,11 @@ class Subject:
         data = self.data
         agreed(data.prepare_data if self.rank == 0 else lambda: None, self.opened.device)
         return data
+
+    def train_texts(self, data: dict[str, Any]) -> Iterator[str]:
+        """The texts of the train split of these settings, as this checkpoint would read them."""
+        tokenizer, length = self.opened.tokenizer, self.opened.gpt.config.sequence_len
+        return instantiate({**data, "sequence_len": length}).train_texts(tokenizer)
 
     def computes(self) -> dict[str, str]:
         """On what, and with which numbers."""
