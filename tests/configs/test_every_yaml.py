@@ -177,6 +177,7 @@ def test_every_update_rule_is_used_by_a_config() -> None:
     assert used == set(rules())
 
 
+@pytest.mark.slow
 def test_the_line_of_the_design_works_as_written() -> None:
     """Composed, planned and shared out over 8 processes, without the hardware: the numbers are
     nanochat's for d20."""

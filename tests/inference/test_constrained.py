@@ -59,6 +59,7 @@ def written(gpt, *samplings: Sampling, looks_ahead: bool = False):
     return [request.completions[0] for request in requests]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_every_answer_is_by_the_schema_and_whole_however_few_tokens_are_left(gpt, name):
     kind, least = SCHEMAS[name]

@@ -15,6 +15,7 @@ from nanochat.inference.sampling import Sampling
 DRAWN = torch.randint(V, (40, T), generator=torch.Generator().manual_seed(5)).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("arch", ARCHS)
 @torch.no_grad()
@@ -132,6 +133,7 @@ def run(
     return [completion for request in done for completion in request.completions]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_completions_are_the_same_with_and_without(any_gpt, seed, monkeypatch):
     """In double precision: other rows beside a text change the last bits of its logits, and one in

@@ -48,6 +48,7 @@ class Rows:
         return self.cache.shared.lengths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most_padded", [0, 100])  # a product for each prompt, one for all
 @torch.no_grad()
 def test_logits_equal_the_full_forward_pass_while_rows_and_prompts_come_and_go(
@@ -77,6 +78,7 @@ def test_logits_equal_the_full_forward_pass_while_rows_and_prompts_come_and_go(
     assert rows.prompts == [] and rows.cache.shared.nbytes() == 0
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_prompt_read_by_itself_is_shared_by_those_who_join_later_too(any_gpt):
     prompt, rows = cache_of(any_gpt, 1), Rows(any_gpt)
@@ -126,6 +128,7 @@ def test_a_row_copied_out_goes_on_as_it_was(any_gpt):
         alone.step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_rows", [2, 4, 32])
 def test_samples_are_those_of_rows_with_copies(any_gpt, monkeypatch, max_rows):
     """More samples than rows, as many, and all prompts at once; log-probabilities to rounding."""

@@ -56,6 +56,7 @@ def value_for(template: str) -> str:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", lines())
 def test_every_line_of_the_right_column_composes(line: str) -> None:
     _, _, module, *words = shlex.split(line)

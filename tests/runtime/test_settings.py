@@ -412,6 +412,7 @@ def test_every_setting_has_a_rule_and_a_meaning() -> None:
                 assert rule and rule != "anything" and meaning, (command, key, rule, meaning)
 
 
+@pytest.mark.slow
 def test_the_page_of_settings_is_current() -> None:
     page = Path(__file__).parents[2] / "docs" / "settings.md"
     assert page.read_text() == settings_page.settings_markdown(), (

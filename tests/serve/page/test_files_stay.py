@@ -403,6 +403,7 @@ def test_an_answer_is_stopped_by_its_owner_alone(tmp_path):
     assert turn.stopped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("umask", [0, 0o022])
 def test_other_users_of_the_machine_read_nothing(tmp_path, umask):
     """Neither the store with what SQLite keeps beside it, nor uploads, nor what was made open by
