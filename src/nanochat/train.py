@@ -17,8 +17,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from nanochat.commands.app import command, one_line, overridden, stop, trial_folder
+from nanochat.commands.app import command, overridden, stop, trial_folder
 from nanochat.commands.configs import compose_command
+from nanochat.commands.errors import one_line
 from nanochat.commands.schema import settings_of
 from nanochat.runs.launch import is_rank, read_launch
 from nanochat.runs.launched import HandOver, take_environment, take_shape

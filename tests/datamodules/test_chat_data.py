@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from nanochat.datamodules.chat import ChatBatches, ChatDataModule, jsonl
+from nanochat.datamodules.chat import ChatDataModule, jsonl
+from nanochat.datamodules.chat_rows import ChatBatches
 from nanochat.datamodules.rendered import render_task
 from nanochat.gpt import GPT, from_depth
 from nanochat.modules.next_token import NextTokenModule

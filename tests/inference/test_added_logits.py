@@ -109,5 +109,5 @@ def test_no_end_token_before_min_tokens(gpt, least):
 def test_ids_beyond_the_vocabulary_are_refused(gpt):
     with pytest.raises(ValueError, match=f"logit_bias has the id {V}; ids go from 0 to {V - 1}"):
         Engine(gpt, TOKENIZER).submit(PROMPT, Sampling(logit_bias=((V, 1.0),)))
-    with pytest.raises(ValueError, match=r"frequency_penalty=3 must lie between -2 and 2"):
+    with pytest.raises(ValueError, match=r"frequency_penalty=3 must be between -2 and 2"):
         Sampling(frequency_penalty=3)

@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nanochat.checkpoint import folder
 from nanochat.gpt import counts
 from nanochat.interop import huggingface, moments, original
@@ -46,7 +44,7 @@ def cached(found: Original) -> Path:
 
 
 def _place(name: str, files: list[Path]) -> Path:
-    """Where what is made of these files is kept."""
+    """The folder for the conversion of these files."""
     facts = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
     return base_dir() / "imported" / f"{name}-{digest}"
@@ -148,7 +146,7 @@ def convert(found: Original, out: Path, arch: dict[str, Any] | None = None) -> N
 
 
 def optimizer_state(path: Path, device: str = "cpu") -> dict[str, Any]:
-    """The optimizer of an imported checkpoint, from the files beside the one it was made of
+    """The optimizer state of an imported checkpoint, from the files next to its source
     (`moments.read`). ValueError says why there is none."""
     source = (folder.read_lineage(path).get("imported") or {}).get("from")
     if source is None or Path(source).is_dir():
@@ -167,9 +165,3 @@ def _files(found: Original) -> list[Path]:
         found.tokenizer_file,
         *([lengths] if lengths.is_file() else []),
     ]
-
-
-def original_token_bytes(path: Path) -> np.ndarray | None:
-    """The token lengths (V,) that came with an imported checkpoint, None if there are none."""
-    file = path / ORIGINAL_BYTES
-    return np.load(file, allow_pickle=False) if file.is_file() else None

@@ -6,8 +6,6 @@ Every user error ends as one line on stderr with exit code 2; `debug=true` shows
 instead. Code below a command does not see `cfg`.
 """
 
-import difflib
-import errno
 import functools
 import os
 import re
@@ -18,27 +16,26 @@ from typing import Any, NoReturn, get_type_hints
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
-from nanochat.commands.configs import (
-    choices,
-    compose_choice,
-    compose_command,
-    group_names,
-    known_keys,
-    register,
+from nanochat.commands.configs import choices, compose_choice, group_names, register
+from nanochat.commands.errors import (
+    USER_ERRORS,
+    missing_key,
+    not_a_choice,
+    of_phase,
+    one_line,
+    phase_of,
 )
 from nanochat.commands.rules import change_rules
 from nanochat.commands.schema import RENAMED, settings_of
-from nanochat.runtime.paths import base_dir, conf_dir
+from nanochat.runtime.paths import conf_dir
 from nanochat.runtime.settings import check
 from nanochat.runtime.signals import EndedBy, StopAtOnce, end_undisturbed, take_ctrl_c
 
-# Settings that hold free text or a path: taken literally, whatever a comma, bracket or space would
-# mean in Hydra's grammar.
+# Settings that hold free text or a path: taken literally, without Hydra's grammar for
+# commas, brackets and spaces.
 TEXT_KEYS = tuple(
     (
         "start prompt system stop ckpt init_from resume out run_name data.path data.val_path "
@@ -55,8 +52,6 @@ REPEATED = {
     "export": ("ckpt",),
 }  # settings of a command that can be given several times
 
-USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, ImportError)
-
 
 def command(
     config_name: str,
@@ -67,7 +62,7 @@ def command(
     """A command-line entry point that composes `conf/{config_name}.yaml` and calls `run(cfg)` with
     it.
 
-    `words` may put others in the place of those typed, before Hydra reads them.
+    `words` may replace the typed words before Hydra reads them.
     """
 
     def main() -> Any:
@@ -177,7 +172,7 @@ def take_checked(cfg: DictConfig, config_name: str) -> None:
 
 
 def referring(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    """The keys whose value is that of another setting."""
+    """The keys whose value refers to another setting."""
     for key in map(str, node):
         child: Any = node._get_node(key)
         if child._is_interpolation():
@@ -216,7 +211,7 @@ def check_name(word: str, config_name: str) -> None:
     key = word.partition("=")[0].lstrip("+~").rpartition("@")[2]
     for old, new in RENAMED.get(config_name, {}).items():
         if key == old or key.startswith(f"{old}."):
-            raise ValueError(f"{key} is called {new}{key.removeprefix(old)} now")
+            raise ValueError(f"{key} was renamed to {new}{key.removeprefix(old)}")
 
 
 def check_choice(word: str) -> None:
@@ -237,17 +232,6 @@ def check_choice(word: str) -> None:
         and group not in (*CAN_BE_NONE, "experiment")
     ):
         raise ValueError(not_a_choice(group, value))
-
-
-def not_a_choice(group: str, value: str) -> str:
-    depth = re.fullmatch(r"d(\d+)", value) if group == "model" else None
-    if depth:
-        there = ", ".join(choices(group))
-        return (
-            f"model={value} is not known; model.depth={depth[1]} makes a model of any depth. There "
-            f"are: {there}"
-        )
-    return f"{group}={value} is not known; choose from: {', '.join(choices(group))}"
 
 
 def as_typed(word: str) -> str:
@@ -277,7 +261,7 @@ def as_typed(word: str) -> str:
 
 
 def is_setting(word: str) -> bool:
-    """Whether a word of the command line is a setting, not an option of Hydra or its value."""
+    """Whether a command-line word is a setting, and not an option of Hydra or its value."""
     return not word.startswith("-") and ("=" in word or word.startswith("~"))
 
 
@@ -320,99 +304,6 @@ def stop(message: str, code: int = 2) -> NoReturn:
     end_undisturbed()
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(code)
-
-
-def one_line(error: BaseException, config_name: str = "train") -> str:
-    """The error and its remedy in one line, from the innermost cause: Hydra wraps what a class
-    raised."""
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, OSError) and error.errno in (
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-        errno.ENOTDIR,
-        errno.EEXIST,
-    ):
-        place = Path(str(error.filename or "")).absolute()
-        if place.is_relative_to(base_dir()) or base_dir().is_relative_to(place):
-            why = os.strerror(error.errno).lower()
-            return (
-                f"{base_dir()} cannot be written to ({why}: {place}); set NANOCHAT_BASE_DIR to "
-                "another folder, or correct its permissions"
-            )
-    text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
-    if (
-        match := re.match(r"Error merging override \+*(\S+)", text)
-    ) and error.__cause__ is not None:
-        cause = str(error.__cause__).splitlines()[0]
-        typed = text.removeprefix("Error merging override ")
-        if match := re.search(r"could not be converted to (\w+)", cause):
-            return f"{typed} is not of type {match[1].lower()}"
-        return f"{typed}: {cause}"
-    if match := re.search(r"^([\w@.]+) appears more than once in the final defaults list", text):
-        # a phase brings evaluations, and Hydra names the first thing that came twice
-        twice = "phase" if match[1].startswith("eval@") else match[1]
-        return f"{twice} is chosen twice: the experiment sets it already; drop +{twice}=…"
-    if match := re.search(r"Could not override '([^']+)'", text):
-        return unknown_key(match.group(1), config_name)
-    if match := re.search(r"Could not find '(\w+)/([^']+)' Available options in '[^']+': .*", text):
-        return not_a_choice(match[1], match[2])
-    if (match := re.search(r"Interpolation key '(\w+)' not found.* full_key: (\w+)", text)) and (
-        phase := phase_of(match[1])
-    ):
-        return (
-            f"this {match[2]} takes {match[1]}, a setting of phase {phase}; add +phase={phase}, or "
-            f"choose another {match[2]}=…"
-        )
-    if match := re.search(r"Error trying to access (\S+): node `(\w+)` is not a container", text):
-        return f"{match[2]} must be a group of settings; set one of it, as {match[1]}=…"
-    if match := re.search(r"Missing mandatory value: (\S+)", text):
-        return missing_key(match.group(1))
-    return text.removesuffix(
-        " See https://hydra.cc/docs/1.2/upgrades/1.0_to_1.1/changes_to_package_header for more "
-        "information."
-    )
-
-
-def unknown_key(key: str, config_name: str) -> str:
-    known = known_keys(config_name)
-    top = key.partition(".")[0]
-    if config_name == "train" and top not in known and (phase := phase_of(top)):
-        return of_phase(key, phase)
-    if key in known or (top in known and not any(k.startswith(f"{top}.") for k in known)):
-        return missing_key(key) if key in group_names() else f"{key} is not a setting of this run"
-    # lr=0.1: that of some group
-    same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = same or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not near:
-        return f"{key} is not a setting; see `python -m nanochat.{config_name} --help`"
-    more = (
-        f" ({len(same)} settings are called {same[0].rpartition('.')[2]})" if len(same) > 1 else ""
-    )
-    return f"{key} is not a setting; did you mean {near[0]}=…?{more}"
-
-
-def of_phase(key: str, phase: str) -> str:
-    return f"{key} is a setting of phase {phase}; add +phase={phase}, or drop it"
-
-
-def phase_of(key: str) -> str | None:
-    """The phase that brings the setting `key`, None if none does."""
-    found = (
-        name for name in choices("phase") if key in compose_command("train", [f"+phase={name}"])
-    )
-    return next(found, None)
-
-
-def missing_key(key: str) -> str:
-    if key in group_names():
-        plus = "+" if key in ("phase", "task") else ""  # the other groups have a default choice
-        return f"no {key} was chosen; add {plus}{key}=NAME, one of: {', '.join(choices(key))}"
-    group = key.rpartition(".")[2]
-    if group in group_names():
-        return f"{key} must be given: add +{group}@{key}=NAME, one of: {', '.join(choices(group))}"
-    return f"{key} must be given: add {key}=…"
 
 
 def run_dir() -> Path:

@@ -402,14 +402,7 @@ class LocalFiles(FileSource):
         if val_by == "auto":
             val_by = "tail" if whole and len(self.found) < FEW_DOCUMENTS else "hash"
             if plain and isinstance(val_fraction, int | float):
-                how = {
-                    "tail": f"the last {val_fraction:.0%} of each file",
-                    "hash": f"{val_fraction:.0%} of the documents",
-                }[val_by]
-                self.decided.append(
-                    f"for validation: {how} (data.val_by={val_by} "
-                    f"data.val_fraction={val_fraction:g} data.documents={documents})"
-                )
+                self.decided.append(_split_note(val_by, val_fraction, documents))
         if document_chars == "auto":
             document_chars = auto_chars if whole else None
             self.cut_by_auto = document_chars is not None
@@ -477,6 +470,18 @@ class LocalFiles(FileSource):
 
     def locate(self, name: str) -> Path:
         return (self.root if self.root.is_dir() else self.root.parent) / name
+
+
+def _split_note(val_by: str, share: float, documents: str) -> str:
+    how = (
+        f"the last {share:.0%} of each file"
+        if val_by == "tail"
+        else f"{share:.0%} of the documents"
+    )
+    return (
+        f"for validation: {how} (data.val_by={val_by} data.val_fraction={share:g} "
+        f"data.documents={documents})"
+    )
 
 
 def find_files(path: str | Path) -> tuple[list[Path], Counter[str]]:

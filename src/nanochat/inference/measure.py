@@ -38,7 +38,7 @@ def any_tokenizer(vocab_size: int) -> Tokenizer:
     pairs = vocab_size - BPETokenizer([]).vocab_size
     if not 0 <= pairs <= 256**2:
         least = BPETokenizer([]).vocab_size
-        raise ValueError(f"vocab_size={vocab_size} must lie between {least} and {least + 256**2:,}")
+        raise ValueError(f"vocab_size={vocab_size} must be between {least} and {least + 256**2:,}")
     return BPETokenizer([divmod(n, 256) for n in range(pairs)])
 
 
@@ -147,8 +147,7 @@ def _check(
     if prompt_tokens + decode_tokens > config.sequence_len:
         raise ValueError(
             f"prompt_tokens={prompt_tokens} and decode_tokens={decode_tokens} are more than the "
-            "model's "
-            f"sequence_len={config.sequence_len:,}; lower one of them"
+            f"model's sequence_len={config.sequence_len:,}; lower one of them"
         )
 
 

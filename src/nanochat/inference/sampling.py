@@ -71,12 +71,12 @@ class Sampling:
             ),
             "min_p": (
                 m is None or (_number(m) and 0 <= m <= 1),
-                "must lie between 0 and 1, or be null to keep every token",
+                "must be between 0 and 1, or be null to keep every token",
             ),
             "repetition_penalty": (
                 penalty is None or (_number(penalty) and PENALTIES[0] <= penalty <= PENALTIES[1]),
                 (
-                    f"must lie between {PENALTIES[0]} and {PENALTIES[1]}, or be null for none; 1.2 "
+                    f"must be between {PENALTIES[0]} and {PENALTIES[1]}, or be null for none; 1.2 "
                     "is a usual one"
                 ),
             ),
@@ -91,23 +91,12 @@ class Sampling:
             "seed": (_number(self.seed) and isinstance(self.seed, int), "must be a whole number"),
             "tools": (isinstance(self.tools, bool), "must be true or false"),
             "python": (isinstance(self.python, bool), "must be true or false"),
-            "frequency_penalty": (
-                _added(self.frequency_penalty),
-                "must lie between -2 and 2, as OpenAI has it",
-            ),
-            "presence_penalty": (
-                _added(self.presence_penalty),
-                "must lie between -2 and 2, as OpenAI has it",
-            ),
-            "min_tokens": (
-                self.min_tokens is not None and _count(self.min_tokens, 0),
-                "must be at least 0",
-            ),
-            "top_logprobs": (
-                self.top_logprobs is not None and _count(self.top_logprobs, 0),
-                "must be at least 0",
-            ),
         }
+        for name in ("frequency_penalty", "presence_penalty"):
+            rules[name] = _added(getattr(self, name)), "must be between -2 and 2, as OpenAI has it"
+        for name in ("min_tokens", "top_logprobs"):
+            given = getattr(self, name)
+            rules[name] = given is not None and _count(given, 0), "must be at least 0"
         for name, (keeps, rule) in rules.items():
             if not keeps:
                 raise ValueError(f"{name}={getattr(self, name)!r} {rule}")

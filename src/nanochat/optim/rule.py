@@ -21,7 +21,8 @@ from typing import Any, get_args
 from torch import Tensor
 
 from nanochat.optim.schedules import Scheduled
-from nanochat.runtime.settings import parameters, shown
+from nanochat.runtime.in_words import shown
+from nanochat.runtime.settings import parameters
 
 SHAPES = {1: "vectors", 2: "matrices"}
 

@@ -121,8 +121,7 @@ class Preflight:
         )
         found = (
             f"right answers earn {_mean([r.reward for r in rights]):.2f}, wrong ones "
-            f"{_mean([w.reward for w in wrongs]):.2f}; "
-            f"separated in {better} of {len(rights)}"
+            f"{_mean([w.reward for w in wrongs]):.2f}; separated in {better} of {len(rights)}"
         )
         if better >= TOLD_APART * len(rights):
             return CheckResult("rewards", GO, found)
@@ -146,7 +145,7 @@ class Preflight:
     ) -> tuple[list[CheckResult], dict[str, float]]:
         """The start policy's share of right answers, of groups with a signal, and of truncated
         answers."""
-        c, n = self.collector, self.collector.samples
+        n = self.collector.samples
         rights = [sum(r.rewards.get("answer", r.reward) > RIGHT for r in group) for group in asked]
         live = _mean([float(has_signal([r.reward for r in group])) for group in asked])
         cut = _mean([float(r.truncated) for group in asked for r in group])
@@ -159,56 +158,60 @@ class Preflight:
             "truncated": cut,
             "length": length,
         }
-        error = 1.96 * math.sqrt(max(live * (1 - live), 0.25 / len(asked)) / len(asked))
-        others = ", ".join(
-            f"{live_share(rights, n, size):.0%} of {size}" for size in SIZES if size != n
-        )
+        return [self._signal(asked, rights, numbers), self._truncation(cut, length)], numbers
+
+    def _signal(
+        self, asked: Sequence[Sequence[Rollout]], rights: list[int], numbers: dict[str, float]
+    ) -> CheckResult:
+        """Whether enough groups have answers with different rewards. `rights`: right answers of
+        each group."""
+        n, live, first = self.collector.samples, numbers["live_groups"], numbers["pass@1"]
+        any_of = numbers[f"pass@{n}"]
         if live == 0 and first > RIGHT:
-            signal = CheckResult(
+            return CheckResult(
                 "signal",
                 STOP,
                 f"pass@1 {first:.1%}: every group is right",
                 "there is nothing left to learn: choose a harder task",
             )
-        elif live == 0:
-            signal = CheckResult(
+        if live == 0:
+            return CheckResult(
                 "signal",
                 STOP,
                 f"pass@{n} {any_of:.1%}, no group of {len(asked)} has two rewards",
-                (
-                    "nothing can be learned: train on the task first (+phase=sft), choose an "
-                    f"easier one, or more than rollout.samples={n}"
-                ),
+                "nothing can be learned: train on the task first (+phase=sft), choose an easier "
+                f"one, or more than rollout.samples={n}",
             )
-        else:
-            found = (
-                f"pass@1 {first:.1%}, pass@{n} {any_of:.1%}; {live:.0%} ± {error:.0%} of groups "
-                f"have a signal (would be: {others})"
-            )
-            few = live < FEW_LIVE
-            advice = (
-                (
-                    "most of the run would be wasted: raise rollout.samples, or try algo=dapo, "
-                    "which asks again"
-                )
-                if few
-                else ""
-            )
-            signal = CheckResult("signal", CARE if few else GO, found, advice)
-        most = c.sampling.max_tokens
+        error = 1.96 * math.sqrt(max(live * (1 - live), 0.25 / len(asked)) / len(asked))
+        others = ", ".join(
+            f"{live_share(rights, n, size):.0%} of {size}" for size in SIZES if size != n
+        )
+        found = (
+            f"pass@1 {first:.1%}, pass@{n} {any_of:.1%}; {live:.0%} ± {error:.0%} of groups "
+            f"have a signal (would be: {others})"
+        )
+        if live >= FEW_LIVE:
+            return CheckResult("signal", GO, found, "")
+        advice = (
+            "most of the run would be wasted: raise rollout.samples, or try algo=dapo, which asks "
+            "again"
+        )
+        return CheckResult("signal", CARE, found, advice)
+
+    def _truncation(self, cut: float, length: float) -> CheckResult:
+        """Whether answers end by themselves: `cut` is the share that does not."""
+        most = self.collector.sampling.max_tokens
         found = (
             f"{cut:.0%} of answers cut off at rollout.max_tokens={most}, {length:.0f} tokens on "
             "average"
         )
+        if cut < CUT_CARE:
+            return CheckResult("truncation", GO, found, "")
         advice = (
             f"answers do not end: raise rollout.max_tokens (now {most}), or train the model to end "
             "its turn (+phase=sft)"
         )
-        verdict = STOP if cut >= CUT_STOP else CARE if cut >= CUT_CARE else GO
-        return [
-            signal,
-            CheckResult("truncation", verdict, found, "" if verdict == GO else advice),
-        ], numbers
+        return CheckResult("truncation", STOP if cut >= CUT_STOP else CARE, found, advice)
 
     def check_agreement(self, gpt: GPT, rollouts: Sequence[Rollout]) -> tuple[CheckResult, float]:
         """The trainer must compute the log-probabilities that the engine sampled with."""

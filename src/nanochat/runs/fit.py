@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import torch
+from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -28,7 +29,7 @@ from nanochat.runtime.signals import kill_workers_at_exit
 
 def fit(recipe: Recipe, folder: RunFolder) -> bool:
     """Train a recipe in this process: all of it, or one rank of it. True if a signal stopped it."""
-    rank, checkpoints = int(os.environ.get("RANK", 0)), recipe.checkpoints(folder)
+    rank = int(os.environ.get("RANK", 0))
     quiet_lightning()
     torch.manual_seed(recipe.config["seed"])
     recipe.attach()
@@ -39,12 +40,11 @@ def fit(recipe: Recipe, folder: RunFolder) -> bool:
     before = hardware.memory_used(recipe.device)
     gpt = recipe.build_gpt(filled=start is None)
     shape = (recipe.data.micro_rows, recipe.gpt_config.sequence_len)
+    recomputed = recipe.config["compute"]["checkpointing"]
     chosen = gpt.prepare(
         compute_dtype=recipe.dtype[0],
         attention_backend=recipe.attention(),
-        checkpointing=kinds
-        if (kinds := recipe.config["compute"]["checkpointing"]) != "auto"
-        else "none",
+        checkpointing="none" if recomputed == "auto" else recomputed,
         compile_for=shape if recipe.wants_compile() else None,
         by_block=recipe.config["trainer"]["strategy"] == "fsdp",
     )
@@ -59,27 +59,7 @@ def fit(recipe: Recipe, folder: RunFolder) -> bool:
         say_prepared(recipe, gpt, chosen)
         print(f"run folder: {folder.path}")
     callbacks = build_callbacks(recipe, folder, module, rank)
-    settings = dict(recipe.config["trainer"])
-    if not module.automatic_optimization:  # it clips its gradients itself
-        del settings["gradient_clip_val"]
-    trainer = build_trainer(
-        settings,
-        steps=module.total_steps,
-        accumulate=recipe.data.accumulate,
-        callbacks=list(callbacks.values()),
-        logger=build_loggers(recipe.config["logger"] or {}, folder.path, resume_step)
-        if rank == 0
-        else [DummyLogger()],
-        default_root_dir=folder.path,
-        plugins=[
-            FolderCheckpointIO(
-                recipe.gpt_config,
-                recipe.tokenizer,
-                {"config": recipe.config, **read_record(folder)},
-            )
-        ],
-    )
-    recipe.data.repeat_steps = repeated = repeated_steps(settings)
+    trainer = trainer_of(recipe, folder, module, list(callbacks.values()), rank, resume_step)
     if start is not None:
         recipe.data.start_step = resume_step
     save, evaluate = callbacks["save"], callbacks.get("evaluate")
@@ -92,7 +72,7 @@ def fit(recipe: Recipe, folder: RunFolder) -> bool:
     except MisconfigurationException as error:
         raise ValueError(f"Lightning refuses this run: {error}") from error
     peak = int(hardware.peak_gib(recipe.device) * 2**30) - before
-    step, place = trainer.global_step, checkpoints.path(trainer.global_step)
+    step = trainer.global_step
     # it was stopped between a step and the evaluation of it: the last one, or by a callback
     if (
         evaluate is not None
@@ -101,37 +81,38 @@ def fit(recipe: Recipe, folder: RunFolder) -> bool:
     ):
         evaluate.catch_up(trainer, module)
     if rank == 0:
-        add_to_record(
-            folder, {"outcome": {"peak_bytes": peak, "training_seconds": module.clock.seconds}}
-        )
-        for callback in trainer.callbacks:
-            if why := getattr(callback, "stopping_reason_message", None):  # EarlyStopping
-                print(why)
-        if trainer.fast_dev_run:
-            print(
-                f"trainer.fast_dev_run: {step} steps and what comes at the end of a run; nothing "
-                "was kept"
-            )
-        else:
-            ledger = recipe.data.ledger(min(step, repeated or step))
-            write_summary(folder, step, module.clock.seconds, ledger)
-        if step < recipe.plan.steps and not trainer.fast_dev_run:
-            show.stopped(step, recipe.plan.steps, place)
-        elif not trainer.fast_dev_run:
-            metrics = checkpoints.metrics(step)
-            if repeated:
-                print(f"the tokens of the first {repeated} steps were trained again and again:")
-            show.finished(
-                step,
-                module.clock.seconds,
-                ledger,
-                metrics,
-                checkpoints.best(),
-                place,
-                chats=recipe.chats,
-            )
-            recipe.print_result(checkpoints.metrics(0), metrics)
+        seconds = module.clock.seconds
+        add_to_record(folder, {"outcome": {"peak_bytes": peak, "training_seconds": seconds}})
+        say_ended(recipe, folder, trainer, seconds)
     return save.told_to_stop
+
+
+def trainer_of(
+    recipe: Recipe,
+    folder: RunFolder,
+    module: PhaseModule,
+    callbacks: list[Any],
+    rank: int,
+    resume_step: int,
+) -> Trainer:
+    """Lightning's Trainer with the flags of the configuration and those that the run sets."""
+    settings = dict(recipe.config["trainer"])
+    if not module.automatic_optimization:  # it clips its gradients itself
+        del settings["gradient_clip_val"]
+    recipe.data.repeat_steps = repeated_steps(settings)
+    loggers: list[Any] = [DummyLogger()]
+    if rank == 0:
+        loggers = build_loggers(recipe.config["logger"] or {}, folder.path, resume_step)
+    record = {"config": recipe.config, **read_record(folder)}
+    return build_trainer(
+        settings,
+        steps=module.total_steps,
+        accumulate=recipe.data.accumulate,
+        callbacks=callbacks,
+        logger=loggers,
+        default_root_dir=folder.path,
+        plugins=[FolderCheckpointIO(recipe.gpt_config, recipe.tokenizer, record)],
+    )
 
 
 def say_resumed(folder: RunFolder, step: int, problems: list[str]) -> None:
@@ -141,6 +122,33 @@ def say_resumed(folder: RunFolder, step: int, problems: list[str]) -> None:
     if folder.resumed:
         since = f"after step {step:,}" if step else "from the start: it has no checkpoint yet"
         print(f"resuming {folder.path} {since}")
+
+
+def say_ended(recipe: Recipe, folder: RunFolder, trainer: Trainer, seconds: float) -> None:
+    """Why it ended, what it trained on and its results; also written into the run folder."""
+    step, steps, checkpoints = trainer.global_step, recipe.plan.steps, recipe.checkpoints(folder)
+    for callback in trainer.callbacks:
+        if why := getattr(callback, "stopping_reason_message", None):  # EarlyStopping
+            print(why)
+    if trainer.fast_dev_run:
+        print(
+            f"trainer.fast_dev_run: {step} steps and what comes at the end of a run; "
+            "nothing was kept"
+        )
+        return
+    repeated = recipe.data.repeat_steps
+    ledger = recipe.data.ledger(min(step, repeated or step))
+    write_summary(folder, step, seconds, ledger)
+    place = checkpoints.path(step)
+    if step < steps:
+        show.stopped(step, steps, place)
+        return
+    metrics = checkpoints.metrics(step)
+    if repeated:
+        print(f"the tokens of the first {repeated} steps were trained again and again:")
+    best = checkpoints.best()
+    show.finished(step, seconds, ledger, metrics, best, place, chats=recipe.chats)
+    recipe.print_result(checkpoints.metrics(0), metrics)
 
 
 def say_prepared(recipe: Recipe, gpt: GPT, chosen: dict[str, str]) -> None:

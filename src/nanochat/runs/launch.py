@@ -61,28 +61,12 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> bool
             {"folder": str(folder.path), "resumed": folder.resumed, "config": config, "lock": lock}
         )
     )
+    command = [sys.executable, "-m", "nanochat.train"]
     ranks: list[subprocess.Popen[bytes]] = []
     for number in range(processes):
-        environment = {
-            **os.environ,
-            RANK_OF: str(launch),
-            "RANK": str(number),
-            "LOCAL_RANK": str(number),
-            "WORLD_SIZE": str(processes),
-            "LOCAL_WORLD_SIZE": str(processes),
-            "GROUP_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            # tells Lightning that the processes exist already
-            "TORCHELASTIC_RUN_ID": folder.path.name,
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")
-            or str(max(1, (os.cpu_count() or 1) // processes)),
-        }
-        command = [sys.executable, "-m", "nanochat.train"]
+        env = rank_environment(launch, number, processes, port)
         # stdin stays open while this process lives
-        ranks.append(
-            subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, pass_fds=[lock])
-        )
+        ranks.append(subprocess.Popen(command, env=env, stdin=subprocess.PIPE, pass_fds=[lock]))
 
     sent: list[int] = []
     failed: tuple[int, int] | None = None
@@ -103,15 +87,7 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> bool
                 for rank in ranks:
                     rank.kill()
             if failed is None and (failed := failure([rank.poll() for rank in ranks])):
-                time.sleep(1)  # time for the others to report
-                for rank in ranks:
-                    if rank.poll() is None:
-                        rank.terminate()
-                for rank in ranks:
-                    try:
-                        rank.wait(timeout=20)
-                    except subprocess.TimeoutExpired:
-                        rank.kill()
+                stop_others(ranks)
             time.sleep(0.1)
     finally:
         restore_stops(old, stopped=bool(sent))
@@ -123,27 +99,61 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> bool
         for number in range(processes):
             trace_file(folder.path, number).unlink(missing_ok=True)
     if failed := failed or failure([rank.returncode for rank in ranks]):
-        number, code = failed
-        if signal.SIGINT in sent:
-            raise KeyboardInterrupt
-        told = [*sent, *(stop for stop in STOPS if code in (-stop, 128 + stop))]
-        if told and code not in (SAID, -signal.SIGKILL):
-            name = signal.Signals(told[0]).name
-            raise EndedBy(
-                told[0],
-                (
-                    f"{name} ended rank {number} before it could save; the same command with "
-                    f"resume=auto continues in {folder.path}"
-                ),
-            )
-        if code > 0:  # if a signal ended one rank, the others only report that it is missing
-            print(traces.get(f".{number}", ""), end="", file=sys.stderr)
-        raise ValueError(
-            f"rank {number} {became(code)}; its output is above. This command with resume=auto "
-            "continues after the last "
-            f"checkpoint in {folder.path}"
-        )
+        raise error_of(failed, sent, traces, folder.path)
     return bool(sent)
+
+
+def stop_others(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    time.sleep(1)  # time for them to report
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.terminate()
+    for rank in ranks:
+        try:
+            rank.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            rank.kill()
+
+
+def rank_environment(launch: Path, number: int, processes: int, port: int) -> dict[str, str]:
+    """The environment of rank `number`, as torchrun sets it."""
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    return {
+        **os.environ,
+        RANK_OF: str(launch),
+        "RANK": str(number),
+        "LOCAL_RANK": str(number),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        # tells Lightning that the processes exist already
+        "TORCHELASTIC_RUN_ID": launch.parent.name,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or threads,
+    }
+
+
+def error_of(
+    failed: tuple[int, int], sent: Sequence[int], traces: dict[str, str], folder: Path
+) -> BaseException:
+    """What to raise for a rank that failed, after printing its traceback if it wrote one."""
+    number, code = failed
+    if signal.SIGINT in sent:
+        return KeyboardInterrupt()
+    stops = [*sent, *(stop for stop in STOPS if code in (-stop, 128 + stop))]
+    if stops and code not in (SAID, -signal.SIGKILL):
+        return EndedBy(
+            stops[0],
+            f"{signal.Signals(stops[0]).name} ended rank {number} before it could save; the same "
+            f"command with resume=auto continues in {folder}",
+        )
+    if code > 0:  # if a signal ended one rank, the others only report that it is missing
+        print(traces.get(f".{number}", ""), end="", file=sys.stderr)
+    return ValueError(
+        f"rank {number} {became(code)}; its output is above. This command with resume=auto "
+        f"continues after the last checkpoint in {folder}"
+    )
 
 
 def failure(codes: Sequence[int | None]) -> tuple[int, int] | None:

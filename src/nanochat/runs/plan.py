@@ -75,8 +75,7 @@ def scaled_rates(batch_tokens: int) -> tuple[float, list[str]]:
         return law, []
     return MIN_LR_FACTOR, [
         f"rates x {MIN_LR_FACTOR:g} for a batch of {batch_tokens:,} tokens, and not the {law:.4g} "
-        "of the law, which is too low for small "
-        "batches (measured); optim.groups.….lr sets a rate"
+        "of the law, which is too low for small batches (measured); optim.groups.….lr sets a rate"
     ]
 
 
@@ -109,6 +108,56 @@ def _batch_of(steps: int, ref: float, row: int) -> int:
     return max(1, round(2 ** round(math.log2(law)) / row)) * row
 
 
+def _length(
+    config: GPTConfig,
+    ref: float,
+    row: int,
+    given: dict[str, float],
+    ratio: float | None,
+    batch_tokens: int | None,
+    scale: str,
+) -> tuple[int, int, int]:
+    """(tokens of the run, tokens of a batch, steps), by the setting in `given`, else by `ratio`.
+
+    `row` is the tokens of one row on every process; a batch holds whole ones.
+    """
+    sizes = counts.parameters(config)
+
+    def batch_for(horizon: float) -> int:
+        if scale == "classic":
+            return REF_BATCH
+        return max(1, round(auto_batch_tokens(horizon, ref) / row)) * row
+
+    if "max_steps" in given:
+        steps = int(given["max_steps"])
+        full = batch_for((ratio or REF_RATIO) * sizes["scaling"])
+        if batch_tokens is None:
+            batch_tokens = full if scale == "classic" else min(full, _batch_of(steps, ref, row))
+        return steps * batch_tokens, batch_tokens, steps
+    if "plan.flops" in given:
+        flops, per_token = given["plan.flops"], counts.flops_per_token(config)
+        horizon = int(flops / per_token)
+        batch_tokens = batch_tokens or batch_for(horizon)
+        return horizon, batch_tokens, round(flops / (per_token * batch_tokens))
+    of = sizes["scaling" if scale == "modern" else "total"]
+    horizon = int(given.get("plan.tokens", (ratio or 0) * of))
+    batch_tokens = batch_tokens or batch_for(horizon)
+    return horizon, batch_tokens, horizon // batch_tokens
+
+
+def _zero_steps(source: str, horizon: int, batch_tokens: int, row: int) -> str:
+    fits = 2 ** max(0, horizon.bit_length() - 4) // row * row
+    instead = (
+        f"try batch_tokens={fits}"
+        if fits
+        else f"a step is at least one row of {row:,} tokens; make the run longer"
+    )
+    return (
+        f"{source} is {horizon:,} tokens, less than one step of batch_tokens={batch_tokens:,}: "
+        f"zero steps; {instead}"
+    )
+
+
 def make_plan(
     config: GPTConfig,
     reference: GPTConfig,
@@ -126,99 +175,48 @@ def make_plan(
     else `ratio` decides.
 
     `ratio` is tokens per scaling parameter (matrices + head), of this run and of the reference that
-    it is scaled from, so that batch and weight decay do not depend on it; beside another length it
-    is the ratio of the reference alone. `reference` is the depth-12 model with the same shape
-    options. `scale` `modern` fits batch, rates and weight decay to the horizon; `classic` takes
-    REF_BATCH, unscaled rates and all parameters for the ratio (facts sheet 2.4, [C]). Raises
-    ValueError for a horizon of zero steps or contradictory settings.
+    it is scaled from, so that batch and weight decay do not depend on it; with another length it is
+    the ratio of the reference alone. `reference` is the depth-12 model with the same shape options.
+    `scale` `modern` fits batch, rates and weight decay to the horizon; `classic` takes REF_BATCH,
+    unscaled rates and all parameters for the ratio (facts sheet 2.4, [C]). Raises ValueError for a
+    horizon of zero steps or contradictory settings.
     """
-    given = {
-        name: value
-        for name, value in (
-            ("max_steps", max_steps),
-            ("plan.flops", flops),
-            ("plan.tokens", tokens),
-        )
-        if value is not None
-    }
+    lengths = {"max_steps": max_steps, "plan.flops": flops, "plan.tokens": tokens}
+    given = {name: value for name, value in lengths.items() if value is not None}
     check_scale(scale)
     for name, value in {**given, "plan.ratio": ratio, "batch_tokens": batch_tokens}.items():
         if value is not None and value <= 0:
             raise ValueError(f"{name}={value:g} gives a run of zero steps; it must be above 0")
     source, typed = _length_source(given, ratio), batch_tokens
-    sizes, ref = counts.parameters(config), reference_tokens(reference, ratio)
-    row = config.sequence_len * world_size
-
-    def batch_for(horizon: float) -> int:
-        if scale == "classic":
-            return REF_BATCH
-        # a batch holds whole rows on every process
-        return max(1, round(auto_batch_tokens(horizon, ref) / row)) * row
-
-    if max_steps is not None:
-        full = batch_for((ratio or REF_RATIO) * sizes["scaling"])
-        if batch_tokens is None:
-            batch_tokens = full if scale == "classic" else min(full, _batch_of(max_steps, ref, row))
-        horizon, steps = max_steps * batch_tokens, max_steps
-    elif flops is not None:
-        per_token = counts.flops_per_token(config)
-        horizon = int(flops / per_token)
-        batch_tokens = batch_tokens or batch_for(horizon)
-        steps = round(flops / (per_token * batch_tokens))
-    else:
-        of = sizes["scaling" if scale == "modern" else "total"]
-        horizon = int(tokens if tokens is not None else (ratio or 0) * of)
-        batch_tokens = batch_tokens or batch_for(horizon)
-        steps = horizon // batch_tokens
+    ref, row = reference_tokens(reference, ratio), config.sequence_len * world_size
+    horizon, batch_tokens, steps = _length(config, ref, row, given, ratio, batch_tokens, scale)
     if steps < 1:
-        fits = 2 ** max(0, horizon.bit_length() - 4) // row * row
-        instead = (
-            f"try batch_tokens={fits}"
-            if fits
-            else f"a step is at least one row of {row:,} tokens; make the run longer"
-        )
-        raise ValueError(
-            f"{source} is {horizon:,} tokens, less than one step of batch_tokens={batch_tokens:,}: "
-            f"zero steps; {instead}"
-        )
+        raise ValueError(_zero_steps(source, horizon, batch_tokens, row))
     if scale == "classic":
         return Plan(config, horizon, batch_tokens, steps, 1.0, 0.0, source)
     lr_factor, notes = scaled_rates(batch_tokens)
     # the original's, however long the run is
-    law = auto_batch_tokens((ratio or REF_RATIO) * sizes["scaling"], ref, min_steps=0)
+    scaling = counts.parameters(config)["scaling"]
+    law = auto_batch_tokens((ratio or REF_RATIO) * scaling, ref, min_steps=0)
     if typed is None and batch_tokens < law and round(law / row) * row > batch_tokens:
         fits = max(1, round(law / row)) * row
         why = "fitted to the shorter run" if given else f"so that {MIN_STEPS} steps are left"
         notes.insert(
             0,
             f"{source} makes a step {batch_tokens:,} tokens, {why}; for the original's {law:,} "
-            f"(that of plan.ratio={ratio or REF_RATIO:g}) "
-            f"type batch_tokens={fits}",
+            f"(that of plan.ratio={ratio or REF_RATIO:g}) type batch_tokens={fits}",
         )
     # nanochat's D_ref / D is that of the parameters: it takes D for ratio * P also when steps or
     # FLOPs make the run another length
-    decay = (
-        weight_decay
-        * math.sqrt(batch_tokens / REF_BATCH)
-        * counts.parameters(reference)["scaling"]
-        / sizes["scaling"]
-    )
+    decay = weight_decay * math.sqrt(batch_tokens / REF_BATCH)
+    decay = decay * counts.parameters(reference)["scaling"] / scaling
     if decay > MAX_WEIGHT_DECAY:
         notes.append(
             f"Muon weight decay {MAX_WEIGHT_DECAY:g}, and not the {decay:.4g} of the law, with "
-            "which it would outrun the updates; "
-            "optim.groups.matrix.weight_decay sets it"
+            "which it would outrun the updates; optim.groups.matrix.weight_decay sets it"
         )
-    return Plan(
-        config,
-        horizon,
-        batch_tokens,
-        steps,
-        lr_factor,
-        min(MAX_WEIGHT_DECAY, decay),
-        source,
-        tuple(notes),
-    )
+        decay = MAX_WEIGHT_DECAY
+    return Plan(config, horizon, batch_tokens, steps, lr_factor, decay, source, tuple(notes))
 
 
 def make_epochs_plan(

@@ -64,16 +64,7 @@ def planned(
         "", f"{plan.tokens / sizes['scaling']:.2f} tokens per scaling parameter (matrices + head)"
     )
     table.add_row("batch", f"{plan.batch_tokens:,} tokens = {batch}")
-    scaled = (
-        [f"x {plan.lr_factor:.4f} for the batch size"]
-        if any(g.get("scale_batch", True) for g in groups.values())
-        else []
-    )
-    rules = sorted(
-        {group["rule"] for group in groups.values() if group.get("weight_decay") == "auto"}
-    )
-    decays = [f"{rule.capitalize()} weight decay {plan.weight_decay:.4g}" for rule in rules]
-    table.add_row("rates", "; ".join(scaled + decays) or "as the optimizer's groups have them")
+    table.add_row("rates", rates_of(plan, groups))
     table.add_row("schedule", schedule)
     table.add_row("text", text)
     if machine is not None:
@@ -89,6 +80,18 @@ def planned(
     console().print(table)
     for note in notes:
         print(f"note: {note}")
+
+
+def rates_of(plan: Plan, groups: dict[str, dict[str, Any]]) -> str:
+    """How the plan scales the rates and decays of the optimizer's groups."""
+    scaled = (
+        [f"x {plan.lr_factor:.4f} for the batch size"]
+        if any(group.get("scale_batch", True) for group in groups.values())
+        else []
+    )
+    rules = {group["rule"] for group in groups.values() if group.get("weight_decay") == "auto"}
+    decays = [f"{rule.capitalize()} weight decay {plan.weight_decay:.4g}" for rule in sorted(rules)]
+    return "; ".join(scaled + decays) or "as the optimizer's groups have them"
 
 
 def rl_plan(recipe: Any) -> None:

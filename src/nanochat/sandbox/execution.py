@@ -248,18 +248,7 @@ def _run(program: str, limits: ProgramLimits, off: Collection[str]) -> tuple[Res
         )
     had = {"wall", *first.decode().split()} if newline else set()
     late = late or reason == "time"
-    error: str | None
-    if late:
-        error = (
-            f"TimeoutError: more than {limits.wall_seconds:g} s, or {limits.cpu_seconds} s of "
-            "processor time"
-        )
-    elif reason:
-        error = reason
-    elif code < 0:
-        error = f"ended by {signal.Signals(-code).name}"
-    else:
-        error = (errors.strip().splitlines() or [f"exit code {code}"])[-1] if code else None
+    error = _error(code, late, reason, errors, limits)
     success = code == 0 and error is None
     finished = success and rest == token
     return Result(
@@ -272,6 +261,22 @@ def _run(program: str, limits: ProgramLimits, off: Collection[str]) -> tuple[Res
         (error or "").startswith("MemoryError"),
         _missing(had),
     ), had
+
+
+def _error(
+    code: int, late: bool, reason: str | None, errors: str, limits: ProgramLimits
+) -> str | None:
+    """Why a program failed, in a line; None if it did not."""
+    if late:
+        return (
+            f"TimeoutError: more than {limits.wall_seconds:g} s, or {limits.cpu_seconds} s of "
+            "processor time"
+        )
+    if reason:
+        return reason
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}"
+    return (errors.strip().splitlines() or [f"exit code {code}"])[-1] if code else None
 
 
 def _follow(

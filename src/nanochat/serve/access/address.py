@@ -30,8 +30,7 @@ def check_address(host: str, *, api_key: str | None, open: bool) -> None:
     if not is_local(host) and api_key is None and not open:
         raise ValueError(
             f"host={host} can be reached by others: give api_key=… (they send it), or open=true to "
-            "let anybody use it; "
-            "host=127.0.0.1 is this machine only"
+            "let anybody use it; host=127.0.0.1 is this machine only"
         )
 
 
@@ -51,13 +50,15 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket bound to the address, so that a port in use is known before a checkpoint is read.
     ValueError if it cannot be had."""
     if not 0 <= port <= 65535:
-        raise ValueError(f"port={port} must lie between 0 and 65535; 0 takes any that is free")
+        raise ValueError(f"port={port} must be between 0 and 65535; 0 takes any that is free")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM
         )[0]
     except OSError as error:
-        raise ValueError(f"host={host} is no address of a machine; try host=127.0.0.1") from error
+        raise ValueError(
+            f"host={host} is not the address of a machine; try host=127.0.0.1"
+        ) from error
     bound = socket.socket(family, kind, protocol)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

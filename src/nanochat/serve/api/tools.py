@@ -89,18 +89,7 @@ def as_turns(messages: list[ChatMessage], tools: list[Tool] | None = None) -> li
                 f"{next(iter(calls))!r} first"
             )
         if new["role"] == "assistant":
-            parts = (
-                new["content"]
-                if isinstance(new["content"], list)
-                else [{"type": "text", "text": new["content"]}]
-            )
-            parts = [part for part in parts if part["text"]]
-            for asked in message.tool_calls or []:
-                text = f'{{"name":"{asked.function.name}","arguments":{asked.function.arguments}}}'
-                if asked.id in calls:
-                    raise ValueError(f"messages.{number}: two calls have the id {asked.id!r}")
-                calls[asked.id] = {"type": "python", "text": text}
-                parts.append(calls[asked.id])
+            parts = _parts(message, new["content"], calls, number)
             if last is not None and last["role"] == "assistant":
                 last["content"] += parts
             else:
@@ -119,14 +108,33 @@ def as_turns(messages: list[ChatMessage], tools: list[Tool] | None = None) -> li
         ):
             new["content"] = "".join(part["text"] for part in new["content"])
     if tools:
-        offered = "You can call these functions:\n" + "\n".join(
-            _described(tool.function) for tool in tools
-        )
-        if found and found[0]["role"] == "system":
-            found[0]["content"] = f"{found[0]['content']}\n\n{offered}".strip()
-        else:
-            found.insert(0, {"role": "system", "content": offered})
+        _offer(tools, found)
     return found
+
+
+def _parts(
+    message: ChatMessage, content: Any, calls: dict[str, dict[str, str]], number: int
+) -> list[dict[str, str]]:
+    """The parts of a message of the assistant, its calls among them; these are added to `calls`."""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    parts = [part for part in parts if part["text"]]
+    for asked in message.tool_calls or []:
+        if asked.id in calls:
+            raise ValueError(f"messages.{number}: two calls have the id {asked.id!r}")
+        text = f'{{"name":"{asked.function.name}","arguments":{asked.function.arguments}}}'
+        calls[asked.id] = {"type": "python", "text": text}
+        parts.append(calls[asked.id])
+    return parts
+
+
+def _offer(tools: list[Tool], turns: list[dict[str, Any]]) -> None:
+    """Describe the functions in the system message, or in a new one."""
+    lines = [_described(tool.function) for tool in tools]
+    offered = "\n".join(["You can call these functions:", *lines])
+    if turns and turns[0]["role"] == "system":
+        turns[0]["content"] = f"{turns[0]['content']}\n\n{offered}".strip()
+    else:
+        turns.insert(0, {"role": "system", "content": offered})
 
 
 def _described(function: Function) -> str:
