@@ -232,7 +232,7 @@ def test_a_callback_that_cannot_work_says_why(name: str) -> None:
         ),
         (
             "+callbacks.x._target_=builtins.dict",
-            "callbacks.x._target_=builtins.dict is no callback of Lightning",
+            "callbacks.x._target_=builtins.dict is not a callback of Lightning",
         ),
         ("+callbacks.save.every=5", "callbacks.save.every comes from the run; set save_every=N"),
         ("+logger.m._target_=lightning.pytorch.loggers.CSV", "there is no object with this name"),
@@ -256,6 +256,26 @@ def test_a_logger_is_given_the_run_folder_where_none_was_typed(tmp_path: Path) -
         and made[1].save_dir == str(tmp_path)
         and made[2].save_dir == "/elsewhere"
     )
+
+
+class Kept(CSVLogger):
+    """A logger with a store besides its folder, as Lightning's MLFlowLogger has it."""
+
+    def __init__(self, save_dir: str = "", tracking_uri: str | None = None) -> None:
+        super().__init__(save_dir)
+        self.uri = tracking_uri
+
+
+def test_a_store_is_in_the_run_folder_unless_another_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow refuses the files that its logger would write into save_dir."""
+    kept = {"_target_": f"{__name__}.Kept"}
+    typed = [kept, {**kept, "tracking_uri": "sqlite:///x"}, {**kept, "save_dir": "/elsewhere"}]
+    found = [parts.build_logger(one, tmp_path).uri for one in typed]
+    assert found == [f"sqlite:///{tmp_path}/mlflow.db", "sqlite:///x", None]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
+    assert parts.build_logger(kept, tmp_path).uri is None  # its logger then reads the variable
 
 
 def test_a_logger_without_its_package_is_refused_in_one_line() -> None:

@@ -1,6 +1,7 @@
 """Callbacks and loggers of a run: each is built from its settings and what the run gives, ours and
 Lightning's alike."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -74,7 +75,7 @@ def callback_settings(values: Mapping[str, Any], path: str) -> Mapping[str, Sett
     ValueError if it cannot work."""
     target = _target(values, path, "lightning.pytorch.callbacks.Timer")
     if not (isinstance(target, type) and issubclass(target, stock.Callback)):
-        raise ValueError(f"{path}._target_={values['_target_']} is no callback of Lightning")
+        raise ValueError(f"{path}._target_={values['_target_']} is not a callback of Lightning")
     for kind, why in CANNOT.items():
         if issubclass(target, kind):
             raise ValueError(f"{path}: {target.__name__} cannot work in a run: {why}")
@@ -117,19 +118,24 @@ def check_callbacks(callbacks: Mapping[str, Any]) -> None:
 
 
 def build(settings: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
-    """What `settings` describe, with those of `given` that it takes and nobody has set."""
+    """Build what `settings` describe, with those arguments of `given` that it takes
+    and that are not set."""
     takes = parameters(locate(settings["_target_"]))
     more = {key: value for key, value in given.items() if key in takes and key not in settings}
     return instantiate({**settings, "_partial_": True})(**more)
 
 
-def of_folder(folder: Path, resume_step: int = 0) -> dict[str, Any]:
-    """What a run gives to a logger: `save_dir` is what Lightning's call the folder."""
-    return {"folder": folder, "resume_step": resume_step, "save_dir": str(folder)}
+def build_logger(settings: Mapping[str, Any], folder: Path, resume_step: int = 0) -> Logger:
+    """A logger, with the folder of the run under the names that it has for it."""
+    given: dict[str, Any] = {"folder": folder, "resume_step": resume_step, "save_dir": str(folder)}
+    if "save_dir" not in settings and not os.environ.get("MLFLOW_TRACKING_URI"):
+        # MLflow (3.17) refuses the files that Lightning's MLFlowLogger would keep in save_dir
+        given["tracking_uri"] = f"sqlite:///{folder}/mlflow.db"
+    return build(settings, given)
 
 
 def build_loggers(loggers: Mapping[str, Any], folder: Path, resume_step: int) -> list[Logger]:
-    return [build(settings, of_folder(folder, resume_step)) for settings in loggers.values()]
+    return [build_logger(settings, folder, resume_step) for settings in loggers.values()]
 
 
 def check_loggers(loggers: Mapping[str, Any]) -> None:
@@ -141,12 +147,12 @@ def check_loggers(loggers: Mapping[str, Any]) -> None:
             continue
         if not (isinstance(target, type) and issubclass(target, Logger)):
             raise ValueError(
-                f"logger.{name}._target_={settings['_target_']} is no logger of Lightning"
+                f"logger.{name}._target_={settings['_target_']} is not a logger of Lightning"
             )
         try:
             # none of Lightning's begins a run before it is given something to log
             with TemporaryDirectory() as folder:
-                build(settings, of_folder(Path(folder)))
+                build_logger(settings, Path(folder))
         except ImportError as error:
             line = str(error).splitlines()[0]
             raise ValueError(
