@@ -59,9 +59,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     for row in found["sweep"]:
         print(
             f"{row['batch']:6d} {1000 * row['first_token_seconds']:9.1f} ms "
-            f"{1000 * row['step_seconds']:8.2f} "
-            f"{row['tokens_per_second']:9,.0f} {percent(row['mbu_percent']):>6} "
-            f"{percent(row['mfu_percent']):>6}"
+            f"{1000 * row['step_seconds']:8.2f} {row['tokens_per_second']:9,.0f} "
+            f"{percent(row['mbu_percent']):>6} {percent(row['mfu_percent']):>6}"
         )
     print(json.dumps(found | {"source": what}))
     return found

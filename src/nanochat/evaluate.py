@@ -1,8 +1,8 @@
 """Evaluate checkpoints: `python -m nanochat.evaluate ckpt=PATH evals=bpb,sample,arc_easy`.
 
-Several, `ckpt=A ckpt=B`, make one table. `evals=` takes names of `conf/eval`, and of tasks of
-`conf/task` that can be scored. The validation text is that of the run the checkpoint comes from
-(after RL, of the run before it), unless `data=…` names another.
+Several, `ckpt=A ckpt=B`, make one table. `evals=` takes names of `conf/eval` and of tasks of
+`conf/task` with a score. The validation text is that of the checkpoint's run (after RL, of the run
+before it), unless `data=…` names another.
 """
 
 import functools
@@ -36,7 +36,7 @@ def run(cfg: DictConfig) -> list[dict[str, Any]]:
         )
     ckpts = [cfg.ckpt] if isinstance(cfg.ckpt, str) else [str(ckpt) for ckpt in cfg.ckpt]
     runs = base_dir() / "runs"
-    for ckpt in ckpts:  # before an evaluation is checked, which may download its questions
+    for ckpt in ckpts:  # before the evaluations are checked, which may download questions
         path = None if ckpt.startswith("hf:") else resolve(ckpt, runs, force=cfg.force)
         if cfg.overlap:
             trained_on(cfg, path)
@@ -44,7 +44,7 @@ def run(cfg: DictConfig) -> list[dict[str, Any]]:
         evaluation.check()
     if cfg.processes > 1 and not is_one_of_several():
         if code := run_again(cfg.processes):
-            sys.exit(code)  # a process has said why
+            sys.exit(code)  # a process has printed the reason
         return []
     with joined(cfg.device) as (rank, processes, device):
         text = functools.partial(validation, cfg, rank, processes)
@@ -84,14 +84,14 @@ def settings_asked(cfg: DictConfig) -> dict[str, Any]:
 
 
 def show(ckpts: list[str], first: list[dict[str, Any]], found: list[list[Any]]) -> None:
-    """What was found of each checkpoint: lines of one, a table of several, in which only numbers
-    with like passports are in one row."""
+    """Print the results: lines for one checkpoint, a table for several. Only numbers with matching
+    passports share a row."""
     from nanochat.evals.results import differences
 
     alike, apart = list(first), []
     for same in zip(*found, strict=True):  # one evaluation of all checkpoints
         if unlike := differences([stored.passport for stored in same]):
-            apart.append(f"{same[0].evaluation} is not to be compared: {', '.join(unlike)} differ")
+            apart.append(f"{same[0].evaluation} cannot be compared: {', '.join(unlike)} differ")
             apart += [
                 line
                 for c, s in zip(ckpts, same, strict=True)
@@ -166,8 +166,8 @@ def trained_on(cfg: DictConfig, checkpoint: Path | None) -> list[dict[str, Any]]
 
 
 def more_lines(first: list[dict[str, Any]], found: list[list[Any]]) -> list[str]:
-    """Of one checkpoint its tasks with errors and smooth numbers, of two their paired differences,
-    of more the signal-to-noise of each number."""
+    """For one checkpoint its tasks with errors and smooth numbers, for two their paired
+    differences, for more the signal-to-noise of each number."""
     from nanochat.evals.comparing import noise_lines, pair_lines, task_lines
     from nanochat.evals.results import differences
 
@@ -204,7 +204,7 @@ def show_table(ckpts: list[str], results: list[dict[str, Any]]) -> None:
         values = [one.get(key, "") for one in results]
         if not any(isinstance(value, list) for value in values):
             table.add_row(key, *(f"{v:.6f}" if isinstance(v, float) else str(v) for v in values))
-    # no number is cut where the screen is narrow
+    # no number is cut on a narrow screen
     Console(width=None if sys.stdout.isatty() else 40 * (len(ckpts) + 1)).print(table)
     for ckpt, one in zip(ckpts, results, strict=True):
         texts = {key: value for key, value in one.items() if isinstance(value, list)}
@@ -213,10 +213,8 @@ def show_table(ckpts: list[str], results: list[dict[str, Any]]) -> None:
 
 
 def named(words: list[str]) -> list[str]:
-    """The command-line words with `evals=[a,b]` as what Hydra composes: evaluations of conf/eval,
-    tasks among `evals.tasks.of`.
-
-    ValueError names one that is not known, and those that are.
+    """Replace `evals=[a,b]` by the words that Hydra composes: evaluations of conf/eval, and tasks
+    in `evals.tasks.of`. ValueError for an unknown name, with the known ones.
     """
     found: list[str] = []
     for word in words:
@@ -243,7 +241,7 @@ def named(words: list[str]) -> list[str]:
 def validation(
     cfg: DictConfig, rank: int, processes: int, checkpoint: Path, tokenizer: Any, sequence_len: int
 ) -> Any:
-    """The datamodule whose validation text a checkpoint is judged by."""
+    """The datamodule whose validation text a checkpoint is evaluated on."""
     from hydra.utils import instantiate
 
     if cfg.get("data") and "rows_per_device" not in cfg.data:
@@ -263,10 +261,8 @@ def validation(
 
 
 def validation_data(checkpoint: Path) -> dict[str, Any]:
-    """The `data` of the run that a checkpoint comes from; of the nearest one before it where that
-    had questions, not text.
-
-    ValueError if there is none.
+    """The `data` of the checkpoint's run, or of the nearest earlier run with text if that run had
+    questions. ValueError if there is none.
     """
     from nanochat.checkpoint import folder
 
@@ -285,7 +281,7 @@ def validation_data(checkpoint: Path) -> dict[str, Any]:
 
 
 def can_be_scored(name: str) -> bool:
-    """Whether something in a task of `conf/task` is right or wrong."""
+    """Whether a task of `conf/task` has a score."""
     from hydra.utils import get_class
 
     return get_class(compose_choice("task", name)["_target_"]).kind != "chat"  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
 """Run several commands in order under one name: `python -m nanochat.pipeline pipeline=demo`.
 
-Each stage is a command of this project in a process of its own, with its line printed, so that it
-can also be typed alone. Words after `--` are added to every training stage, or to the one named: `…
-pipeline=speedrun -- trainer=1xh100 base:model=d20`. Repeating the command continues where it
+Each stage is a command of this project, run in a separate process. Its line is printed and could be
+typed instead. Words after `--` are added to every training stage, or to the one named:
+`… pipeline=speedrun -- trainer=1xh100 base:model=d20`. Repeating the command continues where it
 stopped: training stages have `resume=auto`.
 """
 
@@ -45,12 +45,12 @@ def run(cfg: DictConfig) -> None:
         elif code := run_stage(words, stage.get("stdin")):
             raise ValueError(
                 f"stage {name} ended with exit code {code}; its output is above. The same command "
-                "continues with it"
+                "continues from it"
             )
 
 
 def stage_of(word: str) -> str:
-    """The stage that a word is for, empty if for all.
+    """The stage that a word applies to; empty for all.
 
     >>> stage_of("base:model=d4"), stage_of("seed=2"), stage_of("init_from=a:b")
     ('base', '', '')
@@ -64,7 +64,7 @@ def is_training(stage: Any) -> bool:
 
 
 def words_of(line: str, added: list[str], *, dry_run: bool = False) -> list[str]:
-    """The command and its words. Only training takes the words `added` and can be tried dry."""
+    """The command and its words. Only training stages take the words `added` and a dry run."""
     words = shlex.split(line)
     if words[0] != "train":
         return words
@@ -89,8 +89,8 @@ def why_not_now(words: list[str]) -> str | None:
 
 
 def run_stage(words: list[str], lines: list[str] | None) -> int:
-    """The exit code of the command. A signal is passed on, and ends the pipeline when the stage has
-    saved and ended (EndedBy; KeyboardInterrupt)."""
+    """Run the command and return its exit code. A signal is forwarded and ends the pipeline after
+    the stage has saved and exited (EndedBy; KeyboardInterrupt)."""
     process = subprocess.Popen(
         [sys.executable, "-m", f"nanochat.{words[0]}", *words[1:]],
         stdin=subprocess.PIPE if lines else None,
@@ -101,7 +101,7 @@ def run_stage(words: list[str], lines: list[str] | None) -> int:
 
     def forward(number: int, frame: object) -> None:
         sent.append(number)
-        # a terminal has sent Ctrl-C to the stage already
+        # a terminal has already sent Ctrl-C to the stage
         if number != signal.SIGINT or ctrl_c.again():
             process.send_signal(number)
 

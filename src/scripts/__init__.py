@@ -14,7 +14,7 @@ def answer(words: list[str]) -> str:
     script = next((word for word in words if word.startswith("scripts.")), "scripts")
     if script in table():
         return one_line(script, words[words.index(script) + 1 :])
-    return f"{script} is no script of nanochat; the commands of this project are in README.md"
+    return f"{script} is not a script of nanochat; the commands of this project are in README.md"
 
 
 if "-m" in sys.orig_argv:

@@ -95,7 +95,7 @@ def test_what_is_typed_is_what_is_set() -> None:
             ["scripts.base_train", "--", "--depth=4"],
             "here: python -m nanochat.train +phase=base model.depth=4",
         ),
-        (["scripts.nothing"], "scripts.nothing is no script of nanochat"),
+        (["scripts.nothing"], "scripts.nothing is not a script of nanochat"),
         (
             ["nanochat.train", "--depth=4", "--run=x"],
             "here: python -m nanochat.train +phase=base model.depth=4 logger=wandb run_name=x",

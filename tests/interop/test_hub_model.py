@@ -103,5 +103,7 @@ def test_it_is_asked_by_its_own_template_and_never_trained(
 def test_maths_that_is_not_computed_here_is_found_at_opening(tmp_path: Path) -> None:
     """Gemma 2 caps its scores and its logits."""
     write(tmp_path / "gemma", "Gemma2", head_dim=16, attn_logit_softcapping=0.5)
-    with pytest.raises(ValueError, match=r"logits of this gemma2 differ by .* it is not run here"):
+    with pytest.raises(
+        ValueError, match=r"logits of this gemma2 differ by .* it cannot be run here"
+    ):
         opened(tmp_path / "gemma")

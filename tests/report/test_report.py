@@ -205,5 +205,5 @@ def test_the_command(tmp_path: Path) -> None:
     again = talk_with(last, ["Hello, you!", "Why?"], kept, device="cpu", precision="fp32")
     assert again and again["turns"][1]["parts"] == [("text", "said before")]
     wrong = report("run=sft-d2")
-    assert wrong.returncode == 2 and wrong.stderr.startswith("error: run=sft-d2 is no run of ")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: run=sft-d2 is not a run in ")
     assert wrong.stderr.count("\n") == 1

@@ -137,7 +137,7 @@ def test_with_a_key_the_page_wants_a_login_and_the_api_the_key(places):
         (["api_key=a b"], "api_key must be printable ASCII without spaces"),
         (["api_key=x", "open=true"], "contradict each other"),
         (["port=70000"], "port=70000 must be a whole number from 0 to 65,535"),
-        (["host=no.such.host.invalid", "open=true"], "is no address of a machine"),
+        (["host=no.such.host.invalid", "open=true"], "is not the address of a machine"),
         (["port=0", "limits.queue=-1"], "limits.queue=-1"),
         (["port=0", "limits.request_bytes=3"], "limits.request_bytes=3 must be at least 1024"),
         (

@@ -232,9 +232,7 @@ class Report(StepCallback):
             )
         raise ValueError(
             f"loss is {loss} at step {step}; {place}/report.json holds the norms of every "
-            "parameter and the recent losses, "
-            f"{module.where_the_batch_is(step)}; the checkpoints before it are sound: start a new "
-            "run from "
-            "one with init_from=RUN@latest and a lower rate (optim.groups.matrix.lr=…), or this "
-            "one again with another seed"
+            f"parameter and the recent losses, {module.where_the_batch_is(step)}; the checkpoints "
+            "before it are sound: start a new run from one with init_from=RUN@latest and a lower "
+            "rate (optim.groups.matrix.lr=…), or this one again with another seed"
         )

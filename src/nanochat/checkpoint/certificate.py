@@ -1,12 +1,10 @@
-"""The certificate of an exported folder: that it computed the same as the checkpoint it was made
-of.
+"""The certificate of an exported folder: that it computes the same as the checkpoint it was made
+from. `export/proof.py` creates it, with the SHA-256 of every file (the hub shows the same hash for
+weights), so the folder can be checked at any time. Three colours:
 
-`export/proof.py` makes it, with the SHA-256 of every file, which for weights is also what the hub
-shows. Whoever has the folder can check it against them. Three colours:
-
-    green     compared in its runtime, and the same; no file has changed since
-    red       compared and not the same, or a file is changed, missing or added
-    unproven  not compared: its runtime was not there
+    green     compared in its runtime and found equal; no file has changed since
+    red       compared and found different, or a file was changed, removed or added
+    unproven  not compared, because its runtime was not installed
 
 It detects damage and mistakes, not forgery: nothing is signed.
 """

@@ -236,9 +236,8 @@ def described(checkpoint: Path) -> str:
     phase, step = folder.phase(checkpoint) or "unknown", lineage.get("step")
     return (
         f"checkpoint: {checkpoint}, phase {phase}, step "
-        f"{'unknown' if step is None else format(step, ',')}, "
-        f"arch {config.arch.name}, {config.n_layer} layers, from "
-        f"{' <- '.join(parents) or 'nothing before it'}"
+        f"{'unknown' if step is None else format(step, ',')}, arch {config.arch.name}, "
+        f"{config.n_layer} layers, from {' <- '.join(parents) or 'nothing before it'}"
     )
 
 

@@ -1,1 +1,1 @@
-"""What every command is made of: composing, checking the settings, errors in one line, help."""
+"""Shared by all commands: composition, checks of settings, errors in one line, help."""

@@ -1,7 +1,6 @@
 """Look-ups in the config folders: the names in a group, one choice, a whole command, every key.
 
-The folders are `conf/` and, if given, the folder of `--config-dir`, which holds a user's own
-choices.
+The folders are `conf/` and, if given, the user's folder of `--config-dir`.
 """
 
 import argparse
@@ -70,7 +69,7 @@ def known_keys(name: str) -> list[str]:
     ]
     try:
         cfg = compose_command(name, chosen)
-    except Exception:  # a choice that is not there is reported elsewhere
+    except Exception:  # an unknown choice is reported elsewhere
         cfg = compose_command(name)
     keys: list[str] = []
 

@@ -229,17 +229,17 @@ COMMANDS: dict[str, type[Settings]] = {
 
 
 def settings_of(command: str, values: Mapping[str, Any]) -> type[Settings]:
-    """The settings of a command with these values: those of a training run are its recipe's, which
-    adds those of its phase."""
+    """The settings of a command for these values. Those of a training run come from its recipe,
+    which adds those of its phase."""
     recipe = values.get("recipe")
     name = recipe.get("_target_") if command == "train" and isinstance(recipe, Mapping) else None
     try:
         return locate(str(name)).settings if name else COMMANDS[command]
-    except (ValueError, AttributeError):  # the check of `recipe` says what is wrong with it
+    except (ValueError, AttributeError):  # reported by the check of `recipe`
         return COMMANDS[command]
 
 
-# settings by their earlier names, for the line that says the new one
+# earlier name -> new name of a setting, for the error that gives the new one
 RENAMED = {
     "train": {
         "tasks": "evals.tasks",

@@ -195,16 +195,14 @@ def share_out(
         ranks = f" x {world_size} ranks" if world_size > 1 else ""
         raise ValueError(
             f"batch_tokens={batch_tokens:,} is not a multiple of {unit:,} ({sequence_len} "
-            f"tokens{ranks}); "
-            f"try batch_tokens={near}"
+            f"tokens{ranks}); try batch_tokens={near}"
         )
     rows = batch_tokens // sequence_len
     rank_rows = rows // world_size
     fits = max(d for d in range(1, min(rank_rows, asked or DEFAULT_ROWS) + 1) if rank_rows % d == 0)
     if asked is not None and asked != fits:
         raise ValueError(
-            f"batch_tokens={batch_tokens:,} is not a multiple of {asked * unit:,} "
-            f"({asked} rows x "
+            f"batch_tokens={batch_tokens:,} is not a multiple of {asked * unit:,} ({asked} rows x "
             f"{sequence_len} tokens x {world_size} ranks); try data.rows_per_device={fits}"
         )
     return rows, fits

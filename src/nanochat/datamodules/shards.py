@@ -334,9 +334,8 @@ class ShardFolder:
         if need > free:
             raise OSError(
                 f"token shards and what they are made from need about {need / 1e9:,.1f} GB more in "
-                f"{self.folder} and "
-                f"{free / 1e9:,.1f} GB are free; set NANOCHAT_BASE_DIR to a larger disk, or take "
-                "less (data.num_shards)"
+                f"{self.folder} and {free / 1e9:,.1f} GB are free; set NANOCHAT_BASE_DIR to a "
+                "larger disk, or take less (data.num_shards)"
             )
 
     def _estimate(self, spec: ShardSpec) -> float:

@@ -262,8 +262,7 @@ def crop_note(share: float, pieces: int) -> list[str]:
         return []
     return [
         f"data.packing=best_fit will crop about {share:.0%} of the tokens, the ends of long "
-        "documents; "
-        f"data.packing=stream crops none, data.document_chars={pieces} few"
+        f"documents; data.packing=stream crops none, data.document_chars={pieces} few"
     ]
 
 

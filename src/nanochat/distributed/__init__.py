@@ -1,4 +1,4 @@
-"""What the processes (ranks) of a run compute together."""
+"""Process groups, collectives, the sharded optimizer and strategies of the ranks of a run."""
 
 from nanochat.distributed.collectives import (
     FailedElsewhere,

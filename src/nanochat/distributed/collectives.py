@@ -1,7 +1,7 @@
-"""Collectives over the ranks of a run. In a run of one process each gives back what it was given.
+"""Collectives over the ranks of a run. In a run of one process each returns its argument.
 
-Every rank must call a collective as often as the others, or the others wait for ever. Work that may
-fail on one rank alone is done inside `agreed`: then it fails on all of them.
+Every rank must make the same calls, or the others wait for ever. Work that may fail on one rank
+alone is done inside `agreed`, and then fails on all of them.
 """
 
 from collections.abc import Callable
@@ -32,14 +32,14 @@ def summed(tensor: Tensor) -> Tensor:
 
 
 def maximum(tensor: Tensor) -> Tensor:
-    """`tensor`, changed in place to its largest values over all ranks."""
+    """`tensor`, changed in place to its maximum over all ranks, element by element."""
     if active():
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor
 
 
 def gathered(value: T) -> list[T]:
-    """`value` of every rank, in the order of the ranks. It is pickled."""
+    """`value` of every rank, in the order of the ranks; it is pickled for the transfer."""
     if not active():
         return [value]
     everywhere: list[T | None] = [None] * dist.get_world_size()
@@ -48,10 +48,9 @@ def gathered(value: T) -> list[T]:
 
 
 def agreed(call: Callable[[], T], device: torch.device) -> T:
-    """The result of `call()` on this rank; if it raised on any rank, this raises on every rank.
-
-    A collective inside `call` must itself come after an `agreed`: no rank then waits for one that
-    failed.
+    """The result of `call()` on this rank; if it raised on any rank, this raises on
+    every rank. A collective inside `call` must itself follow an `agreed`, so that no
+    rank waits for one that failed.
     """
     failure: Exception | None = None
     try:
@@ -69,7 +68,7 @@ def agreed(call: Callable[[], T], device: torch.device) -> T:
 
 
 class FailedElsewhere(RuntimeError):
-    """Raised on the ranks on which nothing is wrong."""
+    """Raised on the ranks that did not fail themselves."""
 
 
 def everywhere(call: Callable[[], T]) -> list[T]:

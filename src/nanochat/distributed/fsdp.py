@@ -1,8 +1,8 @@
-"""A network whose parameters are shared out by rows: FSDP2 (Zhao et al. 2023, "PyTorch FSDP",
+"""A network whose parameters are sharded by rows: FSDP2 (Zhao et al. 2023, "PyTorch FSDP",
 arXiv:2304.11277; in PyTorch `fully_shard`).
 
-A unit's weights are gathered before it is used and let go after it. The network itself is the last
-unit, of what is in no other.
+The weights of a unit are gathered before it is used and freed afterwards. The network itself is the
+root unit, with the parameters of no other.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,12 +31,10 @@ def share_by_rows(
     dtype: torch.dtype,
     enter: str,
 ) -> None:
-    """Share out the parameters of `network` over the ranks of `mesh`. `enter` is the method that
-    begins a forward pass.
-
-    Blocks, which cast their weights to the compute `dtype` anyhow, are gathered in it; gradients
-    are added up in fp32. Tables and what else there is stay in fp32, as the gradients of rows that
-    are looked up are added in the dtype of the table.
+    """Shard the parameters of `network` over the ranks of `mesh`. `enter` is the method that begins
+    a forward pass. Blocks are gathered in the compute `dtype`, to which they cast their weights
+    anyway; gradients are reduced in fp32. Embedding tables and the rest stay in fp32, since
+    gradients of looked-up rows are accumulated in the dtype of the table.
     """
     low = dtype if dtype != torch.float32 else None
     policy = MixedPrecisionPolicy(
@@ -51,8 +49,8 @@ def share_by_rows(
 
 
 def held(rows: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The rows [start, stop) of `rows` that FSDP2 places on a rank: chunks of one size, the last
-    ones shorter or empty.
+    """The rows [start, stop) of `rows` that FSDP2 places on a rank: equal chunks, the
+    last ones shorter or empty.
 
     >>> [held(5, rank, 4) for rank in range(4)]
     [(0, 2), (2, 4), (4, 5), (5, 5)]
@@ -63,8 +61,8 @@ def held(rows: int, rank: int, world_size: int) -> tuple[int, int]:
 
 @torch.no_grad()
 def fill(network: nn.Module, whole: dict[str, Tensor]) -> None:
-    """Copy into each parameter the rows that are on this rank. `whole` (name -> tensor) may be
-    mapped files: other rows are not read."""
+    """Copy into each parameter the rows of this rank. `whole` (name -> tensor) may be
+    memory-mapped: other rows are not read."""
     for name, p in network.named_parameters():
         tensor, mine = whole[name], local(p)
         start, stop = held(len(tensor), dist.get_rank(), dist.get_world_size())
@@ -72,9 +70,9 @@ def fill(network: nn.Module, whole: dict[str, Tensor]) -> None:
 
 
 class ByRows(Replicated):
-    """Weights and gradients of every parameter are on all ranks by rows. A rule that works row by
-    row updates those it has. For one that needs whole matrices the rows go to the owner of each,
-    and the updated ones come back, while another batch is computed."""
+    """Weights and gradients of every parameter are sharded over the ranks by rows. A rule that
+    works row by row updates the local rows. For a rule on whole matrices the rows are sent to the
+    owner of each matrix, and the updated rows are sent back while the next batch is computed."""
 
     def begin(self, params: Sequence[Tensor], by_rows: Sequence[bool]) -> None:
         shapes = [tuple(p.shape) for p in params]
@@ -92,7 +90,7 @@ class ByRows(Replicated):
         }
 
     def local(self, p: Tensor) -> Tensor | None:
-        """Of a matrix that this rank owns, which it has in a step alone, the shape."""
+        """The shape of a matrix that this rank owns; its values are here only during a step."""
         if p not in self.own:
             return None
         return torch.empty(p.shape, dtype=p.dtype, device="meta") if p in self.whole else local(p)
@@ -101,7 +99,10 @@ class ByRows(Replicated):
         coming: list[RowExchange | None] = [None] * (len(batches) + 1)
         back: RowExchange | None = None
         for i, (key, params) in enumerate(batches):
-            for n in (i, i + 1):  # the next one's rows travel while this one is computed
+            for n in (
+                i,
+                i + 1,
+            ):  # the rows of the next batch are on their way while this one is computed
                 if n < len(batches) and coming[n] is None and self.whole.issuperset(batches[n][1]):
                     coming[n] = self._to_owners(batches[n][1])
             if (exchange := coming[i]) is None:
@@ -122,7 +123,7 @@ class ByRows(Replicated):
             back.finish()
 
     def _to_owners(self, params: list[Tensor]) -> "RowExchange":
-        """Rows of weights and gradients, matrix by matrix, to the rank that updates it."""
+        """Send rows of weights and gradients, matrix by matrix, to the owner of each."""
         both = {p: torch.cat((local(p).flatten(), local(p.grad).flatten())) for p in params}  # type: ignore[arg-type]
         out = [
             [both[p] for p in params if self.parts[p][0].owner == r] for r in range(self.world_size)
@@ -136,7 +137,8 @@ class ByRows(Replicated):
     def _joined(
         self, exchange: "RowExchange", owned: list[Tensor]
     ) -> Iterable[tuple[Tensor, Tensor]]:
-        """Weights and gradient (m, n) of each matrix of this rank, from the rows of all."""
+        """Weights and gradient (m, n) of each matrix that this rank owns, from
+        the rows of all ranks."""
         streams = exchange.received()
         for p in owned:
             rows = []
@@ -148,7 +150,7 @@ class ByRows(Replicated):
             yield weights, grad
 
     def _from_owners(self, params: list[Tensor], found: list[Update]) -> "RowExchange":
-        """Updated rows to the ranks that hold them."""
+        """Send updated rows back to the ranks that hold them."""
         out = []
         for r in range(self.world_size):
             ends = [held(len(u.rows), r, self.world_size) for u in found]
@@ -166,14 +168,14 @@ class ByRows(Replicated):
         return RowExchange(out, sizes, like=local(params[0]), take=take)
 
     def _held(self, p: Tensor, rank: int) -> int:
-        """Elements of `p` on a rank."""
+        """Number of elements of `p` on a rank."""
         start, stop = held(len(p), rank, self.world_size)
         return (stop - start) * p.shape[1]
 
 
 class RowExchange:
-    """Flat tensors from each rank to each other under way. `sizes` are the elements that come from
-    each rank."""
+    """Start an all-to-all exchange of flat tensors. `sizes` are the elements to
+    receive from each rank."""
 
     def __init__(
         self, out: list[list[Tensor]], sizes: list[int], *, like: Tensor, take: Any = None
@@ -185,7 +187,7 @@ class RowExchange:
         self.work = dist.all_to_all_single(self.got, self.sent, sizes, sent, async_op=True)
 
     def received(self) -> list[Tensor]:
-        """What came from each rank."""
+        """The tensors received from each rank."""
         self.work.wait()
         return list(self.got.split(self.sizes))
 

@@ -1,10 +1,10 @@
-"""Which rows of each parameter a rank updates, and the exchange of what it has updated.
+"""Which rows of each parameter a rank updates, and the exchange of updated rows.
 
 Every rank of a run has the gradients of a step, but one rank alone updates a given row and holds
-its optimizer state (Rajbhandari et al. 2020, "ZeRO", stage 1, arXiv:1910.02054). A rule that works
-row by row shares out the rows of a large tensor. A rule that needs a whole matrix (Muon) gives each
-matrix to one rank, balanced by cost, as nanochat does (facts sheet 2.2). A rule knows nothing of
-it.
+its optimizer state (Rajbhandari et al. 2020, "ZeRO", stage 1, arXiv:1910.02054). With a rule that
+works row by row the rows of a large tensor are divided among the ranks. With a rule that needs
+whole matrices (Muon) each matrix goes to one rank, balanced by cost, as in nanochat (facts sheet
+2.2). The rules themselves do not depend on it.
 """
 
 from collections import defaultdict
@@ -15,12 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-SMALL = 1024  # from: facts sheet 2.2, elements; a tensor with fewer is updated by one rank
+SMALL = 1024  # elements; from: facts sheet 2.2; a smaller tensor is updated by one rank
 
 
 class RowShare(NamedTuple):
-    """Rows [start, stop) of a parameter, which the rank `owner` updates. A tensor without
-    dimensions has one row."""
+    """Rows [start, stop) of a parameter, updated by the rank `owner`. A 0-d tensor has one row."""
 
     start: int
     stop: int
@@ -28,7 +27,8 @@ class RowShare(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What this rank updates of the parameter `param`: a view of the rows, and their gradient."""
+    """The part of the parameter `param` that this rank updates: a view of its
+    rows, and their gradient."""
 
     param: Tensor
     rows: Tensor
@@ -40,17 +40,15 @@ def rows_of(shape: Sequence[int]) -> int:
 
 
 def cost(shape: Sequence[int], by_rows: bool) -> float:
-    """Relative time of an update: elements, and for a matrix as a whole its products, m n min(m,
-    n).
-
-    The rounds of Muon are products of (k, l) by (l, k) and of (k, k) by (k, l), with k = min(m, n).
+    """Relative cost of an update: the number of elements, or for a whole matrix m n min(m, n). The
+    iterations of Muon are products of (k, l) by (l, k) and of (k, k) by (k, l), with k = min(m, n).
     """
     elements = float(torch.Size(shape).numel())
     return elements if by_rows or len(shape) < 2 else elements * min(shape)
 
 
 def deal(costs: Sequence[float], world_size: int) -> list[int]:
-    """A rank for each piece of work: the heaviest first, each to the rank with the least so far.
+    """A rank for each piece of work: the most expensive first, each to the least loaded rank.
 
     At most 4/3 of the best balance (Graham 1969, "Bounds on multiprocessing timing anomalies").
 
@@ -67,9 +65,8 @@ def deal(costs: Sequence[float], world_size: int) -> list[int]:
 def parts_of(
     shapes: Sequence[Sequence[int]], by_rows: Sequence[bool], world_size: int
 ) -> list[list[RowShare]]:
-    """The parts of each parameter, which cover its rows in order; the same on every rank.
-
-    `by_rows` says whether the rule of a parameter works row by row.
+    """The shares of each parameter, which cover its rows in order; equal on every rank. `by_rows`:
+    whether the rule of a parameter works row by row.
 
     >>> parts_of([(5, 400), (8, 8)], [True, False], 2)  # doctest: +NORMALIZE_WHITESPACE
     [[RowShare(start=0, stop=2, owner=0), RowShare(start=2, stop=5, owner=1)],
@@ -93,18 +90,18 @@ def parts_of(
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The rows of a tensor that are on this rank: all, unless it is a DTensor."""
+    """The local rows of a tensor: all, unless it is a DTensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 class Unshared:
-    """One process: it updates every row, and has nobody to exchange with."""
+    """A single process: it updates every row and exchanges nothing."""
 
     def __init__(self) -> None:
         self.own: dict[Tensor, RowShare] = {}
 
     def begin(self, params: Sequence[Tensor], by_rows: Sequence[bool]) -> None:
-        """Decide who updates what. Called once, and again where parameters are added."""
+        """Assign the parameters to ranks. Called once, and again when parameters are added."""
         self.own = {p: RowShare(0, rows_of(p.shape), 0) for p in params}
 
     def local(self, p: Tensor) -> Tensor | None:
@@ -115,14 +112,14 @@ class Unshared:
         return p if part.stop - part.start == rows_of(p.shape) else p[part.start : part.stop]
 
     def batches(self, params: list[Tensor]) -> list[list[Tensor]]:
-        """The parameters of a group in the batches that `updates` works on."""
+        """The parameters of a group, divided into the batches of `updates`."""
         return [params]
 
     def updates(
         self, batches: Sequence[tuple[Any, list[Tensor]]]
     ) -> Iterator[tuple[Any, list[Update]]]:
-        """For each (key, parameters) the key and what this rank is to update before it asks for the
-        next."""
+        """For each (key, parameters) the key and the shares that this rank updates before
+        it asks for the next."""
         for key, params in batches:
             yield key, [Update(p, p, p.grad) for p in params if p.grad is not None]
 
@@ -144,7 +141,7 @@ class Replicated(Unshared):
         }
 
     def batches(self, params: list[Tensor]) -> list[list[Tensor]]:
-        """One for each shape, whose results go out while the next is computed."""
+        """A batch for each shape; its results are sent while the next one is computed."""
         shapes: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
         for p in params:
             shapes[tuple(p.shape)].append(p)

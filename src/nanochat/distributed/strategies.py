@@ -1,5 +1,5 @@
-"""Lightning's strategies, with saving and loading that are the run's own: every rank writes its
-part of a checkpoint folder."""
+"""Lightning's strategies with our way of saving and loading: every rank writes its part
+of a checkpoint folder."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,9 +12,8 @@ from nanochat.distributed.fsdp import fill
 
 
 class FolderDDP(DDPStrategy):
-    """DDP, whose `CheckpointIO` is called on every rank and not on the first alone.
-
-    Gradients are views of the reducer's buckets: four bytes less per parameter.
+    """DDP that calls its `CheckpointIO` on every rank, not on rank 0 alone. Gradients are views of
+    the reducer's buckets, which saves four bytes per parameter.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -27,9 +26,9 @@ class FolderDDP(DDPStrategy):
 
 
 class FolderFSDP(ModelParallelStrategy):
-    """FSDP2 over all ranks. Lightning's own saving goes through torch.distributed.checkpoint,
-    straight into the final folder, and makes the optimizer's state by a step with zero gradients;
-    here neither is used."""
+    """FSDP2 over all ranks. Lightning saves through torch.distributed.checkpoint, directly into
+    the final folder, and initialises the optimizer's state by a step with zero gradients;
+    neither is used here."""
 
     def __init__(self, world_size: int) -> None:
         super().__init__(data_parallel_size=world_size, tensor_parallel_size=1)

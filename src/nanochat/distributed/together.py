@@ -1,5 +1,5 @@
-"""A command in several processes on one machine, or as torchrun starts it: it starts itself again
-with the environment variables that torchrun sets."""
+"""A command in several processes on one machine: it starts itself again with the environment
+variables that torchrun sets. torchrun can start it too."""
 
 import os
 import socket
@@ -21,8 +21,8 @@ def is_one_of_several() -> bool:
 
 
 def run_again(processes: int) -> int:
-    """Run this process's command in so many processes; the exit code of the first that failed, or
-    0. They end with this process."""
+    """Run this process's command in so many processes and return the exit code of the first that
+    failed, or 0. They end with this process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -38,15 +38,15 @@ def run_again(processes: int) -> int:
             time.sleep(0.1)
         return next((code for code in codes if code), 0)
     finally:
-        for process in ranks:  # those that wait for one that failed
+        for process in ranks:  # the others may wait for the one that failed
             process.kill()
             process.wait()
 
 
 @contextmanager
 def joined(device: str) -> Iterator[tuple[int, int, str]]:
-    """(rank, processes, device) of this process among those that were started together; `device` as
-    a user gives it, of which each rank takes its own where it is a GPU."""
+    """(rank, processes, device) of this process. `device` is as a user gives it; of several GPUs
+    each rank takes its own."""
     if not is_one_of_several():
         yield 0, 1, device
         return

@@ -1,4 +1,4 @@
-"""The questions of a task as a process asks them, and the answers that the engine writes."""
+"""The questions of a task that one process asks, and the answers that the engine writes."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from nanochat.tasks.task import Task
 from nanochat.tokenizer.conversations import render_prompt
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-RIGHT = 0.5  # a score above it is a right answer
+RIGHT = 0.5  # a higher score is a right answer
 
 
 class Question(NamedTuple):
@@ -48,8 +48,8 @@ def questions(
 def judged_answers(
     engine: Engine, task: Task, asked: Sequence[Question], sampling: Sampling, samples: int
 ) -> list[list[Judged]]:
-    """`samples` answers to each question, judged by the task. None to one that leaves no room for
-    an answer. What is drawn for a question follows from the seed and its number."""
+    """`samples` answers to each question, judged by the task; none if the context leaves no room
+    for an answer. The random numbers of a question depend only on the seed and its number."""
     room = engine.gpt.config.sequence_len
     fit = [one for one in asked if len(one.prompt) < room]
     seeds = [f"{sampling.seed}/{one.number}" for one in fit]
@@ -62,6 +62,6 @@ def judged_answers(
 
 
 def engine_for(gpt: Any, tokenizer: Tokenizer, max_rows: int, **more: Any) -> Engine:
-    """An engine for questions that are all known beforehand: prompts are read whole, and nothing is
-    kept of finished answers."""
+    """An engine for questions that are all known in advance: prompts are read in one piece, and
+    nothing of finished answers is cached."""
     return Engine(gpt, tokenizer, max_rows=max_rows, prefill_tokens=None, pool_bytes=0, **more)

@@ -22,11 +22,12 @@ ROW_STEP = 64  # guess: rows are cut to multiples of so many tokens, so that few
 
 
 class BitsPerByte(Evaluation):
-    """Of the first `tokens` of a split of the run's text; None: all of it, of `train` one epoch.
+    """Bits per byte of the first `tokens` of a split of the run's text; None: of all of it, and
+    for `train` of one epoch.
 
-    `token_bytes`: `raw` counts the bytes of a token, `decoded` those of its text, as nanochat did
-    until 2026-07-03 (facts sheet 3.3): then the number is `bpb_decoded`. Names of numbers of
-    `train` begin with `train_`.
+    `token_bytes`: `raw` counts the bytes of a token, `decoded` those of its text, as nanochat
+    did until 2026-07-03 (facts sheet 3.3): the result is then `bpb_decoded`. Results on `train`
+    have the prefix `train_`.
     """
 
     version = 2
@@ -56,10 +57,10 @@ class BitsPerByte(Evaluation):
 class BitsPerByteMetric(Metric):
     """`bpb`, mean `loss` in nats and `tokens` of given losses, by exact sums.
 
-    A loss is counted in units of 2**-30 nats, which every fp32 loss from 2**-7 nats up is a
-    multiple of; the others are rounded to it. So the sums are those of the losses to the last bit,
-    whatever their order, batches and processes. A target counts if it is not -1 and its token has
-    bytes, `token_bytes` (V,): special tokens have none.
+    A loss is counted in units of 2**-30 nats. Every fp32 loss of at least 2**-7 nats is a multiple
+    of the unit; smaller ones are rounded to it. The sums are therefore exact, independent of order,
+    batches and processes. A target counts if it is not -1 and its token has bytes, `token_bytes`
+    (V,): special tokens have none.
     """
 
     full_state_update = False
@@ -103,7 +104,7 @@ class BitsPerByteMetric(Metric):
 
 def decoded_bytes(tokenizer: Tokenizer) -> np.ndarray:
     """(V,) bytes of each token's text, as nanochat counted them until 2026-07-03 (facts sheet 3.3):
-    a token that is no UTF-8 alone has three for each replacement character."""
+    a token that is not valid UTF-8 by itself has three for each replacement character."""
     pieces = (tokenizer.piece(token) for token in range(tokenizer.vocab_size))
     sizes = [len(piece.decode("utf-8", errors="replace").encode()) for piece in pieces]
     return np.where(tokenizer.token_bytes > 0, sizes, 0).astype(np.int32)
@@ -113,9 +114,9 @@ def decoded_bytes(tokenizer: Tokenizer) -> np.ndarray:
 def count(metric: BitsPerByteMetric, gpt: GPT, batch: dict[str, Any]) -> None:
     """Add a batch of this process, idx and targets (B, T); no other process is involved.
 
-    The last bits of a loss depend on the shape of the forward pass. On a CPU rows are read one by
-    one, without the padding after them, so that a row's losses are its own: there the metric does
-    not depend on how rows are batched and shared out.
+    The last bits of a loss depend on the shape of the forward pass. On a CPU rows are therefore
+    read one by one, without trailing padding, so that the metric does not depend on how rows are
+    batched and distributed.
     """
     idx, targets = (batch[name].to(gpt.device) for name in ("idx", "targets"))
     if gpt.device.type != "cpu":

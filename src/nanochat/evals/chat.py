@@ -1,10 +1,9 @@
-"""Answers to tasks of conversations (facts sheet 6.4): letters by their likelihood, free answers by
-what the model writes.
-
-A multiple choice needs no decoding: the answer is the likeliest of the question's own letters right
-after <|assistant_start|>, a letter of several tokens by all of them. A free answer is decoded with
-the calculator, many at a time, and the task judges it. Both also give the likelihood of the right
-answer (evals/smooth.py), which tells small models apart where accuracy is at chance.
+"""Answers to tasks of conversations (facts sheet 6.4): multiple choice by likelihood, free
+answers by decoding. Multiple choice needs no decoding: the answer is the likeliest of the
+question's letters right after <|assistant_start|>; the likelihood of a letter is that of all its
+tokens. Free answers are decoded with the calculator, many at a time, and judged by the task. Both
+also give the likelihood of the right answer (evals/smooth.py), which distinguishes small models
+whose accuracy is at chance.
 """
 
 import math
@@ -28,7 +27,7 @@ from nanochat.tasks.task import Task
 from nanochat.tokenizer.conversations import render
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-# from: facts sheet 6.4; what guessing gives
+# from: facts sheet 6.4; accuracy of guessing
 BASELINES = {"arc_easy": 0.25, "arc_challenge": 0.25, "mmlu": 0.25}
 FIVE = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval")
 # from: facts sheet 6.4; with five tasks until 2025-10-24 and again in the modern generation
@@ -37,11 +36,10 @@ ROUNDS = 8  # guess: so many questions for each row are asked at once, and lost 
 
 
 class Answers(Evaluation):
-    """Of each of the tasks `of`, given by their settings: of `split`, where a task has several, the
-    first `limit` questions.
-
-    `NAME_accuracy` and its standard error; with `samples`, `NAME_pass@k` of that many answers to
-    each question; the smooth numbers; and ChatCORE where all its tasks are there.
+    """For each task in `of`, given by its settings, the first `limit` questions of `split` (if
+    the task has splits). Results are `NAME_accuracy` and its standard error; with `samples`,
+    `NAME_pass@k` from that many answers to each question; the smooth numbers; and ChatCORE if
+    all its tasks are there.
     """
 
     no_matter = ("rows_per_device",)
@@ -60,7 +58,7 @@ class Answers(Evaluation):
     ) -> None:
         if samples > 1 and temperature == 0:
             raise ValueError(
-                f"samples={samples} at temperature=0 are {samples} times the same answer; try "
+                f"samples={samples} at temperature=0 give the same answer {samples} times; try "
                 "temperature=1"
             )
         self.of = {name: task_of(settings, split) for name, settings in of.items() if settings}
@@ -138,7 +136,8 @@ class Answers(Evaluation):
 
 
 def lettered(gpt: GPT, tokenizer: Tokenizer, task: Task, asked: Sequence[Question]) -> list[Item]:
-    """Multiple choices: the likeliest of the letters of each. What does not fit is wrong."""
+    """Answers to multiple choice: the likeliest letter. A question that does
+    not fit counts as wrong."""
     room = gpt.config.sequence_len
     ids = [[tokenizer.encode(letter) for letter in one.conversation["letters"]] for one in asked]
     fits = [
@@ -183,15 +182,15 @@ def lettered(gpt: GPT, tokenizer: Tokenizer, task: Task, asked: Sequence[Questio
     return items
 
 
-# what stands where the question would: a turn of the user that says nothing
+# instead of the question: an empty turn of the user
 EMPTY = ("<|user_start|>", "<|user_end|>", "<|assistant_start|>")
 
 
 def right_answers(
     gpt: GPT, tokenizer: Tokenizer, asked: Sequence[Question]
 ) -> list[dict[str, tuple[float, ...]]]:
-    """Nats, tokens and bytes of the task's own answer to each question: of what the assistant
-    writes, without special tokens and the results of tools, which stand in the context."""
+    """Nats, tokens and bytes of the reference answer to each question: the text of the assistant
+    without special tokens. Results of tools are context."""
     wanted, kept = [], []
     for one in asked:
         ids, mask = render(tokenizer, one.conversation)
@@ -211,8 +210,8 @@ def right_answers(
 
 
 def numbers(items: Sequence[Item]) -> Result:
-    """Of the items of one task: accuracy, its standard error (questions of one subject clustered;
-    Miller 2024, arXiv:2411.00640), how many, and the smooth numbers."""
+    """Results of one task from its items: accuracy, its standard error (clustered by subject;
+    Miller 2024, arXiv:2411.00640), the number of items, and the smooth numbers."""
     [found] = measures(items).values()
     total, skipped = int(found.pop("n")), sum(not item.scores for item in items)
     of = f"{math.fsum(item.correct for item in items):g} of {total:,}"
@@ -220,7 +219,7 @@ def numbers(items: Sequence[Item]) -> Result:
 
 
 def passes(name: str, items: Sequence[Item], samples: int) -> Result:
-    """`NAME_pass@k` of items whose `correct` is the share of right ones among `samples` answers."""
+    """`NAME_pass@k` from items whose `correct` is the fraction of right answers among `samples`."""
     rights = [round(item.correct * samples) for item in items]
     return {
         f"{name}_pass@{k}": math.fsum(unbiased(samples, right, k) for right in rights) / len(items)
@@ -229,8 +228,8 @@ def passes(name: str, items: Sequence[Item], samples: int) -> Result:
 
 
 def chatcore(found: Mapping[str, Any]) -> Result:
-    """ChatCORE in each definition whose tasks are all there, with its standard error: the mean of
-    (accuracy - baseline) / (1 - baseline). Values of different definitions are not comparable."""
+    """ChatCORE with its standard error, in each definition whose tasks are all there: the mean of
+    (accuracy - baseline) / (1 - baseline). Different definitions are not comparable."""
     scores: Result = {}
     for name, tasks in CHATCORE.items():
         if not all(f"{task}_accuracy" in found for task in tasks):

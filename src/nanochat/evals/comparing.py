@@ -1,5 +1,5 @@
-"""What is said about the results of checkpoints besides the table: errors and smooth numbers of
-each task, two checkpoints paired, and of more which numbers can tell them apart."""
+"""What follows the table of results: errors and smooth numbers of each task for one checkpoint,
+paired differences for two, and signal-to-noise for three or more."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,14 @@ from nanochat.evals.paired import ITEM_NOISE, paired
 from nanochat.evals.signal_to_noise import OfRun, lines, signal_to_noise
 from nanochat.evals.smooth import measures
 
-# settings of a run that make its recipe; of these, `seed` is left out wherever it is
+# settings of a run that define its recipe, without any `seed` in them
 RECIPE = "phase model arch data tokenizer optim plan max_steps batch_tokens module".split()
-COUNTS = ("stderr", "n", "tokens")  # ends of names of numbers that do not rank anything
+COUNTS = ("stderr", "n", "tokens")  # suffixes of numbers that do not rank checkpoints
 
 
 def task_lines(items: Sequence[Item], results: Mapping[str, Any]) -> list[str]:
-    """Of each task the accuracy with its standard error, the number of questions, and the smooth
-    numbers; of those that are not among the results already."""
+    """For each task accuracy with its standard error, number of questions, and smooth numbers,
+    where they are not among the results already."""
     found = []
     for task, own in measures(items).items():
         if f"{task}_stderr" in results:
@@ -31,7 +31,7 @@ def task_lines(items: Sequence[Item], results: Mapping[str, Any]) -> list[str]:
 
 
 def pair_lines(a: Sequence[Item], b: Sequence[Item]) -> list[str]:
-    """Two checkpoints on the same questions, and what their difference does not say."""
+    """Paired differences of two checkpoints on the same questions, with a note on their limits."""
     return [*(change.line() for change in paired(a, b)), ITEM_NOISE]
 
 
@@ -40,7 +40,7 @@ def noise_lines(
     results: Sequence[Mapping[str, Any]],
     items: Sequence[Sequence[Item]],
 ) -> list[str]:
-    """The signal-to-noise table of three or more checkpoints; why not, where it cannot be made."""
+    """The signal-to-noise table of three or more checkpoints, or the reason why there is none."""
     measured = [
         OfRun(recipe_of(path), str(path.parent.parent), step_of(path), numbers_of(own, asked))
         for path, own, asked in zip(checkpoints, results, items, strict=True)
@@ -52,8 +52,7 @@ def noise_lines(
 
 
 def numbers_of(results: Mapping[str, Any], items: Sequence[Item]) -> dict[str, float]:
-    """The numbers of a checkpoint that may rank it: those of its tasks, and results that are not of
-    a task."""
+    """The numbers by which checkpoints may be ranked: those of tasks, and other results."""
     tasks = measures(items)
     found = {
         key: value
@@ -68,7 +67,7 @@ def numbers_of(results: Mapping[str, Any], items: Sequence[Item]) -> dict[str, f
 
 
 def recipe_of(checkpoint: Path) -> str:
-    """What its run was set to, without seeds; of a checkpoint without lineage its path."""
+    """The settings of its run without seeds; for a checkpoint without lineage its path."""
     try:
         config = folder.read_lineage(checkpoint)["config"]
     except (OSError, ValueError, KeyError):

@@ -1,7 +1,7 @@
-"""What an evaluation is: a class whose instances take a `Context` and give numbers.
+"""An evaluation is a class whose instances map a `Context` to numbers.
 
-`conf/eval/NAME.yaml` names the class with its settings. The same object is run while training
-(callbacks/evaluate.py) and by `python -m nanochat.evaluate`, so both give the same number.
+`conf/eval/NAME.yaml` names the class with its settings. The same object runs during training
+(callbacks/evaluate.py) and in `python -m nanochat.evaluate`, so both give the same number.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,12 +20,10 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 
 @dataclass
 class Context:
-    """What an evaluation may look at. It runs on all `world_size` processes at once; numbers are
-    those of all of them together.
-
-    `record` takes each question that this process has judged. An evaluation that can go on where it
-    was calls `expect` with the number of its questions, and does not ask those in `recorded` again:
-    they are by task and index.
+    """The input of an evaluation. It runs on all `world_size` processes at once, and its numbers
+    cover all of them. `record` takes each question that this process has judged. To continue after
+    an interruption an evaluation calls `expect` with the number of its questions, and skips those
+    in `recorded`, by task and index.
     """
 
     gpt: GPT
@@ -48,27 +46,29 @@ class Context:
         return self.gpt.device
 
 
-# numbers are logged as `val/…`; a text, or a text for each line, is only shown
+# numbers are logged as `val/…`; texts are only shown
 Result = dict[str, float | str | list[str]]
 
 
 class Evaluation:
-    """Base of the evaluations. A subclass takes its settings as arguments of `__init__`, annotated
-    with their types."""
+    """Base class. A subclass takes its settings as arguments of `__init__`,
+    annotated with their types."""
 
-    # those of its numbers that may choose the best checkpoint
+    # names of numbers that may choose the best checkpoint
     lower_is_better: tuple[str, ...] = ()
-    version: int = 1  # one more whenever a change of the code changes its numbers
-    reads_text: bool = False  # whether its numbers are those of `Context.data`
-    no_matter: tuple[str, ...] = ()  # settings that change no number, as where its files are
+    version: int = 1  # raise it when a change of the code changes the numbers
+    reads_text: bool = False  # whether it reads `Context.data`
+    no_matter: tuple[
+        str, ...
+    ] = ()  # settings that change no number, such as the place of its files
 
     def check(self) -> None:
-        """Raise ValueError or OSError for what cannot work, before anything heavy is built: are the
-        data there?"""
+        """Raise ValueError or OSError for what cannot work, such as missing data, before
+        anything expensive is built."""
 
     def identity(self) -> dict[str, Any]:
-        """What its numbers depend on apart from model and settings: which questions are in the
-        files."""
+        """What the numbers depend on besides model and settings, such as the
+        hash of the questions."""
         return {}
 
     def __call__(self, context: Context) -> Result:
@@ -76,8 +76,7 @@ class Evaluation:
 
 
 def build_evaluations(settings: dict[str, Any] | None) -> dict[str, Evaluation]:
-    """The evaluations of a composed `evals`, by name; null is left out. `every` is for who runs
-    them."""
+    """The evaluations of a composed `evals`, by name; null is left out. `every` is the caller's."""
     kept = {
         name: {k: v for k, v in one.items() if k != "every"}
         for name, one in (settings or {}).items()
@@ -87,8 +86,8 @@ def build_evaluations(settings: dict[str, Any] | None) -> dict[str, Evaluation]:
 
 
 def task_of(settings: dict[str, Any], split: str | None) -> Task:
-    """A task from its settings, of `split` where it has several and one is named. ValueError if
-    nothing in it is right or wrong."""
+    """Build a task from its settings, with `split` if it has splits and one is given.
+    ValueError if it has no score."""
     task: Task = instantiate(
         {**settings, "split": split} if split and "split" in settings else settings
     )

@@ -1,5 +1,5 @@
-"""One question of an evaluation, as it was asked and judged: what tables, error bars and the items
-page are made from."""
+"""One question of an evaluation, as it was asked and judged: the source of tables, error
+bars and the items page."""
 
 import json
 from collections.abc import Iterable
@@ -9,36 +9,35 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Item:
-    """`scores` holds, by name, one number for each of `choices`: `nats` (summed negative
-    log-likelihood), `tokens` and `bytes` of the choice, and what else an evaluation computes.
-
-    A free answer has no choices; `gold` and `answer` are then texts, else indices of `choices`, and
-    the one number of each of `scores` is that of the right answer. Of a prompt that did not fit,
-    `answer` is empty and there are no scores. Questions of one `cluster`, as of one passage, depend
-    on each other.
+    """`scores` maps a name to one number for each of `choices`: `nats` (summed negative
+    log-likelihood), `tokens` and `bytes` of the choice, and whatever else an evaluation computes.
+    `gold` and `answer` are indices of `choices`. A free answer has no choices: then `gold` and
+    `answer` are texts, and each score is one number, that of the right answer. For a prompt that
+    did not fit, `answer` is empty and there are no scores. Questions of one `cluster`, such as
+    those about one passage, depend on each other.
     """
 
     task: str
-    index: int  # in the data of the task, before any subset is drawn
-    prompt: str  # what the model read before its answer, special tokens included
+    index: int  # index index in the data of the task, before any subset is drawn
+    prompt: str  # text that the model read before its answer, special tokens included
     choices: tuple[str, ...]
     gold: int | str
     answer: int | str
-    correct: float  # 0 to 1; between them for the share of several samples
+    correct: float  # 0 to 1; a fraction if there were several samples
     scores: dict[str, tuple[float, ...]] = field(default_factory=dict)
     cluster: str | None = None
     own: int = 0  # characters of `prompt` before the question itself, as of examples
 
 
 def write_items(path: Path, items: Iterable[Item]) -> None:
-    """One JSON object a line."""
+    """Write one JSON object per line."""
     with path.open("w", encoding="utf-8") as file:
         for item in items:
             file.write(json.dumps(asdict(item), ensure_ascii=False) + "\n")
 
 
 def read_items(path: Path) -> list[Item]:
-    """What `write_items` wrote. OSError or ValueError if it cannot be read."""
+    """Read what `write_items` wrote. OSError or ValueError if that fails."""
     with path.open(encoding="utf-8") as file:
         return [_item(json.loads(line)) for line in file]
 

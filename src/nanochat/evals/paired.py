@@ -1,9 +1,9 @@
-"""Two checkpoints on the same questions: their difference, and how far other questions would move
-it.
+"""Two checkpoints on the same questions: their difference, and how much it would
+vary with other questions.
 
-That is the noise of the questions alone. Another seed of the same recipe moves a number too: CORE
-by 0.006, bits per byte by 0.0002 (karpathy/nanochat#807). So one pair of checkpoints cannot say
-which recipe is the one to take; `signal_to_noise` takes several.
+That is the noise of the questions alone. Another seed of the same recipe changes results too: CORE
+by 0.006, bits per byte by 0.0002 (karpathy/nanochat#807). One pair of checkpoints therefore cannot
+decide between recipes; `signal_to_noise` takes several.
 """
 
 import math
@@ -20,15 +20,15 @@ from nanochat.evals.uncertainty import Z95, ratio_error, standard_error
 ADDED = (math.sqrt(0.5), -math.sqrt(0.5))
 ITEM_NOISE = (
     "intervals are of the questions alone (95 %): another seed of the same recipe moves CORE by "
-    "0.006 "
-    "and bits per byte by 0.0002 (karpathy/nanochat#807), so one pair of checkpoints does not "
-    "decide"
+    "0.006 and bits per byte by 0.0002 (karpathy/nanochat#807), so one pair of checkpoints does "
+    "not decide"
 )
 
 
 class Change(NamedTuple):
-    """Of one task: the accuracies, their difference b - a with its interval, and how many questions
-    changed sides; the same of bits per byte of the right answer, where both have it."""
+    """Results on one task: the accuracies, their difference b - a with its interval, and
+    how many questions became right or wrong; the same for bits per byte of the right
+    answer, if both have it."""
 
     task: str
     n: int
@@ -48,9 +48,8 @@ class Change(NamedTuple):
         """One line of a report."""
         text = (
             f"{self.task}: {self.a:.4f} and {self.b:.4f} of {self.n:,}, difference "
-            f"{self.difference:+.4f} "
-            f"[{self.low:+.4f}, {self.high:+.4f}]; {self.to_right} became right, {self.to_wrong} "
-            "wrong"
+            f"{self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}]; {self.to_right} became "
+            f"right, {self.to_wrong} wrong"
         )
         if self.bpb is None:
             return text
@@ -59,8 +58,8 @@ class Change(NamedTuple):
 
 
 def paired(a: Sequence[Item], b: Sequence[Item]) -> list[Change]:
-    """Each task of `a` and `b`, over the questions that both were asked. ValueError if there is
-    none, or if a question is not the same in both."""
+    """Each task of `a` and `b`, over the questions that both were asked. ValueError if there are
+    none, or if a question differs between the two."""
     in_b = {(item.task, item.index): item for item in b}
     both = [(one, in_b[one.task, one.index]) for one in a if (one.task, one.index) in in_b]
     if not both:
@@ -69,8 +68,7 @@ def paired(a: Sequence[Item], b: Sequence[Item]) -> list[Change]:
         if (one.choices, one.gold) != (other.choices, other.gold):
             raise ValueError(
                 f"question {one.index} of {one.task} has other choices or another answer in the "
-                "second "
-                "checkpoint's results; evaluate both with the same data and settings"
+                "second checkpoint's results; evaluate both with the same data and settings"
             )
     tasks = dict.fromkeys(one.task for one, _ in both)
     return [_task(task, [pair for pair in both if pair[0].task == task]) for task in tasks]

@@ -35,8 +35,8 @@ def counts(samples: int) -> list[int]:
 
 
 class PassAtK(Evaluation):
-    """Of a task given by its settings: of `split`, where it has several, the first `limit`
-    questions.
+    """pass@k on the first `limit` questions of a task, given by its settings, of
+    `split` if it has splits.
 
     `pass@k` for k = 1, 2, 4, … and `samples`, and `greedy_accuracy`. A question that leaves no room
     for an answer counts as wrong.
@@ -95,7 +95,7 @@ class PassAtK(Evaluation):
         return {**found, "greedy_accuracy": greedy, "error": 1 - greedy}
 
     def _judged(self, context: Context) -> list[tuple[Item, bool]]:
-        """Each question of this process, with the share of its sampled answers that are right, and
+        """Each question of this process, with the fraction of sampled answers that are right and
         whether the greedy one is."""
         task, tokenizer = self.task, context.tokenizer
         ranks = {"rank": context.rank, "world_size": context.world_size}

@@ -1,12 +1,13 @@
-"""Results of evaluations, kept in `CHECKPOINT/evals` with a passport: what they depend on.
+"""Results of evaluations, kept in `CHECKPOINT/evals` with a passport: everything they depend on.
 
     NAME-KEY.json          evaluation, passport, results, seconds, finished
     NAME-KEY.csv           its numbers
     NAME-KEY.items.jsonl   its items, one a line
 
-KEY is a hash of the passport, so what was asked before is read and not computed again, and only
-numbers with the same passport, but for the checkpoint, are compared. While an evaluation runs, each
-process writes its items into a file of its own, from which an interrupted one goes on.
+KEY is a hash of the passport. A repeated evaluation is therefore read and not computed again,
+and results are compared only if their passports differ in nothing but the checkpoint. While
+an evaluation runs, each process writes its items into a separate file, from which an
+interrupted one continues.
 """
 
 import contextlib
@@ -45,7 +46,7 @@ class Stored:
 
 
 def read_results(checkpoint: Path) -> list[Stored]:
-    """What is kept for a checkpoint, oldest first. A file that is not readable is left out."""
+    """The results kept for a checkpoint, oldest first. Unreadable files are left out."""
     found = []
     for path in (checkpoint / FOLDER).glob("*.json"):
         with contextlib.suppress(ValueError, TypeError, OSError):
@@ -54,8 +55,8 @@ def read_results(checkpoint: Path) -> list[Stored]:
 
 
 def checkpoint_hash(path: Path) -> str:
-    """Of the weights, sizes and tokenizer in a checkpoint folder; of a folder of another kind, of
-    all its files."""
+    """Hash of weights, sizes and tokenizer of a checkpoint folder; for other
+    folders, of all files."""
     known = {}
     if (path / "files.json").is_file():
         known = {
@@ -74,14 +75,15 @@ def short_hash(data: Any) -> str:
 
 
 def differences(passports: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The fields in which passports of different checkpoints differ, so that their numbers are not
-    to be compared."""
+    """The fields in which the passports of several checkpoints differ, so that their numbers
+    must not be compared."""
     fields = {field for one in passports for field in one} - {"checkpoint"}
     return sorted(f for f in fields if any(one.get(f) != passports[0].get(f) for one in passports))
 
 
 class Keeper:
-    """Where one evaluation of one checkpoint is kept. What cannot be written is not kept."""
+    """The stored result of one evaluation of one checkpoint. If it cannot be
+    written it is not kept."""
 
     def __init__(self, checkpoint: Path, evaluation: str, passport: dict[str, Any]) -> None:
         self.evaluation, self.passport = evaluation, passport
@@ -94,18 +96,20 @@ class Keeper:
             return None
 
     def recorded(self) -> dict[tuple[str, int], Item]:
-        """Items that processes of an interrupted evaluation have judged."""
+        """Items judged by the processes of an interrupted evaluation."""
         found = {}
         for part in self._parts():
             for line in part.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError, TypeError, KeyError):  # the last line was cut
+                with contextlib.suppress(
+                    ValueError, TypeError, KeyError
+                ):  # the last line is incomplete
                     item = Item(**json.loads(line))
                     found[item.task, item.index] = item
         return found
 
     @contextlib.contextmanager
     def recording(self, rank: int) -> Iterator[Any]:
-        """A function that writes an item of this process at once."""
+        """A function that writes an item of this process immediately."""
         try:
             self.path.parent.mkdir(exist_ok=True)
             file = self._part(rank).open("a", encoding="utf-8")
@@ -114,7 +118,7 @@ class Keeper:
             return
         with file:
             if file.tell():
-                file.write("\n")  # after a line that was cut
+                file.write("\n")  # after an incomplete line
 
             def record(item: Item) -> None:
                 file.write(json.dumps(asdict(item), ensure_ascii=False) + "\n")
@@ -123,7 +127,8 @@ class Keeper:
             yield record
 
     def keep(self, results: dict[str, Any], seconds: float) -> str | None:
-        """Write what came of it, of all processes; why not, if it cannot be written."""
+        """Write the results of all processes. Returns the reason if they cannot
+        be written, else None."""
         items = sorted(self.recorded().values(), key=lambda item: (item.task, item.index))
         now = datetime.now(UTC).isoformat(timespec="seconds")
         try:

@@ -1,4 +1,4 @@
-"""What the model writes after a few beginnings of text."""
+"""Continuations of a few prompts."""
 
 from typing import Any
 
@@ -8,8 +8,7 @@ from nanochat.runtime.settings import Count, Seed, Temperature, TopK
 
 
 class Samples(Evaluation):
-    """`num_samples` texts for each prompt, as plain text also where the model has learned to chat.
-    No numbers."""
+    """`num_samples` texts for each prompt, as plain text also for chat models. Gives no numbers."""
 
     def __init__(
         self,

@@ -1,5 +1,5 @@
-"""Which numbers can tell runs of this size apart: the spread between recipes over the spread of
-what is the same recipe (Heineman et al. 2025, Signal and Noise, arXiv:2508.13144).
+"""Which metrics can distinguish runs of this size: the spread between recipes over the spread
+within a recipe (Heineman et al. 2025, Signal and Noise, arXiv:2508.13144).
 
 Signal is the largest difference between two recipes, each the mean of its seeds' last checkpoints.
 Noise is the standard deviation over the neighbouring checkpoints of one run, and over the seeds of
@@ -17,7 +17,7 @@ from nanochat.evals.uncertainty import deviation
 
 
 class OfRun(NamedTuple):
-    """The numbers of a checkpoint, and which run of which recipe it is of."""
+    """The numbers of a checkpoint, with its run and recipe."""
 
     recipe: str
     run: str
@@ -26,14 +26,16 @@ class OfRun(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """Of one number. A noise is None where no two checkpoints of a run, or seeds of a recipe, are
-    given, and so is what follows from it."""
+    """Signal and noise of one metric. A noise is None without two checkpoints of a run, or two
+    seeds of a recipe, and so are the ratios that need it."""
 
     name: str
     signal: float
     checkpoint_noise: float | None
     seed_noise: float | None
-    same_order: float | None  # share of pairs of runs of two recipes in the order of the means
+    same_order: (
+        float | None
+    )  # fraction of pairs of runs, of two recipes, whose order is that of the means
 
     @property
     def per_checkpoint(self) -> float | None:
@@ -50,8 +52,8 @@ class Ratio(NamedTuple):
 
 
 def signal_to_noise(measured: Sequence[OfRun]) -> list[Ratio]:
-    """Each number that all checkpoints have, the one that tells recipes apart best first.
-    ValueError for fewer than two recipes."""
+    """Each metric that all checkpoints have, the most discriminating first. ValueError for
+    fewer than two recipes."""
     names = [name for name in measured[0].numbers if all(name in m.numbers for m in measured)]
     if len({m.recipe for m in measured}) < 2:
         raise ValueError(
@@ -65,7 +67,7 @@ def _ratio(name: str, measured: Sequence[OfRun]) -> Ratio:
     runs: dict[tuple[str, str], list[OfRun]] = defaultdict(list)
     for one in measured:
         runs[one.recipe, one.run].append(one)
-    last: dict[str, list[float]] = defaultdict(list)  # of each recipe, a value for each seed
+    last: dict[str, list[float]] = defaultdict(list)  # for each recipe, a value for each seed
     for (recipe, _), each in runs.items():
         last[recipe].append(max(each, key=lambda m: m.step).numbers[name])
     means = {recipe: math.fsum(values) / len(values) for recipe, values in last.items()}
@@ -86,7 +88,7 @@ def _ratio(name: str, measured: Sequence[OfRun]) -> Ratio:
 
 
 def lines(ratios: Sequence[Ratio]) -> list[str]:
-    """A table in Markdown, with a title line of what is divided by what."""
+    """A table in Markdown, with a title line that defines the ratio."""
     rows = ["| number | signal | noise of checkpoints | of seeds | signal/noise | same order |"]
     rows.append("|---|---|---|---|---|---|")
     for r in ratios:
@@ -102,7 +104,7 @@ def _rms(values: Sequence[float]) -> float | None:
 
 
 def _over(signal: float, noise: float | None) -> float | None:
-    """Of no difference 0, whatever the noise; of a difference without noise infinite."""
+    """0 without a difference, whatever the noise; infinite for a difference without noise."""
     if noise is None:
         return None
     return signal / noise if noise else math.inf if signal else 0.0

@@ -1,11 +1,11 @@
 """Smooth numbers of questions with known answers, for models whose accuracy is still at chance.
 
-Accuracy sees a model only when its choices change. The likelihood of the right answer changes with
-every step, so it ranks small models where accuracy cannot (Schaeffer et al. 2024, arXiv:2406.04391;
+Accuracy changes only when a choice changes. The likelihood of the right answer changes with every
+step, so it ranks small models where accuracy cannot (Schaeffer et al. 2024, arXiv:2406.04391;
 DataDecide: Magnusson et al. 2025, arXiv:2504.11393).
 
-All of it is computed from what an evaluation recorded: `nats`, `tokens` and `bytes` of each choice,
-and where it asked for them `unconditional` nats, those of the choice without its question.
+Everything is computed from the recorded items: `nats`, `tokens` and `bytes` of each choice, and, if
+the evaluation asked for them, `unconditional` nats, those of the choice without its question.
 """
 
 import math
@@ -18,9 +18,9 @@ BITS = 1 / math.log(2)  # of a nat
 
 
 def smooth(items: Sequence[Item]) -> dict[str, float]:
-    """The numbers below that these items of one task allow, by name. Left out are items without
-    scores, as of prompts that did not fit, and rules that choose alike where all choices are of one
-    length."""
+    """The metrics below that the items of one task allow, by name. Left out are items
+    without scores (prompts that did not fit), and rules that cannot differ because all
+    choices have the same length."""
     scored = [item for item in items if _is_scored(item)]
     if not scored:
         return {}
@@ -41,8 +41,7 @@ def smooth(items: Sequence[Item]) -> dict[str, float]:
 
 
 def measures(items: Sequence[Item]) -> dict[str, dict[str, float]]:
-    """Of each task its accuracy, the standard error, the number of questions, and the smooth
-    numbers."""
+    """Accuracy, standard error, number of questions and smooth numbers of each task."""
     tasks = dict.fromkeys(item.task for item in items)
     return {task: _measures([item for item in items if item.task == task]) for task in tasks}
 
@@ -81,8 +80,8 @@ def margin(item: Item) -> float:
     """Bits per byte of the likeliest wrong choice minus those of the right one; above 0 it is
     chosen.
 
-    Margin as in DataDecide (arXiv:2504.11393), there of probabilities; those of long choices
-    vanish, so here per byte and in bits.
+    The margin of DataDecide (arXiv:2504.11393) is a difference of probabilities; these vanish for
+    long choices, hence bits per byte here.
     """
     each = [n * BITS / b for n, b in zip(item.scores["nats"], item.scores["bytes"], strict=True)]
     right = each.pop(_gold(item))
@@ -90,7 +89,7 @@ def margin(item: Item) -> float:
 
 
 def by_sum(item: Item) -> int:
-    """The choice with the highest likelihood as a whole, which favours short ones: `acc` of the
+    """The choice with the highest total likelihood, which favours short choices: `acc` of the
     lm-evaluation-harness."""
     return _least(item.scores["nats"])
 
@@ -108,20 +107,20 @@ def by_byte(item: Item) -> int:
 
 
 def by_gain(item: Item) -> int:
-    """The choice that the question makes more likely by most: its likelihood over its unconditional
-    one (Brown et al. 2020, section 2.4; Holtzman et al. 2021, arXiv:2104.08315, PMI)."""
+    """The choice whose likelihood the question raises most: likelihood over unconditional
+    likelihood (Brown et al. 2020, section 2.4; Holtzman et al. 2021, arXiv:2104.08315, PMI)."""
     pairs = zip(item.scores["nats"], item.scores["unconditional"], strict=True)
     return _least([after - alone for after, alone in pairs])
 
 
 def _is_scored(item: Item) -> bool:
-    """Whether every choice has a likelihood, and a length to divide it by."""
+    """Whether every choice has a likelihood and a length above 0."""
     finite = all(map(math.isfinite, item.scores.get("nats", (math.nan,))))
     return finite and all(item.scores["bytes"])
 
 
 def _gold(item: Item) -> int:
-    return item.gold if isinstance(item.gold, int) else 0  # a free answer has one score, its own
+    return item.gold if isinstance(item.gold, int) else 0  # a free answer has a single score
 
 
 def _over(values: Sequence[float], sizes: Sequence[float]) -> list[float]:
@@ -129,7 +128,7 @@ def _over(values: Sequence[float], sizes: Sequence[float]) -> list[float]:
 
 
 def _least(values: Sequence[float]) -> int:
-    """Index of the smallest; of equal ones the first."""
+    """Index of the smallest value; the first of equal ones."""
     return min(range(len(values)), key=values.__getitem__)
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint that is evaluated by itself: opened only when a number is not there yet."""
+"""A checkpoint under evaluation. It is opened only when a result is not stored yet."""
 
 import functools
 import time
@@ -30,7 +30,7 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 @dataclass
 class Subject:
     """`ckpt` as a user gives it; `validation(path, tokenizer, sequence_len)` makes the datamodule
-    of its text. This process is number `rank` of `world_size`."""
+    of the validation text. This process is `rank` of `world_size`."""
 
     ckpt: str
     validation: Callable[[Path, Tokenizer, int], Any]
@@ -38,7 +38,7 @@ class Subject:
     precision: str = "auto"
     rank: int = 0
     world_size: int = 1
-    force: bool = False  # also an export whose certificate is red
+    force: bool = False  # also accept an export whose certificate is red
 
     @cached_property
     def opened(self) -> Opened:
@@ -80,7 +80,7 @@ class Subject:
         return instantiate({**data, "sequence_len": length}).train_texts(tokenizer)
 
     def computes(self) -> dict[str, str]:
-        """On what, and with which numbers."""
+        """The dtype and the device of the computation."""
         device = hardware.pick_device(self.device)
         dtype, _ = hardware.compute_dtype(self.precision, device)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -91,7 +91,7 @@ class Subject:
         return f"{self.computes()['dtype']} ({why})"
 
     def passport(self, evaluation: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
-        """What the numbers of an evaluation with these settings depend on."""
+        """Everything that the numbers of an evaluation with these settings depend on."""
         kept = {k: v for k, v in settings.items() if k not in ("every", *evaluation.no_matter)}
         found: dict[str, Any] = {"checkpoint": checkpoint_hash(self.path), "settings": kept}
         found |= {**evaluation.identity(), **self.computes(), "version": evaluation.version}
@@ -101,7 +101,7 @@ class Subject:
         return found
 
     def evaluated(self, name: str, evaluation: Evaluation, settings: dict[str, Any]) -> Stored:
-        """What is kept of this evaluation, computed where it is not."""
+        """The stored result of this evaluation, computed first if there is none."""
         keeper = Keeper(self.path, name, self.passport(evaluation, settings))
         if stored := keeper.stored():
             return stored
@@ -139,7 +139,7 @@ class Subject:
 
 
 def bar(name: str) -> Progress:
-    """Questions that are done, and the time left; shown on a terminal only."""
+    """Progress in questions and time left; shown on a terminal only."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     console = Console(stderr=True)
     return Progress(

@@ -1,24 +1,24 @@
-"""Standard errors of what is measured on questions, which are a sample of those that could be asked
+"""Standard errors of results on questions, which are a sample of all that could be asked
 (Miller 2024, Adding Error Bars to Evals, arXiv:2411.00640).
 
-An error computed from one model says how far other questions would move the number. It says nothing
-about another seed of the same recipe: that noise needs several runs (evals/signal_to_noise.py).
+The error of one model says how much the result would vary with other questions. It says nothing
+about other seeds of the same recipe: that noise needs several runs (evals/signal_to_noise.py).
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
-Z95 = 1.96  # from: the normal distribution; 95 % lie within so many standard errors
+Z95 = 1.96  # from: the normal distribution, 95 % of which is within so many standard deviations
 
 
 def standard_error(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> float:
-    """Of the mean of `values`, one for each question (Miller, sections 2.1 and 2.2).
+    """Standard error of the mean of `values`, one for each question (Miller, sections 2.1 and 2.2).
 
-    With `clusters`, the passage or subject of each question, questions of one cluster may depend on
-    each other: deviations are summed within a cluster before they are squared. Without, each
-    question is its own cluster, which for right and wrong is the binomial error with n - 1. NaN for
-    one cluster.
+    With `clusters`, the passage or subject of each question, questions of one cluster may
+    depend on each other: deviations are summed within a cluster before they are squared.
+    Without, each question is its own cluster; for right and wrong this is the binomial error
+    with n - 1. NaN for one cluster.
 
     >>> round(standard_error([1, 0, 0, 1]), 4), round(standard_error([1, 1, 0, 0], "aabb"), 4)
     (0.2887, 0.5)
@@ -39,9 +39,9 @@ def ratio_error(
     denominators: Sequence[float],
     clusters: Sequence[Hashable] | None = None,
 ) -> float:
-    """Of sum(numerators) / sum(denominators), as bits over bytes: the error of the mean of what
-    each question leaves over, divided by the mean denominator (the delta method; Cochran 1977,
-    Sampling Techniques, section 6.3)."""
+    """Standard error of sum(numerators) / sum(denominators), such as bits over bytes: that of the
+    mean residual, divided by the mean denominator (the delta method; Cochran 1977, Sampling
+    Techniques, section 6.3)."""
     ratio = math.fsum(numerators) / math.fsum(denominators)
     rest = [a - ratio * b for a, b in zip(numerators, denominators, strict=True)]
     return standard_error(rest, clusters) * len(rest) / math.fsum(denominators)

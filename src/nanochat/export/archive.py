@@ -1,8 +1,7 @@
-"""Packing checkpoints to be taken elsewhere: a .tar of each, and SHA256SUMS, which `sha256sum -c`
-checks at the other end.
-
-A piece has its name only when it is whole, and is not packed again while what it was made of is
-unchanged: a call that was killed, or lost its disk, is simply repeated.
+"""Packing checkpoints for another machine: a .tar of each, and SHA256SUMS, which
+`sha256sum -c` checks at the destination. An archive gets its name only when it is complete,
+and is not packed again while its sources are unchanged, so a call that was killed or ran out
+of disk space is simply repeated.
 """
 
 import hashlib
@@ -53,9 +52,8 @@ def fingerprint(files: dict[str, Path]) -> str:
 
 
 def pack(checkpoints: list[Path], out: Path, *, trainer: bool = False) -> dict[str, bool]:
-    """Pack every checkpoint into `out`; piece -> whether it was packed now (False: it was there).
-
-    OSError if the disk has no room for the next one; the pieces before it stay.
+    """Pack every checkpoint into `out`; archive -> whether it was packed now (False: it existed).
+    OSError if the disk has no room for the next one; the finished archives stay.
     """
     out.mkdir(parents=True, exist_ok=True)
     for leftover in out.glob(".*.part"):

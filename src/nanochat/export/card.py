@@ -1,7 +1,6 @@
-"""The model card of an export: what it is, where it comes from, what it scored, and how to run it.
-
-Scores are written in both of the hub's forms: `model-index` in the card, and `.eval_results/*.yaml`
-for tasks whose data set is on the hub, which is how a leaderboard finds them.
+"""The model card of an export: description, origin, scores, and how to run it. Scores are written
+in both formats of the hub: `model-index` in the card, and `.eval_results/*.yaml` for tasks whose
+data set is on the hub, where leaderboards find them.
 """
 
 import json
@@ -26,8 +25,7 @@ PERCENT = ("accuracy", "pass@1")
 
 @dataclass(frozen=True)
 class Score:
-    """A number and what it was measured on. `dataset` is a name on the hub, None if it is not from
-    there."""
+    """A score and its data set. `dataset` is a name on the hub, None for other data."""
 
     task: str
     metric: str
@@ -38,8 +36,8 @@ class Score:
 
 
 def scores_of(checkpoint: Path) -> list[Score]:
-    """What is stored with a checkpoint: the evaluations of its run, then those of
-    `nanochat.evaluate`, which replace them."""
+    """The scores stored with a checkpoint: those of its run, replaced by those of
+    `nanochat.evaluate` where both exist."""
     found: dict[tuple[str, str], Score] = {}
     results = [checkpoint / "metrics.json", *sorted((checkpoint / "evals").glob("*.json"))]
     for file in results:

@@ -47,7 +47,7 @@ class Origin:
         self.step = int(self.lineage.get("step") or 0)
 
     def weights(self, dtype: torch.dtype | None) -> dict[str, Tensor]:
-        """The weights as exported, under our names and with zeros for the padding rows."""
+        """The exported weights under our names, with zeros in the padding rows."""
         file = self.path / "model.safetensors"
         read, found = reader(file, self.config, dtype), {}
         for name in tensor_names(file, self.config):
@@ -70,14 +70,13 @@ class Origin:
 def to_huggingface(
     source: Origin, out: Path, *, portable: bool, dtype: str, interpreter: str | None
 ) -> dict[str, Any]:
-    """Write the folder `out`; its certificate. ValueError if `portable` and stock transformers
-    lacks something."""
+    """Write the folder `out` and return its certificate. ValueError if `portable` is set and stock
+    transformers lacks something."""
     lacks = stock_lacks(source.config)
     if portable and lacks:
         raise ValueError(
-            f"portable=true: no stock program computes {'; '.join(lacks)}. "
-            "Train with arch=classic for one that does, or export with portable=false, which adds "
-            "a modelling file"
+            f"portable=true: no stock program computes {'; '.join(lacks)}. Train with arch=classic "
+            "for one that does, or export with portable=false, which adds a modelling file"
         )
     rounded = DTYPES.get(dtype)
     certificate: dict[str, Any] = {}
@@ -113,7 +112,7 @@ def to_huggingface(
 def prove_huggingface(
     source: Origin, place: Path, dtype: torch.dtype | None, interpreter: str | None
 ) -> dict[str, Any]:
-    """The content of a certificate but for the hashes of the files."""
+    """The content of a certificate without the hashes of the files."""
     config, lacks = source.config, stock_lacks(source.config)
     arch = (
         {} if lacks or nanochat_arch(config).rope_dtype != "bfloat16" else {"rope_dtype": "compute"}
@@ -135,7 +134,7 @@ def prove_huggingface(
 def to_original(
     source: Origin, out: Path, *, peer: str | None, interpreter: str | None
 ) -> dict[str, Any]:
-    """Write the original's files below `out`; their certificate."""
+    """Write the original's files below `out` and return their certificate."""
     certificate: dict[str, Any] = {}
 
     def write(place: Path) -> None:
@@ -163,11 +162,11 @@ def prove_original(
         return {**head, **_unproven("no checkout of the original was given", "peer=CHECKOUT")}
 
     def run(request: dict[str, Any], answers: Path) -> dict[str, Any]:
-        """One process for each precision: its code chooses it when it is imported."""
+        """One process for each precision, which the original's code chooses at import."""
         found: dict[str, Any] = {}
         for dtype in request["dtypes"]:
             if dtype == "float16":
-                continue  # its earlier generation has none
+                continue  # the earlier generation has none
             asked = {**request, **written._asdict(), "dtypes": [dtype]}
             asked |= {"folder": str(place), "peer": str(Path(peer).expanduser().absolute())}
             answer = probe("nanochat_probe", asked, answers, interpreter)
@@ -190,7 +189,8 @@ def prove_original(
 def prove_again(
     source: Origin, place: Path, peer: str | None, interpreter: str | None
 ) -> dict[str, Any]:
-    """A new comparison of a folder that was exported from `source`. ValueError if it was not."""
+    """Compare a folder again with the checkpoint `source` it was exported from.
+    ValueError if it was not."""
     old = read_certificate(place)
     if old["source"]["hash"] != parent_hash(source.path):
         raise ValueError(

@@ -1,9 +1,9 @@
 """A checkpoint as a folder that `transformers` loads: config.json, safetensors, tokenizer,
 template.
 
-Every tensor of the checkpoint is written, under another name and without the rows that only pad the
-vocabulary; one that has no name there is an error. Weights over 5 GB are cut into several files as
-`huggingface_hub` does it, so `from_pretrained` finds them.
+Every tensor of the checkpoint is written under its name in transformers, without the rows that pad
+the vocabulary; a tensor without such a name is an error. Weights over 5 GB are split into several
+files as `huggingface_hub` does it, so `from_pretrained` finds them.
 """
 
 import shutil
@@ -27,7 +27,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def reader(weights: Path, config: GPTConfig, dtype: torch.dtype | None) -> Callable[[str], Tensor]:
-    """A function that reads a tensor of the checkpoint by its name there, as it is exported."""
+    """A function that reads a tensor of the checkpoint, as exported, by its
+    name in transformers."""
 
     def read(name: str) -> Tensor:
         with safe_open(weights, framework="pt") as file:
@@ -55,11 +56,11 @@ def tensor_names(weights: Path, config: GPTConfig) -> list[str]:
 def write_weights(
     folder: Path, names: list[str], read: Callable[[str], Tensor], shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """model.safetensors, or several and their index; one of them is in memory at a time."""
+    """model.safetensors, or several files and their index, with one of them in memory at a time."""
     ours = {hf_name(name): name for name in names}
     assert len(ours) == len(names), "two tensors would have one name"
     plan = split_state_dict_into_shards_factory(
-        {name: (old,) for name, old in ours.items()},  # it leaves out what is a string
+        {name: (old,) for name, old in ours.items()},  # it leaves out strings
         get_storage_size=lambda old: read(*old).nbytes,
         filename_pattern="model{suffix}.safetensors",
         get_storage_id=lambda old: None,
@@ -83,8 +84,7 @@ def write_folder(
     own: bool,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """All files but the card and the certificate. `own`: with the modelling file of this
-    project."""
+    """All files except card and certificate. `own`: with the modelling file of this project."""
     weights = checkpoint / "model.safetensors"
     names, read = tensor_names(weights, config), reader(weights, config, dtype)
     write_weights(folder, names, read)
@@ -94,8 +94,8 @@ def write_folder(
         "dtype": str(read("lm_head.weight").dtype).removeprefix("torch."),
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.specials[ends(phase)],
-        # transformers gives a table whose padding token is known no gradient for it: none may have
-        # that
+        # without a pad token: transformers passes no gradient to the embedding
+        # of the padding token that
         "pad_token_id": None,
     }
     write_json(folder / "config.json", sizes)

@@ -4,8 +4,8 @@ sheet 5.4, 3.3).
     OUT/base_checkpoints/d20/   model_021400.pt  meta_021400.json
     OUT/tokenizer/              tokenizer.pkl  token_bytes.pt
 
-With NANOCHAT_BASE_DIR=OUT its scripts find both. The files do not say which maths they need: only
-the code of their era computes the same, and the README in OUT says which that is.
+With NANOCHAT_BASE_DIR=OUT its scripts find both. The files do not record their architecture: only
+the code of their era computes the same, and the README in OUT names it.
 """
 
 import json
@@ -36,7 +36,7 @@ CODE = {
     "e5": "9 to 14 March 2026",
     "modern": "14 March 2026 and later (92d63d4)",
 }
-# switches that its forward pass has as constants, or as tensors
+# switches that the original's forward pass has as constants, or as tensors
 FIXED = """rope_base rope_dtype qk_scale softcap short_window_divisor short_window_multiple
 long_window_limited lambdas value_embeds smear backout bigram""".split()
 IF_ON = {"value_embeds": ("value_gate_channels", "value_gate_max"), "smear": ("smear_channels",)}
@@ -51,8 +51,7 @@ class OriginalFiles(NamedTuple):
 
 
 def era_of(arch: Arch) -> str:
-    """The era whose code computes what a model of `arch` does. ValueError that names what none
-    has."""
+    """The era whose code computes the same as `arch`. ValueError that names what no era has."""
     found = [era for era in ERAS if not differences(arch, era)]
     if not found:
         nearest = min(ERAS, key=lambda era: len(differences(arch, era)))
@@ -70,7 +69,7 @@ def differences(arch: Arch, era: str) -> list[str]:
         *(key for switch, more in IF_ON.items() if getattr(arch, switch) for key in more),
     ]
     if era == "classic":
-        keys.append("window_pattern")  # it has no key for it
+        keys.append("window_pattern")  # the meta file has no key for it
     if "S" not in arch.window_pattern:
         keys = [key for key in keys if not key.startswith("short_window")]
     return [
@@ -89,8 +88,8 @@ def write_original(
     metrics: dict[str, Any],
     phase: str | None,
 ) -> OriginalFiles:
-    """Write the files below `folder`. ValueError for a model or tokenizer that the original has no
-    files for."""
+    """Write the files below `folder`. ValueError for a model or tokenizer that the
+    original cannot have."""
     arch = nanochat_arch(config)
     era = era_of(arch)
     if not isinstance(tokenizer, BPETokenizer):
@@ -136,7 +135,7 @@ def write_original(
 
 
 def encoding_pickle(tokenizer: BPETokenizer) -> bytes:
-    """The pickle that tiktoken makes of the same encoding; made without tiktoken."""
+    """The pickle that tiktoken writes for the same encoding, made without tiktoken."""
     state = {
         "name": "rustbpe",
         "pat_str": SPLIT_PATTERN,
@@ -151,9 +150,9 @@ def encoding_pickle(tokenizer: BPETokenizer) -> bytes:
             _short_text("Encoding"),
             pickle.STACK_GLOBAL,
             pickle.EMPTY_TUPLE,
-            pickle.NEWOBJ,  # an Encoding made of nothing …
+            pickle.NEWOBJ,  # an empty Encoding …
             body[2 : -len(pickle.STOP)],
-            # … given this state; in the place of STOP, so the frame's length stays true
+            # … with this state; it replaces STOP, so that the frame keeps its length
             pickle.BUILD,
             pickle.STOP,
         )

@@ -1,11 +1,9 @@
-"""The comparison that an export's certificate records: our GPT and the program that the export is
-for.
-
-Both get one text, and the logits of every position are compared, in fp32, bf16 and fp16. Both write
-64 tokens greedily after a short start, one longer than the shortest window, and one longer than
-2,048 tokens. The certificate is green if in fp32 no logit differs by more than `BOUND` and no token
-differs. In bf16 and fp16 programs round at different places, so the difference is set against that
-of our own from fp32.
+"""The comparison that an export's certificate records, of our GPT with the program that the export
+is for. Both read one text, and the logits of every position are compared, in fp32, bf16 and fp16.
+Both decode 64 tokens greedily after three prompts: a short one, one longer than the shortest
+window, and one longer than 2,048 tokens. The certificate is green if in fp32 no logit differs by
+more than `BOUND` and no token differs. In bf16 and fp16 programs round at different places, so
+their difference is reported together with our own difference from fp32.
 """
 
 import contextlib
@@ -23,12 +21,12 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer.conversations import render_prompt
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-# of a logit in fp32, over texts longer than 2,048 tokens; measured 3e-6 to 2.7e-5
-# (experiments/export)
+# largest allowed difference of a logit in fp32, over texts longer than 2,048 tokens; measured 3e-6
+# to 2.7e-5 (experiments/export)
 BOUND = 1e-4
 TOKENS = 64  # written greedily
 DTYPES = ("float32", "bfloat16", "float16")
-FAR = 2048  # tokens, from: the training length of every published nanochat
+FAR = 2048  # tokens; from: the training length of every published nanochat
 CONVERSATIONS: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": "Why is the sky blue?"}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2+2?"}],
@@ -50,8 +48,8 @@ CONVERSATIONS: list[list[dict[str, Any]]] = [
 
 
 def text_ids(tokenizer: Tokenizer, length: int) -> list[int]:
-    """`length` ids to compare with: the source of the GPT, or for a tokenizer that cannot encode it
-    any ids."""
+    """`length` ids to compare on: the source of the GPT, or arbitrary ids if the
+    tokenizer cannot encode it."""
     source = (Path(__file__).parents[1] / "gpt" / "model.py").read_text(encoding="utf-8")
     ids: list[int] = []
     with contextlib.suppress(ValueError):
@@ -64,7 +62,8 @@ def text_ids(tokenizer: Tokenizer, length: int) -> list[int]:
 
 
 def places(config: GPTConfig, length: int) -> dict[str, slice]:
-    """Parts of a text of `length` tokens by what is special about their positions."""
+    """Name -> slice of a text of `length` tokens whose positions test
+    something, such as a window."""
     found = {"the first 512 tokens": slice(0, min(512, length))}
     windows = sorted({w for w in config.windows if w is not None and w < length})
     for window in windows:
@@ -79,7 +78,7 @@ def places(config: GPTConfig, length: int) -> dict[str, slice]:
 
 
 class OurSide:
-    """Our side. `weights` are those of the export, under our names."""
+    """Our side of the comparison. `weights` are those of the export, under our names."""
 
     def __init__(self, config: GPTConfig, weights: dict[str, Tensor]) -> None:
         self.config, self.weights = config, weights
@@ -97,8 +96,8 @@ def logits_of(gpt: GPT, ids: Sequence[int]) -> np.ndarray:
 
 
 def agreement(gpt: GPT, start: list[int], written: list[int]) -> int:
-    """How many of the tokens `written` after `start` are those that ours writes; a tie within
-    `BOUND` is either."""
+    """How many of the tokens `written` after `start` our GPT would write too, up to the first other
+    one. Of logits within `BOUND` either counts."""
     logits = logits_of(gpt, [*start, *written])[len(start) - 1 : -1]  # (64, V)
     chosen = logits[np.arange(len(written)), written]
     other = np.flatnonzero(logits.max(-1) - chosen > BOUND)
@@ -122,9 +121,9 @@ def compare_with(
 ) -> dict[str, Any]:
     """The comparisons, `verdict` and `why` of a certificate, on a text of up to `longest` tokens.
 
-    `run(request, place)` is the other program (`runtimes.probe`): it gets texts, starts and
-    conversations, and returns what it computed, with an array of logits for each precision in
-    `place`. `arch` are the switches that it has otherwise, for example the precision of its tables.
+    `run(request, place)` is the other program (`runtimes.probe`): it gets texts, prompts and
+    conversations, returns its results, and writes an array of logits for each precision into
+    `place`. `arch` has switches that differ there, for example the precision of RoPE's tables.
     """
     length = max(FAR, config.sequence_len) + 2 * TOKENS
     length = min(length, longest or length)
@@ -193,7 +192,7 @@ def _logit_rows(
 def _trained_tables(
     reference: OurSide, text: list[int], plain: np.ndarray, arch: dict[str, Any]
 ) -> dict[str, Any]:
-    """How far the other program's precision of RoPE's tables is from that of training."""
+    """How much the precision of RoPE's tables in the other program changes the logits."""
     if not arch:
         return {}
     trained = logits_of(reference.gpt("float32"), text)
@@ -203,7 +202,7 @@ def _trained_tables(
 def what_is_wrong(
     rows: list[dict[str, Any]], answer: dict[str, Any], expected: list[list[int]]
 ) -> list[str]:
-    """What is wrong; empty if the two are the same."""
+    """The differences in words; empty if there are none."""
     wrong = []
     if answer["not_loaded"]:
         wrong.append(f"not loaded, or not in the export: {', '.join(answer['not_loaded'][:3])}")

@@ -6,16 +6,15 @@ from nanochat.checkpoint.certificate import FREE, colour_of, files_of, require_n
 
 
 def to_upload(folder: Path) -> dict[str, int]:
-    """Name -> bytes of what an upload consists of."""
+    """Name -> size in bytes of the files to upload."""
     extra = [folder / name for name in FREE] + sorted((folder / ".eval_results").glob("*.yaml"))
     there = {**files_of(folder), **{str(p.relative_to(folder)): p for p in extra if p.is_file()}}
     return {name: path.stat().st_size for name, path in sorted(there.items())}
 
 
 def push(folder: Path, name: str, *, private: bool, confirm: bool, force: bool) -> None:
-    """Show what would be uploaded to the repository `name`, and with `confirm` upload it.
-
-    ValueError for a folder that is no export or has a red certificate, or if the hub refuses.
+    """Show what would be uploaded to the repository `name`, and upload it with `confirm`.
+    ValueError for a folder without a certificate or with a red one, or if the hub refuses.
     """
     require_not_red(folder, force=force)
     files, found = to_upload(folder), colour_of(folder)
@@ -46,7 +45,7 @@ def push(folder: Path, name: str, *, private: bool, confirm: bool, force: bool) 
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"the hub did not take it: {reason}; log in with `hf auth login`, then type the same "
-            "again"
+            f"the hub refused the upload: {reason}; log in with `hf auth login`, then type "
+            "the same again"
         ) from error
     print(f"uploaded: {done}")

@@ -1,5 +1,5 @@
-"""Running an export in another program: in a process of its own, which sees the folder and nothing
-of ours."""
+"""Running an export in another program: in a separate process, which sees the folder
+and none of our code."""
 
 import json
 import os
@@ -17,10 +17,9 @@ class NoRuntime(ValueError):
 
 
 def probe(name: str, request: dict[str, Any], place: Path, python: str | None) -> dict[str, Any]:
-    """Run `probes/NAME.py` on a request by the interpreter `python` (None: this one); its answer.
-
-    The answer's arrays are files in `place`. NoRuntime if the probe says that a package is missing,
-    ValueError with the last line of its output if it fails.
+    """Run `probes/NAME.py` with the interpreter `python` (None: this one) on a request and return
+    its answer. Arrays are files in `place`. NoRuntime if a package is missing, ValueError with the
+    last line of its output if it fails.
     """
     (place / "request.json").write_text(json.dumps(request), encoding="utf-8")
     kept = ("PATH", "HOME", "LANG", "TMPDIR", "OMP_NUM_THREADS", "LD_LIBRARY_PATH")

@@ -1,10 +1,10 @@
 """The tokenizer, chat template and sampling defaults of an export for transformers.
 
-`tokenizer.json` is ours with two additions. It begins a text with <|bos|>, as every document and
-conversation in training does. And it takes out CUT, two characters that Unicode reserves for use
-inside a program, and splits there: with it the chat template gives exactly the ids of
-tokenizer/conversations.py, which encodes each part by itself and never makes a special token of
-text.
+`tokenizer.json` is ours with two additions. It begins a text with <|bos|>, as every
+document and conversation in training does. And it removes CUT, two characters that
+Unicode reserves for internal use, and splits there. With CUT the chat template gives
+exactly the ids of tokenizer/conversations.py, which encodes each part separately and
+never turns text into a special token.
 """
 
 import json
@@ -44,7 +44,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
 
 
 def ends(phase: str | None) -> str:
-    """The token that ends what a model of this phase writes."""
+    """The token that ends the output of a model of this phase."""
     return "<|bos|>" if phase == "base" else "<|assistant_end|>"
 
 

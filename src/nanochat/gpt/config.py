@@ -150,8 +150,7 @@ class GPTConfig:
         if self.head_dim % 2:
             raise ValueError(
                 f"head size {self.head_dim} (n_embd={self.n_embd} / n_head={self.n_head}) is odd, "
-                "RoPE turns pairs; "
-                f"try model.n_embd={self.n_head * (self.head_dim + 1)}"
+                f"RoPE turns pairs; try model.n_embd={self.n_head * (self.head_dim + 1)}"
             )
         if self.n_head % self.n_kv_head:
             raise ValueError(

@@ -5,12 +5,10 @@
         -> the embedding again -> logits (B, T, V)
 
 What differs from model.py is all here: learned positions, LayerNorm with gain and bias, biases
-everywhere, GELU, and one table for embedding and head. As switches of `Arch` each of them would be
-a branch in a line that every era runs; as a network of its own it shares what does not depend on
-them: attention back-ends, loss, construction, decoding.
-
-Tensor names are those of the published files; their matrices are stored the other way round
-(`interop/huggingface.py`).
+everywhere, GELU, and one table for embedding and head. As switches of `Arch` each of these would be
+a branch in code that every era runs. As a separate network it shares everything that does not
+depend on them: attention back-ends, loss, construction, decoding. Tensor names are those of the
+published files, whose matrices are stored transposed (`interop/huggingface.py`).
 """
 
 import math
@@ -28,7 +26,7 @@ from nanochat.gpt.model import GPT, Embedding, Linear, _Filler
 
 
 class Affine(Linear):
-    """x (…, n_in) -> (…, n_out), with a bias."""
+    """x (…, n_in) -> (…, n_out): a linear layer with a bias."""
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__(n_in, n_out)
@@ -53,7 +51,7 @@ class LayerNorm(nn.Module):
 
 
 class GPT2Attention(nn.Module):
-    """Causal attention over all of the text, (B, T, C) -> (B, T, C)."""
+    """Causal attention without a window, (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -75,7 +73,8 @@ class GPT2MLP(nn.Module):
         self.c_fc, self.c_proj = Affine(C, 4 * C), Affine(4 * C, C)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, C) -> (B, T, C). GELU by its tanh approximation, as GPT-2 was trained."""
+        """x (B, T, C) -> (B, T, C). GELU in the tanh approximation, with which GPT-2 was
+        trained."""
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
 
 
@@ -104,8 +103,8 @@ class GPT2Transformer(nn.Module):
 
 
 class TiedHead(NamedTuple):
-    """The embedding as the head: what `Linear` offers, over a weight (Vp, C) that it does not
-    own."""
+    """The embedding used as the head: the interface of `Linear` over a weight (Vp,
+    C) of another module."""
 
     weight: Tensor
 
@@ -118,8 +117,8 @@ class TiedHead(NamedTuple):
 
 
 class GPT2(GPT):
-    """GPT-2, with `config.arch` a `PlainArch`. `cos` and `sin` hold what it knows of positions,
-    which is their numbers: (1, positions, 1, 1)."""
+    """GPT-2, with `config.arch` a `PlainArch`. `cos` and `sin` hold the position indices instead of
+    angles: (1, positions, 1, 1)."""
 
     def add_layers(self, config: GPTConfig) -> None:
         assert isinstance(config.arch, PlainArch)
@@ -131,8 +130,9 @@ class GPT2(GPT):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        """Normal with the arch's deviation; what writes into the stream with less, since 2 n of
-        them add up (Radford et al. 2019, section 2.3). Biases 0, gains 1."""
+        """Normal with the arch's standard deviation; smaller for matrices that write
+        into the residual stream, since 2 n of them add up (Radford et al. 2019, section
+        2.3). Biases 0, gains 1."""
         config, fill = self.config, _Filler(self, generator)
         assert isinstance(config.arch, PlainArch)
         std = config.arch.init_std
@@ -155,7 +155,7 @@ class GPT2(GPT):
         return self.config.sequence_len
 
     def grow_rope(self, length: int) -> None:
-        """ValueError for more positions than were learned: they cannot be made."""
+        """ValueError for more positions than were learned; learned positions cannot be extended."""
         known = self.config.sequence_len
         if length > known:
             raise ValueError(f"{length:,} tokens are more than the {known:,} positions of a GPT-2")
@@ -176,7 +176,7 @@ class GPT2(GPT):
         attends: Sequence[Attend],
         ends: Tensor | None = None,
     ) -> Tensor:
-        """As `GPT.blocks`; cos (1 or B, T, 1, …) holds the numbers of the positions."""
+        """As `GPT.blocks`; cos (1 or B, T, 1, …) holds the position indices."""
         layers: Any = self.transformer
         x = x + layers.wpe(cos[:, :, 0, 0]).to(x.dtype)
         run = self.run_block()

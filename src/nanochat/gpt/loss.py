@@ -54,7 +54,7 @@ def capped_loss_and_grad(
         return -(logp.gather(1, index) * keep).sum(), grad.to(z.dtype)
     t = torch.tanh(z.float() / softcap)
     # the cap itself bounds the exponent, so no row maximum has to be found first: exp(s - softcap)
-    # lies in [exp(-2 softcap), 1]
+    # is in [exp(-2 softcap), 1]
     e = torch.exp(softcap * t - softcap)
     total = e.sum(1, keepdim=True)
     keep = targets >= 0

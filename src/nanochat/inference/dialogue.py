@@ -45,6 +45,5 @@ def fit(
     )
     raise TooLong(
         f"{what} has {len(without(forgotten)):,} tokens and leaves no room for an answer in the "
-        "model's context of "
-        f"{context:,}; say it in fewer words{instead}"
+        f"model's context of {context:,}; say it in fewer words{instead}"
     )

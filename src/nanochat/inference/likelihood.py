@@ -1,9 +1,8 @@
-"""How likely given continuations of given texts are: what every evaluation with known answers asks.
-
-Continuations of one text share it: it is read once, and each of them sees it and itself, as samples
-of one prompt do in the engine (Juravsky et al. 2024, "Hydragen", arXiv:2402.05099). All tokens of a
-batch are one row of the forward pass, none of them padding; texts are padded for attention alone,
-and logits are made where something is judged and nowhere else.
+"""Likelihoods of given continuations of given texts, which every evaluation with known answers
+needs. Continuations of one text share it: the text is read once, and each continuation attends to
+it and to itself, like samples of one prompt in the engine (Juravsky et al. 2024, "Hydragen",
+arXiv:2402.05099). All tokens of a batch are one row of the forward pass without padding; texts are
+padded for attention alone, and logits are computed only for judged tokens.
 """
 
 import math
@@ -34,22 +33,23 @@ class Continuation(NamedTuple):
 
 class Likelihood(NamedTuple):
     nats: tuple[float, ...]  # negative log-likelihood of each token of the continuation
-    greedy: bool  # every one of them is the likeliest in its place
-    likeliest: tuple[int, ...] = ()  # the token that is, after the text and those before it
+    greedy: bool  # every token is the likeliest one at its position
+    likeliest: tuple[int, ...] = ()  # the likeliest token at each position
 
 
 class Tree(NamedTuple):
-    """A text and what may follow it."""
+    """A text and its continuations, as token ids."""
 
     trunk: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...]
 
     def __len__(self) -> int:
-        """Tokens of the longest way through it: how far a row reaches that is padded to it."""
+        """Tokens of the text and its longest continuation: the length to which the tree is
+        padded."""
         return len(self.trunk) + sum(len(branch) - 1 for branch in self.branches)
 
 
-# not inference_mode: the RoPE tables may grow here, and training goes on with them
+# not inference_mode: the RoPE tables may grow here, and training then uses them
 @torch.no_grad()
 def likelihoods(
     gpt: GPT, asked: Sequence[Continuation], *, batch_tokens: int | None = None
@@ -57,9 +57,9 @@ def likelihoods(
     """The likelihood of each of `asked`, in order; a forward pass reads at most about
     `batch_tokens` (None: as many as suit the device).
 
-    Texts may be longer than `sequence_len`: nothing is cropped (facts sheet 6.2). What is asked
-    twice is computed once, so equal texts get equal numbers. ValueError for an empty context or
-    continuation.
+    Texts may be longer than `sequence_len`: nothing is cropped (facts sheet 6.2). A pair that is
+    asked twice is computed once, so equal texts get equal numbers. ValueError for an empty
+    context or continuation.
     """
     if any(not one.context or not one.continuation for one in asked):
         raise ValueError("a continuation and the text before it have at least one token each")
@@ -74,7 +74,7 @@ def likelihoods(
 
 
 def trees_of(keys: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[Tree]:
-    """One for each context, with its different continuations."""
+    """A tree for each context, with its distinct continuations."""
     branches: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
     for context, continuation in keys:
         branches.setdefault(context, {})[continuation] = None
@@ -82,8 +82,8 @@ def trees_of(keys: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[Tr
 
 
 def batches_of(trees: Sequence[Tree], batch_tokens: int) -> Iterator[list[Tree]]:
-    """Runs of trees, which come in order of length, of at most `batch_tokens` if each is padded to
-    the last; at least one tree each."""
+    """Batches of the trees, which are in order of length, of at most `batch_tokens` with each tree
+    padded to the last one; at least one tree each."""
     batch: list[Tree] = []
     for tree in trees:
         if batch and (len(batch) + 1) * len(tree) > batch_tokens:
@@ -95,7 +95,7 @@ def batches_of(trees: Sequence[Tree], batch_tokens: int) -> Iterator[list[Tree]]
 
 
 def _likelihoods(gpt: FrozenGPT, trees: Sequence[Tree]) -> list[Likelihood]:
-    """Of every branch of every tree, in order, by one forward pass.
+    """The likelihood of every branch of every tree, in order, by one forward pass.
 
     Nothing is judged but after the last token of a trunk, the root of its branches, and after
     tokens of branches: hidden states are made of these alone, the inner tokens.
@@ -114,7 +114,7 @@ def _likelihoods(gpt: FrozenGPT, trees: Sequence[Tree]) -> list[Likelihood]:
         root = len(ends)
         ends.append(len(tokens) - 1)
         for branch in branches:
-            # the last token of a branch is judged, and nothing is after it
+            # the last token of a branch is only judged, never read
             size = len(branch) - 1
             judged_at += [root, *range(len(ends), len(ends) + size)]
             ends += range(len(tokens), len(tokens) + size)
@@ -168,7 +168,9 @@ def attend_trees(
     device, N = at.device, len(layout)
     P, S = max(1, *(n for n, _ in layout)), 1 + max(sum(own) for _, own in layout)
     shortest = min((w for w in windows if w), default=P)
-    if 2 * shortest < P:  # in whole windows, of which `sdpa` makes blocks: less work
+    if (
+        2 * shortest < P
+    ):  # a multiple of the window, which `sdpa` then computes in blocks: less work
         P = -(-P // shortest) * shortest
     # places of the tokens before roots in the batch and in (N, P), of the others and in (N, S)
     places: tuple[list[int], ...] = ([], [], [], [])

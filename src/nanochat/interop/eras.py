@@ -1,8 +1,7 @@
-"""Which maths a checkpoint of the original needs; the file does not record it (facts sheet 0).
-
-Between October 2025 and July 2026 the maths changed six times under the same tensor names. Tensor
-names and one shape identify the era, except for E2 and E4, which differ only in the softcap: there
-the user has to choose.
+"""Which era's forward pass a checkpoint of the original needs; the file does not record it (facts
+sheet 0). Between October 2025 and July 2026 the computation changed six times under the same tensor
+names. Tensor names and one shape identify the era, except for E2 and E4, which differ only in the
+softcap: there the user has to choose.
 """
 
 from collections.abc import Mapping
@@ -61,9 +60,8 @@ def arch_of(
     if chosen is None and len(possible) > 1:
         raise ValueError(
             "the file does not say which softcap it was trained with: 15 (17 January to 2 March "
-            "2026, arch=e2) or "
-            "20 (2 to 9 March 2026, arch=e4); convert it with python -m nanochat.import src=… "
-            "out=DIR arch=e2 (or e4)"
+            "2026, arch=e2) or 20 (2 to 9 March 2026, arch=e4); convert it with python -m "
+            "nanochat.import src=… out=DIR arch=e2 (or e4)"
         )
     switches = dict(chosen or preset(possible[0]))
     if switches["name"] != "classic":

@@ -1,5 +1,5 @@
-"""What to type here for a command line of nanochat, of both its generations. The table is
-`commands.yaml`; `docs/from-nanochat.md` is made of it."""
+"""The command line here for one of nanochat, of either generation. The table is `commands.yaml`;
+`docs/from-nanochat.md` is generated from it."""
 
 import functools
 import shlex
@@ -64,8 +64,8 @@ def words_for(template: Any, value: str) -> list[str]:
 
 
 def flags(words: list[str]) -> list[tuple[str, str]]:
-    """(name, value) of each flag, however it is spelled: --a=b, --a b, -a b; a flag alone has the
-    value 1.
+    """(name, value) of each flag, in any spelling: --a=b, --a b, -a b; a flag alone has the value
+    1.
 
     >>> flags(["--depth=4", "-i", "sft", "--fp8"])
     [('depth', '4'), ('i', 'sft'), ('fp8', '1')]
@@ -109,7 +109,7 @@ def script_for(command: str, words: list[str]) -> str | None:
 
 
 def one_line(script: str, words: list[str]) -> str:
-    """What to say to who types a line of nanochat."""
+    """The error for a command line of nanochat."""
     line, notes = translate(script, words)
     return f"that is nanochat's {script}; here: {line}" + "".join(f"; {note}" for note in notes)
 
@@ -118,24 +118,18 @@ def dashed(name: str) -> str:
     return f"-{name}" if len(name) == 1 else f"--{name}"
 
 
+HEAD = """\
+# Coming from nanochat
+
+Every script and flag of nanochat (2025 and 2026 generation), and what to type here instead. In a
+checkout of this project `python -m scripts.base_train …` prints the line for exactly those flags.
+`torchrun` is not needed: `trainer=8xh100` starts the ranks. Values that switch a flag off in
+nanochat (-1) are omitted. `python -m nanochat.interop.habits` generates this page."""
+
+
 def habits_markdown() -> str:
-    """docs/from-nanochat.md."""
-    lines = [
-        "# Coming from nanochat",
-        "",
-        (
-            "Every script and flag of nanochat (its 2025 and its 2026 generation) and what to type "
-            "here. `python -m scripts.base_train …` typed"
-        ),
-        (
-            "in a checkout of this project prints the line for exactly those flags. `torchrun` is "
-            "not needed: `trainer=8xh100` starts the ranks."
-        ),
-        (
-            "Values that switch a flag off there (-1) are left out here. This page is made by "
-            "`python -m nanochat.interop.habits`."
-        ),
-    ]
+    """The content of docs/from-nanochat.md."""
+    lines = [HEAD]
     for script, entry in table().items():
         lines += ["", f"## {script}", "", f"`python -m {entry['ours']}`"]
         rows = []

@@ -1,9 +1,9 @@
 """Sizes, switches and tensor names of a GPT as `transformers` has them, in both directions.
 
 `transformers` has a model type `nanochat` for era E0 alone: no lambdas, value embeddings, smear,
-backout, windows or scaled queries. `stock_lacks` says what a model has of these. One that has none
-is written for that type, so that every program which knows it can load the model; any other for the
-modelling file that goes with the export (export/remote/). The names of the first are used in both.
+backout, windows or scaled queries. `stock_lacks` lists those that a model has. A model with none is
+exported for the stock type, so that every program with that type can load it; any other for the
+modelling file in the export (export/remote/). Both use the tensor names of the stock type.
 """
 
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ def hf_name(name: str) -> str:
     return f"model.{name}"
 
 
-# switches that the modelling file or a key of config.json stands for, or that only training reads
+# switches covered by the modelling file or by a key of config.json, or used in training only
 KNOWN = set(
     """name width_rule rope_base rope_dtype qk_scale softcap window_pattern short_window_divisor
     short_window_multiple long_window_limited lambdas value_embeds value_gate_channels
@@ -55,17 +55,17 @@ KNOWN = set(
 
 
 def nanochat_arch(config: GPTConfig) -> Arch:
-    """ValueError for a network that is none of nanochat's."""
+    """ValueError for a network that is not nanochat's."""
     if not isinstance(config.arch, Arch):
         raise ValueError(
-            f"arch={config.arch.name} is no network of nanochat and is not exported; the hub has "
-            "its own files of it"
+            f"arch={config.arch.name} is not a network of nanochat and is not exported; the hub "
+            "has its own files of it"
         )
     return config.arch
 
 
 def unknown_switches(arch: Arch) -> list[str]:
-    """Switches that were added to `Arch` later and are on: no export computes them."""
+    """Switches of `Arch` that are on and that no export computes yet."""
     return [
         f"arch.{f.name}={getattr(arch, f.name)}"
         for f in fields(Arch)
@@ -74,13 +74,13 @@ def unknown_switches(arch: Arch) -> list[str]:
 
 
 def rows_of_vocabulary(name: str) -> bool:
-    """Whether a tensor has a row for each token, and rows that pad their number to a multiple."""
+    """Whether a tensor has a row for each token, plus padding rows."""
     return name in ("transformer.wte.weight", "lm_head.weight") or name.startswith("value_embeds.")
 
 
 def stock_lacks(config: GPTConfig) -> list[str]:
-    """What this model computes that transformers' own `nanochat` does not; empty if it is the
-    same."""
+    """What this model computes and the stock `nanochat` of transformers does
+    not; empty if nothing."""
     arch, found = nanochat_arch(config), []
     if arch.lambdas:
         found.append(
@@ -124,7 +124,7 @@ def hf_config(config: GPTConfig, *, own: bool) -> dict[str, Any]:
         OURS: config.to_json(),
     }
     if not own:
-        # transformers 4 reads the base of RoPE here
+        # transformers 4 reads RoPE's base here
         return {**common, "hidden_act": "relu2", "rope_theta": arch.rope_base}
     long = config.windows[-1]
     short = next((w for w in config.windows if w != long), None)

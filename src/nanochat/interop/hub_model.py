@@ -1,11 +1,10 @@
-"""Models that `transformers` runs, behind the interface of a frozen GPT: evaluated and talked to,
-never trained.
-
-Only attention is ours. `transformers` lets one be registered by name; it is called with queries and
-keys as the model makes them (turned, normalised), and looks them up in whatever cache a step of the
-engine names. So a Llama, a Qwen or a SmolLM decodes many texts at once, joins and leaves them, and
-is scored like our own networks. What such a model does otherwise (a bias of the scores, another
-cap) is found when it is opened: its logits are compared with its own attention's.
+"""Models that `transformers` runs, behind the interface of a frozen GPT: for evaluation and chat,
+not for training. Only attention is ours. `transformers` allows registering an attention function
+by name; it gets queries and keys after rotation and normalisation, and uses the cache of the
+engine's current step. So a Llama, a Qwen or a SmolLM decodes many texts at once, which join and
+leave the batch, and is scored like our own networks. Anything that our attention would not compute
+(a bias of the scores, another softcap) is detected at opening, by comparing logits with those of
+the model's own attention.
 """
 
 import dataclasses
@@ -39,7 +38,7 @@ class HubConfig(GPTConfig):
     layer_windows: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
-        """Nothing: they are those of a model that exists."""
+        """Nothing to check: the model exists already."""
 
     @property
     def head_dim(self) -> int:
@@ -80,8 +79,8 @@ class HubModel(FrozenGPT):
         return self.config.sequence_len
 
     def grow_rope(self, length: int) -> None:
-        """`cos` and `sin` hold the numbers of the positions, as in GPT-2. ValueError beyond the
-        context that the model was made for."""
+        """`cos` and `sin` hold the position indices, as in GPT-2. ValueError beyond the
+        context of the model."""
         known = self.config.sequence_len
         if length > known:
             raise ValueError(f"{length:,} tokens are more than the model's context of {known:,}")
@@ -89,7 +88,7 @@ class HubModel(FrozenGPT):
             self.cos = self.sin = torch.arange(known, device=self.device)[None, :, None, None]
 
     def embed(self, idx: Tensor) -> tuple[Tensor, None]:
-        """Nothing yet, (B, T, 0): the model embeds."""
+        """Empty, (B, T, 0): the model does the embedding."""
         return torch.empty(*idx.shape, 0, device=idx.device, dtype=self.compute_dtype), None
 
     def blocks(
@@ -102,7 +101,7 @@ class HubModel(FrozenGPT):
         attends: Sequence[Attend],
         ends: Tensor | None = None,
     ) -> Tensor:
-        """As `GPT.blocks`, of the ids (B, T); cos (1 or B, T, 1, …) holds their positions."""
+        """As `GPT.blocks`, from the ids (B, T); cos (1 or B, T, 1, …) holds their positions."""
         hidden = self.model.base_model(
             input_ids=idx,
             position_ids=cos[:, :, 0, 0].expand(idx.shape),
@@ -135,8 +134,7 @@ def _attention(
 
 
 def sizes_of(settings: Any) -> HubConfig:
-    """Sizes from the model's own configuration. ValueError for one that is no Llama-shaped
-    model."""
+    """Sizes from the model's configuration. ValueError for a model unlike Llama."""
     try:
         H, n, C = settings.num_attention_heads, settings.num_hidden_layers, settings.hidden_size
         return HubConfig(
@@ -151,19 +149,19 @@ def sizes_of(settings: Any) -> HubConfig:
             layer_windows=_windows(settings, n),
         )
     except AttributeError as error:
-        raise ValueError(f"a {settings.model_type} is not run here: {error}") from error
+        raise ValueError(f"a {settings.model_type} cannot be run here: {error}") from error
 
 
 def _windows(settings: Any, n: int) -> tuple[int | None, ...]:
-    """Tokens before it that a token sees in each layer; transformers counts the token itself
-    too."""
+    """Number of earlier tokens that a token attends to in each layer; transformers counts
+    the token itself too."""
     size = getattr(settings, "sliding_window", None)
     kinds = getattr(settings, "layer_types", None) or ["sliding_attention" if size else ""] * n
     return tuple(size - 1 if size and kind == "sliding_attention" else None for kind in kinds)
 
 
 class HubTokenizer(LibraryTokenizer):
-    """A byte-level tokenizer with the model's own chat template, where it has one."""
+    """A byte-level tokenizer with the model's chat template, if it has one."""
 
     def __init__(self, folder: Path, vocab_size: int, ends: list[int]) -> None:
         from transformers import AutoTokenizer
@@ -196,8 +194,8 @@ def _text(content: Any) -> str:
 def load(
     folder: Path, *, device: torch.device, compute_dtype: torch.dtype
 ) -> tuple[HubModel, HubTokenizer]:
-    """The model in a folder, on a device. ValueError if transformers is not installed, cannot read
-    it, or computes something that is not computed here."""
+    """The model in a folder, on a device. ValueError if transformers is not installed or cannot
+    read it, or if the model computes something that our attention does not."""
     register = _transformers()
     from transformers import AutoModelForCausalLM
 
@@ -211,7 +209,7 @@ def load(
         ends = model.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or [])
         tokenizer = HubTokenizer(folder, config.vocab_size, ends)
-    except Exception as error:  # transformers raises many exception types for foreign files
+    except Exception as error:  # transformers raises many exception types for unknown files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{folder} cannot be run with transformers: {reason}") from error
     probe = torch.randint(0, config.vocab_size, (1, PROBE), device=device)
@@ -223,7 +221,7 @@ def load(
     if not off < TOLERANCE[compute_dtype]:
         raise ValueError(
             f"{folder}: logits of this {config.arch.name} differ by {off:.1e} of the largest from "
-            "those of transformers; it is not run here"
+            "those of transformers; it cannot be run here"
         )
     return gpt, tokenizer
 

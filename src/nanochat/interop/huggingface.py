@@ -36,8 +36,8 @@ MATHS = {
 
 
 def place_of(text: str, mirror: Path | None, cache: Path) -> Path:
-    """The folder that `hf:ID-or-folder` names, downloaded once if it is none here. ValueError if
-    there is none, or if no model is in it."""
+    """The folder that `hf:ID-or-folder` names; an id is downloaded once. ValueError if there is
+    none, or no model in it."""
     name = text.removeprefix(PREFIX)
     folder = Path(name).expanduser()
     if not folder.is_dir():
@@ -45,7 +45,7 @@ def place_of(text: str, mirror: Path | None, cache: Path) -> Path:
         if not list(folder.glob("*.safetensors")) and mirror is None:
             folder = published(name, mirror, cache, OLD_PARTS)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json, so it is no model in the hub's layout")
+        raise ValueError(f"{folder} has no config.json, so it is not a model in the hub's layout")
     return folder
 
 
@@ -61,7 +61,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def gpt2_config(folder: Path, settings: Mapping[str, Any]) -> GPTConfig:
-    """Sizes of a GPT-2. ValueError if it is one with other maths."""
+    """Sizes of a GPT-2. ValueError for a variant that is not supported."""
     file = folder / "config.json"
     for name, wanted in MATHS.items():
         if settings.get(name, wanted) != wanted:
@@ -104,8 +104,8 @@ def gpt2_weights(folder: Path, config: GPTConfig, rows: int) -> dict[str, Tensor
     """The weights under the names and shapes of `gpt/gpt2.py`. ValueError if one is missing, left
     over or of another shape.
 
-    The files have `rows` embeddings. A model with more tokens (those for conversations) gets the
-    mean of them for each: a 0 would be the likeliest token of all, since logits of GPT-2 are far
+    The files have `rows` embeddings. Further tokens (those for conversations) get the mean
+    embedding: a zero embedding would be the likeliest token of all, since logits of GPT-2 are far
     below 0 (Hewitt 2021, "Initializing new word embeddings").
     """
     from nanochat.gpt import GPT
@@ -120,7 +120,9 @@ def gpt2_weights(folder: Path, config: GPTConfig, rows: int) -> dict[str, Tensor
     given = {f"transformer.{name}": tensor for name, tensor in found.items()}
     if wrong := sorted(wanted.keys() ^ given.keys()):
         side = "lacks" if wrong[0] in wanted else "has no place for"
-        raise ValueError(f"{folder} is no whole GPT-2: the model {side} {', '.join(wrong[:3])}")
+        raise ValueError(
+            f"{folder} is not a complete GPT-2: the model {side} {', '.join(wrong[:3])}"
+        )
     result = {}
     for name, shape in wanted.items():
         tensor = given[name].T if name.endswith(TURNED) else given[name]
@@ -138,7 +140,7 @@ def gpt2_weights(folder: Path, config: GPTConfig, rows: int) -> dict[str, Tensor
 
 
 def read_tokenizer(folder: Path, settings: Mapping[str, Any]) -> LibraryTokenizer:
-    """The tokenizer of a GPT-2, whose only special token separates texts and is our bos."""
+    """The tokenizer of a GPT-2. Its only special token separates texts and becomes our bos."""
     file, parts = folder / "tokenizer.json", (folder / "vocab.json", folder / "merges.txt")
     if file.is_file():
         content = file.read_text(encoding="utf-8")

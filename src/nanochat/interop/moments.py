@@ -1,5 +1,5 @@
-"""The optimizer of a checkpoint of the original, as a state that ours can begin with (facts sheet
-2.1, 2.2 and 5.4).
+"""The optimizer state of a checkpoint of the original, in a form from which ours can start (facts
+sheet 2.1, 2.2 and 5.4).
 
 Every process wrote a shard, `optim_021400_rank0.pt` and so on, without names: which moment belongs
 to which parameter follows from the order of the original's groups. Until January 2026 a shard is a
@@ -28,14 +28,12 @@ ADAMW = (
     "backout_lambda",
 )
 MATRICES = "transformer.h."
-States = list[dict[str, Any]]  # of the parameters of a group; empty where a process holds none
+States = list[dict[str, Any]]  # states of a group's parameters; empty where a process holds none
 
 
 def read(folder: Path, step: int, config: GPTConfig, device: str = "cpu") -> dict[str, Any]:
-    """The merged shards of a step, as `optim.load_moments` takes them. On the device `meta` it is
-    only checked that they fit.
-
-    ValueError says why the moments cannot be used.
+    """The merged shards of a step, in the format of `optim.load_moments`. On the device `meta` only
+    shapes are checked. ValueError with the reason if they cannot be used.
     """
     files = sorted(
         folder.glob(f"optim_{step:06d}*.pt"), key=lambda path: (len(path.name), path.name)
@@ -61,7 +59,7 @@ def read(folder: Path, step: int, config: GPTConfig, device: str = "cpu") -> dic
             raise ValueError(f"they hold nothing for {missing[0]}")
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
-            f"{where} are no optimizer of nanochat: {type(error).__name__}: {error}"
+            f"{where} are not an optimizer state of nanochat: {type(error).__name__}: {error}"
         ) from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
@@ -78,7 +76,7 @@ def read(folder: Path, step: int, config: GPTConfig, device: str = "cpu") -> dic
 
 
 def _groups(file: Path, device: str) -> tuple[list[States], list[States]]:
-    """AdamW's and Muon's groups of one shard. Nothing in the file is run."""
+    """AdamW's and Muon's groups of one shard. Nothing in the file is executed."""
     try:
         found = torch.load(file, map_location=device, weights_only=True, mmap=True)
         adamw: list[States] = []
@@ -92,7 +90,7 @@ def _groups(file: Path, device: str) -> tuple[list[States], list[States]]:
                 states = [state["state"].get(index, {}) for index in group["params"]]
                 (adamw if (kind or group["kind"]) == "adamw" else muon).append(states)
         return adamw, muon
-    except Exception as error:  # torch raises almost anything for what is not its own
+    except Exception as error:  # torch raises many exception types for unknown files
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{file} cannot be read as the state of an optimizer: {reason}") from error
 
@@ -125,7 +123,8 @@ def _adamw(
 
 
 def _whole(name: str, parts: list[Tensor], shape: tuple[int, ...]) -> Tensor:
-    """Small tensors are the same in every process, of large ones each has a slice of the rows."""
+    """Small tensors are equal in every process; of large ones each process has a slice of the
+    rows."""
     whole = parts[0] if tuple(parts[0].shape) == shape else torch.cat(parts)
     if tuple(whole.shape) != shape:
         rows = parts[0].size(0)
@@ -140,8 +139,8 @@ def _whole(name: str, parts: list[Tensor], shape: tuple[int, ...]) -> Tensor:
 def _muon(
     parts: tuple[States, ...], shapes: dict[str, tuple[int, ...]]
 ) -> dict[str, dict[str, Any]]:
-    """A group of matrices. Stacked, a share of them in every process, or, in the classic
-    generation, one by one at their owner's."""
+    """A group of matrices: stacked, with a share in every process, or in the classic generation one
+    by one at their owners."""
     count = len(parts[0])
     owned = next(state for states in parts for state in states if state)["momentum_buffer"]
     stacked = owned.ndim == 3

@@ -1,5 +1,5 @@
-"""Checkpoints of the original: finding one by what a user types, and reading it (facts sheet 5.4,
-5.10, 11).
+"""Checkpoints of the original: finding the one that a user names, and reading it
+(facts sheet 5.4, 5.10, 11).
 
     ROOT/base_checkpoints/d20/   model_021400.pt  meta_021400.json  optim_021400_rank0.pt …
     ROOT/tokenizer/              tokenizer.pkl  token_bytes.pt
@@ -160,8 +160,7 @@ def published(name: str, mirror: Path | None, cache: Path, parts: tuple[str, ...
         if not (mirror / name).is_dir():
             raise ValueError(
                 f"there is no folder {name} here, and {name} is not in the mirror {mirror}; put it "
-                "there, "
-                "or unset NANOCHAT_HUB_DIR to download it"
+                "there, or unset NANOCHAT_HUB_DIR to download it"
             )
         return mirror / name
     from huggingface_hub import snapshot_download
@@ -206,13 +205,13 @@ def phase_of(original: Original, meta: dict[str, Any]) -> str | None:
 
 
 def why_unread(error: Exception) -> str:
-    """Why torch did not load a file, in a few words. Its own advice, to load it unguarded, is left
-    out."""
+    """Why torch did not load a file, in a few words. Torch's advice to load it without
+    the guard is left out."""
     words = str(error).strip()
     if "weights_only" in words:
         return "it holds more than weights, which could run code; nothing in it was run"
     if "mmap can only be used" in words:
-        return "it is no file of torch.save, or one of before 2020"
+        return "it is not a file of torch.save, or one from before 2020"
     return words.partition(". ")[0].splitlines()[0] if words else type(error).__name__
 
 
@@ -220,7 +219,7 @@ def read_weights(original: Original) -> dict[str, Tensor]:
     """Name -> tensor, in the file's dtypes, memory-mapped. Nothing in the file is executed."""
     try:
         found = torch.load(original.model_file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many exception types for foreign files
+    except Exception as error:  # torch raises many exception types for unknown files
         raise ValueError(
             f"{original.model_file} cannot be read as weights: {why_unread(error)}"
         ) from error
@@ -296,8 +295,8 @@ def tokenizer_of(original: Original, config: GPTConfig) -> BPETokenizer:
 
 
 def token_bytes_of(original: Original, config: GPTConfig) -> Tensor | None:
-    """The token lengths that came with it, the denominator of its published bits per byte (facts
-    sheet 3.3); None if missing."""
+    """The token lengths stored with the checkpoint, the denominator of its published bits per byte
+    (facts sheet 3.3); None if missing."""
     file = original.tokenizer_file.with_name("token_bytes.pt")
     if not file.is_file():
         return None

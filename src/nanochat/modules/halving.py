@@ -36,8 +36,7 @@ class Halving:
         self.parts *= 2
         log.warning(
             "out of memory: a micro-batch of %d rows is computed in %d parts from here on, with "
-            "the "
-            "same batch and gradient; data.rows_per_device=%d does so from the start",
+            "the same batch and gradient; data.rows_per_device=%d does so from the start",
             rows,
             self.parts,
             max(rows // self.parts, 1),

@@ -213,9 +213,8 @@ class RLModule(PhaseModule):
         entropy = f"{n['rl/entropy']:.2f}" if "rl/entropy" in n else "not known: no signal"
         return (
             f"reward {n['rl/reward']:.3f}  pass@1 {n['rl/pass@1']:.1%}  dead "
-            f"{n['rl/dead_groups']:.0%}  cut {n['rl/truncated']:.0%}  "
-            f"length {n['rl/length']:.0f}  entropy {entropy}  rollout {seconds:.1f} s  update "
-            f"{n['seconds/update']:.1f} s"
+            f"{n['rl/dead_groups']:.0%}  cut {n['rl/truncated']:.0%}  length {n['rl/length']:.0f}  "
+            f"entropy {entropy}  rollout {seconds:.1f} s  update {n['seconds/update']:.1f} s"
         )
 
     def where_the_batch_is(self, step: int) -> str:

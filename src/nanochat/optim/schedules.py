@@ -51,8 +51,7 @@ class Schedule:
         if self.warmup(total) > total:
             raise ValueError(
                 f"optim.schedule.warmup_steps={self.warmup_steps} is longer than the run of "
-                f"{total:,} steps, which would never reach its "
-                "full rate; lower it, or type auto"
+                f"{total:,} steps, which would never reach its full rate; lower it, or type auto"
             )
 
     def describe(self, total: int) -> str:

@@ -1,7 +1,7 @@
 """Write the page of a run and the runs before it: `python -m nanochat.report run=demo-rl`.
 
-`report.html` and `report.md` in the run's folder, or where `out=` says. `watch=true` writes them
-again until the run ends.
+`report.html` and `report.md` are written into the run's folder, or to `out=`. `watch=true` writes
+them again until the run ends.
 """
 
 import time
@@ -35,7 +35,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def write(cfg: DictConfig, path: Path, runs: Path, out: Path) -> bool:
-    """Write both files. True if the run is going on."""
+    """Write both files. True if the run is still running."""
     from nanochat.report.chapter import chain
     from nanochat.report.compare import comparisons
     from nanochat.report.conversation import talk_with
@@ -46,7 +46,7 @@ def write(cfg: DictConfig, path: Path, runs: Path, out: Path) -> bool:
     going = chapters[-1].info.state == "training"
     asked = [cfg.ask] if isinstance(cfg.ask, str) else list(cfg.ask or [])
     kept, how = out.with_suffix(".talk.json"), {"device": cfg.device, "precision": cfg.precision}
-    # a model that is being trained has no time to talk
+    # no conversation while the model is still being trained
     talk = None if going else talk_with(chapters[-1], asked, kept, **how)
     view = report_view(
         chapters,

@@ -1,5 +1,5 @@
-"""A run as its folder records it, and the chain of runs that it began from. Nothing of it needs the
-weights."""
+"""A run as its folder records it, and the chain of runs it was started from. No weights are
+read."""
 
 import csv
 import json
@@ -22,12 +22,14 @@ LONGEST_TAIL = 200_000  # guess: bytes of rollouts.jsonl, of which the last answ
 
 @dataclass(frozen=True)
 class Chapter:
-    """One run. `began` is where its parent checkpoint is, also where that belongs to no run."""
+    """One run. `began` is the path of its parent checkpoint, which may belong to no run."""
 
     info: RunInfo
     config: dict[str, Any]
     record: dict[str, Any]
-    summary: dict[str, Any]  # of its last stop or end; empty for runs of earlier versions
+    summary: dict[
+        str, Any
+    ]  # written when the run stopped or ended; empty for runs of earlier versions
     curves: dict[str, Curve]
     began: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -59,13 +61,13 @@ class Chapter:
 
     @property
     def seconds(self) -> float:
-        """Of training; without preparation, evaluation and saving."""
+        """Seconds of training, without preparation, evaluation and saving."""
         steps = sum(value for _, value in self.curves.get("perf/step_seconds", []))
         return float(self.summary.get("seconds") or steps)
 
     @property
     def wall_seconds(self) -> float | None:
-        """From its start to its end, None if it was resumed: then nobody knows when it ran."""
+        """Seconds from start to end; None if the run was resumed, since pauses are not recorded."""
         if self.record.get("resumptions"):
             return None
         files = [self.info.path / "metrics.csv", *self.info.path.glob("checkpoints/*")]
@@ -73,8 +75,8 @@ class Chapter:
         return max(0.0, max(ends) - started(self.info.path)) if ends else None
 
     def samples(self) -> list[dict[str, Any]]:
-        """What it wrote, each prompt's latest text; of reinforcement learning some of the last
-        answers."""
+        """Samples: the latest text of each prompt; in reinforcement learning
+        some of the last answers."""
         latest = {line.get("prompt"): line for line in _lines(self.info.path / SAMPLES)}
         rollouts = list(_lines(self.info.path / "rollouts.jsonl", tail=LONGEST_TAIL))
         if rollouts:
@@ -90,8 +92,8 @@ class Chapter:
 
 
 def read_chapter(path: Path, runs: Path) -> Chapter:
-    """What the folder of a run holds. Damaged or missing files are named in `notes`; the rest is
-    there all the same."""
+    """Read the folder of a run. Damaged or missing files are named in `notes`, and the rest
+    is read all the same."""
     notes: list[str] = []
 
     def read(file: str) -> dict[str, Any]:
@@ -115,8 +117,8 @@ def read_chapter(path: Path, runs: Path) -> Chapter:
 
 
 def curves(path: Path) -> dict[str, Curve]:
-    """metrics.csv by metric; without what is no number, and without a last line that is being
-    written."""
+    """metrics.csv by metric. Values that are not numbers are left out, and so is an
+    incomplete last line."""
     found: dict[str, Curve] = {}
     try:
         with (path / "metrics.csv").open(newline="") as file:
@@ -133,8 +135,8 @@ def curves(path: Path) -> dict[str, Curve]:
 
 
 def chain(path: Path, runs: Path) -> list[Chapter]:
-    """The run and those before it, the first one first. It ends where a parent is no checkpoint of
-    a run that is there."""
+    """The run and the runs before it, oldest first. The chain ends where the parent checkpoint
+    belongs to no known run."""
     found: list[Chapter] = []
     place: Path | None = path
     while place is not None and place not in [c.info.path for c in found]:
@@ -144,7 +146,7 @@ def chain(path: Path, runs: Path) -> list[Chapter]:
 
 
 def run_of(checkpoint: str | None, runs: Path) -> Path | None:
-    """The run that a checkpoint belongs to; also where the base folder has moved since."""
+    """The run that a checkpoint belongs to, also if the base folder has been moved."""
     if checkpoint is None:
         return None
     run = Path(checkpoint).parent.parent
@@ -153,7 +155,7 @@ def run_of(checkpoint: str | None, runs: Path) -> Path | None:
 
 
 def find(words: str, runs: Path) -> Path:
-    """The run that a user names: a folder, NAME/TIME, or NAME, which is the one that began last.
+    """The run that a user names: a folder, NAME/TIME, or NAME for its newest run.
     ValueError if there is none."""
     name = words.removesuffix("@latest").strip("/")
     for path in (Path(words).expanduser(), runs / name):
@@ -164,14 +166,14 @@ def find(words: str, runs: Path) -> Path:
     folders = run_folders(runs, name) if "@" not in name and ".." not in name else []
     if not folders:
         raise ValueError(
-            f"run={words} is no run of {runs}; `python -m nanochat.runs` lists them. Give NAME, "
+            f"run={words} is not a run in {runs}; `python -m nanochat.runs` lists them. Give NAME, "
             "NAME/TIME or a folder"
         )
     return folders[-1]
 
 
 def before(chapter: Chapter, runs: Path) -> Path | None:
-    """The run of the same name that began before this one, and has results."""
+    """The newest earlier run of the same name that has results."""
     name = chapter.info.name.split("/")[0]
     earlier = run_folders(runs, name) if (runs / name).is_dir() else []
     places = [p for p in earlier if p.resolve() != chapter.info.path.resolve()]
@@ -189,7 +191,7 @@ def _number(text: str | None) -> float | None:
 
 
 def _lines(file: Path, tail: int | None = None) -> "deque[dict[str, Any]]":
-    """The objects of a JSONL file, of its last `tail` bytes; a line that is cut off is skipped."""
+    """The objects in the last `tail` bytes of a JSONL file; an incomplete line is skipped."""
     found: deque[dict[str, Any]] = deque()
     if not file.is_file():
         return found

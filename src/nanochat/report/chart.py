@@ -1,7 +1,5 @@
-"""Stroke charts as inline SVG: no script, no library, colours from the page's style sheet.
-
-A chart is as wide as its column. Its own units are those of a phone's screen, so its letters stay
-readable there.
+"""Line charts as inline SVG: no script, no library, colours from the page's style sheet. A chart is
+as wide as its column. Its units are the pixels of a phone, so labels stay readable there.
 """
 
 import math
@@ -29,7 +27,7 @@ class Stroke:
 
 
 def smoothed(curve: Curve) -> Curve:
-    """Running mean, of few values first.
+    """Running mean over a window that starts short.
 
     >>> [(step, round(value, 3)) for step, value in smoothed([(1, 4.0), (2, 2.0)])]
     [(1, 4.0), (2, 2.947)]
@@ -43,7 +41,7 @@ def smoothed(curve: Curve) -> Curve:
 
 
 def thinned(curve: Curve, most: int = MOST_POINTS) -> Curve:
-    """At most `most` points: means of neighbours, and the last point as it is.
+    """At most `most` points: means of neighbouring points, and the last point unchanged.
 
     >>> thinned([(1, 1.0), (2, 3.0), (3, 5.0), (4, 7.0)], 2)
     [(2, 2.0), (4, 7.0)]
@@ -82,8 +80,8 @@ def short(value: float) -> str:
 
 
 def draw(title: str, lines: Sequence[Stroke], marks: Mapping[str, float] | None = None) -> Markup:
-    """An SVG with the lines over their steps; every line has a point. `marks` are values to compare
-    with, drawn across."""
+    """An SVG of the lines over their steps; every line needs a point. `marks` are reference values,
+    drawn as horizontal lines."""
     drawn = [Stroke(one.name, thinned(one.curve), one.faint, one.dots) for one in lines]
     steps = [step for one in drawn for step, _ in one.curve]
     values = sorted(value for one in drawn for _, value in one.curve)
@@ -140,7 +138,7 @@ def draw(title: str, lines: Sequence[Stroke], marks: Mapping[str, float] | None 
 
 
 def _said(title: str, lines: Sequence[Stroke]) -> Markup:
-    """The chart in words, for who cannot see it."""
+    """A text alternative for screen readers."""
     kept = [one for one in lines if not one.faint]
     said = [
         (

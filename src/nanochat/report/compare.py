@@ -1,4 +1,4 @@
-"""A lineage next to the one before it."""
+"""A lineage compared with an earlier one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +9,8 @@ from nanochat.report.chapter import Chapter, before, chain, find, read_chapter
 
 
 def comparisons(chapters: Sequence[Chapter], other: str | None, runs: Path) -> list[dict[str, Any]]:
-    """Each run of a lineage with another of its phase: `auto`, the one of its name before it; or
-    those of the lineage of the run `other`."""
+    """Each run of a lineage with an earlier run of the same phase: for `auto` the run of the same
+    name before it, else the run of that phase in the lineage of `other`."""
     if other is None:
         return []
     if other == "auto":

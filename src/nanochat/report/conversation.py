@@ -1,4 +1,5 @@
-"""The conversation in a report: questions asked of the last checkpoint that chats, once."""
+"""The conversation in a report: a few questions, asked once of the last
+checkpoint that can chat."""
 
 import io
 import json
@@ -27,9 +28,8 @@ GREEDY = {
 def talk_with(
     chapter: Chapter, questions: Sequence[str], kept: Path, *, device: str, precision: str
 ) -> dict[str, Any] | None:
-    """The turns with the newest checkpoint of a run, None if it has none or does not chat.
-
-    It is stored in the file `kept`, and not held again for the same checkpoint and questions.
+    """The turns with the newest checkpoint of a run, None if it has none or cannot chat. They are
+    stored in the file `kept` and not generated again for the same checkpoint and questions.
     """
     steps = chapter.checkpoints.steps()
     if not steps or not questions or chapter.info.phase == "base":
@@ -66,8 +66,8 @@ def messages_of(
 
 
 def turns(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """role and parts: each its kind and its text, a call of the calculator with brackets around it
-    and its result."""
+    """Role and parts. A part is (kind, text); a call of the calculator and its
+    result are in brackets."""
     found = []
     for message in messages:
         content = message["content"]

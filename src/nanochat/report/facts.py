@@ -1,5 +1,4 @@
-"""What the tables of the report say: results with their errors, what was set, what a run cost, what
-is published."""
+"""The content of the report's tables: results with errors, settings, cost, and published models."""
 
 import math
 import re
@@ -11,7 +10,7 @@ from nanochat.evals.results import read_results
 from nanochat.report.chapter import Chapter
 from nanochat.runs.run_folder import differences, fixed_settings
 
-# from: facts sheet 6.5; of the SFT model where there is one
+# from: facts sheet 6.5; the SFT model where there is one
 PUBLISHED: dict[str, dict[str, Any]] = {
     "GPT-2, 124M": {"CORE": 0.1139},
     "GPT-2 XL, 1.6B": {"CORE": 0.256525},
@@ -37,7 +36,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "nanochat d34": {"CORE": 0.3382, "cost": "100 h, about $2,500"},
 }
-# column of the table above -> our names of the same number
+# column of the table above -> our names for the same number
 SAME = {
     "CORE": ("CORE",),
     "ARC-Easy": ("arc_easy_accuracy",),
@@ -47,21 +46,21 @@ SAME = {
     "HumanEval": ("humaneval_accuracy",),
     "ChatCORE": ("chatcore_5", "chatcore"),
 }
-# numbers that are a share of the questions
+# numbers that are fractions of the questions
 SHARES = re.compile(r"(accuracy(_\w+)?|pass@\d+)$|^core/")
-# of a checkpoint's numbers, what is no result: how much was counted, and the same once more
+# entries of a checkpoint's numbers that are no results: counts, and duplicates
 COUNTS = re.compile(r"(tokens|error|_n|_stderr|_se|_of|_seconds)$")
-# of a phase and a kind of machine the composed config where nothing is typed: as it is, and with
-# what refers to other settings as the files have it; None for a phase that is not known
+# (phase, kind of machine) -> the default config, composed: resolved, and with its interpolations;
+# None for an unknown phase
 Defaults = Callable[[str, str], tuple[dict[str, Any], dict[str, Any]] | None]
-# what a run takes from the checkpoint it begins from
+# settings that a run inherits from its parent checkpoint
 FROM_PARENT = ("model.", "arch.", "tokenizer.")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A number of an evaluation. `error` is its standard error by the choice of `items` questions,
-    None where that is not known."""
+    """A number of an evaluation. `error` is its standard error over `items`
+    questions, None if unknown."""
 
     value: float
     error: float | None = None
@@ -70,8 +69,8 @@ class Outcome:
 
 
 def results(chapter: Chapter) -> dict[str, Outcome]:
-    """Of the newest judged checkpoint, by name; what `nanochat.evaluate` found stands in place of
-    what training found."""
+    """The results of the newest evaluated checkpoint, by name. Those of `nanochat.evaluate`
+    replace those of training."""
     if chapter.judged is None:
         return {}
     step = int(chapter.judged.name.removeprefix("step_"))
@@ -85,8 +84,8 @@ def results(chapter: Chapter) -> dict[str, Outcome]:
 def outcomes(
     numbers: Mapping[str, Any], items: Mapping[str, int], source: str
 ) -> dict[str, Outcome]:
-    """The results among `numbers`, with the errors that stand next to them; else those of `items`
-    questions with yes or no."""
+    """The results in `numbers`, with the errors stored next to them, else the binomial error
+    over `items` questions."""
     found = {}
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or COUNTS.search(name):
@@ -99,14 +98,14 @@ def outcomes(
             None,
         )
         if error is None and count and SHARES.search(name) and 0 <= value <= 1:
-            error = math.sqrt(value * (1 - value) / count)  # of pass@k it is at most that
+            error = math.sqrt(value * (1 - value) / count)  # an upper bound for pass@k
         found[name] = Outcome(float(value), error, int(count) if count else None, source)
     return found
 
 
 def question_counts(config: Mapping[str, Any]) -> dict[str, int]:
-    """How many questions stand behind each result of training: `limit`, or fewer where a task is
-    known to be smaller."""
+    """Number of questions behind each result of training: `limit`, or fewer if the task
+    is known to be smaller."""
     evals = config.get("evals") or {}
     tasks = evals.get("tasks") or config.get("tasks") or {}
     found = {}
@@ -137,10 +136,8 @@ def error_text(name: str, one: Outcome) -> str:
 
 
 def off_default(config: dict[str, Any], defaults: Defaults) -> list[tuple[str, str, str]] | None:
-    """(setting, value, default) where a run differs from its phase as it is composed for its
-    machine. None if that phase is not known.
-
-    What a run takes from its parent's checkpoint is left out.
+    """(setting, value, default) where a run differs from the defaults of its phase on its machine.
+    None if that phase is unknown. Settings inherited from the parent checkpoint are left out.
     """
     phase, machine = config.get("phase"), (config.get("trainer") or {}).get("accelerator")
     composed = defaults(str(phase), str(machine))
@@ -148,7 +145,8 @@ def off_default(config: dict[str, Any], defaults: Defaults) -> list[tuple[str, s
         return None
     mine, (theirs, raw) = fixed_settings(config), map(fixed_settings, composed)
     same = {key: re.fullmatch(r"\$\{([\w.]+)\}", str(text)) for key, text in raw.items()}
-    theirs = {  # what is the value of another setting differs where it is not that of the run's own
+    # a default that refers to another setting takes the value that this run gives that setting
+    theirs = {
         key: mine[m[1]] if (m := same.get(key)) and m[1] in mine else value
         for key, value in theirs.items()
     }
@@ -165,7 +163,7 @@ def off_default(config: dict[str, Any], defaults: Defaults) -> list[tuple[str, s
 
 
 def folded(rows: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """Settings of something that the default does not have at all, such as a task, in one row.
+    """All settings of a group that the default lacks, such as a task, in one row.
 
     >>> folded([("a.b._target_", "x.Y", ""), ("a.b.size", "3", ""), ("a.c", "1", "2")])
     [('a.b', 'Y: size 3', ''), ('a.c', '1', '2')]
@@ -206,8 +204,8 @@ def plain(value: Any) -> str:
 
 
 def compared(old: Chapter, new: Chapter) -> dict[str, Any]:
-    """What differs between two runs of one phase: settings, and results with the noise of their
-    questions."""
+    """What differs between two runs of one phase: settings, and results with the
+    noise of the questions."""
     before, after = results(old), results(new)
     rows = []
     for name in [n for n in after if n in before]:
@@ -240,7 +238,7 @@ def compared(old: Chapter, new: Chapter) -> dict[str, Any]:
 
 
 def tokens(chapter: Chapter) -> float | None:
-    """Tokens that the loss was taken of, so far."""
+    """Tokens that the loss was computed on so far."""
     ledger = chapter.summary.get("ledger") or {}
     if ledger.get("tokens_trained"):
         return float(ledger["tokens_trained"])
@@ -251,7 +249,7 @@ def tokens(chapter: Chapter) -> float | None:
 
 
 def left(chapter: Chapter) -> float | None:
-    """Seconds of training that are left, by the last steps; None if it is not running."""
+    """Seconds of training left, estimated from the last steps; None if it is not running."""
     paces = [value for _, value in chapter.curves.get("perf/step_seconds", [])[-20:]]
     if chapter.info.state != "training" or not chapter.info.steps or not paces:
         return None
@@ -259,6 +257,6 @@ def left(chapter: Chapter) -> float | None:
 
 
 def middle(curve: list[tuple[int, float]] | None) -> float | None:
-    """The median value: compiling and pauses do not count."""
+    """The median value, which compilation and pauses hardly affect."""
     values = sorted(value for _, value in curve or [])
     return values[len(values) // 2] if values else None

@@ -1,9 +1,9 @@
 """The items of an evaluation on one page, for one checkpoint or several next to each other: prompt,
 choices, scores, answer, right or wrong.
 
-The items are JSON in the page, and its one script writes them as text, a screenful at a time:
-thousands stay usable, and nothing that a model wrote is ever markup. The script is the only one
-that the page's policy allows.
+The items are JSON in the page. Its one script, the only one that the page's content security
+policy allows, renders them as text, one screen at a time: thousands stay usable, and text of a
+model never becomes markup.
 """
 
 import base64
@@ -19,13 +19,13 @@ from nanochat.evals.items import Item
 from nanochat.evals.uncertainty import standard_error
 from nanochat.report.render import TEMPLATES, render, visible
 
-RIGHT = 0.5  # above it most samples of an answer are right
+RIGHT = 0.5  # above it most samples of an answer are correct
 Sides = Mapping[str, Sequence[Item]]  # name of a checkpoint -> its items
 
 
 def write_items_page(out: Path, sides: Sides, *, note: str = "") -> None:
-    """Write `out` (FILE.html) and FILE.jsonl, which has an object for each item. ValueError if
-    there is none, or for another ending."""
+    """Write `out` (FILE.html) and FILE.jsonl with one object for each item. ValueError if there are
+    no items, or for another suffix."""
     if out.suffix != ".html":
         raise ValueError(
             f"out={out} must end in .html; the items are also written next to it as JSONL"
@@ -57,8 +57,8 @@ def write_items_page(out: Path, sides: Sides, *, note: str = "") -> None:
 
 
 def paired_rows(sides: Sides) -> list[dict[str, Any]]:
-    """An item a row, in the order of the first side: what was asked, and what each side answered,
-    None where it was not asked."""
+    """One row for each item, in the order of the first side: the question and the answer of each
+    side, None where it was not asked."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for number, items in enumerate(sides.values()):
         for item in items:
@@ -73,15 +73,15 @@ def paired_rows(sides: Sides) -> list[dict[str, Any]]:
             }
             row = rows.setdefault((item.task, item.index), asked)
             answer = {"answer": item.answer, "correct": item.correct, "scores": item.scores}
-            if item.prompt != row["prompt"]:  # another template or tokenizer
+            if item.prompt != row["prompt"]:  # prompts differ: another template or tokenizer
                 answer["prompt"] = item.prompt
             row["sides"][number] = answer
     return list(rows.values())
 
 
 def summary(rows: Sequence[dict[str, Any]], sides: int) -> list[dict[str, Any]]:
-    """For each task: the number of items, the share that is right on each side, and how many
-    changed sides between the first and the last."""
+    """For each task: the number of items, the accuracy of each side, and how many items only the
+    first or only the last side has right."""
     found = []
     for task in dict.fromkeys(row["task"] for row in rows):
         mine = [row["sides"] for row in rows if row["task"] == task]
@@ -111,8 +111,8 @@ def summary(rows: Sequence[dict[str, Any]], sides: int) -> list[dict[str, Any]]:
 
 
 def as_script_data(value: Any) -> Markup:
-    """JSON that can stand inside of a script element: without a character that could end it, and
-    without one that hides."""
+    """JSON that is safe inside a script element: no character that could end the element,
+    and no invisible one."""
 
     def shown(node: Any) -> Any:
         if isinstance(node, str):

@@ -1,5 +1,4 @@
-"""From a view, a plain dict, to the text of a page. What a page shows is escaped here, and nowhere
-else."""
+"""From a view (a plain dict) to the text of a page. Escaping happens here and nowhere else."""
 
 import re
 from functools import cache
@@ -10,14 +9,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Model text must not reorder what stands around it, move a cursor or hide: control characters but
-# line breaks and tabs, and the marks of bidirectional text.
+# Text of a model must not reorder its surroundings, move a cursor or hide: control characters
+# except line breaks and tabs, and bidirectional marks.
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def render(template: str, view: dict[str, Any]) -> str:
-    """The page `template` of `view`; every text in it is escaped for HTML, or by the filters for
-    Markdown."""
+    """Render the page `template` with `view`. All text is escaped for HTML, or by
+    the Markdown filters."""
     text = templates().get_template(template).render(view, css=style())
     return re.sub(r"\n{3,}", "\n\n", text) if template.endswith(".md") else text
 
@@ -40,7 +39,7 @@ def templates() -> Environment:
 
 
 def visible(text: str) -> str:
-    """Text in which nothing is hidden: each character that could is U+FFFD.
+    """Text with every invisible or reordering character replaced by U+FFFD.
 
     >>> visible("a\\x1b[2J\\u202eb\\n")
     'a�[2J�b\\n'
@@ -49,7 +48,7 @@ def visible(text: str) -> str:
 
 
 def cell(text: Any) -> str:
-    """A text as it stands, in a line or a cell of Markdown.
+    """Literal text in a line or a table cell of Markdown.
 
     >>> cell("a|b <i>\\n![x](y)")
     'a\\\\|b &lt;i> !\\\\[x\\\\](y)'
@@ -59,8 +58,8 @@ def cell(text: Any) -> str:
 
 
 def code(text: Any) -> str:
-    """A text as code in a cell of Markdown; a bar would end the cell, so it is another character
-    there.
+    """Code in a table cell of Markdown. A bar would end the cell, so it is
+    replaced by a similar character.
 
     >>> code("a|`b"), code("")
     ('`` a¦`b ``', '')
@@ -73,7 +72,7 @@ def code(text: Any) -> str:
 
 
 def fenced(text: Any) -> str:
-    """A text as a block of code in Markdown, fenced by more backticks than it has in a row.
+    """A code block in Markdown, fenced by more backticks than the text has in a row.
 
     >>> print(fenced("a\\n```"))
     ````text

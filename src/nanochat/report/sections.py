@@ -1,4 +1,4 @@
-"""The sections of the report below its phases: curves, results, samples, tokens, machine, as plain
+"""The sections after the phases (curves, results, samples, tokens, machine), as plain
 values for the templates."""
 
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ from nanochat.report import facts
 from nanochat.report.chapter import Chapter, Curve
 from nanochat.report.chart import Stroke, draw, smoothed
 
-# reference lines of a curve of CORE
+# reference lines in the CORE chart
 MARKS = {name: row["CORE"] for name, row in facts.PUBLISHED.items() if name.startswith("GPT-2")}
-MOST_TEXT = 1500  # guess: characters of one sample
+MOST_TEXT = 1500  # guess: characters shown of one sample
 
 
 def charts_of(chapter: Chapter) -> list[dict[str, Any]]:
-    """Loss or reward, bits per byte, right answers: those that have more than one point."""
+    """Charts of loss or reward, bits per byte and accuracy, where there is more than one point."""
     curves = chapter.curves
 
     def several(keys: Sequence[str]) -> list[Stroke]:
@@ -30,7 +30,7 @@ def charts_of(chapter: Chapter) -> list[dict[str, Any]]:
             return []
         return [Stroke(f"{name}, each step", curve, faint=True), Stroke(name, smoothed(curve))]
 
-    # the loss of reinforcement learning says nothing: it is about 0 however good the model is
+    # the loss of reinforcement learning is about 0 however good the model is
     first = noisy("rl/reward", "reward") or noisy("train/loss", "training loss")
     shares = [key for key in curves if key.startswith("val/") and facts.SHARES.search(key)]
     wanted = {
@@ -62,7 +62,7 @@ def charts_of(chapter: Chapter) -> list[dict[str, Any]]:
 
 
 def evaluations(found: Sequence[dict[str, facts.Outcome]]) -> list[dict[str, Any]]:
-    """A row for each result, a cell for each phase."""
+    """A row for each result, a column for each phase."""
     names = list(dict.fromkeys(name for one in found for name in one))
     return [{"name": name, "cells": [result_cell(name, one) for one in found]} for name in names]
 
@@ -97,10 +97,10 @@ def comparison(one: dict[str, Any]) -> dict[str, Any]:
 
 
 def published(last: Chapter, found: Sequence[dict[str, facts.Outcome]]) -> dict[str, Any]:
-    """Ours above what is published of GPT-2 and the original."""
+    """This run above published results of GPT-2 and the original."""
     mine = {}
     for column, names in facts.SAME.items():
-        for one in found:  # of several phases the last
+        for one in found:  # the last phase that has it
             name = next((n for n in names if n in one), None)
             if name is not None:
                 mine[column] = share_text(column, one[name].value)
@@ -148,7 +148,7 @@ def samples_of(chapter: Chapter) -> list[dict[str, Any]]:
 
 
 def ledger_of(chapter: Chapter) -> dict[str, Any] | None:
-    """Every token that was read, by what became of it."""
+    """Every token that was read, and how it was used."""
     ledger = chapter.summary.get("ledger") or {}
     fates = ("trained", "context", "masked", "trimmed", "cropped", "dropped")
     parts = [
@@ -180,7 +180,7 @@ def ledger_of(chapter: Chapter) -> dict[str, Any] | None:
 
 
 def machines(chapters: Sequence[Chapter]) -> dict[str, Any]:
-    """Hardware, code and versions; runs that agree in all of it share a column."""
+    """Hardware, code and versions; runs that agree in all of them share a column."""
     columns: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for one in chapters:
         columns.setdefault(tuple(machine(one).items()), []).append(one.info.phase)

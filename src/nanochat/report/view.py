@@ -1,5 +1,4 @@
-"""What the report shows, as plain values for its templates: the words and numbers of every
-section."""
+"""The content of the report as plain values for its templates."""
 
 import math
 import re
@@ -29,7 +28,7 @@ TITLES = {
     "settings": "Settings",
     "machine": "Machine and code",
 }
-Price = float | None  # per hour of the machine
+Price = float | None  # price of the machine per hour
 
 
 def report_view(
@@ -41,8 +40,8 @@ def report_view(
     talk: dict[str, Any] | None = None,
     refresh: int | None = None,
 ) -> dict[str, Any]:
-    """Of a lineage, its first run first. `refresh`: seconds after which the page loads itself
-    again."""
+    """The view of a lineage, oldest run first. `refresh`: the page reloads
+    after so many seconds."""
     last = chapters[-1]
     found = [facts.results(one) for one in chapters]
     phases = [phase(one, some, price, defaults) for one, some in zip(chapters, found, strict=True)]
@@ -83,8 +82,7 @@ def story(chapters: Sequence[Chapter]) -> str:
 def tiles(
     chapters: Sequence[Chapter], found: Sequence[dict[str, facts.Outcome]], price: Price
 ) -> list[tuple[str, str, str]]:
-    """(name, value, more) of what is to be seen first: did it work, how large, how long, for how
-    much."""
+    """(name, value, detail) of the headline: result, size, duration, cost."""
     last = chapters[-1]
     steps = f"step {last.step:,} of {last.info.steps:,}" if last.info.steps else f"step {last.step}"
     rest = facts.left(last)
@@ -118,7 +116,7 @@ def tiles(
 
 
 def against(last: Chapter, comparisons: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """The result next to that of the run before, if there is one."""
+    """The headline result compared with that of the run before, if there is one."""
     for one in comparisons:
         name = result_name(last)
         for row in one["rows"] if one["new"] is last else ():
@@ -129,7 +127,7 @@ def against(last: Chapter, comparisons: Sequence[dict[str, Any]]) -> list[tuple[
 
 
 def tokenizer_lines(first: Chapter) -> list[tuple[str, str]]:
-    """What is known of the tokenizer."""
+    """Facts about the tokenizer."""
     settings = first.config.get("tokenizer") or {}
     config, found = first.gpt_config, facts.results(first)
     lines = [("kind", str(settings.get("kind", "not recorded")))]
@@ -142,8 +140,8 @@ def tokenizer_lines(first: Chapter) -> list[tuple[str, str]]:
 
 
 def paid_seconds(chapter: Chapter) -> float:
-    """How long the machine was taken: from start to end, of a run that was resumed only its
-    training."""
+    """Seconds that the machine was occupied: from start to end, or for a resumed
+    run only its training."""
     return chapter.wall_seconds if chapter.wall_seconds is not None else chapter.seconds
 
 
@@ -156,13 +154,13 @@ def money(value: float | None) -> str:
 
 
 def result_name(chapter: Chapter) -> str:
-    """The result that a run is judged by; of wrong answers, the right ones."""
+    """The result by which a run is judged; an error rate becomes an accuracy."""
     metric = str((chapter.config.get("checkpoints") or {}).get("best_metric") or "val/bpb")
     return "greedy_accuracy" if metric == "val/error" else metric.removeprefix("val/")
 
 
 def headline(chapter: Chapter, found: dict[str, facts.Outcome]) -> dict[str, Any] | None:
-    """The result that a run is judged by, before and after."""
+    """The result by which a run is judged, before and after training."""
     name = result_name(chapter)
     if name not in found:
         return None
@@ -179,7 +177,7 @@ def headline(chapter: Chapter, found: dict[str, facts.Outcome]) -> dict[str, Any
 def phase(
     chapter: Chapter, found: dict[str, facts.Outcome], price: Price, defaults: facts.Defaults
 ) -> dict[str, Any]:
-    """One run: how far, how long, how fast, and how good."""
+    """One run: progress, duration, speed and result."""
     info, curves = chapter.info, chapter.curves
     lines = {"steps": f"{chapter.step:,}" + (f" of {info.steps:,}" if info.steps else "")}
     if trained := facts.tokens(chapter):

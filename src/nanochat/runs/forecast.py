@@ -1,6 +1,5 @@
-"""What a run will take: memory by part, time, cost, disk; and settings that look like a mistake.
-
-Printed with the plan, before anything is allocated. `runs/memory.py` predicts the memory.
+"""What a run will need: memory by part, time, cost, disk. Printed with the plan, before anything is
+allocated. `runs/memory.py` predicts the memory.
 """
 
 from contextlib import suppress
@@ -16,25 +15,25 @@ from nanochat.runs.memory import SPARE, Memory, largest_rows, predict
 from nanochat.runs.plan import Plan, estimate_seconds
 from nanochat.runtime import hardware
 
-KEEPS = 3  # checkpoints at once: checkpoints.keep_last and the best
-FEW_ROWS = 8  # guess: a micro-batch of fewer leaves a card waiting; then more is recomputed
+KEEPS = 3  # checkpoints that exist at once: checkpoints.keep_last and the best
+FEW_ROWS = 8  # guess: smaller micro-batches leave a GPU idle; rather recompute more
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of one process, where nothing else is said."""
+    """The forecast, per process unless a field says otherwise."""
 
-    memory: Memory | None  # None: something of this run cannot be traced
-    limit: int | None  # bytes of the device; None: not known
+    memory: Memory | None  # None: a part of this run cannot be traced
+    limit: int | None  # bytes of memory of the device; None: unknown
     checkpointing: str
     device: str
-    seconds: float | None  # of training; None: not known
+    seconds: float | None  # seconds of training; None: unknown
     tokens_per_second: float | None  # of all processes
     dollars: float | None
-    disk: int  # bytes of the checkpoints that are kept
+    disk: int  # bytes on disk of the checkpoints that are kept
 
     def rows(self) -> list[tuple[str, str]]:
-        """For the table of the plan."""
+        """Rows for the table of the plan."""
         found = [
             ("memory", self.described()),
             ("recomputed", self.checkpointing),
@@ -65,13 +64,13 @@ class Forecast:
 
 
 def gb(size: int) -> str:
-    """Decimal gigabytes, as memory is sold."""
+    """Decimal gigabytes, as in data sheets."""
     return f"{size / 1e9:,.3g}" if size < 1e11 else f"{size / 1e9:,.0f}"
 
 
 def machine(compute: dict[str, Any], device: hardware.Hardware | None) -> tuple[str, int | None]:
-    """Name and bytes of the device that is planned for: the one that is here, in a dry run
-    `compute.card`."""
+    """Name and memory of the device to plan for: the present one, or
+    `compute.card` in a dry run."""
     if device:
         return device.name, device.memory_bytes
     if card := compute["card"]:
@@ -80,8 +79,8 @@ def machine(compute: dict[str, Any], device: hardware.Hardware | None) -> tuple[
 
 
 def choose(recipe: Any, plan: Plan, sizes: GPTConfig, limit: int | None) -> tuple[Memory, str]:
-    """The memory of the run, with the rows of a micro-batch and what is recomputed as set or, where
-    they are `auto`, as they fit: as little recomputed as leaves FEW_ROWS rows."""
+    """The memory of the run. Where the rows of a micro-batch or the recomputation are `auto`, they
+    are chosen to fit, with as little recomputation as allows FEW_ROWS rows."""
     config = recipe.config
     asked, kinds = config["data"].get("rows_per_device"), config["compute"]["checkpointing"]
     fixed = None if asked == "auto" else asked
@@ -116,7 +115,9 @@ def foresee(recipe: Any) -> Forecast:
     compute, here = config["compute"], None if config["dry_run"] else recipe.hardware
     name, limit = machine(compute, here)
     memory, kind = None, compute["checkpointing"]
-    with suppress(RuntimeError, NotImplementedError):  # what tensors without values raise
+    with suppress(
+        RuntimeError, NotImplementedError
+    ):  # raised by operations on tensors without values
         memory, kind = choose(recipe, plan, sizes, limit)
     kind = "none" if kind == "auto" else kind
     peak = here.peak_flops if here else hardware.PEAK_FLOPS.get(compute["card"] or "")
@@ -139,8 +140,8 @@ def foresee(recipe: Any) -> Forecast:
 
 
 def is_foreseen(config: dict[str, Any]) -> bool:
-    """Whether the memory of a run is predicted: for a card, where a choice follows from it, and
-    where only the plan is wanted. It takes seconds, which a short run on a CPU need not spend."""
+    """Whether to predict the memory of a run: on a GPU, if a setting is chosen by it, and in a dry
+    run. It takes seconds, too long for a short run on a CPU."""
     if "rows_per_device" not in config["data"]:
         return False
     chosen = (
@@ -150,7 +151,7 @@ def is_foreseen(config: dict[str, Any]) -> bool:
 
 
 def on_card(config: dict[str, Any]) -> bool:
-    """Whether a run is for a GPU, where it is compiled and bf16."""
+    """Whether a run is for a GPU, where it is compiled and in bf16."""
     return config["trainer"]["accelerator"] in ("gpu", "cuda")
 
 

@@ -1,8 +1,6 @@
-"""A run whose processes were started by torchrun or srun: the first of them composes and prepares
-the run, the others are handed it.
-
-Nothing starts processes here. What the launcher says of ranks is put into torchrun's variables,
-which Lightning reads.
+"""A run whose processes were started by torchrun or srun. Rank 0 composes and prepares the run and
+passes it to the others. No process is started here. The launcher's ranks are put into torchrun's
+variables, which Lightning reads.
 """
 
 import json
@@ -22,15 +20,13 @@ from nanochat.runtime import signals
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 KEY = "nanochat/run"
-# guess: how long the others wait while the first makes a tokenizer and token shards
+# guess: time limit for the other ranks while rank 0 builds a tokenizer and token shards
 PATIENCE = timedelta(hours=6)
 
 
 def take_environment(environment: Any = os.environ) -> bool:
-    """Whether a launcher started this process as one of several. Its ranks are then in torchrun's
-    variables.
-
-    Else such variables are removed, with a line: Lightning and PyTorch would believe them.
+    """Whether a launcher started this process as one of several. If so, torchrun's variables are
+    set. If not, such variables are removed with a note, since Lightning and PyTorch would use them.
     """
     if (
         int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1
@@ -78,8 +74,8 @@ def of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def take_shape(cfg: DictConfig, typed: Callable[[str], list[str]], *, sweep: bool = False) -> None:
-    """Set devices and num_nodes to what the launcher started. ValueError if others were typed, or
-    for a `sweep`."""
+    """Set devices and num_nodes to what the launcher started. ValueError if other values were
+    typed, or for a `sweep`."""
     if sweep:
         raise ValueError(
             "a sweep starts its processes itself: python -m nanochat.train -m … trainer.devices=N, "
@@ -90,14 +86,13 @@ def take_shape(cfg: DictConfig, typed: Callable[[str], list[str]], *, sweep: boo
         if typed(rf"trainer\.{key}") and cfg.trainer[key] != value:
             raise ValueError(
                 f"trainer.{key}={cfg.trainer[key]}, but the launcher started {local} processes on "
-                f"each of {world // local} machines;"
-                f" drop trainer.{key}"
+                f"each of {world // local} machines; drop trainer.{key}"
             )
         cfg.trainer[key] = value
 
 
 def _store() -> Any:
-    """torchrun's store, or one that the first process opens on the port after MASTER_PORT."""
+    """torchrun's store, or one that rank 0 opens on the port after MASTER_PORT."""
     from torch.distributed import TCPStore
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -113,11 +108,11 @@ def _store() -> Any:
 
 
 class HandOver:
-    """What the first process tells the others, once."""
+    """The message of rank 0 to the other ranks, sent once."""
 
     def __init__(self) -> None:
         self.store, self.told = _store(), False
-        # a launcher that starts a failed run again keeps its store
+        # a launcher that restarts a failed run keeps its store
         self.key = f"{KEY}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self.world_size = int(os.environ["WORLD_SIZE"])
 
@@ -128,12 +123,12 @@ class HandOver:
         self.told = True
         run = folder and {"folder": str(folder.path), "resumed": folder.resumed, "config": config}
         self.store.set(self.key, json.dumps(run, default=str))
-        # the store ends with this process: not before the others have read it
+        # the store ends with this process, so the others must have read it first
         self.store.wait([f"{self.key}/{rank}" for rank in range(1, self.world_size)])
 
     def told_run(self) -> tuple[RunFolder, dict[str, Any]]:
-        """For the others: the run folder and the resolved config. Ends the process if there is
-        nothing to train."""
+        """On the other ranks: the run folder and the resolved config. Ends the process if
+        there is nothing to train."""
         run = json.loads(self.store.get(self.key))
         self.store.set(f"{self.key}/{os.environ['RANK']}", "read")
         if run is None:
@@ -146,15 +141,14 @@ def check_nodes(trainer: Mapping[str, Any]) -> None:
     if (nodes := trainer["num_nodes"]) > 1:
         raise ValueError(
             f"trainer.num_nodes={nodes} needs a launcher on every machine: torchrun "
-            f"--nnodes={nodes} "
-            f"--nproc_per_node={trainer['devices']} … -m nanochat.train …, or srun; dry_run=true "
-            "needs none"
+            f"--nnodes={nodes} --nproc_per_node={trainer['devices']} … -m nanochat.train …, or "
+            "srun; dry_run=true needs none"
         )
 
 
 def requeue() -> None:
-    """After SIGUSR1, which Slurm sends ahead of a job's end if asked to (`#SBATCH
-    --signal=USR1@120`): put the job into the queue again."""
+    """After SIGUSR1, which Slurm sends before a job's time limit if asked to
+    (`#SBATCH --signal=USR1@120`): requeue the job."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is not None and signal.SIGUSR1 in signals.received:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)

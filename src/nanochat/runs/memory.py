@@ -1,10 +1,8 @@
-"""How much memory a run will take, before anything of it is allocated.
-
-A step is traced: the network's own code runs on the meta device, on shapes without numbers, and
-every storage is counted while it lives. So the prediction knows the network, the optimizer and what
-is recomputed without a formula for any of them. A pass is linear in its rows, so two of them give
-all others. What torch.compile keeps is not seen by this; there bytes per token, layer and width are
-known instead (`COMPILED`).
+"""How much memory a run will need, before anything is allocated. A step is traced: the real code
+runs on the meta device, on shapes without values, and every storage is counted while it is alive.
+The prediction therefore covers network, optimizer and recomputation without a formula for any of
+them. A pass is linear in its rows, so two traces give all others. What torch.compile keeps is not
+visible to the trace; there the bytes per token, layer and width are measured (`COMPILED`).
 """
 
 import weakref
@@ -28,20 +26,20 @@ from nanochat.optim import GroupedOptimizer
 # from: traces of the compiled trunk (experiments/gpu/README.md): bytes per token, layer and width
 # in bf16. guess for `block`: its input, and the value embedding of every other layer
 COMPILED = {"none": 39.5, "attention": 24.0, "block": 4.0}
-SPARE = 0.06  # guess: share of a card that allocator and libraries take
+SPARE = 0.06  # guess: fraction of a GPU's memory for allocator and libraries
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process, by part. What is only there for a while is in the last three."""
+    """Bytes of one process, by part. The last three are temporary."""
 
     weights: int
     gradients: int
     optimizer: int
-    fixed: int  # of a pass, with any number of rows: casts of weights, a chunk of logits
-    per_row: int  # of a pass: activations of a row
+    fixed: int  # of a pass, independent of its rows: casts of weights, a chunk of logits
+    per_row: int  # of a pass, per row: activations
     rows: int
-    step: int  # more than all gradients, while the optimizer steps
+    step: int  # above all gradients, during the optimizer's step
     evaluation: int
 
     @property
@@ -58,7 +56,7 @@ class Memory:
         return replace(self, rows=rows)
 
     def parts(self) -> dict[str, int]:
-        """What is there at the peak, for printing."""
+        """The parts present at the peak, for printing."""
         return {
             "weights": self.weights,
             "gradients": self.gradients,
@@ -104,7 +102,7 @@ class Alive(TorchDispatchMode):
 
     @contextmanager
     def span(self) -> Iterator[Callable[[], int]]:
-        """Inside, what the peak is above what was alive at its beginning."""
+        """Within it, `peak` is counted from what was alive at the beginning."""
         start = self.peak = self.now
         yield lambda: self.peak - start
 
@@ -124,8 +122,8 @@ def predict(
 ) -> Memory:
     """The memory of a process that trains micro-batches of `rows` rows.
 
-    `sharded`: `no`; `optimizer`: its state is spread over the ranks; `all`: weights and gradients
-    too. `evaluation_rows`: rows of an evaluation's batch, by default as many.
+    `sharded`: `no`; `optimizer`: the optimizer's state is sharded over the ranks; `all`: weights
+    and gradients too. `evaluation_rows`: rows of an evaluation's batch, by default `rows`.
     """
     T, alive = config.sequence_len, Alive()
     with alive, torch.device("meta"):
@@ -140,7 +138,7 @@ def predict(
         gradients = alive.now - weights
         one, two = (_pass(gpt, n, alive) for n in (1, 2))
         optimizer = build_optimizer(gpt)
-        optimizer.step()  # makes its state
+        optimizer.step()  # creates its state
         state = alive.now - weights - gradients
         with alive.span() as above:
             optimizer.step()
@@ -152,7 +150,7 @@ def predict(
     C, V = config.n_embd, config.padded_vocab_size
     if head_on_card:  # a chunk of logits, their gradients, and one fp32 tensor between them
         fixed += chunk_rows(config.vocab_size, torch.device("cuda")) * V * (2 * dtype.itemsize + 4)
-    # hidden states, MLP and one chunk of logits; nothing is kept for a backward pass
+    # hidden states, MLP and one chunk of logits; nothing is saved for a backward pass
     evaluated = (evaluation_rows or rows) * T * C * dtype.itemsize * 12 + 2 * V * C
     across = {"no": 1, "optimizer": 1, "all": world_size}[sharded]
     of_state = 1 if sharded == "no" else world_size
@@ -169,8 +167,8 @@ def predict(
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **how: bool) -> Tensor:
-    """What `F.scaled_dot_product_attention` calls on a CPU; on the meta device it would write out
-    every score."""
+    """The kernel of `F.scaled_dot_product_attention` on a CPU; on the meta device it would
+    materialise every score."""
     if how.pop("enable_gqa", False):
         k, v = (x.repeat_interleave(q.size(1) // x.size(1), 1) for x in (k, v))
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -178,7 +176,7 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **h
 
 
 def _pass(gpt: GPT, rows: int, alive: Alive) -> int:
-    """Bytes above weights and gradients of a forward and backward pass."""
+    """Peak bytes of a forward and backward pass above weights and gradients."""
     idx = torch.zeros(rows, gpt.config.sequence_len, dtype=torch.long)
     with alive.span() as above:
         gpt.loss_sum(idx, idx).backward()
@@ -186,8 +184,8 @@ def _pass(gpt: GPT, rows: int, alive: Alive) -> int:
 
 
 def largest_rows(memory: Memory, limit: int, rank_rows: int, most: int) -> int:
-    """The most rows of a micro-batch that divide a rank's and fit into `limit` bytes; 0: none
-    does."""
+    """The largest micro-batch, in rows, that divides a rank's rows and fits into `limit`
+    bytes; 0 if none fits."""
     fitting = (
         rows
         for rows in range(min(rank_rows, most), 0, -1)

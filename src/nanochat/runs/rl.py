@@ -63,7 +63,7 @@ class OfReward(Settings):
 
 
 class RLSettings(Train):
-    """Those of phase rl, beside those of every run."""
+    """The settings of phase rl, besides those of every run."""
 
     data: Annotated[
         dict,
@@ -167,8 +167,7 @@ class RLRecipe(ChatRecipe):
         if rollout["max_tokens"] >= self.gpt_config.sequence_len:
             raise ValueError(
                 f"rollout.max_tokens={rollout['max_tokens']} leaves no room for a question in the "
-                "model's context of "
-                f"{self.gpt_config.sequence_len:,}; try "
+                f"model's context of {self.gpt_config.sequence_len:,}; try "
                 f"rollout.max_tokens={self.gpt_config.sequence_len // 2}"
             )
         task = self.data.task

@@ -78,7 +78,7 @@ class TextRecipe(Recipe):
                 self.build_optimizer(plan)(GPT(sizes))
 
         if "dataset" not in self.config["data"]:
-            # files of one's own are looked for; those of the hub when they are needed
+            # the user's files are checked now, those of the hub when they are needed
             _ = self.data
 
     def no_effect(self) -> dict[str, str]:

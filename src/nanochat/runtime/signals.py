@@ -177,7 +177,7 @@ def leave_signals() -> None:
     """For worker processes: leave stop signals to the process they work for, however many arrive.
     See `kill_workers_at_exit`.
 
-    A broken pipe to that process after it has ended is no error either.
+    A broken pipe to that process after it has ended is not an error either.
     """
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)

@@ -71,8 +71,7 @@ def _read(dataset: str, subset: str | None, split: str, place: str) -> Any:
     if mirror and not (mirror / dataset).is_dir():
         raise FileNotFoundError(
             f"{dataset} is not in the mirror {mirror}; put it there, set NANOCHAT_HUB_DIR "
-            "(paths.hub_dir=) to a mirror that "
-            "has it, or unset it and go online"
+            "(paths.hub_dir=) to a mirror that has it, or unset it and go online"
         )
     source = str(mirror / dataset) if mirror else dataset
     if mirror:
@@ -134,8 +133,7 @@ def load_rows(
     if unread:
         raise ValueError(
             f"{dataset} {split} also has {', '.join(unread)}, which would not be read; if the "
-            "conversations are complete without, set "
-            f"`ignore` to [{','.join(unread)}]"
+            f"conversations are complete without, set `ignore` to [{','.join(unread)}]"
         )
     return rows.select_columns(list(columns))
 
@@ -160,6 +158,5 @@ def _unreadable(dataset: str, error: Exception) -> OSError:
         )
     return OSError(
         f"cannot get {dataset} from the hub ({reason}); go online, or set NANOCHAT_HUB_DIR "
-        "(paths.hub_dir=) to a mirror "
-        f"with {dataset}/"
+        f"(paths.hub_dir=) to a mirror with {dataset}/"
     )

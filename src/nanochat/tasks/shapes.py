@@ -10,12 +10,10 @@ from nanochat.tokenizer.conversations import BadConversation, says_nothing
 # trained (tools, a second answer), so it is an error until `ignore` names it.
 METADATA = frozenset(
     "id idx index uuid uid hash conversation_id conversation_hash conv_id dialogue_id message_id "
-    "parent_id thread_id prompt_id task_id "
-    "source sources source_split dataset dataset_name origin url split subset category topic "
-    "full_topic domain services tags labels "
-    "language lang license author model model_name generator created created_at date timestamp "
-    "version score scores rating quality "
-    "difficulty turn turns num_turns num_tokens length metadata meta title".split()
+    "parent_id thread_id prompt_id task_id source sources source_split dataset dataset_name origin "
+    "url split subset category topic full_topic domain services tags labels language lang license "
+    "author model model_name generator created created_at date timestamp version score scores "
+    "rating quality difficulty turn turns num_turns num_tokens length metadata meta title".split()
 )
 SHAREGPT = {
     "human": "user",

@@ -109,9 +109,8 @@ class Words(Generated):
             if mirror is None:
                 raise FileNotFoundError(
                     f"{self.name} needs a list of words; set `path` to a file with one word per "
-                    "line (such as words_alpha.txt of "
-                    "github.com/dwyl/english-words) or to library, or NANOCHAT_HUB_DIR to a mirror "
-                    "with dwyl/english-words/"
+                    "line (such as words_alpha.txt of github.com/dwyl/english-words) or to "
+                    "library, or NANOCHAT_HUB_DIR to a mirror with dwyl/english-words/"
                 )
             path = mirror / WORDS_FILE
         if not path.is_file():
@@ -145,8 +144,7 @@ class Words(Generated):
         if not chosen:
             raise ValueError(
                 f"none of the {len(self.all_words)} words belongs to the {self.split} split at "
-                f"held_out={self.held_out}; give a "
-                "longer list, or held_out: 0"
+                f"held_out={self.held_out}; give a longer list, or held_out: 0"
             )
         return chosen
 

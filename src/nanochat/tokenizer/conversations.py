@@ -181,8 +181,7 @@ def check_chat_tokens(tokenizer: Tokenizer) -> None:
     if missing := [name for name in SPECIAL_TOKENS if name not in tokenizer.specials]:
         raise ValueError(
             f"its tokenizer has no {missing[0]}, which conversations need; convert the model with "
-            "them: "
-            "python -m nanochat.import src=hf:… out=DIR chat_tokens=true"
+            "them: python -m nanochat.import src=hf:… out=DIR chat_tokens=true"
         )
 
 

@@ -48,8 +48,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not isinstance(lengths, np.ndarray) or not np.array_equal(lengths, tokenizer.token_bytes):
         raise ValueError(
             f"{folder / TOKEN_BYTES_FILE} does not match {TOKENIZER_FILE} in the same folder "
-            "(other byte lengths);"
-            " copy both files from the same folder"
+            "(other byte lengths); copy both files from the same folder"
         )
     return tokenizer
 

@@ -72,8 +72,7 @@ def train_bpe(
 def _too_large(vocab_size: int, reached: int) -> ValueError:
     return ValueError(
         f"vocab_size={vocab_size:,} is more than this text can fill: at {reached:,} every word in "
-        "it is one token;"
-        f" set vocab_size={reached} or less, or auto, or give more text"
+        f"it is one token; set vocab_size={reached} or less, or auto, or give more text"
     )
 
 
@@ -245,7 +244,7 @@ def resolve_settings(
         )
     if kind == "bpe" and values["vocab_size"] is None:
         raise ValueError(
-            "vocab_size=null is no size for kind=bpe; give a number from 265 up, or auto"
+            "vocab_size=null is not a size for kind=bpe; give a number from 265 up, or auto"
         )
     return values["vocab_size"], values["max_chars"], values["doc_cap"]
 

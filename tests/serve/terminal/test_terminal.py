@@ -185,7 +185,7 @@ def test_piped_lines_are_turns_and_commands_and_bytes_that_are_no_text_do_no_har
         f"you: {line}".replace("\xe9", "\ufffd") for line in lines[:-1] if line
     ]
     assert (
-        "error: /st is no command; there are /help" in shown
+        "error: /st is not a command; there are /help" in shown
         and "error: top_k=0 must be at least 1" in shown
     )
     assert {c for c in shown if c < " " or "\x7f" <= c < "\xa0"} == {"\n"}

@@ -65,7 +65,8 @@ CORRECTED = {
 
 @dataclass(frozen=True)
 class CoreTask:
-    """A task of the bundle. `baseline` is what guessing gets, in percent, as nanochat takes it."""
+    """A task of the bundle. `baseline` is the accuracy of guessing in percent, as nanochat uses
+    it."""
 
     label: str
     file: Path
@@ -81,7 +82,7 @@ class CoreTask:
 
     @cached_property
     def items(self) -> list[dict[str, Any]]:
-        """In the order of the file. ValueError names the line that is wrong."""
+        """The items in the order of the file. ValueError names a wrong line."""
         items = []
         with self.file.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
@@ -98,7 +99,7 @@ class CoreTask:
         return items
 
     def order(self, seed: int) -> list[int]:
-        """The order in which items are taken: numbers of `items`, shuffled."""
+        """Indices of `items` in the shuffled order in which they are used."""
         order = list(range(len(self.items)))
         random.Random(seed).shuffle(order)
         return order
@@ -142,7 +143,7 @@ class Bundle:
 
     @cached_property
     def hash(self) -> str:
-        """Of the lists and of the files of all tasks."""
+        """Hash of the lists and of the files of all tasks."""
         digest = xxhash.xxh3_128()
         files = {self.path / "core.yaml", self.path / "eval_meta_data.csv"}
         for file in sorted(files | {task.file for task in self.tasks}):
@@ -151,8 +152,8 @@ class Bundle:
 
 
 def find(path: str | None) -> Bundle | None:
-    """The bundle in `path`; None: the one that was downloaded, or that of the hub's mirror, or None
-    if there is neither. ValueError if the folder that is named is not a bundle."""
+    """The bundle in `path`; without a path the downloaded one or that of the hub's mirror, or None.
+    ValueError if `path` is not a bundle."""
     if path is not None:
         if not Path(path).expanduser().is_dir():
             raise ValueError(f"evals.core.bundle={path} is not a folder")
@@ -162,7 +163,7 @@ def find(path: str | None) -> Bundle | None:
 
 
 def download() -> Bundle:
-    """The bundle, downloaded into the base folder (162 MB). OSError if it cannot be had."""
+    """Download the bundle into the base folder (162 MB). OSError if that fails."""
     target = base_dir() / "eval_bundle"
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:

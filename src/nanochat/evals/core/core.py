@@ -1,5 +1,5 @@
-"""CORE of a model: v1 as nanochat scores it, v2 with DCLM's corrected baselines, from the same
-decisions (facts sheet 6.2; mlfoundations/dclm#114 and #115)."""
+"""CORE of a model: v1 as nanochat scores it and v2 with DCLM's corrected baselines, from the same
+answers (facts sheet 6.2; mlfoundations/dclm#114 and #115)."""
 
 import math
 import time
@@ -25,23 +25,23 @@ from nanochat.evals.uncertainty import standard_error
 from nanochat.inference.frozen_gpt import FrozenGPT
 from nanochat.runtime.settings import Count, Positive, Seed
 
-SHUFFLE = 1337  # from: facts sheet 6.2; with another seed it is not nanochat's order
-TOGETHER = 128  # guess: items that are made into tokens at once, and lost by an interruption
-SWAPPED = "_swapped"  # ends the name of a task whose items have passages of other items
+SHUFFLE = 1337  # from: facts sheet 6.2; another seed gives another order than nanochat's
+TOGETHER = 128  # guess: items tokenized at once; an interruption loses as many
+SWAPPED = "_swapped"  # suffix of a task whose items have passages of other items
 
 
 class Core(Evaluation):
     """Accuracy on the tasks of the bundle, and their mean after centring.
 
-    `limit` takes the first so many items of each task after the shuffle; few-shot examples are
-    drawn from all, so an item is asked as in a whole evaluation. `passage_swap` asks reading tasks
-    once more with passages of other items: a model that scores the same does not read them. A run
-    that would take longer than `budget_seconds` ends with the limit that fits: what happened to be
-    done by then is no number to compare.
+    `limit` takes the first items of each task after the shuffle. Few-shot examples are drawn from
+    all items, so an item is asked as in a full evaluation. `passage_swap` asks reading tasks again
+    with passages of other items: a model that scores the same does not read them. An evaluation
+    that exceeds `budget_seconds` stops with an error that names the limit that fits, since a
+    partial result would not be comparable.
     """
 
     version = 2
-    no_matter = ("bundle", "budget_seconds")  # the bundle's hash does
+    no_matter = ("bundle", "budget_seconds")  # `identity` has the bundle's hash instead
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Core(Evaluation):
         self.tasks_of(find(self.path) or download())
 
     def tasks_of(self, bundle: Bundle) -> list[CoreTask]:
-        """Those that are asked. ValueError for a name that is not in the bundle."""
+        """The tasks to evaluate. ValueError for a name that is not in the bundle."""
         known = [task.label for task in bundle.tasks]
         for name in self.names or ():
             if name not in known:
@@ -93,12 +93,12 @@ class Core(Evaluation):
         return numbers(tasks, asked)
 
     def _names(self, task: CoreTask) -> list[str]:
-        """Of what is asked of a task."""
+        """The names under which the items of a task are counted."""
         twice = self.swap and reads_a_passage(task)
         return [task.label, task.label + SWAPPED] if twice else [task.label]
 
     def _part(self, task: CoreTask) -> range:
-        """Places in the order of `task` of the items that are asked."""
+        """Positions, in the order of `task`, of the items to ask."""
         return range(min(self.limit or len(task.items), len(task.items)))
 
     def _judged(self, context: Context, tasks: Sequence[CoreTask]) -> list[Item]:
@@ -130,7 +130,7 @@ class Core(Evaluation):
     def _items(
         self, context: Context, task: CoreTask, name: str, order: list[int], places: list[int]
     ) -> list[Item]:
-        """The items at these places of `order`, judged together."""
+        """Judge the items at these positions of `order` together."""
         gpt, tokenizer = context.gpt, context.tokenizer
         asked = []
         for i in places:
@@ -154,7 +154,7 @@ class Core(Evaluation):
 
 
 def centred(accuracy: float, baseline: float) -> float:
-    """0 where guessing is, 1 where all is right. `baseline` in percent, as in the bundle.
+    """0 for guessing, 1 if all answers are right. `baseline` in percent, as in the bundle.
 
     >>> centred(0.625, 25.0)
     0.5

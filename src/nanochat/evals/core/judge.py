@@ -1,5 +1,5 @@
-"""Items of CORE judged by a network: which choice has the lowest mean loss, or whether an answer is
-what greedy decoding writes."""
+"""Items of CORE judged by a network: the choice with the lowest mean loss, or whether greedy
+decoding gives the answer."""
 
 import math
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ def judge(
     *,
     batch_tokens: int | None = None,
 ) -> list[Item]:
-    """The items, given by their number in `task` and as they are asked, decided together."""
+    """Decide items together; each is given as its index in `task` and its question."""
     every = [one for _, item in asked for one in item.continuations]
     given = iter(likelihoods(gpt, [o for o in every if o.continuation], batch_tokens=batch_tokens))
-    # what is empty has no likelihood
+    # an empty continuation has no likelihood
     found = iter([next(given) if one.continuation else Likelihood((), False) for one in every])
     items = []
     for index, item in asked:
@@ -34,11 +34,9 @@ def judge(
 def decided(
     task: str, index: int, asked: Asked, found: Sequence[Likelihood], tokenizer: Tokenizer
 ) -> Item:
-    """The item, decided from the likelihoods of its continuations.
-
-    The lowest mean loss is chosen, the first of equal ones. A choice without a token of its own, as
-    one that all others begin with, is chosen only if it is the first (facts sheet 6.2: its mean is
-    not a number).
+    """Decide an item from the likelihoods of its continuations. The lowest mean loss is chosen, the
+    first of equal ones. An empty choice (a prefix of all others) is chosen only if it is the first
+    (facts sheet 6.2: its mean is not a number).
     """
     scores = {
         "nats": tuple(math.fsum(one.nats) if one.nats else math.nan for one in found),

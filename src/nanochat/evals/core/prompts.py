@@ -1,5 +1,5 @@
-"""What is asked for an item of CORE: texts, few-shot examples and the tokens that are judged, as
-nanochat renders them (facts sheet 6.2)."""
+"""The question of a CORE item: texts, few-shot examples and judged tokens, as nanochat renders
+them (facts sheet 6.2)."""
 
 import random
 import re
@@ -11,15 +11,16 @@ from nanochat.inference.likelihood import Continuation
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 EXAMPLES_SEED = 1234  # from: facts sheet 6.2
-TEMPLATE = "core"  # name of this rendering in passports
-# what reading tasks put between a passage and its question; LSAT's the second
+TEMPLATE = "core"  # identifies this rendering in passports
+# what reading tasks have between passage and question; LSAT's the second
 PASSAGE_ENDS = re.compile(r"\n(?=Question:|Q:)")
 
 
 class Asked(NamedTuple):
-    """An item as it is asked. `continuations` holds one for each choice; of a free answer, one."""
+    """An item as it is asked. `continuations` has one entry for each choice, and
+    one for a free answer."""
 
-    prompt: str  # what is read before the answer, for people
+    prompt: str  # what is read before the answer, as text
     choices: tuple[str, ...]
     judged: tuple[str, ...]  # the text of each continuation
     gold: int | str
@@ -28,8 +29,8 @@ class Asked(NamedTuple):
 
 
 def examples_of(task: CoreTask, order: Sequence[int], idx: int) -> list[dict[str, Any]]:
-    """The few-shot examples of item order[idx], drawn from all other items, whatever part of them
-    is asked; as many as there are where the task wants more."""
+    """The few-shot examples of item order[idx], drawn from all other items, also if only a part of
+    them is asked; fewer if the task has fewer items."""
     rest = [i for i in range(len(order)) if i != idx]
     drawn = random.Random(EXAMPLES_SEED + idx).sample(rest, min(task.shots, len(rest)))
     return [task.items[order[i]] for i in drawn]
@@ -38,8 +39,8 @@ def examples_of(task: CoreTask, order: Sequence[int], idx: int) -> list[dict[str
 def render(
     task: CoreTask, item: dict[str, Any], examples: Sequence[dict[str, Any]]
 ) -> tuple[list[str], str]:
-    """The texts of an item, and what they begin with: one for each choice or context; of a free
-    answer the text without it, stripped, and the one with it."""
+    """The texts of an item and their common beginning: one text for each choice or context; for a
+    free answer the stripped text without the answer and the text with it."""
     dl = task.delimiter
     blocks = "".join(f"{_solved(task, example)}\n\n" for example in examples)
     if task.kind == "multiple_choice":
@@ -85,7 +86,7 @@ def ask(
         # it does not, this is the whole text without the answer.
         ids, starts = ids[1:], starts[1:]
     cut = [max(0, len(row) - longest) if longest else 0 for row in ids]
-    # of a text that loses even its first judged token, only the rest is judged
+    # if a text loses even its first judged token, only the rest is judged
     spans = [max(start, n + 1) for start, n in zip(starts, cut, strict=True)]
     continuations = [
         Continuation(row[n:start], row[start:])
@@ -98,7 +99,7 @@ def ask(
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with."""
+    """Length of the common prefix of all rows."""
     shortest = min(map(len, rows))
     for i in range(shortest):
         if any(row[i] != rows[0][i] for row in rows):
@@ -107,7 +108,7 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
 
 
 def reads_a_passage(task: CoreTask) -> bool:
-    """Whether every item asks about a passage before it."""
+    """Whether every item is a question about a passage."""
     return task.kind != "schema" and all(PASSAGE_ENDS.search(_question(i)) for i in task.items)
 
 
@@ -117,8 +118,8 @@ def passage_of(item: dict[str, Any]) -> str:
 
 
 def swapped(task: CoreTask, order: Sequence[int], idx: int) -> dict[str, Any]:
-    """Item order[idx] with the passage of the next item that has another one: what it is worth to
-    have read it. The item as it is if all have one passage."""
+    """Item order[idx] with the passage of the next item that has a different one, to measure what
+    reading it is worth. Unchanged if all have the same passage."""
     item = task.items[order[idx]]
     own = passage_of(item)
     for step in range(1, len(order)):

@@ -1,2 +1,2 @@
-"""Programs that load an export as its users do, in processes of their own. They
-import nothing of ours."""
+"""Programs that load an export as its users do, in separate processes. They
+import no code of ours."""

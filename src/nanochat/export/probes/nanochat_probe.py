@@ -1,8 +1,8 @@
-"""Load exported files with the original's own code, and write what it computes:
+"""Load exported files with the original's code, and write its results:
 `python nanochat_probe.py PLACE`.
 
-PLACE/request.json names its checkout (`peer`). Both of its generations are understood: the later
-one chooses its precision by NANOCHAT_DTYPE, the earlier one by autocast.
+PLACE/request.json names its checkout (`peer`). Both generations work: the later one takes its
+precision from NANOCHAT_DTYPE, the earlier one from autocast.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from nanochat.checkpoint_manager import load_model  # noqa: E402
 
 
 def greedy(model, tokenizer, start: list[int]) -> list[int]:
-    """Its engine, decoding with its cache, without its calculator. It ends where
+    """Greedy tokens of the original's engine, with its cache and without its calculator, until
     the model ends its turn."""
     its_engine.use_calculator = lambda expression: None
     columns = its_engine.Engine(model, tokenizer).generate(

@@ -1,8 +1,8 @@
-"""Load an exported folder with transformers, and write what it computes:
+"""Load an exported folder with transformers, and write its results:
 `python transformers_probe.py PLACE`.
 
 PLACE/request.json says what to compute; answer.json and one array of logits per
-precision come beside it.
+precision are written next to it.
 """
 
 import json

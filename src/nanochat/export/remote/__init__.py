@@ -1,2 +1,2 @@
-"""Python files that are copied into an exported folder, for eras that no stock class of
-transformers has. They import nothing of ours."""
+"""Python files that are copied into an exported folder, for eras without a stock class in
+transformers. They import no code of ours."""

@@ -210,8 +210,7 @@ class ChatRequest(SharedFields):
         if self.wants_json and names and self.choice != "none":
             raise ValueError(
                 f"response_format={self.wants_json} is not supported together with tools and "
-                f"tool_choice={self.choice}; "
-                "leave one out, or say tool_choice=none"
+                f"tool_choice={self.choice}; leave one out, or say tool_choice=none"
             )
         last = self.messages[-1]
         if self.wants_json and last.role == "assistant" and last.as_project()["content"]:

@@ -13,7 +13,7 @@ def quoted(file: Any) -> str:
     """The text of {name, bytes, text}, with its name, as it goes into a message. ValueError of one
     line."""
     if not isinstance(file, dict) or not isinstance(file.get("text"), str | None):
-        raise ValueError("this is no file; choose one")
+        raise ValueError("this is not a file; choose one")
     name, size, text = shortened(str(file.get("name"))), file.get("bytes"), file.get("text")
     if type(size) is not int or size > 4 * ATTACHED or len(text or "") > ATTACHED:
         size = (

@@ -307,5 +307,5 @@ def read_asked(messages: list[dict[str, Any]], asked: Any) -> tuple[int, int | N
     ):
         raise ValueError(f"question={question!r} is none of this conversation; load the page again")
     if branch is not None and type(branch) is not int:
-        raise ValueError(f"branch={branch!r} is no number of an answer; load the page again")
+        raise ValueError(f"branch={branch!r} is not the number of an answer; load the page again")
     return question, branch

@@ -103,8 +103,7 @@ class Store:
                 if version > VERSION:
                     raise ValueError(
                         f"store={self.path} was written by a later nanochat (version {version}, "
-                        f"this one reads {VERSION}); "
-                        "name another file"
+                        f"this one reads {VERSION}); name another file"
                     )
                 for statement in filter(str.strip, TABLE.split(";")):
                     db.execute(statement)

@@ -98,7 +98,7 @@ def read_settings(typed: str) -> dict[str, Any]:
         name, equals, value = word.partition("=")
         if name not in SETTINGS or not equals:
             raise ValueError(
-                f"{word!r} is no setting; type /set NAME=VALUE with one of {', '.join(SETTINGS)}"
+                f"{word!r} is not a setting; type /set NAME=VALUE with one of {', '.join(SETTINGS)}"
             )
         try:
             read[name] = text_list(value) if name == "stop" else json.loads(value)
@@ -191,8 +191,8 @@ class Talk:
         name, rest = [*line[1:].split(maxsplit=1), "", ""][:2]
         if name not in COMMANDS:
             raise ValueError(
-                f"/{name} is no command; there are {' '.join(f'/{known}' for known in COMMANDS)}. "
-                "Put a space before a text that begins with /"
+                f"/{name} is not a command; there are {' '.join(f'/{known}' for known in COMMANDS)}"
+                ". Put a space before a text that begins with /"
             )
         rest, usage = rest.strip(), COMMANDS[name][0]
         if rest and not usage:
