@@ -1,7 +1,9 @@
 """Every back-end that runs here against a masked softmax in float64, and the choice between
 them."""
 
+import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -242,6 +244,44 @@ def test_nothing_that_runs_is_one_clear_line(monkeypatch):
     with pytest.raises(ValueError, match="no kernel image") as caught:
         choose("auto", CPU, torch.float32, **SIZES)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("H", "G"), [(4, 4), (4, 2)])
+@pytest.mark.parametrize("window", [None, 0, 7, 64])
+def test_flash_attention_is_asked_for_the_windows_of_the_definition(monkeypatch, window, H, G):
+    """The kernel is for CUDA; here a masked softmax does what its documentation says."""
+
+    def as_documented(q, k, v, starts, starts_k, longest, longest_k, *, window_size, enable_gqa):
+        left, right = window_size
+        assert torch.equal(starts, starts_k) and longest == longest_k == 32
+        assert right == 0 and enable_gqa == (q.size(1) != k.size(1)) and starts.dtype == torch.int32
+        parts = [
+            plain(*(x[a:b][None] for x in (q, k, v)), None if left == -1 else left)[0]
+            for a, b in itertools.pairwise(starts.tolist())
+        ]
+        return torch.cat(parts).to(q.dtype)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", as_documented)
+    q, k, v = draw(3, 32, 32, H, G)
+    found = BACKENDS["flash"](q, k, v, window)
+    torch.testing.assert_close(found, BACKENDS["sdpa"](q, k, v, window), **FP32)
+
+
+def test_the_flash_attention_of_the_name_is_active_and_pytorchs_own_again(monkeypatch):
+    from torch.nn import attention as registry
+
+    known = registry._registry._FLASH_ATTENTION_IMPLS
+    monkeypatch.setitem(known, "FA3", lambda: SimpleNamespace(remove=lambda: None))
+    attention.activate("fa3")
+    assert registry.current_flash_attention_impl() == "FA3"
+    attention.activate("flash")
+    assert registry.current_flash_attention_impl() is None
+
+
+@pytest.mark.parametrize("name", attention.FLASH)
+def test_flash_attention_on_a_cpu_is_refused_with_the_reason(name):
+    with pytest.raises(ValueError, match="FlashAttention is for bf16 on CUDA"):
+        choose(name, CPU, torch.bfloat16, **SIZES)
 
 
 @pytest.mark.gpu

@@ -69,13 +69,19 @@ def test_every_line_of_the_right_column_composes(line: str) -> None:
 def test_what_is_typed_is_what_is_set() -> None:
     line, notes = habits.translate(
         "scripts.base_train",
-        shlex.split("-- --depth=12 --run d12 --device_batch_size 16 --fp8 --core-metric-every=-1"),
+        shlex.split(
+            "-- --depth=12 --run d12 --device_batch_size 16 --fp8 --core-metric-every=-1 "
+            "--fp8-recipe=rowwise"
+        ),
     )
     assert line == (
         "python -m nanochat.train +phase=base model.depth=12 logger=wandb run_name=d12 "
-        "data.rows_per_device=16"
+        "data.rows_per_device=16 compute.fp8=true"
     )
-    assert notes == ["--fp8: not built yet"]
+    assert notes == [
+        "--fp8-recipe: compute.fp8=true has one scale for each matrix (tensorwise), and there is "
+        "no other"
+    ]
     config = composed(*line.split()[3:])
     assert (config["model"]["depth"], config["data"]["rows_per_device"], config["run_name"]) == (
         12,

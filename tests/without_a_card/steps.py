@@ -28,7 +28,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from nanochat import optim  # noqa: E402
 from nanochat.callbacks.report import Report  # noqa: E402
 from nanochat.commands.configs import compose_choice  # noqa: E402
-from nanochat.gpt import GPT, GPTConfig, build_arch, from_depth, loss  # noqa: E402
+from nanochat.gpt import GPT, GPTConfig, attention, build_arch, fp8, from_depth, loss  # noqa: E402
+from nanochat.gpt.model import Linear  # noqa: E402
 from nanochat.inference import fixed_step  # noqa: E402
 from nanochat.inference.cache import KVCache  # noqa: E402
 from nanochat.inference.frozen_gpt import FrozenGPT  # noqa: E402
@@ -127,6 +128,16 @@ def given(rule: str) -> tuple:
     return build, optim.build_schedule(choice["schedule"]), 10
 
 
+def eight_bits(gpt: GPT) -> None:
+    for layer in gpt.transformer.h.modules():
+        if isinstance(layer, Linear) and fp8.takes(layer.weight):
+            layer.multiply = fp8.multiply
+
+
+def flash(gpt: GPT) -> None:
+    gpt.attend = attention.flash
+
+
 def text_step(arch: str, rule: str, plant=None) -> set:
     """Phases base, mid and sft, which differ in their data alone."""
     gpt = network(arch)
@@ -200,7 +211,7 @@ def decoding(arch: str, compile: bool) -> set:
     return watch.found
 
 
-def compiled(arch: str) -> set:
+def compiled(arch: str, change=lambda gpt: None) -> set:
     """What torch.compile makes of the parts that are compiled, each a single graph: the trunk and
     its backward pass, a chunk of the loss, Muon's update, the step that is recorded."""
     watch, graphs = Watch(torch.bfloat16), []
@@ -219,6 +230,7 @@ def compiled(arch: str) -> set:
         return torch.compile(function, backend=backend, fullgraph=True, dynamic=False)(*args)
 
     gpt, idx = network(arch), torch.zeros(B, T, dtype=torch.long, device=CARD)
+    change(gpt)
     one_graph(gpt._run_trunk, idx, gpt.cos[:, :T], gpt.sin[:, :T]).sum().backward()
     z = torch.zeros(B * T, V, dtype=torch.bfloat16, device=CARD)
     one_graph(loss.capped_loss_and_grad, z, idx.flatten(), 15.0)
@@ -257,6 +269,8 @@ def leak(gpt: GPT) -> None:
 STEPS = {
     "text modern": lambda: text_step("modern", "muon"),
     "text classic": lambda: text_step("classic", "muon_classic"),
+    "text modern in fp8": lambda: text_step("modern", "muon", eight_bits),
+    "text modern by FlashAttention": lambda: text_step("modern", "muon", flash),
     "rl modern nanochat": lambda: rl_step("modern", "nanochat"),
     "rl classic dapo": lambda: rl_step("classic", "dapo"),
     "decoding modern": lambda: decoding("modern", False),
@@ -265,6 +279,7 @@ STEPS = {
     "decoding classic recorded": lambda: decoding("classic", True),
     "compiled modern": lambda: compiled("modern"),
     "compiled classic": lambda: compiled("classic"),
+    "compiled modern in fp8": lambda: compiled("modern", eight_bits),
     "planted: an index on the CPU": lambda: text_step("modern", "muon", cpu_index),
     "planted: .item() in the step": lambda: text_step("modern", "muon", item),
     "planted: fp32 in the stream": lambda: text_step("modern", "muon", leak),

@@ -9,6 +9,7 @@ position t sees t and the `window` positions before it (so window + 1 keys), or 
 `reference`: a kernel that imports but cannot run is found before training, not in it.
 """
 
+import importlib.util
 import math
 from collections.abc import Callable
 from functools import lru_cache
@@ -140,6 +141,55 @@ def flex(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     return y.transpose(1, 2)
 
 
+# --- FlashAttention, with windows: PyTorch's own, or another version of its registry ---
+
+# name -> the implementation in PyTorch's registry, and the package that brings it
+FLASH: dict[str, tuple[str, str] | None] = {
+    "flash": None,  # PyTorch's own, FlashAttention 2
+    "fa3": ("FA3", "flash_attn_interface"),
+    "fa4": ("FA4", "flash_attn"),
+}
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """The version of FlashAttention that `activate` has named. Blocks outside the window are
+    skipped. Queries that are not all positions go to SDPA."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    B, T, H, D = q.shape
+    if k.size(1) != T:
+        return sdpa(q, k, v, window)
+    starts = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=q.device)
+    left = _effective(window, T)
+    y = varlen_attn(
+        q.flatten(0, 1),
+        k.flatten(0, 1),
+        v.flatten(0, 1),
+        starts,
+        starts,
+        T,
+        T,
+        window_size=(-1 if left is None else left, 0),
+        enable_gqa=k.size(2) != H,
+    )
+    assert isinstance(y, Tensor)
+    return y.view(B, T, H, D)
+
+
+def activate(name: str) -> None:
+    """Make the FlashAttention of this name the one that `flash` calls, in this process."""
+    import torch.nn.attention as registry
+
+    found = FLASH[name]
+    wanted = found[0] if found else None
+    if registry.current_flash_attention_impl() == wanted:
+        return
+    if wanted is None:
+        registry.restore_flash_attention_impl()
+    else:
+        registry.activate_flash_attention_impl(wanted)
+
+
 def prepare(name: str, T: int, windows: set[int | None], device: torch.device) -> None:
     """Make what compiled code only looks up: FlexAttention's block masks for training length T."""
     if name == "flex":
@@ -147,7 +197,12 @@ def prepare(name: str, T: int, windows: set[int | None], device: torch.device) -
             _flex_mask(T, T, _effective(window, T), device)
 
 
-BACKENDS: dict[str, Attend] = {"sdpa": sdpa, "flex": flex, "reference": reference}
+BACKENDS: dict[str, Attend] = {
+    "sdpa": sdpa,
+    "flex": flex,
+    **dict.fromkeys(FLASH, flash),
+    "reference": reference,
+}
 
 
 def runnable(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -157,6 +212,13 @@ def runnable(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
             return "FlexAttention has a backward pass on CUDA only"
         if torch.cuda.get_device_capability(device) < (7, 5):
             return "FlexAttention needs compute capability 7.5"
+    if name in FLASH:
+        if device.type != "cuda" or dtype == torch.float32:
+            return "FlashAttention is for bf16 on CUDA"
+        if (asked := FLASH[name]) and importlib.util.find_spec(asked[1]) is None:
+            return f"the package that has {asked[1]} is not installed"
+        if name == "fa3" and torch.cuda.get_device_capability(device)[0] != 9:
+            return "FlashAttention 3 is for compute capability 9"
     if name not in BACKENDS:
         return f"unknown; choose from auto, {', '.join(BACKENDS)}"
     return None
@@ -183,6 +245,8 @@ def prove(
     # TF32 keeps 11 bits, less than the tolerance asks for
     torch.set_float32_matmul_precision("highest")
     try:
+        if device.type == "cuda":  # SDPA's own FlashAttention is exchanged with it
+            activate(name if name in FLASH else "flash")
         with torch.inference_mode(False), torch.enable_grad():
             return _prove(name, device, dtype, H, G, D, length, windows, generator, tolerance)
     except Exception as error:
@@ -236,7 +300,8 @@ def choose(
             )
         return wanted, "as asked, proven with a forward and backward pass"
     limited = any(w is not None and w < T - 1 for w in windows)
-    order = ["flex", "sdpa"] if limited else ["sdpa", "flex"]
+    # FA3 where it is installed: 9 % more tokens/s and twice the speed of FA2 (facts sheet 10.4)
+    order = ["fa3", *(["flex", "sdpa"] if limited else ["sdpa", "flex"])]
     refused: list[tuple[str, str]] = []
     for name in order:
         problem = runnable(name, device, dtype) or prove(

@@ -26,12 +26,17 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.gpt import attention, loss
+from nanochat.gpt import attention, fp8, loss
 from nanochat.gpt.attention import Attend
 from nanochat.gpt.config import Arch, GPTConfig
 from nanochat.gpt.counts import BIGRAM_ROWS
 from nanochat.gpt.elementary import norm, rope_table, rotate
 from nanochat.gpt.recompute import recomputed
+
+
+def multiply(x: Tensor, weight: Tensor) -> Tensor:
+    """x (…, n_in) times weight (n_out, n_in) transposed -> (…, n_out), in the dtype of x."""
+    return F.linear(x, weight.to(x.dtype))
 
 
 class Linear(nn.Linear):
@@ -44,12 +49,13 @@ class Linear(nn.Linear):
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__(n_in, n_out, bias=False)
+        self.multiply = multiply  # or fp8.multiply
 
     def reset_parameters(self) -> None:
         """Left as allocated: `GPT.init_weights` or a checkpoint fills it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return self.multiply(x, self.weight)
 
     def product(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         """What `forward` does with inputs of `dtype`, for many of them: the weight is cast once."""
@@ -108,7 +114,7 @@ class Attention(nn.Module):
         B, T, _ = h.shape
         # one product for the three: larger matrices run nearer to the peak, backward reads h once
         weight = torch.cat((self.c_q.weight, self.c_k.weight, self.c_v.weight))  # (C + 2 G D, C)
-        qkv = F.linear(h, weight.to(h.dtype)).view(B, T, self.H + 2 * self.G, self.D)
+        qkv = self.c_q.multiply(h, weight).view(B, T, self.H + 2 * self.G, self.D)
         q, k, v = qkv.split((self.H, self.G, self.G), dim=2)
         if ve is not None:
             # Value embeddings: a table says what a token gives to those that attend to it, whatever
@@ -331,6 +337,7 @@ class GPT(nn.Module):
         compute_dtype: torch.dtype,
         attention_backend: str = "auto",
         checkpointing: str = "none",
+        eight_bits: bool = False,
         compile_for: tuple[int, int] | None = None,
         by_block: bool = False,
     ) -> dict[str, str]:
@@ -339,7 +346,7 @@ class GPT(nn.Module):
 
         `compile_for` is the shape (B, T) of the micro-batches to compile for; any other shape runs
         uncompiled. `by_block`: compile each block alone, as where its weights are gathered before
-        it. `checkpointing` is one of recompute.KINDS.
+        it. `checkpointing` is one of recompute.KINDS. `eight_bits`: products of the blocks in fp8.
         """
         config, device = self.config, self.device
         self.compute_dtype = compute_dtype
@@ -359,6 +366,11 @@ class GPT(nn.Module):
         self.cos = torch.empty(0, device=device)
         self.grow_rope(config.sequence_len)
         self._run_block = recomputed(checkpointing)
+        for layer in self.transformer.h.modules():
+            if isinstance(layer, Linear):
+                layer.multiply = (
+                    fp8.multiply if eight_bits and fp8.takes(layer.weight) else multiply
+                )
         self._compiled_shape = compile_for
         if compile_for is not None:
             if by_block:
@@ -369,7 +381,8 @@ class GPT(nn.Module):
             self._loss_step = torch.compile(loss.capped_loss_and_grad, dynamic=False)
         return {
             "attention": f"{name} ({why})",
-            "compute dtype": str(compute_dtype).removeprefix("torch."),
+            "compute dtype": str(compute_dtype).removeprefix("torch.")
+            + (" and fp8" if eight_bits else ""),
             "compile": "yes" if compile_for else "no",
         }
 

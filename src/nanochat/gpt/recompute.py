@@ -26,6 +26,7 @@ aten = torch.ops.aten
 KEPT = {
     aten.mm.default,
     aten.addmm.default,
+    aten._scaled_mm.default,
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_efficient_attention.default,
     aten._scaled_dot_product_cudnn_attention.default,
@@ -35,7 +36,8 @@ KEPT = {
 
 
 def _keep(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    kept = operation in KEPT or operation.namespace == "torch_attn"  # FlashAttention's
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def recomputed(kind: str) -> Callable[..., Any]:

@@ -17,6 +17,8 @@ def in_todays_words(config: dict[str, Any]) -> dict[str, Any]:
     if "compute" not in found and trainer:
         found["compute"] = {key: trainer.pop(key) for key in COMPUTE if key in trainer}
         found["trainer"] = trainer
+    if "compute" in found:
+        found["compute"] = {"fp8": False, **found["compute"]}  # which there was not
     if module:
         known = "nanochat.modules.next_token.NextTokenModule"
         target = known if module.get("_target_") in NEXT_TOKEN else module.get("_target_")

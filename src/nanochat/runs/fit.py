@@ -45,6 +45,7 @@ def fit(recipe: Recipe, folder: RunFolder) -> bool:
         compute_dtype=recipe.dtype[0],
         attention_backend=recipe.attention(),
         checkpointing="none" if recomputed == "auto" else recomputed,
+        eight_bits=recipe.config["compute"]["fp8"],
         compile_for=shape if recipe.wants_compile() else None,
         by_block=recipe.config["trainer"]["strategy"] == "fsdp",
     )

@@ -22,11 +22,11 @@ from nanochat.checkpoint import folder as checkpoint_folder
 from nanochat.checkpoint.runs import RunCheckpoints, resolve
 from nanochat.datamodules.by_step import share_out
 from nanochat.evals.evaluation import Context, Evaluation, Result, build_evaluations
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import GPT, GPTConfig, build_arch, fp8, from_depth
 from nanochat.gpt.attention import runnable
 from nanochat.modules.phase import PhaseModule
 from nanochat.runs import parent, parts, show
-from nanochat.runs.forecast import Forecast, foresee, is_foreseen
+from nanochat.runs.forecast import Forecast, foresee, is_foreseen, on_card
 from nanochat.runs.plan import Plan, estimate_seconds
 from nanochat.runs.run_folder import RunFolder
 from nanochat.runs.schema import Train
@@ -125,6 +125,8 @@ class Recipe:
             )
         if config["trainer"]["strategy"] == "fsdp":
             self.check_fsdp()
+        if config["compute"]["fp8"]:
+            self.check_fp8()
         optim.build_schedule(config["optim"]["schedule"])
         for evaluation in self.evaluations.values():
             evaluation.check()
@@ -178,6 +180,19 @@ class Recipe:
                     f"callbacks.{name} copies the network, which trainer.strategy=fsdp has in "
                     "parts; take trainer.strategy=ddp"
                 )
+
+    def check_fp8(self) -> None:
+        """Raise where products in eight bits cannot be had or are known to be slower."""
+        compute, arch = self.config["compute"], build_arch(self.config["arch"])
+        sizes = from_depth(**self.config["model"], vocab_size=1, arch=arch)
+        there = torch.device("cuda" if on_card(self.config) else "cpu")
+        problem = fp8.problem(sizes.n_embd, there, compute["compile"] is not False)
+        if self.config["phase"] == "rl":
+            problem = "the log-probabilities of what was sampled would not be the trainer's"
+        if type(arch) in GPT.kinds:
+            problem = f"arch={arch.name} has products with a bias, which are not done in it"
+        if problem:
+            raise ValueError(f"compute.fp8=true cannot be: {problem}; take compute.fp8=false")
 
     @cached_property
     def device(self) -> torch.device:

@@ -75,8 +75,9 @@ class Model(Settings):
 class Compute(Settings):
     precision: Precision
     compile: bool | Literal["auto"]
-    attention: Literal["auto", "sdpa", "flex", "reference"]
+    attention: Literal["auto", "sdpa", "flex", "flash", "fa3", "fa4", "reference"]
     checkpointing: Literal["none", "attention", "block", "auto"]
+    fp8: bool
     card: Literal["B200", "H200", "H100", "A100", "L40S", "L4", "5090", "4090", "3090"] | None
     expected_mfu: Annotated[float, Field(gt=0, le=1)]
 
