@@ -40,8 +40,8 @@ format: $(READY)  ## format and sort imports
 	@$(RUN) -m ruff check --quiet --fix .
 	@$(RUN) -m ruff format .
 
-bench: $(READY)  ## speed of a training step beside a bare loop, and of packing
-	@$(RUN) experiments/cpu_speed/bench.py
+bench: $(READY)  ## speed of training, decoding, data and saving; peer=DIR peer_python=PYTHON: and of the original there, in turn
+	@$(RUN) experiments/bench/bench.py $(if $(peer),peer=$(peer)) $(if $(peer_python),peer_python=$(peer_python)) $(bench)
 
 clean:  ## remove .venv and caches; runs and token shards in NANOCHAT_BASE_DIR stay
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,10 +1,11 @@
 """What does the Trainer cost? The same steps through a bare loop and through lightning.Trainer, in
 turn.
 
-The cost does not depend on the model, so it is measured where it shows: steps of a few
-milliseconds. Beside it stands what a step of a d4 takes.
+    python experiments/cpu_speed/bench.py [ROUNDS] [DEPTH] [ROWS] [STEPS]
 
-python experiments/cpu_speed/bench.py [rounds]
+CPU time of a step of ROWS x 256 tokens, blocks of STEPS in turn in one process. The cost does not
+depend on the model, so it shows best where a step takes a few milliseconds: 20 rounds of depth 1,
+one row, 200 steps, the default.
 """
 
 import itertools
@@ -46,7 +47,7 @@ class Times(L.Callback):
         self.at: list[float] = []
 
     def on_train_batch_end(self, *_) -> None:
-        self.at.append(time.perf_counter())
+        self.at.append(time.process_time())
 
 
 def build(depth: int, steps: int) -> NextTokenModule:
@@ -74,7 +75,7 @@ def bare(depth: int, rows: int, steps: int) -> list[float]:
         (module.gpt.loss_sum(idx, targets) / batch["num_targets"]).backward()
         optimizer.step()
         optimizer.zero_grad()
-        at.append(time.perf_counter())
+        at.append(time.process_time())
     return at
 
 
@@ -105,28 +106,33 @@ def milliseconds(at: list[float]) -> float:
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 6
+    given = [int(word) for word in sys.argv[1:]]
+    rounds, depth, rows, steps = [*given, *(6, 1, 1, 200)[len(given) :]]
     quiet_lightning()
-    costs = []
+    found: dict[str, list[float]] = {"bare loop": [], "Trainer": []}
+    order = [("bare loop", bare), ("Trainer", with_trainer)]
+    bare(depth, rows, 3)  # warm
     for number in range(rounds):
-        order = [("bare loop", bare), ("Trainer", with_trainer)]
-        took = {
-            name: milliseconds(run(1, 1, 200))
-            for name, run in (order if number % 2 else reversed(order))
-        }
-        costs.append(took["Trainer"] - took["bare loop"])
-        print(
-            (
-                f"round {number + 1}  bare loop {took['bare loop']:.2f} ms a step, Trainer "
-                f"{took['Trainer']:.2f} ms"
-            ),
-            flush=True,
-        )
-    step, cost = milliseconds(bare(4, 16, 8)), statistics.median(costs)
+        for name, run in order if number % 2 else reversed(order):
+            found[name].append(milliseconds(run(depth, rows, steps)))
+        took = "  ".join(f"{name} {values[-1]:.2f} ms" for name, values in found.items())
+        print(f"round {number + 1}: {took}", flush=True)
+    pairs = list(zip(*found.values(), strict=True))
+    cost, ratio = (statistics.median(f(a, b) for a, b in pairs) for f in (difference, quotient))
     print(
-        f"the Trainer costs {cost:.2f} ms a step (median of {rounds}); a step of d4, {16 * T:,} "
-        f"tokens, takes {step:,.0f} ms: {cost / step:.2%}"
+        f"d{depth}, {rows * T:,} tokens a step: the Trainer costs {cost:.2f} ms of CPU a step, "
+        f"{100 * (ratio - 1):+.2f} % (medians of {rounds} pairs, "
+        f"{100 * (min(quotient(a, b) for a, b in pairs) - 1):+.1f} to "
+        f"{100 * (max(quotient(a, b) for a, b in pairs) - 1):+.1f} %)"
     )
+
+
+def difference(loop: float, trainer: float) -> float:
+    return trainer - loop
+
+
+def quotient(loop: float, trainer: float) -> float:
+    return trainer / loop
 
 
 if __name__ == "__main__":

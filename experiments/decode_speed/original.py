@@ -6,6 +6,7 @@ which it takes one after another.
 """
 
 import json
+import os
 import statistics
 import sys
 import time
@@ -40,7 +41,7 @@ config = GPTConfig(
 )
 with torch.device("meta"):
     model = GPT(config)
-model.to_empty(device="cpu")
+model.to_empty(device=os.environ.get("DEVICE", "cpu"))
 model.init_weights()
 model.eval()
 engine = Engine(model, Specials())

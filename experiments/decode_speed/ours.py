@@ -1,5 +1,5 @@
 """Our engine, the same measures as original.py: `python ours.py DEPTH VOCAB PROMPT DECODE THREADS`;
-with COMPILE=1 in compiled steps, with BF16=1 in bf16."""
+with COMPILE=1 in compiled steps, with BF16=1 in bf16, with DEVICE=cuda on a GPU."""
 
 import json
 import os
@@ -19,7 +19,8 @@ from nanochat.inference.sampling import Sampling
 depth, vocab, prompt, decode, threads = map(int, sys.argv[1:6])
 torch.set_num_threads(threads)
 dtype = torch.bfloat16 if os.environ.get("BF16") == "1" else torch.float32
-gpt = FrozenGPT.build(from_depth(depth, vocab_size=vocab), compute_dtype=dtype)
+device = os.environ.get("DEVICE", "cpu")
+gpt = FrozenGPT.build(from_depth(depth, vocab_size=vocab), device=device, compute_dtype=dtype)
 tokenizer, drawn = any_tokenizer(vocab), random.Random(0)
 
 

@@ -1,54 +1,61 @@
 #!/usr/bin/env bash
-# Speed and memory of pretraining on one GPU: d12 and d20, and the original beside them if PEER is its checkout; then decoding.
-#   bash experiments/gpu/run.sh            PEER=/path/to/nanochat bash experiments/gpu/run.sh
-# Prints the GPU tests' result and a table; needs no network (text: this Python's own documentation).
+# What only a GPU can say, in one call of nine minutes and one table, most important first:
+#   bash experiments/gpu/run.sh        PEER=/path/to/nanochat PEER_PYTHON=… bash experiments/gpu/run.sh
+# Each part has its own time limit (520 s in all) and one that fails does not stop the next. Without CUDA, or
+# with DRY=1, tiny sizes on the CPU try the script itself. Needs no network: the text is this Python's own documentation.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python}
-export NANOCHAT_BASE_DIR=${NANOCHAT_BASE_DIR:-$(mktemp -d)} PYTHONPATH=src:${PYTHONPATH:-}
-STEPS=${STEPS:-12}
-$PYTHON -m pytest -q -m gpu tests || true
-for depth in ${DEPTHS:-12 20}; do
-  for attention in ${ATTENTION:-flex sdpa}; do
-    $PYTHON -m nanochat.train +phase=base model=d$depth trainer=1xh100 data=pydocs compute.attention=$attention batch_tokens=524288 \
-      data.rows_per_device=${ROWS:-16} max_steps=$STEPS run_name=d$depth-$attention save_every=null eval_every=null eval_tokens=131072 \
-      "sample.prompts=[]" progress=none || echo "d$depth $attention failed"
-  done
-done
-$PYTHON - <<'P'
-import csv, os, pathlib, statistics
-print(f"{'run':16} {'tokens/s':>10} {'MFU %':>7} {'peak GiB':>9}")
-for file in sorted(pathlib.Path(os.environ["NANOCHAT_BASE_DIR"], "runs").glob("*/*/metrics.csv")):
-    rows = [r for r in csv.DictReader(file.open()) if r["train/loss"]][4:]
-    middle = lambda key: statistics.median(float(r[key]) for r in rows if r.get(key))
-    print(f"{file.parts[-3]:16} {middle('perf/tokens_per_second'):10,.0f} {100 * middle('perf/mfu'):7.1f} {middle('perf/peak_memory_gib'):9.1f}")
-P
-if [ -n "${PEER:-}" ]; then
-  for depth in ${DEPTHS:-12 20}; do
-    (cd "$PEER" && $PYTHON -m scripts.base_train --depth=$depth --device-batch-size=${ROWS:-16} --total-batch-size=524288 --num-iterations=$STEPS \
-      --eval-every=-1 --core-metric-every=-1 --sample-every=-1 | grep -E "tok/sec|Peak memory" | tail -n 4)
-  done
+export PYTHONPATH=src:${PYTHONPATH:-}
+export NANOCHAT_BASE_DIR=${NANOCHAT_BASE_DIR:-$(mktemp -d)}
+OUT=${OUT:-$NANOCHAT_BASE_DIR}
+HERE=experiments/gpu
+if [ "${DRY:-0}" = 1 ] || ! $PYTHON -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+  export DRY=1 CUDA_VISIBLE_DEVICES=
+  echo "unrun: no CUDA device; tiny sizes on the CPU try the script"
 fi
 
-# decoding; for one text of d20 an MBU of 70 % is wanted
-for compile in false true; do
-  $PYTHON -m nanochat.bench model=d20 vocab_size=65536 precision=bf16 prompt_tokens=1024 decode_tokens=256 "batches=[1,8,64]" compile=$compile || echo "bench d20 failed"
-  $PYTHON -m nanochat.bench model=d12 vocab_size=32768 precision=bf16 prompt_tokens=128 decode_tokens=256 "batches=[1,8,64]" compile=$compile || echo "bench d12 failed"
-done
+part() {  # seconds, title, command
+  local limit=$1 title=$2 start=$SECONDS
+  shift 2
+  timeout -k 5 "${LIMIT:-$limit}" "$@" >"$OUT/part.log" 2>&1
+  local code=$?
+  cat "$OUT/part.log" >>"$OUT/all.log"
+  {
+    echo "| **$title** ($((SECONDS - start)) s of $limit) | | | | |"
+    grep '^| ' "$OUT/part.log" | grep -v '^| what'
+    [ $code -eq 0 ] || echo "| $title: exit code $code, $(grep -v '^| ' "$OUT/part.log" | tail -n 1 | tr '|' ' ' | cut -c 1-160) | | | | |"
+  } | tee -a "$OUT/table.md"
+}
 
-# where one step goes; the second time inductor writes products of one row itself
-$PYTHON experiments/gpu/decode.py 20 65536 1024 || echo "decode d20 failed"
-TORCHINDUCTOR_COORDINATE_DESCENT_TUNING=1 $PYTHON experiments/gpu/decode.py 20 65536 1024 || echo "decode d20 tuned failed"
+bench() {  # seconds, title, words for make bench
+  local limit=$1 title=$2
+  shift 2
+  part "$limit" "$title" $PYTHON experiments/bench/bench.py limit="${LIMIT:-$limit}" json="$OUT/${title// /_}.json" "$@"
+}
 
-# RL from a model just trained (it has learned nothing; what counts is seconds, memory and how far engine and trainer are apart in bf16)
-for depth in ${DEPTHS:-12 20}; do
-  $PYTHON -m nanochat.train +phase=rl trainer=1xh100 init_from=d$depth-sdpa@latest task=arithmetic force=true max_steps=3 run_name=rl-d$depth rollout.max_tokens=128 \
-    save_every=null eval_every=null eval_at_start=false evals.pass_at_k.limit=16 preflight.questions=16 "sample.prompts=[]" progress=none || echo "rl d$depth failed"
-done
-$PYTHON - <<'P'
-import csv, os, pathlib
-keys = ("seconds/rollout", "seconds/update", "memory/rollout_gib", "memory/update_gib", "rl/length", "rl/logprob_gap", "rl/logprob_gap_max")
-for file in sorted(pathlib.Path(os.environ["NANOCHAT_BASE_DIR"], "runs").glob("rl-*/*/metrics.csv")):
-    last = [row for row in csv.DictReader(file.open()) if row["train/loss"]][-1]
-    print(file.parts[-3], *(f"{key} {float(last[key]):.3g}" for key in keys if last.get(key)), sep="  ")
-P
+peer=(${PEER:+peer="$PEER"} ${PEER_PYTHON:+peer_python="$PEER_PYTHON"})
+if [ "${DRY:-0}" = 1 ]; then
+  small=(depth=2 sequence_len=128 vocab_size=1024 rows=2 steps=1 rounds=1 compile=0 text_mb=0.5 parts=training)
+  d12=("${small[@]}" "${peer[@]}") d20=("${small[@]}") d34=("${small[@]}" rows=1) eight=()
+else
+  card=(sequence_len=2048 accumulate=2 steps=3 rounds=2 text_mb=12 parts=training)
+  d12=("${card[@]}" depth=12 rows=16 vocab_size=32768 "${peer[@]}")
+  d20=("${card[@]}" depth=20 rows=8 vocab_size=32768 "${peer[@]}")
+  d34=("${card[@]}" depth=34 rows=8 vocab_size=32768 accumulate=1 steps=2)
+  eight=("${card[@]}" depth=20 rows=8 vocab_size=32768)
+fi
+
+: >"$OUT/table.md"
+echo "| what | here | original, predicted or wanted | ratio | of CPU time |"
+echo "|---|---|---|---|---|"
+part 40 "attention back-ends" $PYTHON $HERE/parts.py back_ends
+part 50 "recorded decoding" $PYTHON $HERE/parts.py recorded
+bench 90 "training d12" "${d12[@]}"
+bench 90 "training d20" "${d20[@]}"
+bench 70 "training d34 as in midtraining" "${d34[@]}"
+part 60 "decoding" $PYTHON $HERE/parts.py decode
+part 50 "RL step" $PYTHON $HERE/parts.py rl
+[ ${#eight[@]} -gt 0 ] && bench 40 "training d20 in fp8" "${eight[@]}" more=compute.fp8=true
+part 30 "tests" $PYTHON $HERE/parts.py tests
+echo "table: $OUT/table.md; everything that was printed: $OUT/all.log"
