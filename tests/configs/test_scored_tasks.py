@@ -35,5 +35,7 @@ def test_evals_names_files_of_conf_eval_and_of_conf_task(
 
 
 def test_every_evaluation_is_found_and_those_of_the_command_are_its_default() -> None:
-    assert {"bpb", "chat", "core", "pass_at_k", "sample", "tasks"} == set(choices("eval"))
+    assert {"bpb", "chat", "core", "pass_at_k", "sample", "tasks", "train_bpb"} == set(
+        choices("eval")
+    )
     assert {*evaluate.DEFAULT, "tasks"} == set(composed("ckpt=x", name="evaluate")["evals"])
