@@ -18,7 +18,7 @@ def run(cfg: DictConfig) -> None:
         raise ValueError(f"num_samples={cfg.num_samples} must be at least 1")
     start = str(cfg.start)
     if start.startswith("FILE:"):
-        start = Path(start.removeprefix("FILE:")).read_text()
+        start = Path(start.removeprefix("FILE:")).read_text(encoding="utf-8")
     opened = open_checkpoint(cfg.ckpt, device=cfg.device, precision=cfg.precision, force=cfg.force)
     texts = complete(
         opened.gpt,

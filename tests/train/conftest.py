@@ -60,6 +60,15 @@ def make_corpus(folder: Path, documents: int = 400, seed: int = 0) -> Path:
     return folder
 
 
+def make_talks(file: Path) -> Path:
+    """Forty conversations about sums."""
+    with file.open("w") as lines:
+        for i in range(40):
+            asked = {"role": "user", "content": f"What is {i} + 1?"}
+            lines.write(json.dumps([asked, {"role": "assistant", "content": str(i + 1)}]) + "\n")
+    return file
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_corpus(tmp_path_factory.mktemp("corpus"))

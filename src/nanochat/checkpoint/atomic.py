@@ -18,7 +18,13 @@ T = TypeVar("T")
 
 def fsync(path: Path) -> None:
     """Flush a file, or the entries of a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    try:
+        # Windows flushes what is open for writing
+        handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    except PermissionError:
+        if path.is_dir():  # and opens no folder
+            return
+        raise
     try:
         os.fsync(handle)
     finally:
@@ -109,6 +115,6 @@ def disk_was_full(error: BaseException | None) -> bool:
 def write_json(path: Path, data: Any) -> None:
     """Write JSON under a temporary name, fsync it and rename it."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
-    temporary.write_text(json.dumps(data, indent=2, default=str) + "\n")
+    temporary.write_text(json.dumps(data, indent=2, default=str) + "\n", encoding="utf-8")
     fsync(temporary)
     temporary.rename(path)

@@ -68,12 +68,15 @@ def save(
             plain = {k: v.detach().contiguous() for k, v in weights.items()}
             save_file(plain, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / "config.json").write_text(
-            json.dumps({**config.to_json(), "tokenizer_hash": tokenizer.hash}, indent=2) + "\n"
+            json.dumps({**config.to_json(), "tokenizer_hash": tokenizer.hash}, indent=2) + "\n",
+            encoding="utf-8",
         )
         tokenizer.save(folder)
         for name, array in (arrays or {}).items():
             np.save(folder / name, array, allow_pickle=False)
-        (folder / "lineage.json").write_text(json.dumps(lineage, indent=2, default=str) + "\n")
+        (folder / "lineage.json").write_text(
+            json.dumps(lineage, indent=2, default=str) + "\n", encoding="utf-8"
+        )
         files: dict[str, Any] = {}
         if trainer_state is not None:
             (folder / STATE).parent.mkdir(exist_ok=True)
@@ -87,7 +90,7 @@ def save(
         for p in sorted(folder.rglob("*")):
             if p.is_file() and (name := str(p.relative_to(folder))) not in files:
                 files[name] = facts_of(p)
-        (folder / "files.json").write_text(json.dumps(files, indent=2) + "\n")
+        (folder / "files.json").write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
 
     if optimizers:
         write_together(path, of_rank, gather, write)
@@ -155,7 +158,7 @@ def require(path: Path, *, state: bool = False) -> Path:
 def read_json(path: Path) -> Any:
     """The JSON in a file. ValueError that names the file if it is not JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not UTF-8
         raise ValueError(
             f"{path} is not readable JSON ({error}); it is damaged or was changed: copy it again"

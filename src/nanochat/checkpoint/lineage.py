@@ -32,7 +32,11 @@ def code_state() -> dict[str, Any]:
 
     def git(*words: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20
+            ["git", "-C", str(root), *words],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=20,
         ).stdout
 
     try:

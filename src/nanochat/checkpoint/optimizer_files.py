@@ -48,7 +48,7 @@ def write(folder: Path, rank: int, optimizer: Mapping[str, Any]) -> dict[str, An
 
 
 def write_index(folder: Path, entries: list[dict[str, Any]]) -> None:
-    (folder / INDEX).write_text(json.dumps(entries) + "\n")
+    (folder / INDEX).write_text(json.dumps(entries) + "\n", encoding="utf-8")
 
 
 class OptimizerFiles:
@@ -62,7 +62,7 @@ class OptimizerFiles:
     def index(self) -> dict[str, list[tuple[str, dict[str, Any]]]]:
         """Name -> (file, entry) of every file that has rows of it, in their order."""
         found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-        for entry in json.loads((self.folder / INDEX).read_text()):
+        for entry in json.loads((self.folder / INDEX).read_text(encoding="utf-8")):
             for name, state in entry["states"].items():
                 found.setdefault(name, []).append((entry["file"], state))
         for pieces in found.values():

@@ -58,7 +58,7 @@ class RunCheckpoints:
 
     def best(self) -> tuple[int, float] | None:
         try:
-            data = json.loads((self.root / BEST).read_text())
+            data = json.loads((self.root / BEST).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
         return int(data["step"]), float(data["value"])
@@ -120,7 +120,7 @@ def started(run: Path) -> float:
     """
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return datetime.fromisoformat(
-            json.loads((run / "record.json").read_text())["started"]
+            json.loads((run / "record.json").read_text(encoding="utf-8"))["started"]
         ).timestamp()
     with contextlib.suppress(ValueError):
         # followed by Z for UTC, and a number if several runs began in one second
@@ -193,7 +193,10 @@ def resolve(text: str | Path, runs: Path, *, force: bool = False) -> Path:
 def keep_for(checkpoint: Path, run: Path) -> None:
     """Record in a checkpoint that `run` starts from it, so that it is not pruned. If the folder is
     read-only it cannot be pruned either."""
-    with contextlib.suppress(OSError), (checkpoint / BEGAN_HERE).open("a") as file:
+    with (
+        contextlib.suppress(OSError),
+        (checkpoint / BEGAN_HERE).open("a", encoding="utf-8") as file,
+    ):
         file.write(f"{run}\n")
 
 

@@ -110,7 +110,7 @@ def meanings() -> dict[str, str]:
         conf_dir().rglob("*.yaml"),
         key=lambda p: (p.name not in first, first.index(p.name) if p.name in first else 0, p),
     ):
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         group = path.relative_to(conf_dir()).parts[0] if path.parent != conf_dir() else ""
         whole = not group or "@package _global_" in text
         if group in ("experiment", "size") or (group == "trainer" and whole):
@@ -162,7 +162,7 @@ DATACLASSES = {
 
 @lru_cache
 def _beside(file: str) -> dict[str, str]:
-    text = (Path(__file__).parents[1] / file).read_text()
+    text = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
     # the formatter breaks a long line after the bracket and keeps the comment with the value
     return dict(re.findall(r"^    (\w+): .*?(?:\(\n.*?)?# (.*)$", text, re.M))
 
@@ -188,7 +188,12 @@ def _default(value: Any) -> str:
 
 def show_help(command: str, words: list[str]) -> None:
     """The table on a terminal: `key=default`, then rule and meaning."""
-    text = (conf_dir() / f"{command}.yaml").read_text().partition("\n")[0].removeprefix("# ")
+    text = (
+        (conf_dir() / f"{command}.yaml")
+        .read_text(encoding="utf-8")
+        .partition("\n")[0]
+        .removeprefix("# ")
+    )
     print(
         f"{text}\n\nSettings, as key=default: what it may be; what it means. Groups are chosen by "
         "name:"
@@ -267,4 +272,4 @@ def _markdown(found: list[Row]) -> list[str]:
 if __name__ == "__main__":
     sys.argv[1:] = []
     Path("docs").mkdir(exist_ok=True)
-    Path("docs/settings.md").write_text(settings_markdown())
+    Path("docs/settings.md").write_text(settings_markdown(), encoding="utf-8")

@@ -143,7 +143,7 @@ class HubDataset:
         answer = self._insist(ask, "the list of files", attempts=2)  # without a network, fail soon
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self._listing_path.with_name(f"{self._listing_path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(answer))
+        temporary.write_text(json.dumps(answer), encoding="utf-8")
         os.replace(temporary, self._listing_path)
         return answer
 
@@ -501,6 +501,6 @@ def _declared(dataset: HubDataset) -> dict[str, dict[str, list[str]]]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}

@@ -125,7 +125,7 @@ def _whole(place: Path) -> bool:
     if not (place / "meta.json").is_file():
         return False
     try:
-        sha256 = json.loads((place / "meta.json").read_text()).get("sha256", {})
+        sha256 = json.loads((place / "meta.json").read_text(encoding="utf-8")).get("sha256", {})
         if all(
             not hashes.wanted() or file_sha256(place / name) == expected
             for name, expected in sha256.items()
@@ -138,7 +138,7 @@ def _whole(place: Path) -> bool:
 
 
 def _open(place: Path, name: str) -> Rendered:
-    meta = json.loads((place / "meta.json").read_text())
+    meta = json.loads((place / "meta.json").read_text(encoding="utf-8"))
     return Rendered(
         place,
         name,
@@ -202,7 +202,7 @@ def _write(
             "counts": counts,
             "sha256": {path.name: read_sha256(path) for path in sorted(folder.iterdir())},
         }
-        (folder / "meta.json").write_text(json.dumps(meta, indent=1, default=str))
+        (folder / "meta.json").write_text(json.dumps(meta, indent=1, default=str), encoding="utf-8")
 
     write_atomic(place, write)
 

@@ -41,8 +41,10 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from nanochat.checkpoint import hashes
+from nanochat.checkpoint.atomic import fsync
 from nanochat.datamodules.journal import digest, file_sha256
 from nanochat.datamodules.sources import SPLITS, SourcePart, TextSource
+from nanochat.runtime.locks import child_fds, try_lock
 from nanochat.runtime.signals import leave_signals, once, stdin_ends
 
 FORMAT = 1  # version of the files; readers accept no other
@@ -141,7 +143,7 @@ class ShardFolder:
     def meta(self, spec: ShardSpec) -> dict[str, Any] | None:
         """The record of a complete shard, else None."""
         try:
-            meta = json.loads(self._path(spec, ".json").read_text())
+            meta = json.loads(self._path(spec, ".json").read_text(encoding="utf-8"))
             whole = (
                 meta["format"] == FORMAT
                 and meta["dtype"] == self.dtype.name
@@ -171,7 +173,7 @@ class ShardFolder:
     def failed(self, spec: ShardSpec) -> str | None:
         """The error that building the shard ended with, if any."""
         try:
-            return self._path(spec, ".error").read_text()
+            return self._path(spec, ".error").read_text(encoding="utf-8")
         except OSError:
             return None
 
@@ -278,12 +280,13 @@ class ShardFolder:
                 "notes": dict(notes),
             }
             record = self._path(spec, f".json{mark}")
-            with record.open("w") as lines:
+            with record.open("w", encoding="utf-8") as lines:
                 json.dump(meta, lines, indent=1)
                 _sync(lines)
             for temporary, ending in ((binary, ".bin"), (table, ".offsets.npy"), (record, ".json")):
                 os.replace(temporary, self._path(spec, ending))
-            _sync_folder(self.folder)
+            with contextlib.suppress(OSError):  # not possible on every file system
+                fsync(self.folder)
         except OSError as error:
             if error.errno is None or error.filename is not None:
                 raise
@@ -312,7 +315,7 @@ class ShardFolder:
                     failed[spec] = error
                     text = " ".join(str(error).split()) or type(error).__name__
                     with contextlib.suppress(OSError):
-                        self._path(spec, ".error").write_text(text)
+                        self._path(spec, ".error").write_text(text, encoding="utf-8")
             if not built:  # other processes are building the rest
                 for spec in left:
                     if theirs := self.failed(spec):
@@ -414,7 +417,7 @@ class Builders:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 env=environment,
-                pass_fds=[claim.fileno()],
+                pass_fds=child_fds(claim),
             )
             assert process.stdin is not None
             process.stdin.write(paths + body)
@@ -472,15 +475,6 @@ def _sync(file: Any) -> None:
     os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not possible on every system
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def glob_escape(text: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", text)
 
@@ -490,57 +484,34 @@ def _lock(path: Path) -> Iterator[str]:
     """ "mine" while this process alone holds the lock file, "theirs" if another process does,
     "unknown" where the system has no such locks. The lock ends with the process, even if it is
     killed."""
-    try:
-        import fcntl
-    except ImportError:
-        yield "unknown"
-        return
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            current = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except BlockingIOError:
-            current = False
-        except OSError:  # a file system without locks
-            yield "unknown"
-            return
-        if not current:  # held, or removed by its last holder meanwhile
-            yield "theirs"
-            return
-        try:
-            yield "mine"
-        finally:
-            path.unlink(missing_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        held = try_lock(file)
+        if held and path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            try:
+                yield "mine"
+            finally:
+                with contextlib.suppress(PermissionError):  # Windows keeps a file that is open
+                    path.unlink(missing_ok=True)
+        else:  # held, or removed by its last holder meanwhile
+            yield "unknown" if held is None else "theirs"
 
 
 def _claim(path: Path) -> IO[str] | None:
     """The open lock file, locked as long as it or a child's copy of it is open; None if another
     process holds it. Where the system has no such locks, every process gets it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a")
+    file = path.open("a", encoding="utf-8")
     for _ in range(3):  # `_locked` holds it for a moment
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(POLL_SECONDS)
-        except (ImportError, OSError):
+        if try_lock(file) is not False:
             return file
-        else:
-            return file
+        time.sleep(POLL_SECONDS)
     file.close()
     return None
 
 
 def _locked(path: Path) -> bool:
     try:
-        import fcntl
-
-        with path.open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except BlockingIOError:
-        return True
-    except (ImportError, OSError):
+        with path.open("r", encoding="utf-8") as file:
+            return try_lock(file, shared=True) is False
+    except OSError:
         return False

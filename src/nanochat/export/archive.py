@@ -92,4 +92,4 @@ def _pack_one(piece: Path, files: dict[str, Path]) -> None:
         os.fsync(file.fileno())
     with tarfile.open(temporary) as tar:
         assert sum(1 for _ in tar) == len(files), "a file is missing in the archive"
-    temporary.rename(piece)
+    temporary.replace(piece)

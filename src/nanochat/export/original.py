@@ -122,14 +122,17 @@ def write_original(
     if phase == "base":
         rows = (run.get("data") or {}).get("rows_per_device")
         meta |= {"device_batch_size": rows, "max_seq_len": config.sequence_len}
-    (place / f"meta_{step:06d}.json").write_text(json.dumps(meta, indent=2) + "\n")
+    (place / f"meta_{step:06d}.json").write_text(
+        json.dumps(meta, indent=2) + "\n", encoding="utf-8"
+    )
     (words / "tokenizer.pkl").write_bytes(encoding_pickle(tokenizer))
     torch.save(torch.from_numpy(tokenizer.token_bytes), words / "token_bytes.pt")
     (folder / "README.md").write_text(
         f"A {phase} model in nanochat's files, era {era}: its code of {CODE[era]} computes the "
         "same with it, "
         "other code does not.\n\n    NANOCHAT_BASE_DIR=THIS_FOLDER python -m scripts.chat_cli -i "
-        f"{phase}\n"
+        f"{phase}\n",
+        encoding="utf-8",
     )
     return OriginalFiles(phase, tag, step, era)
 

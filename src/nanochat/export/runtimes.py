@@ -33,7 +33,9 @@ def probe(name: str, request: dict[str, Any], place: Path, python: str | None) -
         }
         words = [python or sys.executable, str(PROBES / f"{name}.py"), str(place)]
         try:
-            done = subprocess.run(words, cwd=cache, env=environment, capture_output=True, text=True)
+            done = subprocess.run(
+                words, cwd=cache, env=environment, capture_output=True, encoding="utf-8"
+            )
         except OSError as error:
             raise ValueError(f"python={python} cannot be started: {error.strerror}") from error
     answer = place / "answer.json"

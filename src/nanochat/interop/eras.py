@@ -19,7 +19,7 @@ E2_GATE_CHANNELS = 32  # from: facts sheet 0; 12 from E5 on
 
 def preset(name: str) -> dict[str, Any]:
     """The switches of `conf/arch/{name}.yaml`, with its defaults merged in."""
-    values = yaml.safe_load((conf_dir() / "arch" / f"{name}.yaml").read_text())
+    values = yaml.safe_load((conf_dir() / "arch" / f"{name}.yaml").read_text(encoding="utf-8"))
     base = values.pop("defaults", [None])[0]
     return {**preset(base), **values} if base else values
 

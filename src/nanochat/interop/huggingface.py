@@ -52,7 +52,7 @@ def place_of(text: str, mirror: Path | None, cache: Path) -> Path:
 def read_settings(folder: Path) -> dict[str, Any]:
     """The content of config.json, with a `model_type`."""
     try:
-        found = json.loads((folder / "config.json").read_text())
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if not isinstance(found["model_type"], str):
             raise KeyError("model_type")
         return found
@@ -94,7 +94,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             reason = why_unread(error)
             raise ValueError(f"{file} cannot be read as weights: {reason}") from error
     index = next(folder.glob("*.index.json"), None)
-    wanted = set(json.loads(index.read_text())["weight_map"]) if index else set(found)
+    wanted = (
+        set(json.loads(index.read_text(encoding="utf-8"))["weight_map"]) if index else set(found)
+    )
     if missing := sorted(wanted - set(found)):
         raise ValueError(f"{folder} lacks the file with {missing[0]}, which {index} names")
     return found

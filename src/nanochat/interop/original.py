@@ -180,7 +180,7 @@ def read_meta(original: Original) -> dict[str, Any]:
     """The content of the meta file; `Infinity`, which is not JSON, is accepted, as in
     the original."""
     try:
-        meta = json.loads(original.meta_file.read_text())
+        meta = json.loads(original.meta_file.read_text(encoding="utf-8"))
         if not isinstance(meta["model_config"], dict):
             raise KeyError("model_config")
         return meta

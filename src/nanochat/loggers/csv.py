@@ -21,7 +21,7 @@ class CsvLogger(OwnLogger):
         self.file = Path(folder) / "metrics.csv"
         self.columns: list[str] = ["step"]
         if self.file.is_file():
-            with self.file.open(newline="") as handle:
+            with self.file.open(newline="", encoding="utf-8") as handle:
                 reader = csv.DictReader(handle)
                 rows = [
                     row
@@ -40,18 +40,18 @@ class CsvLogger(OwnLogger):
         if new or not self.file.is_file():
             self.columns += new
             self._rewrite(self.rows())
-        with self.file.open("a", newline="") as handle:
+        with self.file.open("a", newline="", encoding="utf-8") as handle:
             csv.DictWriter(handle, self.columns, restval="").writerow(row)
 
     def rows(self) -> list[dict[str, str]]:
         if not self.file.is_file():
             return []
-        with self.file.open(newline="") as handle:
+        with self.file.open(newline="", encoding="utf-8") as handle:
             return list(csv.DictReader(handle))
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         temporary = self.file.with_suffix(".tmp")
-        with temporary.open("w", newline="") as handle:
+        with temporary.open("w", newline="", encoding="utf-8") as handle:
             writer = csv.DictWriter(handle, self.columns, restval="")
             writer.writeheader()
             writer.writerows(rows)

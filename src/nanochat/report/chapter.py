@@ -98,7 +98,7 @@ def read_chapter(path: Path, runs: Path) -> Chapter:
 
     def read(file: str) -> dict[str, Any]:
         try:
-            found = json.loads((path / file).read_text())
+            found = json.loads((path / file).read_text(encoding="utf-8"))
             return found if isinstance(found, dict) else {}
         except FileNotFoundError:
             return {}
@@ -121,7 +121,7 @@ def curves(path: Path) -> dict[str, Curve]:
     incomplete last line."""
     found: dict[str, Curve] = {}
     try:
-        with (path / "metrics.csv").open(newline="") as file:
+        with (path / "metrics.csv").open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 if not (row.get("step") or "").isdecimal() or None in row.values():
                     continue

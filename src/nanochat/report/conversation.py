@@ -39,7 +39,7 @@ def talk_with(
         return None
     key = {"checkpoint": checkpoint.name, "questions": list(questions)}
     try:
-        found = json.loads(kept.read_text())
+        found = json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = {}
     if not isinstance(found, dict) or {k: found.get(k) for k in key} != key:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.runs.run_folder import RunFolder, not_forked
+from nanochat.runtime.locks import child_fds
 from nanochat.runtime.signals import STOPS, CtrlC, EndedBy, handle_stops, restore_stops
 
 # environment variable with the launch file of the run that this process is a rank of
@@ -27,6 +28,7 @@ SAID = 2  # exit code of a rank that has printed its error
 # guess: seconds for ranks to end after a second Ctrl-C; a stopped one (SIGSTOP, a debugger) never
 # does
 GRACE = 10.0
+KILL = getattr(signal, "SIGKILL", 9)  # Windows has none
 
 
 def is_rank() -> bool:
@@ -41,8 +43,8 @@ def free_port() -> int:
 
 def read_launch() -> tuple[RunFolder, dict[str, Any]]:
     """For a rank: the run folder, whose lock it shares with the parent, and the resolved config."""
-    launch = json.loads(Path(os.environ[RANK_OF]).read_text())
-    lock = not_forked(os.fdopen(launch["lock"], "w"))
+    launch = json.loads(Path(os.environ[RANK_OF]).read_text(encoding="utf-8"))
+    lock = not_forked(os.fdopen(launch["lock"], "w")) if launch["lock"] is not None else None
     return RunFolder(Path(launch["folder"]), resumed=launch["resumed"], lock=lock), launch["config"]
 
 
@@ -55,18 +57,15 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> bool
     same, and until they have ended no other process can open the folder.
     """
     port, launch = free_port(), folder.path / ".launch.json"
-    lock = folder.lock.fileno()
-    launch.write_text(
-        json.dumps(
-            {"folder": str(folder.path), "resumed": folder.resumed, "config": config, "lock": lock}
-        )
-    )
+    lock = child_fds(folder.lock)
+    run = {"folder": str(folder.path), "resumed": folder.resumed, "config": config}
+    launch.write_text(json.dumps({**run, "lock": lock[0] if lock else None}), encoding="utf-8")
     command = [sys.executable, "-m", "nanochat.train"]
     ranks: list[subprocess.Popen[bytes]] = []
     for number in range(processes):
         env = rank_environment(launch, number, processes, port)
         # stdin stays open while this process lives
-        ranks.append(subprocess.Popen(command, env=env, stdin=subprocess.PIPE, pass_fds=[lock]))
+        ranks.append(subprocess.Popen(command, env=env, stdin=subprocess.PIPE, pass_fds=lock))
 
     sent: list[int] = []
     failed: tuple[int, int] | None = None
@@ -95,7 +94,9 @@ def run_ranks(folder: RunFolder, config: dict[str, Any], processes: int) -> bool
             if rank.poll() is None:
                 rank.kill()
         launch.unlink(missing_ok=True)
-        traces = {path.suffix: path.read_text() for path in folder.path.glob(f"{TRACE}.*")}
+        traces = {
+            path.suffix: path.read_text(encoding="utf-8") for path in folder.path.glob(f"{TRACE}.*")
+        }
         for number in range(processes):
             trace_file(folder.path, number).unlink(missing_ok=True)
     if failed := failed or failure([rank.returncode for rank in ranks]):
@@ -142,7 +143,7 @@ def error_of(
     if signal.SIGINT in sent:
         return KeyboardInterrupt()
     stops = [*sent, *(stop for stop in STOPS if code in (-stop, 128 + stop))]
-    if stops and code not in (SAID, -signal.SIGKILL):
+    if stops and code not in (SAID, -KILL):
         return EndedBy(
             stops[0],
             f"{signal.Signals(stops[0]).name} ended rank {number} before it could save; the same "
@@ -172,7 +173,7 @@ def failure(codes: Sequence[int | None]) -> tuple[int, int] | None:
 
 def became(code: int) -> str:
     """How a process ended, in words."""
-    if code == -signal.SIGKILL:
+    if code == -KILL:
         return "was killed by SIGKILL, which is also what a machine out of memory sends"
     return (
         f"was ended by {signal.Signals(-code).name}"

@@ -1,7 +1,6 @@
 """All runs of the base folder: what each is, how far it came, what it takes on disk; deleting and
 archiving them."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Any
 from nanochat.checkpoint import folder
 from nanochat.checkpoint.runs import BEGAN_HERE, RunCheckpoints, lasting_name, started
 from nanochat.runs.run_folder import RECORD, read_config
+from nanochat.runtime.locks import try_lock
 
 GOING = ".going"  # ending of a run folder that is being deleted
 
@@ -56,7 +56,11 @@ def describe(path: Path, runs: Path) -> RunInfo:
     wrong: str | None = None
     try:
         config = read_config(path)
-        record = json.loads((path / RECORD).read_text()) if (path / RECORD).is_file() else {}
+        record = (
+            json.loads((path / RECORD).read_text(encoding="utf-8"))
+            if (path / RECORD).is_file()
+            else {}
+        )
     except ValueError:
         wrong = "damaged: config.yaml" if not config else f"damaged: {RECORD}"
     checkpoints = RunCheckpoints(path / "checkpoints")
@@ -87,13 +91,12 @@ def describe(path: Path, runs: Path) -> RunInfo:
 def is_held(path: Path) -> bool:
     """Whether a live process trains in this folder."""
     try:
-        with (path / ".lock").open() as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with (path / ".lock").open(encoding="utf-8") as handle:
+            return try_lock(handle, shared=True) is False
     except FileNotFoundError:
         return False
     except OSError:
         return True
-    return False
 
 
 def size_of(path: Path) -> int:
@@ -101,7 +104,9 @@ def size_of(path: Path) -> int:
     files = {}
     for file in path.rglob("*"):
         status = file.lstat()
-        files[status.st_dev, status.st_ino] = status.st_blocks * 512
+        blocks = getattr(status, "st_blocks", None)  # Windows has none
+        size = status.st_size if blocks is None else blocks * 512
+        files[status.st_dev, status.st_ino] = size
     return sum(files.values())
 
 
@@ -110,7 +115,7 @@ def children(path: Path, runs: Path) -> list[str]:
     lines = {
         line
         for file in path.glob(f"checkpoints/*/{BEGAN_HERE}")
-        for line in file.read_text().splitlines()
+        for line in file.read_text(encoding="utf-8").splitlines()
     }
     there = [Path(line) for line in sorted(lines) if (Path(line) / "config.yaml").is_file()]
     return [str(p.relative_to(runs)) if p.is_relative_to(runs) else str(p) for p in there]
@@ -184,7 +189,7 @@ def archive(run: RunInfo, place: Path) -> Path:
         )
     with temporary.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    out.with_name(f"{out.name}.sha256").write_text(f"{digest}  {out.name}\n")
+    out.with_name(f"{out.name}.sha256").write_text(f"{digest}  {out.name}\n", encoding="utf-8")
     temporary.rename(out)
     delete(run)
     return out

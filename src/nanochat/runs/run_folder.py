@@ -1,7 +1,6 @@
 """The folder of one run: creating a new one, finding the one to resume, and the record of how it
 was made."""
 
-import fcntl
 import json
 import os
 import re
@@ -15,6 +14,7 @@ import yaml
 
 from nanochat.checkpoint.runs import FOLDER_TIME, now, started
 from nanochat.runs.earlier import in_todays_words
+from nanochat.runtime.locks import try_lock
 
 CONFIG, RECORD = "config.yaml", "record.json"
 SAMPLES = "samples.jsonl"  # what the model wrote while it was trained: step, prompt, text
@@ -179,14 +179,12 @@ def check_resume(resume: Any, runs: Path) -> Path | None:
 def lock(path: Path) -> Any:
     """Lock the run folder for this process and the processes it passes the lock to. ValueError if
     another live process holds it."""
-    handle = (path / ".lock").open("w")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    handle = (path / ".lock").open("w", encoding="utf-8")
+    if try_lock(handle) is False:
         raise ValueError(
             f"another process is training in {path}; wait for it, or give this run another "
             "run_name=…"
-        ) from error
+        )
     return not_forked(handle)
 
 
@@ -200,7 +198,8 @@ def not_forked(handle: Any) -> Any:
         if (inherited := still()) is not None:
             inherited.close()
 
-    os.register_at_fork(after_in_child=let_go)
+    if hasattr(os, "register_at_fork"):  # where processes are forked
+        os.register_at_fork(after_in_child=let_go)
     return handle
 
 
@@ -244,7 +243,7 @@ def write_record(folder: RunFolder, config: dict[str, Any], facts: dict[str, Any
             code["diff_file"] = "code.diff"
         record = {**facts, "code": code}
     if "diff_file" in code:
-        (folder.path / code["diff_file"]).write_text(diff)
+        (folder.path / code["diff_file"]).write_text(diff, encoding="utf-8")
     _replace(folder.path / RECORD, json.dumps(record, indent=2, default=str) + "\n")
 
 
@@ -265,7 +264,7 @@ def add_to_record(folder: RunFolder, facts: dict[str, Any]) -> None:
 def _replace(path: Path, text: str) -> None:
     """Write a file atomically, so that a kill at any time leaves the old or the new content."""
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
@@ -279,4 +278,4 @@ def read_record(folder: RunFolder) -> dict[str, Any]:
 
 
 def _read(path: Path) -> str:
-    return path.read_text() if path.is_file() else ""
+    return path.read_text(encoding="utf-8") if path.is_file() else ""

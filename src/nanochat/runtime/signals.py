@@ -1,12 +1,12 @@
 """Signals that reach every process of a run at once: Ctrl-C and SIGHUP from a terminal, SIGTERM
-from Slurm or systemd, SIGUSR1 from Slurm ahead of the end of a job.
+from Slurm or systemd, SIGUSR1 (of submitit SIGUSR2) from Slurm ahead of the end of a job.
 
 Only the training processes act on them: they save and end. Their workers continue until then.
 """
 
+import _thread
 import atexit
 import contextlib
-import functools
 import multiprocessing
 import os
 import signal
@@ -15,10 +15,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+# Windows has the first two
+STOPS = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+)
+CAN_BLOCK = hasattr(signal, "pthread_sigmask")
 received: list[int] = []  # those that `handle_stops` has handled
 # guess: seconds; two SIGINT within it are one Ctrl-C, sent by the terminal and again by a launcher
 # or `timeout`
@@ -37,12 +44,19 @@ def raise_stop_at_once() -> NoReturn:
     def hook(dropped: "sys.UnraisableHookArgs") -> None:
         if not issubclass(dropped.exc_type, StopAtOnce):
             return said(dropped)
-        main = threading.main_thread().ident
-        assert main is not None
-        threading.Timer(0.01, signal.pthread_kill, (main, signal.SIGINT)).start()
+        threading.Timer(0.01, _interrupt_main).start()
 
     sys.unraisablehook = hook
     raise StopAtOnce
+
+
+def _interrupt_main() -> None:
+    """SIGINT to the main thread, out of a wait too where the system can do that."""
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
 
 
 class EndedBy(BaseException):
@@ -129,7 +143,7 @@ def handle_stops(handler: Callable[[int, FrameType | None], None]) -> dict[int, 
         if not isinstance(sys.stdout, Unfailing):
             sys.stdout = Unfailing(sys.stdout)  # type: ignore[assignment]
             sys.stderr = Unfailing(sys.stderr)  # type: ignore[assignment]
-        if number == signal.SIGHUP:
+        if number == getattr(signal, "SIGHUP", None):
             leave_terminal()
         received.append(number)
         handler(number, frame)
@@ -166,11 +180,12 @@ def leave_terminal() -> None:
 def held_back() -> Iterator[None]:
     """Block stop signals in this context. A process forked in it keeps them blocked until its
     `leave_signals`."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS) if CAN_BLOCK else ()
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if CAN_BLOCK:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave_signals() -> None:
@@ -181,20 +196,23 @@ def leave_signals() -> None:
     """
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    if CAN_BLOCK:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     said = sys.excepthook
     sys.excepthook = lambda kind, error, trace: (
         None if issubclass(kind, (ConnectionError, EOFError)) else said(kind, error, trace)
     )
 
 
-@functools.cache
+@cache
 def kill_workers_at_exit() -> None:
     """Kill workers at exit: they ignore the SIGTERM that multiprocessing sends before it waits for
     them."""
 
     def kill() -> None:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error when a worker dies
+        if hasattr(signal, "SIGCHLD"):
+            # torch raises an error when a worker dies
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for child in multiprocessing.active_children():
             child.kill()
 
@@ -205,7 +223,9 @@ def stop_with_parent() -> None:
     """For a process whose stdin is held open by its parent: when the parent has ended, stop as for
     SIGTERM."""
 
-    once(stdin_ends, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    # os.kill ends a process of Windows at once
+    stop = signal.raise_signal if os.name == "nt" else partial(os.kill, os.getpid())
+    once(stdin_ends, lambda: stop(signal.SIGTERM))
 
 
 def work_for_parent() -> None:

@@ -202,6 +202,8 @@ def _missing(had: set[str]) -> tuple[str, ...]:
 
 
 def _run(program: str, limits: ProgramLimits, off: Collection[str]) -> tuple[Result, set[str]]:
+    if os.name == "nt":
+        raise ValueError("a model's Python is not run on Windows, where nothing could guard it")
     token = secrets.token_hex(8).encode()
     directory = os.path.realpath(tempfile.mkdtemp(prefix="nanochat-run-"))
     request = {

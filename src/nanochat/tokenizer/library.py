@@ -82,7 +82,9 @@ class LibraryTokenizer(Tokenizer):
     def save(self, folder: Path) -> None:
         super().save(folder)
         facts = {"specials": self.specials, "vocab_size": self.vocab_size}
-        (Path(folder) / SPECIALS_FILE).write_text(json.dumps(facts, indent=2) + "\n")
+        (Path(folder) / SPECIALS_FILE).write_text(
+            json.dumps(facts, indent=2) + "\n", encoding="utf-8"
+        )
 
     def with_chat_tokens(self) -> "LibraryTokenizer":
         """The same with ids for those of our special tokens that it lacks, after all others."""
@@ -110,6 +112,6 @@ def _read(content: str) -> tokenizers.Tokenizer:
 def load_library(folder: Path) -> LibraryTokenizer:
     """The tokenizer that `LibraryTokenizer.save` wrote into `folder`. ValueError or KeyError for
     other content."""
-    facts = json.loads((folder / SPECIALS_FILE).read_text())
+    facts = json.loads((folder / SPECIALS_FILE).read_text(encoding="utf-8"))
     content = (folder / "tokenizer.json").read_text(encoding="utf-8")
     return LibraryTokenizer(content, facts["specials"], facts["vocab_size"])

@@ -138,7 +138,9 @@ def train_or_load(
     folder = cached_folder(source, kind, vocab_size, max_chars, doc_cap)
     if folder.is_dir():
         known = load_tokenizer(folder)
-        if (folder / HASH).is_file() and (folder / HASH).read_text().strip() != known.hash:
+        if (folder / HASH).is_file() and (folder / HASH).read_text(
+            encoding="utf-8"
+        ).strip() != known.hash:
             raise ValueError(
                 f"{folder} is damaged or was changed: not the tokenizer that was trained; delete "
                 "this folder to train it again"
@@ -159,7 +161,7 @@ def train_or_load(
         )
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     tokenizer.save(temporary)
-    (temporary / HASH).write_text(f"{tokenizer.hash}\n")
+    (temporary / HASH).write_text(f"{tokenizer.hash}\n", encoding="utf-8")
     try:
         temporary.rename(folder)
     except OSError:

@@ -28,8 +28,8 @@ UPLOAD_BYTES = 2**25  # guess: of an import
 QUEUE_SECONDS = 0.02
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
-CSS = (Path(__file__).parent / "page.css").read_text()
-SCRIPT = (Path(__file__).parent / "page.js").read_text()
+CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 VIEWPORT = "width=device-width, initial-scale=1, interactive-widget=resizes-content"
 
 
