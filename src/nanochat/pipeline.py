@@ -1,9 +1,9 @@
 """Run several commands in order under one name: `python -m nanochat.pipeline pipeline=demo`.
 
 Each stage is a command of this project, run in a separate process. Its line is printed and could be
-typed instead. Words after `--` are added to every training stage, or to the one named:
-`… pipeline=speedrun -- trainer=1xh100 base:model=d20`. Repeating the command continues where it
-stopped: training stages have `resume=auto`.
+typed instead. Words after `--` are added to every training stage, or to the stage they
+name: `… pipeline=speedrun -- trainer=1xh100 base:model=d20 chat_scores:limit=100`. Repeating the
+command continues where it stopped: training stages have `resume=auto`.
 """
 
 import shlex
@@ -26,17 +26,13 @@ def run(cfg: DictConfig) -> None:
     if cfg.start is not None and cfg.start not in names:
         raise ValueError(f"start={cfg.start} is not a stage of it; choose from {', '.join(names)}")
     for word in cfg.words:
-        if stage_of(word) and not is_training(stages.get(stage_of(word))):
-            trains = ", ".join(name for name in names if is_training(stages[name]))
-            raise ValueError(
-                f"{word} is for no training stage; choose from {trains}, then :key=value"
-            )
+        if stage_of(word) not in ("", *names):
+            known = ", ".join(names)
+            raise ValueError(f"{word} is for no stage; choose from {known}, then :key=value")
     first = names.index(cfg.start) if cfg.start else 0
     for number, name in enumerate(names[first:], first + 1):
         stage = stages[name] if isinstance(stages[name], dict) else {"run": stages[name]}
-        added = [
-            word.removeprefix(f"{name}:") for word in cfg.words if stage_of(word) in (name, "")
-        ]
+        added = added_to(name, stages[name], cfg.words)
         words = words_of(stage["run"], added, dry_run=cfg.dry_run)
         line = f"python -m nanochat.{shlex.join(words)}"
         print(f"[{number}/{len(names)}] {name}: {line}", flush=True)
@@ -63,12 +59,22 @@ def is_training(stage: Any) -> bool:
     return isinstance(stage, str) and stage.startswith("train ")
 
 
+def added_to(name: str, stage: Any, words: list[str]) -> list[str]:
+    """Those of `words` that are for the stage `name`.
+
+    >>> added_to("sft", "train experiment=x", ["seed=2", "sft:max_steps=9", "base:model=d4"])
+    ['seed=2', 'max_steps=9']
+    """
+    mine = (name, "") if is_training(stage) else (name,)
+    return [word.removeprefix(f"{name}:") for word in words if stage_of(word) in mine]
+
+
 def words_of(line: str, added: list[str], *, dry_run: bool = False) -> list[str]:
-    """The command and its words. Only training stages take the words `added` and a dry run."""
-    words = shlex.split(line)
+    """The command and its words. Only training can be tried dry, and goes on by a word."""
+    words = [*shlex.split(line), *added]
     if words[0] != "train":
         return words
-    return [*words, *added, "dry_run=true"] if dry_run else [*words, *added, "resume=auto"]
+    return [*words, "dry_run=true" if dry_run else "resume=auto"]
 
 
 def why_not_now(words: list[str]) -> str | None:
@@ -94,7 +100,7 @@ def run_stage(words: list[str], lines: list[str] | None) -> int:
     process = subprocess.Popen(
         [sys.executable, "-m", f"nanochat.{words[0]}", *words[1:]],
         stdin=subprocess.PIPE if lines else None,
-        text=True,
+        encoding="utf-8",
     )
     sent: list[int] = []
     ctrl_c = CtrlC()

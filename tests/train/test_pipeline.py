@@ -92,7 +92,7 @@ def test_a_dry_run_says_what_is_planned_later(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("bas:model=d4", "bas:model=d4 is for no training stage; choose from base, sft"),
+        ("bas:model=d4", "bas:model=d4 is for no stage; choose from base, base_scores, sft"),
         ("model=d99x", "model=d99x is not known"),
     ],
 )
