@@ -22,7 +22,7 @@ from nanochat.commands.configs import compose_command
 from nanochat.commands.errors import one_line
 from nanochat.commands.schema import settings_of
 from nanochat.runs.launch import is_rank, read_launch
-from nanochat.runs.launched import HandOver, take_environment, take_shape
+from nanochat.runs.launched import HandOver, check_tasks, take_environment, take_shape
 from nanochat.runs.run_folder import RunFolder
 from nanochat.runtime.settings import check
 
@@ -37,6 +37,8 @@ def settled(cfg: DictConfig) -> tuple[dict[str, Any], Any]:
 
     if others is not None:
         take_shape(cfg, overridden, sweep=trial_folder() is not None)
+    elif trial_folder():
+        check_tasks()
     inherited: parent.Inherited = []
     if cfg.init_from:
         checkpoint = resolve(cfg.init_from, base_dir() / "runs")
@@ -96,8 +98,8 @@ def run(cfg: DictConfig) -> float | None:
     here = others is not None or recipe.world_size == 1
     told = fit(recipe, folder) if here else run_ranks(folder, config, recipe.world_size)
     distributed.close()
-    if told:
-        requeue()
+    if told and requeue(config["resume"]) and trial_folder():
+        sys.exit()  # without a result, for which submitit's sweep waits
     result = start.last_result(recipe, folder)
     if trial_folder() and told:  # and so is the sweep
         raise KeyboardInterrupt(
@@ -167,7 +169,7 @@ def rank_main(start: Callable[[], tuple[RunFolder, dict[str, Any]]], *, child: b
     except Exception:
         if folder is None or not child:
             raise
-        trace_file(folder.path, rank).write_text(traceback.format_exc())
+        trace_file(folder.path, rank).write_text(traceback.format_exc(), encoding="utf-8")
         sys.exit(1)
 
 

@@ -28,6 +28,7 @@ from nanochat.commands.errors import (
     one_line,
     phase_of,
 )
+from nanochat.commands.launchers import check_launcher, is_of_launcher
 from nanochat.commands.rules import change_rules
 from nanochat.commands.schema import RENAMED, settings_of
 from nanochat.runtime.paths import conf_dir
@@ -85,6 +86,7 @@ def command(
             for word in () if is_sweep else typed:
                 check_choice(word)
             check_flags(config_name, given)
+            check_launcher(typed)
             sys.argv[1:] = words(sys.argv[1:])
             if {"--help", "-h"} & set(given):
                 from nanochat.commands.settings_page import show_help
@@ -98,6 +100,10 @@ def command(
             return result
         except USER_ERRORS as error:
             if debug:
+                raise
+            stop(one_line(error, config_name))
+        except RuntimeError as error:
+            if debug or not is_of_launcher(error):
                 raise
             stop(one_line(error, config_name))
         except (KeyboardInterrupt, StopAtOnce) as interrupt:

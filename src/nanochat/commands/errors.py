@@ -11,6 +11,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
 from nanochat.commands.configs import choices, compose_command, group_names, known_keys
+from nanochat.commands.launchers import not_installed
 from nanochat.runtime.paths import base_dir
 
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, ImportError)
@@ -50,6 +51,8 @@ def one_line(error: BaseException, config_name: str = "train") -> str:
         return f"{twice} is chosen twice: the experiment sets it already; drop +{twice}=…"
     if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(match.group(1), config_name)
+    if match := re.search(r"Could not find '(hydra/\w+)/([^']+)'", text):
+        return not_installed(match[1], match[2])
     if match := re.search(r"Could not find '(\w+)/([^']+)' Available options in '[^']+': .*", text):
         return not_a_choice(match[1], match[2])
     if (match := re.search(r"Interpolation key '(\w+)' not found.* full_key: (\w+)", text)) and (

@@ -54,22 +54,25 @@ def of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
     """torchrun's variables for a task of `srun`."""
     from lightning.fabric.plugins.environments import SLURMEnvironment
 
-    slurm, tasks = SLURMEnvironment(), int(environment["SLURM_STEP_NUM_TASKS"])
+    tasks, job = int(environment["SLURM_STEP_NUM_TASKS"]), environment["SLURM_JOB_ID"]
     nodes = int(environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES", "1")))
     if tasks % nodes:
         raise ValueError(
             f"srun started {tasks} tasks on {nodes} nodes, and each node needs as many; use "
             "--ntasks-per-node"
         )
+    # its constructor refuses `--ntasks`
+    first = SLURMEnvironment.resolve_root_node_address(environment["SLURM_NODELIST"])
     return {
         "RANK": environment["SLURM_PROCID"],
         "LOCAL_RANK": environment["SLURM_LOCALID"],
         "WORLD_SIZE": str(tasks),
         "LOCAL_WORLD_SIZE": str(tasks // nodes),
         "GROUP_RANK": environment.get("SLURM_NODEID", "0"),
-        "MASTER_ADDR": slurm.main_address,
-        "MASTER_PORT": str(slurm.main_port),
-        "TORCHELASTIC_RUN_ID": f"slurm-{environment['SLURM_JOB_ID']}",
+        "MASTER_ADDR": environment.get("MASTER_ADDR", first),
+        # one for each job of a machine, and one more for the store
+        "MASTER_PORT": environment.get("MASTER_PORT", str(15000 + int(job[-4:]))),
+        "TORCHELASTIC_RUN_ID": f"slurm-{job}",
     }
 
 
@@ -146,18 +149,26 @@ def check_nodes(trainer: Mapping[str, Any]) -> None:
         )
 
 
-def requeue() -> None:
-    """After SIGUSR1, which Slurm sends before a job's time limit if asked to
-    (`#SBATCH --signal=USR1@120`): requeue the job."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is not None and signal.SIGUSR1 in signals.received:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-        print(
-            f"job {job} was put into the queue again"
-            if done.returncode == 0
-            else (
-                f"scontrol requeue {job} failed: {done.stderr.strip()}; submit it again, with "
-                "resume=auto"
-            ),
-            flush=True,
+def check_tasks() -> None:
+    """ValueError for a trial that submitit has started several times: each would train it."""
+    if (tasks := int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
+        raise ValueError(
+            f"{tasks} tasks would each train this trial; leave hydra.launcher.tasks_per_node at 1: "
+            "the processes of a trial are trainer.devices=N"
         )
+
+
+def requeue(resume: str | bool) -> bool:
+    """After SIGUSR1 or SIGUSR2, which Slurm sends ahead of a job's end if asked to (`#SBATCH
+    --signal=USR1@120`): put the job into the queue again. Whether it was."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or not {signal.SIGUSR1, signal.SIGUSR2} & set(signals.received):
+        return False
+    if resume != "auto":
+        print(f"job {job} ends here: with resume=auto it would be queued again and go on")
+        return False
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, encoding="utf-8")
+    failed = f"scontrol requeue {job} failed: {done.stderr.strip()}; submit it again"
+    said = f"job {job} was put into the queue again" if done.returncode == 0 else failed
+    print(said, flush=True)
+    return done.returncode == 0
