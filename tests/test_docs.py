@@ -74,8 +74,9 @@ def test_the_worked_reward_of_contributing_is_given(
     assert [one.reward for one in rollouts] == pytest.approx([0.2, 0.1, 0.0])
 
 
-def test_every_command_of_the_readme_exists() -> None:
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("document", ["README.md", "docs/machines.md"])
+def test_every_command_of_a_document_exists(document: str) -> None:
+    text = (ROOT / document).read_text()
     for module in set(re.findall(r"python -m nanochat\.([\w.]+)", text)):
         path = ROOT / "src" / "nanochat" / module.replace(".", "/")
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
@@ -84,7 +85,9 @@ def test_every_command_of_the_readme_exists() -> None:
         assert re.search(rf"^{target}:", makefile, re.M), target
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "experiments/LOG.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "experiments/LOG.md", "docs/machines.md"]
+)
 def test_every_path_a_document_names_is_there(document: str) -> None:
     text = (ROOT / document).read_text()
     # files that a page has whole

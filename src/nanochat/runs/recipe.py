@@ -327,8 +327,9 @@ class Recipe:
                 hardware.check_compiler("compute.compile", self.device)
             return bool(wanted)
         if self.device.type == "cpu":
-            return (self.expected_seconds or 0) > COMPILE_PAYS_SECONDS and hardware.has_compiler()
-        return self.device.type == "cuda"
+            pays = (self.expected_seconds or 0) > COMPILE_PAYS_SECONDS
+            return pays and hardware.has_compiler(self.device)
+        return self.device.type == "cuda" and hardware.has_compiler(self.device)
 
     def attention(self) -> str:
         return str(self.config["compute"]["attention"])

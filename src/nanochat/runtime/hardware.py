@@ -105,7 +105,7 @@ def cpu_flags() -> frozenset[str]:
     info = Path("/proc/cpuinfo")
     if not info.is_file():
         return frozenset()
-    for line in info.read_text().splitlines():
+    for line in info.read_text(encoding="utf-8").splitlines():
         if line.startswith("flags"):
             return frozenset(line.split(":", 1)[1].split())
     return frozenset()
@@ -189,7 +189,7 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with suppress(OSError):  # Linux; elsewhere the peak is that of the whole process
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def memory_used(device: torch.device) -> int:
@@ -199,7 +199,9 @@ def memory_used(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf(
+            "SC_PAGE_SIZE"
+        )
     except OSError:
         return 0
 
@@ -209,7 +211,7 @@ def peak_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
         return 0.0
     match = re.search(r"VmHWM:\s+(\d+) kB", status)
@@ -228,17 +230,29 @@ def measured(numbers: dict[str, float], name: str, device: torch.device) -> Iter
     numbers[memory] = max(numbers.get(memory, 0.0), peak_gib(device))
 
 
-def has_compiler() -> bool:
-    """Whether there is a C++ compiler, which torch.compile needs on a CPU."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+# what torch.compile needs: variable, names, language, Debian's packages. Triton builds what starts
+# its kernels in C
+COMPILERS = {
+    "cpu": ("CXX", ("g++", "clang++"), "C++", "g++"),
+    "cuda": ("CC", ("gcc", "clang"), "C", "gcc libc6-dev"),
+}
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Whether torch.compile finds the compiler that it needs for `device`."""
+    if device.type not in COMPILERS:
+        return True
+    variable, names, *_ = COMPILERS[device.type]
+    return any(map(shutil.which, filter(None, (os.environ.get(variable), *names))))
 
 
 def check_compiler(key: str, device: torch.device) -> None:
     """ValueError if `key`=true asks for compilation on `device` and no compiler is installed."""
-    if device.type == "cpu" and not has_compiler():
+    if not has_compiler(device):
+        *_, language, packages = COMPILERS[device.type]
         raise ValueError(
-            f"{key}=true needs a C++ compiler on a CPU, and there is none here; on Debian or "
-            f"Ubuntu: apt-get install g++, or {key}=false"
+            f"{key}=true needs a {language} compiler for {device.type}, and there is none here; on "
+            f"Debian or Ubuntu: apt-get install {packages}, or {key}=false"
         )
 
 
