@@ -5,7 +5,7 @@ set -euo pipefail
 folder=$(realpath -m "$1")
 if [ "${2:-}" = stop ]; then
     for name in slurmctld slurmd munged; do
-        [ -f "$folder/$name.pid" ] && kill "$(cat "$folder/$name.pid")" && rm "$folder/$name.pid"
+        if [ -f "$folder/$name.pid" ]; then kill "$(cat "$folder/$name.pid")"; fi
     done
     exit
 fi

@@ -21,7 +21,8 @@ def is_of_launcher(error: Exception) -> bool:
 
 
 def not_installed(group: str, name: str) -> str:
-    """>>> not_installed("hydra/launcher", "submitit_slurm")
+    """
+    >>> not_installed("hydra/launcher", "submitit_slurm")
     "hydra/launcher=submitit_slurm is not installed; pip install 'nanochat[cluster]'"
     """
     return f"{group}={name} is not installed; pip install 'nanochat[{EXTRAS[group]}]'"
