@@ -39,7 +39,11 @@ def optimizer_of(gpt: GPT) -> optim.GroupedOptimizer:
     drawn = torch.Generator(device=device).manual_seed(0)
     for p in gpt.parameters():
         p.grad = torch.randn(p.shape, generator=drawn, device=device)
-    return optim.build(gpt, compose_choice("optim", "muon")["groups"], weight_decay=0.1)
+    groups = compose_choice("optim", "muon")["groups"]
+    for group in groups.values():
+        if group["rule"] == "adamw":  # as in a run whose network is compiled
+            group["compile"] = bool(s["compile"])
+    return optim.build(gpt, groups, weight_decay=0.1)
 
 
 def loader() -> Callable[[], Measures]:

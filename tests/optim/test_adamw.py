@@ -1,10 +1,12 @@
 """AdamW against the facts sheet's formula (2.2) and against torch.optim.AdamW."""
 
+import sys
+
 import pytest
 import torch
 from plain_optim import PlainAdamW
 
-from nanochat.optim import GroupedOptimizer
+from nanochat.optim import GroupedOptimizer, adamw, muon
 
 SHAPES = [(20, 8), (6,), (1,), (1, 24)]
 
@@ -108,3 +110,31 @@ def test_betas_that_cannot_be_are_an_error(options):
 @pytest.mark.parametrize("options", [{"lr": -0.1}, {"eps": -1.0}, {"betas": (0.9,)}], ids=str)
 def test_other_options_that_cannot_be_are_an_error(options):
     refused(options)
+
+
+@pytest.mark.skipif(" " in sys.prefix, reason="torch's compiler takes no path with a space")
+@pytest.mark.slow  # ten seconds of compiling
+def test_compiled_and_uncompiled_give_the_same_update(monkeypatch, caplog):
+    """Large tensors in one pass, with a rate that changes and is not compiled in."""
+    monkeypatch.setattr(adamw, "SMALL", 150)
+    options = {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}
+    rates = [0.1 * (1 - 0.1 * i) for i in range(4)]
+    found = {}
+    for compile in (False, True):
+        torch._dynamo.utils.counters.clear()
+        _, _, found[compile], _ = run({**options, "compile": compile}, steps=4, rates=rates)
+        assert torch._dynamo.utils.counters["stats"].get("unique_graphs", 0) == int(compile)
+    assert not [r for r in caplog.records if r.name == muon.log.name]  # it did compile
+    for a, b in zip(found[False], found[True], strict=True):
+        for p, q in zip(a, b, strict=True):
+            # ten fp32 operations in another order, on values of about 1
+            torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
+        assert all(torch.equal(p, q) for p, q in zip(a[1:], b[1:], strict=True))
+
+
+def test_it_is_compiled_where_the_network_is_or_on_cuda():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert not adamw._compiles({"compile": "auto"}, cpu)
+    assert adamw._compiles({"compile": "auto", "compiled": True}, cpu)
+    assert adamw._compiles({}, cuda)
+    assert not adamw._compiles({"compile": False, "compiled": True}, cuda)

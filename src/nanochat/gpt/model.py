@@ -406,6 +406,11 @@ class GPT(nn.Module):
         return None
 
     @property
+    def compiled(self) -> bool:
+        """Whether `prepare` has had it compiled."""
+        return self._compiled_shape is not None
+
+    @property
     def device(self) -> torch.device:
         return self.transformer.wte.weight.device
 

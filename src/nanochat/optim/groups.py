@@ -52,13 +52,16 @@ def configured(group: Mapping[str, Any], name: str) -> Any:
 class GroupedOptimizer(torch.optim.Optimizer):
     """Applies to each parameter group the rule that it names.
 
-    A rule also finds the network's `compute_dtype` in its group; it is not saved, because the
-    machine that resumes may compute in another one. In a run of several processes each updates a
-    share, and has the state of that share alone (distributed/sharing.py).
+    A rule also finds the network's `compute_dtype` in its group, and whether that is `compiled`;
+    both are not saved, because the machine that resumes may do otherwise. In a run of several
+    processes each updates a share, and has the state of that share alone (distributed/sharing.py).
     """
 
     def __init__(
-        self, param_groups: list[dict[str, Any]], compute_dtype: torch.dtype = torch.float32
+        self,
+        param_groups: list[dict[str, Any]],
+        compute_dtype: torch.dtype = torch.float32,
+        compiled: bool = False,
     ) -> None:
         self._rules = [find(group["rule"]) for group in param_groups]
         complete = []
@@ -72,7 +75,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
             initial = {f"initial_{name}": options.get(name, 0.0) for name in ("lr", "weight_decay")}
             complete.append({**group, **options, **initial})
         super().__init__(complete, {})
-        self.compute_dtype = compute_dtype
+        self.compute_dtype, self.compiled = compute_dtype, compiled
         params = [p for group in self.param_groups for p in group["params"]]
         self.sharing = sharing_of(params)
         self.sharing.begin(params, [rule.BY_ROWS for _, _, rule, _ in self.named()])
@@ -101,7 +104,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         ]
         for (group, rule), updates in self.sharing.updates(batches):
             if updates:
-                options = {**group, "compute_dtype": self.compute_dtype}
+                options = {**group, "compute_dtype": self.compute_dtype, "compiled": self.compiled}
                 for p, rows, _ in updates:
                     if not self.state[p]:
                         self.state[p] = rule.new_state(rows, options)
@@ -218,7 +221,7 @@ def build(
         result.append(
             {"params": [params[n] for n in names], "names": names, "role": role, **options}
         )
-    optimizer = GroupedOptimizer(result, gpt.compute_dtype)
+    optimizer = GroupedOptimizer(result, gpt.compute_dtype, gpt.compiled)
     # the range is that of the typed rate
     for group, factor in zip(optimizer.param_groups, factors, strict=True):
         group["lr"] = group["initial_lr"] = group["lr"] * factor

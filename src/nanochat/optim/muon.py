@@ -137,7 +137,7 @@ def run(update: Callable, compile: bool, *args: Any) -> Any:
         if _compiled[update] is not update:
             what = " ".join(str(error).split())[:200]
             log.warning(
-                "muon: %s runs uncompiled, compiling failed: %s: %s",
+                "optimizer: %s runs uncompiled, compiling failed: %s: %s",
                 update.__name__,
                 type(error).__name__,
                 what,
