@@ -139,3 +139,16 @@ def test_pipeline_and_streamer_say_what_generate_says(make, tokenizer) -> None:
     with redirect_stdout(printed):
         model.generate(torch.tensor([ids]), max_new_tokens=20, do_sample=False, streamer=streamer)
     assert printed.getvalue().strip() == said.strip()
+
+
+@torch.no_grad()
+def test_without_a_softcap_logits_are_what_the_head_gives(make) -> None:
+    """`arch.softcap=null`, which llama.cpp computes too."""
+    for arch in ("classic", "modern"):
+        checkpoint = make(arch, softcap=None, rope_dtype="compute")
+        gpt, model = folder.load_gpt(checkpoint), load(checkpoint)
+        ids = text(gpt, 60)
+        assert (model(ids).logits - gpt(ids)).abs().max() < BOUND
+        cap = folder.load_gpt(make(arch, rope_dtype="compute"))  # the same weights
+        assert (15 * (gpt(ids) / 15).tanh() - cap(ids)).abs().max() < BOUND
+        assert (gpt(ids) - cap(ids)).abs().max() > 0.01

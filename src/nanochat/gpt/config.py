@@ -46,8 +46,8 @@ class Arch:
         "compute"  # precision of the cos/sin table
     )
     qk_scale: Annotated[float, Field(gt=0, le=100)] = 1.2  # multiplies the normalised q and k
-    softcap: Annotated[float, Field(gt=0, le=MAX_SOFTCAP)] = (
-        15.0  # logits = softcap * tanh(z / softcap)
+    softcap: Annotated[float, Field(gt=0, le=MAX_SOFTCAP)] | None = (
+        15.0  # logits = softcap * tanh(z / softcap); null: z itself, which llama.cpp computes
     )
     window_pattern: Windows = "SSSL"  # tiled over the layers; the last layer is always L
     short_window_divisor: Count = (
@@ -86,7 +86,7 @@ class Arch:
                 f"window_pattern={self.window_pattern!r} may hold only the letters S and L; try "
                 "SSSL or L"
             )
-        if not 0 < self.softcap <= MAX_SOFTCAP:
+        if self.softcap is not None and not 0 < self.softcap <= MAX_SOFTCAP:
             raise ValueError(
                 f"arch.softcap={self.softcap} must be above 0 and at most {MAX_SOFTCAP:g}; "
                 "nanochat's are 15 and 20"

@@ -341,7 +341,9 @@ class NanochatErasForCausalLM(NanochatErasPreTrainedModel, GenerationMixin):
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         cap = self.config.final_logit_softcapping
-        logits = cap * torch.tanh(self.lm_head(found.last_hidden_state[:, keep]).float() / cap)
+        logits = self.lm_head(found.last_hidden_state[:, keep]).float()
+        if cap is not None:
+            logits = cap * torch.tanh(logits / cap)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.vocab_size, **kwargs)
