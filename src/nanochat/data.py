@@ -158,7 +158,7 @@ def prepare_chat(data: ChatDataModule, cfg: DictConfig) -> None:
     """Prepare conversations in the tokens and rows of the checkpoint that is to be
     trained on them."""
     from nanochat.checkpoint import folder
-    from nanochat.checkpoint.runs import resolve
+    from nanochat.checkpoint.runs import described, resolve
     from nanochat.runtime.paths import base_dir
 
     if cfg.ckpt is None:
@@ -169,6 +169,7 @@ def prepare_chat(data: ChatDataModule, cfg: DictConfig) -> None:
     if cfg.step < 0:
         raise ValueError(f"step={cfg.step} is below 0; steps are counted from 0")
     checkpoint = resolve(cfg.ckpt, base_dir() / "runs")
+    print(described(checkpoint), file=sys.stderr)
     if not overridden("model.sequence_len"):
         data.sequence_len = folder.read_config(checkpoint).sequence_len
     data.attach(folder.load_tokenizer(checkpoint), batch_tokens=cfg.batch_tokens)

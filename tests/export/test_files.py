@@ -196,3 +196,31 @@ def test_a_killed_archive_is_continued(make, tmp_path: Path) -> None:
     assert folder.problem(tmp_path / "there" / top / "checkpoint") is None
     whole.write_bytes(whole.read_bytes()[:-7])  # damaged on the disk: packed again
     assert list(pack(checkpoints, out).values()) == [False, True]
+
+
+@torch.no_grad()
+def test_transformers_own_type_is_read_whoever_wrote_it(
+    make, tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without this project's keys, and with a tokenizer that is built otherwise."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
+    source, out = make("classic"), export(make("classic"), tmp_path / "hf")
+    (out / CERTIFICATE).unlink()
+    file = out / "config.json"
+    settings = json.loads(file.read_text())
+    del settings["nanochat_config"]
+    file.write_text(json.dumps(settings))
+    content = json.loads(tokenizer.to_json())
+    apart = {"type": "Split", "pattern": {"String": "e"}, "behavior": "Isolated", "invert": False}
+    content["pre_tokenizer"]["pretokenizers"].insert(0, apart)
+    (out / "tokenizer.json").write_text(json.dumps(content))
+    path = resolve(f"hf:{out}", tmp_path)
+    ids = torch.arange(40)[None]
+    assert torch.equal(folder.load_gpt(path)(ids), folder.load_gpt(source)(ids))
+    own = folder.load_tokenizer(path)
+    assert own.specials == tokenizer.specials and own.vocab_size == tokenizer.vocab_size
+    assert own.encode("the rivers") != tokenizer.encode("the rivers")
+    for name, value in (("hidden_act", "silu"), ("head_dim", 32), ("hidden_size", None)):
+        file.write_text(json.dumps({**settings, name: value}))
+        with pytest.raises(ValueError, match=f"config.json.*{name}|config.json.*n_embd"):
+            resolve(str(out), tmp_path)

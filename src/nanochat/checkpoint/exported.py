@@ -1,5 +1,5 @@
 """A folder that was exported for transformers, read back as a checkpoint folder: also after
-training elsewhere."""
+training elsewhere, and one of transformers' own type `nanochat` that another program wrote."""
 
 import hashlib
 import json
@@ -14,10 +14,11 @@ from torch import Tensor
 from nanochat.checkpoint import folder
 from nanochat.checkpoint.certificate import CERTIFICATE
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.interop.hf_names import OURS, hf_name, is_export
+from nanochat.interop.hf_names import config_of, hf_name, is_export
 from nanochat.runtime.paths import base_dir
 from nanochat.tokenizer.files import tokenizer_from_json
-from nanochat.tokenizer.tokenizer import TOKENIZER_FILE
+from nanochat.tokenizer.library import LibraryTokenizer
+from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS, TOKENIZER_FILE, Tokenizer
 
 
 def is_exported(path: Path) -> bool:
@@ -38,9 +39,10 @@ def cached(path: Path) -> Path:
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
     out = base_dir() / "imported" / f"{path.absolute().name}-{digest}"
     if folder.problem(out) is not None:
-        config = GPTConfig.from_json(folder.read_json(path / "config.json")[OURS])
+        config = config_of(folder.read_json(path / "config.json"))
         content = json.loads((path / TOKENIZER_FILE).read_text(encoding="utf-8"))
-        folder.save(out, read_weights(path, config), config, _tokenizer(content), _lineage(path))
+        tokenizer = _tokenizer(content, config.vocab_size)
+        folder.save(out, read_weights(path, config), config, tokenizer, _lineage(path))
     return out
 
 
@@ -68,12 +70,20 @@ def read_weights(path: Path, config: GPTConfig) -> dict[str, Tensor]:
     return found
 
 
-def _tokenizer(content: dict[str, Any]) -> Any:
+def _tokenizer(content: dict[str, Any], vocab_size: int) -> Tokenizer:
     """Ours of an exported tokenizer.json, whose first step takes out the template's cuts
-    (export/text_files.py)."""
-    steps = content["pre_tokenizer"]["pretokenizers"][1:]
-    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
-    return tokenizer_from_json(json.dumps(content))
+    (export/text_files.py); of another program the same if it is, else that program's as it is."""
+    steps = (content.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
+    if steps[0].get("behavior") == "Removed":
+        content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps[1:]}
+    text = json.dumps(content)
+    try:
+        return tokenizer_from_json(text)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        ids = {entry["content"]: entry["id"] for entry in content.get("added_tokens", [])}
+        if missing := [name for name in SPECIAL_TOKENS if name not in ids]:
+            raise ValueError(f"its {TOKENIZER_FILE} has no {missing[0]}") from None
+        return LibraryTokenizer(text, {name: ids[name] for name in SPECIAL_TOKENS}, vocab_size)
 
 
 def _lineage(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from nanochat.checkpoint import folder, imported
+from nanochat.checkpoint import exported, folder, imported
 from nanochat.checkpoint.runs import described, resolve, short_name
 from nanochat.inference.frozen_gpt import FrozenGPT
 from nanochat.interop import huggingface
@@ -40,7 +40,8 @@ def open_checkpoint(
     dtype, why = hardware.compute_dtype(precision, chosen)
     if ckpt.startswith(huggingface.PREFIX):
         place = imported.hub_place(ckpt)
-        if (kind := huggingface.read_settings(place)["model_type"]) != "gpt2":
+        kind = huggingface.read_settings(place)["model_type"]
+        if kind != "gpt2" and not exported.is_exported(place):
             return _open_hub(ckpt, place, kind, chosen, dtype, why)
     path = resolve(ckpt, base_dir() / "runs", force=force)
     print(described(path), file=sys.stderr)

@@ -143,17 +143,18 @@ def resolve(text: str | Path, runs: Path, *, force: bool = False) -> Path:
     checkpoint, or RUN@latest, RUN@best, RUN@STEP.
 
     RUN is a run name, or name/time of one run. A checkpoint of the original (`imported.find`), a
-    GPT-2 of the hub (hf:ID-or-folder) and an export for transformers are converted first; an export
-    with a red certificate is a ValueError unless `force`. Two candidates are a ValueError that
-    lists them.
+    GPT-2 of the hub (hf:ID-or-folder) and an export for transformers, also one of the hub, are
+    converted first; an export with a red certificate is a ValueError unless `force`. Two candidates
+    are a ValueError that lists them.
     """
     words = str(text)
-    if words.startswith(imported.huggingface.PREFIX):
-        return imported.gpt2_cached(words)
-    path = Path(words).expanduser()
+    of_hub = words.startswith(imported.huggingface.PREFIX)
+    path = imported.hub_place(words) if of_hub else Path(words).expanduser()
     if exported.is_exported(path):
         certificate.require_not_red(path, force=force)
         return exported.cached(path)
+    if of_hub:
+        return imported.gpt2_cached(words)
     if (
         "@" not in words
         and not (path / "config.json").is_file()

@@ -1,6 +1,7 @@
 """Export a checkpoint for other programs: `python -m nanochat.export ckpt=PATH out=DIR
 format=hf`."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ from nanochat.commands.app import command
 
 
 def run(cfg: DictConfig) -> dict[str, Any] | None:
-    from nanochat.checkpoint.runs import resolve
+    from nanochat.checkpoint.runs import described, resolve
     from nanochat.runtime.paths import base_dir
 
     ckpts = [cfg.ckpt] if isinstance(cfg.ckpt, str) else list(cfg.ckpt or [])
     paths = [resolve(str(ckpt), base_dir() / "runs") for ckpt in ckpts]
+    for path in paths:
+        print(described(path), file=sys.stderr)
     if cfg.verify:
         return verify(cfg, Path(cfg.verify).expanduser(), paths)
     if cfg.out is None:

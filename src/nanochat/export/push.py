@@ -42,8 +42,9 @@ def push(folder: Path, name: str, *, private: bool, confirm: bool, force: bool) 
             allow_patterns=list(files),
             commit_message=f"nanochat export, certificate {found.colour}",
         )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (HfHubHTTPError, HFValidationError, OSError, RuntimeError) as error:
+        # RuntimeError: a file that did not arrive, whose cause says why
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"the hub refused the upload: {reason}; log in with `hf auth login`, then type "
             "the same again"

@@ -7,12 +7,13 @@ modelling file in the export (export/remote/). Both use the tensor names of the 
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
-from nanochat.gpt import Arch, GPTConfig
+from nanochat.gpt import Arch, GPTConfig, build_arch
 from nanochat.gpt.counts import BIGRAM_ROWS
 from nanochat.gpt.elementary import NORM_EPS
+from nanochat.interop.eras import preset
 
 STOCK, OWN = "nanochat", "nanochat_eras"  # model_type in config.json
 OURS = "nanochat_config"  # key of config.json with this project's own sizes and switches
@@ -154,5 +155,45 @@ def hf_config(config: GPTConfig, *, own: bool) -> dict[str, Any]:
 
 
 def is_export(data: Mapping[str, Any]) -> bool:
-    """Whether a config.json is one that this project exported for transformers."""
-    return isinstance(data.get(OURS), dict)
+    """Whether a config.json is one that this project exported for transformers, or of the same type
+    by another program."""
+    return isinstance(data.get(OURS), dict) or data.get("model_type") == STOCK
+
+
+def config_of(data: Mapping[str, Any]) -> GPTConfig:
+    """Sizes and switches from such a config.json. One without this project's own is of era E0, as
+    the type is; ValueError if it has other maths."""
+    if isinstance(data.get(OURS), dict):
+        return GPTConfig.from_json(data[OURS])
+    C, H = data.get("hidden_size"), data.get("num_attention_heads")
+    sizes: dict[str, Any] = {
+        "sequence_len": data.get("max_position_embeddings"),
+        "vocab_size": data.get("vocab_size"),
+        "n_layer": data.get("num_hidden_layers"),
+        "n_head": H,
+        "n_kv_head": data.get("num_key_value_heads") or H,
+        "n_embd": C,
+    }
+    if missing := [name for name, value in sizes.items() if type(value) is not int]:
+        raise ValueError(f"config.json does not give {missing[0]} as a number")
+    config = GPTConfig(**sizes)
+    rope = data.get("rope_parameters") or {}
+    wanted = {
+        "hidden_act": "relu2",
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "intermediate_size": 4 * config.n_embd,
+        "head_dim": config.head_dim,
+    }
+    given = {"rope_type": rope.get("rope_type", "default"), **data}
+    for name, value in {"rope_type": "default", **wanted}.items():
+        if given.get(name, value) not in (value, None):
+            raise ValueError(
+                f"config.json: {name}={given[name]} is not computed here, only {value}"
+            )
+    known: dict[str, Any] = {}
+    if (base := rope.get("rope_theta", data.get("rope_theta"))) is not None:
+        known["rope_base"] = float(base)
+    if "final_logit_softcapping" in data:
+        known["softcap"] = data["final_logit_softcapping"]
+    return replace(config, arch=build_arch({**preset("classic"), **known}))

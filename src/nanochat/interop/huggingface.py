@@ -22,7 +22,8 @@ from nanochat.interop.original import published, why_unread
 from nanochat.tokenizer.library import LibraryTokenizer
 
 PREFIX = "hf:"
-PARTS = ("*.json", "*.safetensors", "merges.txt", "*.jinja")  # what is downloaded
+# what is downloaded; *.py, which is never run, belongs to an export and its certificate
+PARTS = ("*.json", "*.safetensors", "merges.txt", "*.jinja", "*.py")
 OLD_PARTS = (*PARTS, "pytorch_model*.bin")  # of models from before safetensors
 TURNED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 BUFFERS = (".attn.bias", ".attn.masked_bias")  # masks that old files hold; no weights
