@@ -29,7 +29,8 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
     content = json.loads(tokenizer.to_json())
     old = content["pre_tokenizer"]
     steps = old["pretokenizers"] if old["type"] == "Sequence" else [old]
-    cut = {"type": "Split", "pattern": {"String": CUT}, "behavior": "Removed", "invert": False}
+    # as an expression: transformers.js keeps a "String" that is to be removed
+    cut = {"type": "Split", "pattern": {"Regex": CUT}, "behavior": "Removed", "invert": False}
     content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [cut, *steps]}
     bos = {"id": "<|bos|>", "ids": [tokenizer.bos_id], "tokens": ["<|bos|>"]}
     start, text = {"SpecialToken": {"id": "<|bos|>", "type_id": 0}}, {"id": "A", "type_id": 0}
