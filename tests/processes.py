@@ -14,31 +14,30 @@ import sys
 import tempfile
 from pathlib import Path
 
-SERVER = multiprocessing.get_context("forkserver")
 # what a training run imports; whatever is missing here is only imported later
-SERVER.set_forkserver_preload(
-    [
-        "torch._dynamo",
-        "lightning.pytorch",
-        "lightning.pytorch.loggers",
-        "hydra.main",
-        "torchmetrics",
-        "pyarrow.parquet",
-        "fastapi",
-        "nanochat.callbacks.evaluate",
-        "nanochat.callbacks.report",
-        "nanochat.callbacks.rollouts",
-        "nanochat.callbacks.save",
-        "nanochat.evals.chat",
-        "nanochat.inference.engine",
-        "nanochat.modules.next_token",
-        "nanochat.modules.rl",
-        "nanochat.runs.chat",
-        "nanochat.runs.fit",
-        "nanochat.runs.rl",
-        "nanochat.runs.text",
-    ]
-)
+IMPORTED = [
+    "torch._dynamo",
+    "lightning.pytorch",
+    "lightning.pytorch.loggers",
+    "hydra.main",
+    "torchmetrics",
+    "pyarrow.parquet",
+    "fastapi",
+    "nanochat.callbacks.evaluate",
+    "nanochat.callbacks.report",
+    "nanochat.callbacks.rollouts",
+    "nanochat.callbacks.save",
+    "nanochat.evals.chat",
+    "nanochat.inference.engine",
+    "nanochat.modules.next_token",
+    "nanochat.modules.rl",
+    "nanochat.runs.chat",
+    "nanochat.runs.fit",
+    "nanochat.runs.rl",
+    "nanochat.runs.text",
+]
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(IMPORTED)
 
 
 def complaints(stderr: str | bytes) -> str:

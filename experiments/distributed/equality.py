@@ -1,26 +1,31 @@
-"""Parameters and optimizer state after 20 fp32 steps: one process against 2, 3 and 4,
-DDP and FSDP2, every phase.
+"""Parameters and optimizer state after 20 steps: one process against 2, 3 and 4, DDP and FSDP2,
+every phase.
 
-    python experiments/distributed/equality.py FOLDER [phase …]
+    python experiments/distributed/equality.py FOLDER [phase …] [--scale 0.0003] [--fp64]
 
-It writes FOLDER/equality.csv. Rates are `SCALE` of the phase's, and AdamW's eps is `EPS`: with
-1e-10 an element whose gradient is rounding noise moves as far as any other. In the row
+It appends rows to FOLDER/equality.csv. Rates are `--scale` of the phase's, and AdamW's eps is
+`EPS`: with 1e-10 an element whose gradient is rounding noise moves as far as any other. In the row
 `micro-batches` one process splits each batch otherwise: sums in another order and nothing else,
-which is what a comparison of processes cannot be closer than.
+which is what a comparison of processes cannot be closer than. `--fp64` computes and stores
+everything in fp64: a wrong sum or a wrong share stays as large as it is in fp32, and what was
+rounding goes down with the rounding error.
 """
 
+import argparse
 import csv
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.distributed.runs_of_ranks import end_of, gap, trained
+from tests.processes import IMPORTED, SERVER
 from tests.train.conftest import TINY, make_corpus
 
-STEPS, SCALE, EPS = 20, 0.0003, 1e-6
+STEPS, EPS = 20, 1e-6
 ROLES = ("head", "embedding", "value_embedding", "resid_scalar", "x0_scalar", "gate_scalar")
 COMMON = [
     "trainer=cpu",
@@ -34,7 +39,6 @@ COMMON = [
     "sample.prompts=[]",
     "data.num_workers=0",
     f"max_steps={STEPS}",
-    f"optim.schedule.init_lr_frac={SCALE}",
     *(f"+optim.groups.{role}.eps={EPS}" for role in ROLES),
 ]
 WORLDS = [("ddp", 2), ("ddp", 3), ("ddp", 4), ("fsdp", 2), ("fsdp", 3), ("fsdp", 4)]
@@ -96,42 +100,49 @@ def words_of(phase: str, base: Path) -> list[str]:
     ]
 
 
-def main(base: Path, phases: list[str]) -> None:
+def compared(base: Path, phase: str, scale: float) -> Iterator[tuple[str, int, list[str]]]:
+    """(strategy, processes, gaps) of each way to run a phase, against one process."""
+    words = [*words_of(phase, base), *COMMON, f"optim.schedule.init_lr_frac={scale}"]
+    if phase == "rl":
+        none = ("compute.compile", "data.num_w", "evals", "eval_every")
+        words = [w for w in words if not w.startswith(none)] + ["eval_every=null"]
+    one = end_of(trained(base, *words, f"run_name={phase}-1", "trainer.devices=1"))
+    other = "data.micro_tokens=180" if phase == "rl" else "data.rows_per_device=4"
+    ways = [("micro-batches", 1, [other])] + [
+        (kind, n, [f"trainer.strategy={kind}", f"trainer.devices={n}"]) for kind, n in WORLDS
+    ]
+    for kind, n, more in ways:
+        run = end_of(trained(base, *words, f"run_name={phase}-{kind}-{n}", *more))
+        yield kind, n, [f"{gap(a, b):.1e}" for a, b in zip(run, one, strict=True)]
+
+
+def main() -> None:
+    read = argparse.ArgumentParser()
+    read.add_argument("folder", type=Path)
+    read.add_argument("phases", nargs="*", default=["base", "mid", "sft", "rl"])
+    read.add_argument("--scale", type=float, default=0.0003)
+    read.add_argument("--fp64", action="store_true")
+    given = read.parse_args()
+    dtype = "fp64" if given.fp64 else "fp32"
     sys.path += [f"{sys.path[0]}/tests/rl", f"{sys.path[0]}/tests/inference"]  # the reward's
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # of the ranks
+    if given.fp64:
+        SERVER.set_forkserver_preload(["experiments.distributed.in_fp64", *IMPORTED])
+    base = given.folder.absolute() / dtype
     base.mkdir(parents=True, exist_ok=True)
-    file = (base / "equality.csv").open("a", buffering=1)
-    out = csv.writer(file)
-    out.writerow(["phase", "strategy", "processes", "parameters", "optimizer state"])
-    if phases != ["base"] and not (base / "start").exists():
-        words = [w for w in COMMON if "init_lr" not in w]
-        run = trained(base, *words_of("base", base), *words, "run_name=start", "trainer.devices=1")
-        (base / "start").symlink_to(run / "checkpoints" / f"step_{STEPS:06d}")
-    for phase in phases:
-        words = [*words_of(phase, base), *COMMON]
-        words = [
-            w
-            for w in words
-            if not (
-                phase == "rl"
-                and w.startswith(("compute.compile", "data.num_w", "evals", "eval_every"))
-            )
-        ]
-        if phase == "rl":
-            words.append("eval_every=null")
-        one = end_of(trained(base, *words, f"run_name={phase}-1", "trainer.devices=1"))
-        other = "data.micro_tokens=180" if phase == "rl" else "data.rows_per_device=4"
-        rows = [("micro-batches", 1, [other])] + [
-            (kind, n, [f"trainer.strategy={kind}", f"trainer.devices={n}"]) for kind, n in WORLDS
-        ]
-        for kind, n, more in rows:
-            if (phase, kind) == ("rl", "fsdp"):  # refused
-                continue
-            run = end_of(trained(base, *words, f"run_name={phase}-{kind}-{n}", *more))
-            out.writerow(
-                [phase, kind, n, *(f"{gap(a, b):.1e}" for a, b in zip(run, one, strict=True))]
-            )
+    with (base.parent / "equality.csv").open("a", buffering=1) as file:
+        out = csv.writer(file)
+        if file.tell() == 0:
+            names = ["phase", "dtype", "scale", "strategy", "processes"]
+            out.writerow([*names, "parameters", "optimizer state"])
+        if given.phases != ["base"] and not (base / "start").exists():
+            words = [*words_of("base", base), *COMMON, "run_name=start", "trainer.devices=1"]
+            run = trained(base, *words)
+            (base / "start").symlink_to(run / "checkpoints" / f"step_{STEPS:06d}")
+        for phase in given.phases:
+            for kind, n, gaps in compared(base, phase, given.scale):
+                out.writerow([phase, dtype, given.scale, kind, n, *gaps])
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:] or ["base", "mid", "sft", "rl"])
+    main()

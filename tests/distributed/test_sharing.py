@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from nanochat import optim
 from nanochat.commands.configs import compose_choice
-from nanochat.distributed.sharing import SMALL, deal, parts_of
+from nanochat.distributed.sharing import SMALL, deal, parts_of, rows_in, to_owners
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import GroupedOptimizer
 from tests.distributed.ranks import together
@@ -130,6 +130,56 @@ def test_state_of_one_process_is_shared_out(by_rows: bool, tmp_path: Path) -> No
     saved = {k: v for k, v in first.items() if k != "weights"}
     ranks = together(3, stepped, tmp_path, "float32", by_rows, saved)
     assert_same(gathered(ranks), gathered([alone]), rtol=0, atol=1e-6)
+
+
+def added_up() -> dict[str, Any]:
+    """Of this rank: the rows it updates of gradients that DDP has added up on their owners."""
+    model = torch.nn.ParameterDict(
+        {str(i): torch.zeros(s) for i, s in enumerate([*MATRICES, *TABLES, ()])}
+    )
+
+    class Sum(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, factor: float) -> torch.Tensor:
+            weights = (torch.arange(p.numel()).view(p.shape) for p in model.values())
+            return factor * sum((p * w).sum() for p, w in zip(model.values(), weights, strict=True))
+
+    params = list(model.values())
+    by_rows = [i >= len(MATRICES) for i in range(len(params))]
+    parts = parts_of([tuple(p.shape) for p in params], by_rows, dist.get_world_size())
+    ddp = torch.nn.parallel.DistributedDataParallel(Sum(), gradient_as_bucket_view=True)
+    ddp.register_comm_hook(dict(zip(params, parts, strict=True)), to_owners)
+    for _ in range(2):  # two steps: buckets are others after the first
+        ddp.zero_grad()
+        with ddp.no_sync():
+            ddp(10.0).backward()
+        ddp(dist.get_rank() + 1.0).backward()
+    return {
+        f"{i}/{share.start}": rows_in(params[i].grad, share).clone()  # type: ignore[arg-type]
+        for i, shares in enumerate(parts)
+        for share in shares
+        if share.owner == dist.get_rank()
+    }
+
+
+def test_gradients_are_added_up_where_they_are_used(tmp_path: Path) -> None:
+    """Each row once, as its mean over three ranks: 10 of a first micro-batch, 1, 2, 3 of the
+    last."""
+    ranks = together(3, added_up, tmp_path)
+    for i, shape in enumerate([*MATRICES, *TABLES, ()]):
+        pieces = {
+            int(name.partition("/")[2]): rows
+            for rank in ranks
+            for name, rows in rank.items()
+            if name.startswith(f"{i}/")
+        }
+        whole = torch.cat([pieces[start] for start in sorted(pieces)])
+        expected = 12.0 * torch.arange(whole.numel()).view(whole.shape)
+        torch.testing.assert_close(whole, expected)
+        assert whole.numel() == torch.Size(shape).numel()
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7, 64])

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.futures import Future, collect_all
 
 SMALL = 1024  # elements; from: facts sheet 2.2; a smaller tensor is updated by one rank
 
@@ -89,6 +90,23 @@ def parts_of(
     return found
 
 
+def rows_in(tensor: Tensor, share: RowShare) -> Tensor:
+    """The rows of a share, as a view."""
+    return tensor.view(1) if tensor.ndim == 0 else tensor[share.start : share.stop]
+
+
+def to_owners(parts: dict[Tensor, list[RowShare]], bucket: dist.GradBucket) -> Future[Tensor]:
+    """A communication hook of DDP: the mean of gradients, each row of it on the rank that updates
+    it and no other. It sends half of what a mean on every rank does."""
+    buffer = bucket.buffer().div_(dist.get_world_size())
+    work = [
+        dist.reduce(rows_in(grad, share), share.owner, async_op=True).get_future()
+        for p, grad in zip(bucket.parameters(), bucket.gradients(), strict=True)
+        for share in parts[p]
+    ]
+    return collect_all(work).then(lambda done: buffer)
+
+
 def local(tensor: Tensor) -> Tensor:
     """The local rows of a tensor: all, unless it is a DTensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
@@ -161,7 +179,7 @@ class Replicated(Unshared):
             yield key, found
             for p in params:
                 for part in self.parts[p]:
-                    rows = p.view(1) if p.ndim == 0 else p[part.start : part.stop]
+                    rows = rows_in(p, part)
                     under_way.append(dist.broadcast(rows, src=part.owner, async_op=True))
         for work in under_way:
             work.wait()

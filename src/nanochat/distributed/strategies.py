@@ -4,20 +4,34 @@ of a checkpoint folder."""
 from collections.abc import Mapping
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.parallel import ParallelStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from nanochat.distributed.fsdp import fill
+from nanochat.distributed.sharing import Replicated, to_owners
 
 
 class FolderDDP(DDPStrategy):
     """DDP that calls its `CheckpointIO` on every rank, not on rank 0 alone. Gradients are views of
-    the reducer's buckets, which saves four bytes per parameter.
+    the reducer's buckets, which saves four bytes per parameter. They are complete on the rank that
+    updates them; on all ranks only where their norm is clipped.
     """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(gradient_as_bucket_view=True, **settings)
+
+    def setup(self, trainer: L.Trainer) -> None:
+        super().setup(trainer)
+        module = self.lightning_module
+        if module is not None and module.automatic_optimization and not trainer.gradient_clip_val:
+            sharing = getattr(self.optimizers[0], "sharing", None)
+            assert isinstance(sharing, Replicated) and isinstance(
+                self.model, DistributedDataParallel
+            )
+            self.model.register_comm_hook(sharing.parts, to_owners)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
