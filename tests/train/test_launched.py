@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from nanochat.runs.launched import check_nodes, take_environment, take_shape
+from tests.distributed.runs_of_ranks import end_of, gap, trained
 from tests.train.conftest import environment, losses, the_run
 from tests.train.stopping import until_some_steps
 
@@ -93,10 +94,12 @@ def test_several_machines_need_a_launcher() -> None:
         check_nodes({"num_nodes": 2, "devices": 8})
 
 
-@pytest.mark.slow  # two processes of the command
-def test_tasks_of_srun_train_one_run(tmp_path: Path, tiny: list[str]) -> None:
+@pytest.mark.slow  # two processes of the command, twice
+def test_tasks_of_srun_train_one_run_and_go_on_when_requeued(
+    tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An emulated Slurm: what srun sets, for two tasks of one node. Preempted by SIGUSR1 they save,
-    and the first asks for the queue."""
+    and the first asks for the queue. Started again they end as a run that was left alone."""
     (tmp_path / "bin").mkdir()
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/scontrol\n')
@@ -104,11 +107,14 @@ def test_tasks_of_srun_train_one_run(tmp_path: Path, tiny: list[str]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    steps = 60
+    words = ["save_every=null", "eval_every=null", f"max_steps={steps}", "log_every=1"]
 
-    def tasks(*words: str) -> list["subprocess.Popen[bytes]"]:
+    def tasks(**more: str) -> list["subprocess.Popen[bytes]"]:
+        own = [*tiny, "run_name=slurm", *words, "resume=auto"]
         return [
             subprocess.Popen(
-                [sys.executable, "-m", "nanochat.train", *tiny, "run_name=slurm", *words],
+                [sys.executable, "-m", "nanochat.train", *own],
                 env=environment(
                     tmp_path,
                     **SRUN
@@ -122,6 +128,7 @@ def test_tasks_of_srun_train_one_run(tmp_path: Path, tiny: list[str]) -> None:
                         "MASTER_PORT": str(port),
                         "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
                     },
+                    **more,
                 ),
                 cwd=tmp_path,
                 stdout=subprocess.PIPE,
@@ -130,8 +137,7 @@ def test_tasks_of_srun_train_one_run(tmp_path: Path, tiny: list[str]) -> None:
             for rank in (0, 1)
         ]
 
-    words = ["resume=auto", "save_every=null", "eval_every=null", "max_steps=4000", "log_every=1"]
-    started = tasks(*words)
+    started = tasks()
     until_some_steps(tmp_path, "slurm")
     for task in started:
         task.send_signal(10)  # SIGUSR1
@@ -140,4 +146,12 @@ def test_tasks_of_srun_train_one_run(tmp_path: Path, tiny: list[str]) -> None:
     assert "put into the queue again" in said[0] and not said[1]
     assert (tmp_path / "scontrol").read_text() == "requeue 123456\n"
     run = the_run(tmp_path, "slurm")
-    assert 3 <= max(losses(run)) < 4000
+    assert 3 <= max(losses(run)) < steps
+    again = tasks(SLURM_RESTART_COUNT="1")
+    said = [task.communicate(timeout=300)[0].decode() for task in again]
+    assert [task.returncode for task in again] == [0, 0] and "resuming" in said[0], said
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    alone = trained(tmp_path, *tiny, *words, "run_name=alone", "trainer.devices=2")
+    assert losses(the_run(tmp_path, "slurm")) == losses(alone)
+    assert [gap(a, b) for a, b in zip(end_of(run), end_of(alone), strict=True)] == [0, 0]
+    assert (tmp_path / "scontrol").read_text() == "requeue 123456\n"

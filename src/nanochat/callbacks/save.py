@@ -11,6 +11,7 @@ import lightning as L
 
 from nanochat.callbacks.every import StepCallback, check_every, is_due
 from nanochat.checkpoint.runs import RunCheckpoints
+from nanochat.distributed import AnyRank
 from nanochat.modules.phase import PhaseModule
 from nanochat.runtime.lightning_private import leave_signals_alone
 from nanochat.runtime.signals import CtrlC, handle_stops, raise_stop_at_once, restore_stops
@@ -18,7 +19,7 @@ from nanochat.runtime.signals import CtrlC, handle_stops, raise_stop_at_once, re
 
 class Save(StepCallback):
     """Writes `checkpoints/step_…`. A signal (SIGTERM, SIGHUP, Ctrl-C once) saves and stops after
-    the step that is running, the same step on every rank."""
+    the step that is running; of several ranks after the next, the same on every rank."""
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class Save(StepCallback):
     def on_train_start(self, trainer: L.Trainer, module: PhaseModule) -> None:
         super().on_train_start(trainer, module)
         self._speaks = trainer.is_global_zero
+        self._stop = AnyRank()
         self.listen(trainer)
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
@@ -57,6 +59,13 @@ class Save(StepCallback):
         self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException
     ) -> None:
         self.teardown(trainer, module, "fit")
+        if isinstance(exception, Exception):  # what has failed is said already
+            with contextlib.suppress(Exception):
+                self.checkpoints.finish()
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.checkpoints.writer is not None:
+            self.tidy(trainer)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._ctrl_c.again():
@@ -68,9 +77,7 @@ class Save(StepCallback):
         self.told_to_stop = True
 
     def at_step(self, trainer: L.Trainer, module: PhaseModule, step: int) -> None:
-        stop = self.told_to_stop
-        if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        stop = self._stop.ask(self.told_to_stop or self.checkpoints.failed)
         if stop or is_due(step, self.every, module.total_steps):
             self.save(trainer, module, step)
         if stop:
@@ -82,10 +89,18 @@ class Save(StepCallback):
         if trainer.fast_dev_run:
             return
         with module.clock.paused():
+            if self.checkpoints.writer is not None:
+                self.tidy(trainer)
             trainer.save_checkpoint(self.checkpoints.path(step))
-            if trainer.is_global_zero:
-                self.checkpoints.prune()
+            if self.checkpoints.writer is None:
+                self.tidy(trainer)
         self.saved = step
+
+    def tidy(self, trainer: L.Trainer) -> None:
+        """Wait until the last checkpoint is written, and delete those that are not kept."""
+        self.checkpoints.finish()
+        if trainer.is_global_zero:
+            self.checkpoints.prune()
 
 
 class SaveWhenStopped(StepCallback):

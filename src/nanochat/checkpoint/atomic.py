@@ -41,19 +41,14 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_together(
-    path: Path,
-    part: Callable[[Path], T],
-    gather: Callable[[Path], None],
-    write: Callable[[Path, list[T]], None],
+    path: Path, part: Callable[[Path], T], write: Callable[[Path, list[T]], None]
 ) -> None:
-    """As `write_atomic`, called on every rank. Each calls `part(temporary folder)`, then `gather`
-    of it, in which they may exchange something, and the first at last `write(temporary folder,
-    results of part)`. A failure on one raises on all."""
+    """As `write_atomic`, called on every rank. Each calls `part(temporary folder)`, and then the
+    first `write(temporary folder, results of part)`. A failure on one raises on all."""
     first = distributed.rank() == 0
     with tidied(path) as temporary:
         place = distributed.everywhere(lambda: begin(temporary) if first else temporary)[0]
         parts = distributed.everywhere(lambda: part(place))
-        distributed.everywhere(lambda: gather(place))
 
         def finish() -> None:
             write(place, parts)

@@ -14,6 +14,7 @@ disk that they share.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from nanochat import distributed
 from nanochat.checkpoint import hashes, optimizer_files
 from nanochat.checkpoint.atomic import fsync, write_atomic, write_together
 from nanochat.checkpoint.optimizer_files import OptimizerFiles
-from nanochat.checkpoint.streamed import save_gathered
+from nanochat.checkpoint.shared_file import HeldRows, write_rows
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference.frozen_gpt import FrozenGPT
 
@@ -38,7 +39,7 @@ STATE = f"{TRAINER}state.pt"
 
 def save(
     path: Path,
-    weights: dict[str, Tensor],
+    weights: Mapping[str, Tensor | HeldRows],
     config: GPTConfig,
     tokenizer: Any,
     lineage: dict[str, Any],
@@ -50,22 +51,22 @@ def save(
 
     state = dict(trainer_state or {})
     optimizers = state.pop("optimizer_states", [])
+    by_rows = {name: weight for name, weight in weights.items() if isinstance(weight, HeldRows)}
 
-    def of_rank(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    def of_rank(folder: Path) -> tuple[Any, dict[str, Any]]:
+        if by_rows:
+            write_rows(folder / WEIGHTS, by_rows)
+            fsync(folder / WEIGHTS)
+        if not optimizers:
+            return None, {}
         (folder / STATE).parent.mkdir(exist_ok=True)
         entry = optimizer_files.write(folder, distributed.rank(), optimizers[0])
         fsync(folder / entry["file"])
         return entry, {entry["file"]: facts_of(folder / entry["file"])}
 
-    sharded = any(hasattr(weight, "full_tensor") for weight in weights.values())
-
-    def gather(folder: Path) -> None:
-        if sharded:
-            save_gathered(folder / WEIGHTS, weights)
-
     def write(folder: Path, parts: list[Any]) -> None:
-        if not sharded:
-            plain = {k: v.detach().contiguous() for k, v in weights.items()}
+        if not by_rows:
+            plain = {k: v.detach().contiguous() for k, v in weights.items()}  # type: ignore[union-attr]
             save_file(plain, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / "config.json").write_text(
             json.dumps({**config.to_json(), "tokenizer_hash": tokenizer.hash}, indent=2) + "\n",
@@ -92,8 +93,8 @@ def save(
                 files[name] = facts_of(p)
         (folder / "files.json").write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
 
-    if optimizers:
-        write_together(path, of_rank, gather, write)
+    if optimizers or by_rows:
+        write_together(path, of_rank, write)
     else:
         write_atomic(path, lambda folder: write(folder, []))
 

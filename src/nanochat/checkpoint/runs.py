@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.checkpoint import atomic, certificate, exported, folder, imported
+from nanochat.checkpoint.writer import Writer
 
 FOLDER_TIME = "%Y-%m-%d_%H-%M-%S"  # name of a run's folder, in UTC, followed by Z
 BEST = "best.json"
@@ -25,13 +26,28 @@ class RunCheckpoints:
     others."""
 
     def __init__(
-        self, root: Path, keep_last: int | None = 2, best_metric: str | None = "val/bpb"
+        self,
+        root: Path,
+        keep_last: int | None = 2,
+        best_metric: str | None = "val/bpb",
+        asynchronous: bool = False,
     ) -> None:
         if keep_last is not None and keep_last < 1:
             raise ValueError(
                 f"checkpoints.keep_last={keep_last} must be at least 1, or null to keep all"
             )
         self.root, self.keep_last, self.best_metric = root, keep_last, best_metric
+        self.writer = Writer() if asynchronous else None  # writes them while training goes on
+
+    def finish(self) -> None:
+        """Wait for one that is being written. What has failed in it is raised."""
+        if self.writer is not None:
+            self.writer.finish()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the writing of one has failed; `finish` raises it."""
+        return self.writer is not None and self.writer.failed
 
     def path(self, step: int) -> Path:
         return self.root / f"step_{step:06d}"
@@ -72,6 +88,7 @@ class RunCheckpoints:
     def record(self, step: int, metrics: dict[str, Any]) -> None:
         """Store evaluation results of the checkpoint at `step`, and move the pointer to the best if
         it is better (lower)."""
+        self.finish()
         if step == 0:
             self.root.mkdir(parents=True, exist_ok=True)
             atomic.write_json(self.root / START, metrics)
@@ -90,6 +107,7 @@ class RunCheckpoints:
     def prune(self) -> None:
         """Delete checkpoints that are not among the newest `keep_last`, not the best, and not the
         start of another run; and what a killed writer left behind."""
+        self.finish()
         for leftover in self.root.glob(f"{atomic.TEMPORARY}*"):
             shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(
                 missing_ok=True

@@ -5,13 +5,15 @@ alone is done inside `agreed`, and then fails on all of them.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+_group: ContextVar[Any] = ContextVar("group", default=None)  # None: that of all collectives
 
 
 def active() -> bool:
@@ -43,8 +45,45 @@ def gathered(value: T) -> list[T]:
     if not active():
         return [value]
     everywhere: list[T | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, value)
+    dist.all_gather_object(everywhere, value, group=_group.get())
     return everywhere  # type: ignore[return-value]
+
+
+def own_group() -> Any:
+    """A further group of all ranks, for values on the CPU, whose collectives keep no order with
+    those of others. Every rank calls it."""
+    return dist.new_group(backend="gloo") if active() else None
+
+
+def by_group(group: Any, call: Callable[[], T]) -> T:
+    """`call()`, in which `gathered` and `everywhere` go by this group."""
+    token = _group.set(group)
+    try:
+        return call()
+    finally:
+        _group.reset(token)
+
+
+class AnyRank:
+    """Whether something is true on any rank, asked at every step without waiting for an answer:
+    that to the question before comes back. Alone the answer comes at once."""
+
+    def __init__(self) -> None:
+        self._group = own_group()
+        self._asked = torch.zeros(1)
+        self._under_way: Any = None
+
+    def ask(self, mine: bool) -> bool:
+        if not active():
+            return mine
+        if self._under_way is not None:
+            self._under_way.wait()
+        answer = bool(self._asked)
+        self._asked = torch.tensor([float(mine)])
+        self._under_way = dist.all_reduce(
+            self._asked, op=dist.ReduceOp.MAX, group=self._group, async_op=True
+        )
+        return answer
 
 
 def agreed(call: Callable[[], T], device: torch.device) -> T:

@@ -12,8 +12,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers.logger import DummyLogger
 
+from nanochat.callbacks.garbage import HoldGarbage
 from nanochat.callbacks.save import SaveWhenStopped
 from nanochat.checkpoint.lightning_io import FolderCheckpointIO
+from nanochat.checkpoint.runs import RunCheckpoints
 from nanochat.gpt import GPT, counts
 from nanochat.modules.phase import PhaseModule
 from nanochat.runs import parent, show
@@ -34,6 +36,7 @@ def fit(recipe: Recipe, folder: RunFolder) -> bool:
     torch.manual_seed(recipe.config["seed"])
     recipe.attach()
     start, problems = newest(recipe, folder)
+    checkpoints = recipe.checkpoints(folder)
     resume_step = int(start.name.removeprefix("step_")) if start else 0
     if rank == 0:
         say_resumed(folder, resume_step, problems)
@@ -59,13 +62,17 @@ def fit(recipe: Recipe, folder: RunFolder) -> bool:
     if rank == 0:
         say_prepared(recipe, gpt, chosen)
         print(f"run folder: {folder.path}")
-    callbacks = build_callbacks(recipe, folder, module, rank)
-    trainer = trainer_of(recipe, folder, module, list(callbacks.values()), rank, resume_step)
+    callbacks = build_callbacks(recipe, folder, module, rank, checkpoints)
+    trainer = trainer_of(
+        recipe, folder, module, list(callbacks.values()), rank, resume_step, checkpoints
+    )
     if start is not None:
         recipe.data.start_step = resume_step
     save, evaluate = callbacks["save"], callbacks.get("evaluate")
     # Lightning adds callbacks of its own to those it was given
     trainer.callbacks.append(SaveWhenStopped(save))
+    if module.automatic_optimization:  # else a step writes texts, and there is time
+        trainer.callbacks.append(HoldGarbage())
     save.listen(trainer)
     kill_workers_at_exit()
     try:
@@ -95,6 +102,7 @@ def trainer_of(
     callbacks: list[Any],
     rank: int,
     resume_step: int,
+    checkpoints: RunCheckpoints,
 ) -> Trainer:
     """Lightning's Trainer with the flags of the configuration and those that the run sets."""
     settings = dict(recipe.config["trainer"])
@@ -105,6 +113,7 @@ def trainer_of(
     if rank == 0:
         loggers = build_loggers(recipe.config["logger"] or {}, folder.path, resume_step)
     record = {"config": recipe.config, **read_record(folder)}
+    plugin = FolderCheckpointIO(recipe.gpt_config, recipe.tokenizer, record, checkpoints.writer)
     return build_trainer(
         settings,
         steps=module.total_steps,
@@ -112,7 +121,7 @@ def trainer_of(
         callbacks=callbacks,
         logger=loggers,
         default_root_dir=folder.path,
-        plugins=[FolderCheckpointIO(recipe.gpt_config, recipe.tokenizer, record)],
+        plugins=[plugin],
     )
 
 
@@ -163,11 +172,11 @@ def say_prepared(recipe: Recipe, gpt: GPT, chosen: dict[str, str]) -> None:
 
 
 def build_callbacks(
-    recipe: Recipe, folder: RunFolder, module: PhaseModule, rank: int
+    recipe: Recipe, folder: RunFolder, module: PhaseModule, rank: int, checkpoints: RunCheckpoints
 ) -> dict[str, Any]:
     """By name, in the order in which they run: what others change (averages of weights) is saved,
     evaluated and sampled."""
-    config, checkpoints = recipe.config, recipe.checkpoints(folder)
+    config = recipe.config
     sample = dict(config["sample"])
     chosen = {name: c for name, c in config["callbacks"].items() if c}
     prompts = list(sample.pop("prompts") or [])

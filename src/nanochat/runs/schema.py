@@ -109,6 +109,7 @@ Evals = Annotated[dict, Built(more=OfEval, each=True, null=True)]
 class Checkpoints(Settings):
     keep_last: Count | None
     best_metric: str | None  # runs/recipe.py knows what a run logs
+    asynchronous: bool
 
 
 class TokenizerSettings(Settings):
