@@ -138,7 +138,7 @@ def train(words: str) -> None:
 
 def tests() -> None:
     """`pytest -m gpu`."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpt", "tests/inference"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     row("pytest -m gpu", (done.stdout.strip().splitlines() or [done.stderr[-200:]])[-1])
 
