@@ -16,8 +16,8 @@ from nanochat.gpt import GPT, GPT2, GPTConfig, PlainArch
 from nanochat.gpt.attention import Attend
 from nanochat.gpt.elementary import norm, rotate
 from nanochat.gpt.gpt2 import Affine
-from nanochat.gpt.model import Attention, Linear
-from nanochat.inference.frozen import FrozenWeight
+from nanochat.gpt.model import MLP, Attention, Linear
+from nanochat.inference.frozen import SIZES, FrozenWeight
 
 
 class FrozenLinear(nn.Module):
@@ -83,6 +83,17 @@ class FrozenAttention(Attention):
         return q, k, v
 
 
+class FrozenMLP(MLP):
+    def forward(self, x: Tensor) -> Tensor:
+        """On a CPU as many rows at a time as a product takes (frozen.py): what is between the two
+        layers is four times as wide, and stays in the cache."""
+        rows, most = x.numel() // x.size(-1), SIZES[-1]
+        if not x.is_cpu or rows <= most or torch.compiler.is_compiling():
+            return super().forward(x)
+        parts = x.reshape(rows, -1).split(most)
+        return torch.cat([MLP.forward(self, part) for part in parts]).view(x.shape)
+
+
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`rotate`, or with tables (B, T, 1, D) as `_both_halves` makes them, the same by fewer
     kernels."""
@@ -115,7 +126,7 @@ class FrozenGPT(GPT):
 
     def join_queries(self, config: GPTConfig) -> None:
         for i, block in enumerate(self.transformer.h):
-            block.attn = FrozenAttention(config, i)
+            block.attn, block.mlp = FrozenAttention(config, i), FrozenMLP(config)
 
     @classmethod
     def build(cls, config: GPTConfig, **how: Any) -> "FrozenGPT":
