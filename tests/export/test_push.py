@@ -52,8 +52,8 @@ def test_what_is_uploaded_is_what_is_downloaded(make, hub, tmp_path: Path, capsy
 def test_a_hub_that_refuses_is_a_line(make, hub, tmp_path: Path, monkeypatch) -> None:
     out = export(make(), tmp_path / "hf")
     hub.full = True
-    with pytest.raises(ValueError, match=r"the hub did not take it: .*model.safetensors"):
+    with pytest.raises(ValueError, match=r"the hub refused the upload: .*model.safetensors"):
         push(out, NAME, private=True, confirm=True, force=False)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(ValueError, match=r"the hub did not take it: .*401.*hf auth login"):
+    with pytest.raises(ValueError, match=r"the hub refused the upload: .*401.*hf auth login"):
         push(out, NAME, private=True, confirm=True, force=False)
