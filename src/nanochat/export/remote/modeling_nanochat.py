@@ -89,8 +89,10 @@ class NanochatErasAttention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, T, D)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
-        name = self.config._attn_implementation
-        attend = eager_attention if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+        # one look-up in one assignment: by that vLLM recognises an attention layer
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention
+        )
         y, weights = attend(
             self,
             q,
