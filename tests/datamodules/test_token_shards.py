@@ -131,6 +131,13 @@ def script(tmp_path, out, then="folder.build_all()"):
     )
 
 
+def test_a_builder_does_without_pytorch():
+    """Importing it takes a builder of each core seconds."""
+    code = "import sys, nanochat.datamodules.shards; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
 def wait_for(condition, seconds=15.0):
     end = time.monotonic() + seconds
     while not condition():

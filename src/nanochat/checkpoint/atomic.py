@@ -11,24 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nanochat import distributed
+from nanochat.runtime.disk import fsync
 
 TEMPORARY = ".writing-"
 T = TypeVar("T")
-
-
-def fsync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk."""
-    try:
-        # Windows flushes what is open for writing
-        handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    except PermissionError:
-        if path.is_dir():  # and opens no folder
-            return
-        raise
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:

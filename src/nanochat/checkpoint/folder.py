@@ -26,11 +26,12 @@ from torch import Tensor
 
 from nanochat import distributed
 from nanochat.checkpoint import hashes, optimizer_files
-from nanochat.checkpoint.atomic import fsync, write_atomic, write_together
+from nanochat.checkpoint.atomic import write_atomic, write_together
 from nanochat.checkpoint.optimizer_files import OptimizerFiles
 from nanochat.checkpoint.shared_file import HeldRows, write_rows
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference.frozen_gpt import FrozenGPT
+from nanochat.runtime.disk import fsync
 
 WEIGHTS = "model.safetensors"
 TRAINER = "trainer/"

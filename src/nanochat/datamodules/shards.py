@@ -41,9 +41,9 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from nanochat.checkpoint import hashes
-from nanochat.checkpoint.atomic import fsync
 from nanochat.datamodules.journal import digest, file_sha256
 from nanochat.datamodules.sources import SPLITS, SourcePart, TextSource
+from nanochat.runtime.disk import fsync
 from nanochat.runtime.locks import child_fds, try_lock
 from nanochat.runtime.signals import leave_signals, once, stdin_ends
 
