@@ -120,7 +120,7 @@ def count(metric: BitsPerByteMetric, gpt: GPT, batch: dict[str, Any]) -> None:
     """
     idx, targets = (batch[name].to(gpt.device) for name in ("idx", "targets"))
     if gpt.device.type != "cpu":
-        metric.update(gpt.losses(idx, targets), targets)
+        metric.update(_losses(gpt, idx, targets), targets)
         return
     for row, wanted in zip(idx, targets, strict=True):  # (T,)
         counts = (wanted >= 0).nonzero()  # an empty row is read too: ranks stay in step
@@ -129,6 +129,17 @@ def count(metric: BitsPerByteMetric, gpt: GPT, batch: dict[str, Any]) -> None:
         row = F.pad(row[:n], (0, room - n))[None]  # (1, room)
         wanted = F.pad(wanted[:n], (0, room - n), value=-1)[None]
         metric.update(gpt.losses(row, wanted), wanted)
+
+
+def _losses(gpt: GPT, idx: Tensor, targets: Tensor) -> Tensor:
+    """`gpt.losses`, (B, T) each; of half of the rows at a time where memory runs out."""
+    try:
+        return gpt.losses(idx, targets)
+    except torch.OutOfMemoryError:
+        if len(idx) == 1:
+            raise
+    halves = zip(idx.tensor_split(2), targets.tensor_split(2), strict=True)
+    return torch.cat([_losses(gpt, *half) for half in halves])
 
 
 def bits_per_byte(

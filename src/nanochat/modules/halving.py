@@ -1,6 +1,8 @@
 """A micro-batch that does not fit into memory is trained in halves, and so are all after it.
 
 The loss is a sum over tokens, so in parts it is the same step: same global batch, same gradient.
+With several processes the one that ran out goes on alone, as each gradient still reaches DDP once;
+after the step all compute in as many parts.
 """
 
 import gc
@@ -11,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanochat.distributed import maximum
+
 log = logging.getLogger(__name__)
 Loss = Callable[[dict[str, Any]], Tensor]  # of a batch with idx and targets (B, T) -> 0-d
 
@@ -20,9 +24,11 @@ class Halving:
 
     def __init__(self) -> None:
         self.parts = 1
+        self.rows = 0  # of the last micro-batch
 
     def loss(self, of: Loss, batch: dict[str, Any], params: Sequence[Tensor]) -> Tensor:
         """`of(batch)`, to be differentiated once. OutOfMemoryError if a single row does not fit."""
+        self.rows = len(batch["idx"])
         while True:
             try:
                 return _Held.apply(torch.ones((), requires_grad=True), self, of, batch, params)
@@ -34,16 +40,27 @@ class Halving:
         if self.parts >= rows:
             raise error
         self.parts *= 2
-        log.warning(
-            "out of memory: a micro-batch of %d rows is computed in %d parts from here on, with "
-            "the same batch and gradient; data.rows_per_device=%d does so from the start",
-            rows,
-            self.parts,
-            max(rows // self.parts, 1),
-        )
+        self.say("out of memory")
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def agree(self, device: torch.device) -> None:
+        """Compute in as many parts as the rank with the most. All ranks call it."""
+        parts = int(maximum(torch.tensor(self.parts, device=device)))
+        if parts > self.parts:
+            self.parts = parts
+            self.say("out of memory on another process")
+
+    def say(self, what: str) -> None:
+        log.warning(
+            "%s: a micro-batch of %d rows is computed in %d parts from here on, with the same "
+            "batch and gradient; data.rows_per_device=%d does so from the start",
+            what,
+            self.rows,
+            self.parts,
+            max(self.rows // self.parts, 1),
+        )
 
 
 class _Held(torch.autograd.Function):
@@ -96,9 +113,10 @@ def _in_parts(of: Loss, batch: Any, parts: int, grad: Tensor, left: Sequence[Ten
             g if t is None else t if g is None else t.add_(g)
             for t, g in zip(total, found, strict=True)
         ]
-    for p, g in zip(left, total, strict=True):
-        if g is not None:
-            p.grad = g if p.grad is None else p.grad.add_(g)
+    added = [(p, g) for p, g in zip(left, total, strict=True) if g is not None]
+    del total
+    while added:  # by autograd, so that hooks on gradients run
+        torch.autograd.backward(*added.pop())
 
 
 def _parts(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:

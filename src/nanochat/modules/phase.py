@@ -78,12 +78,30 @@ class PhaseModule(L.LightningModule):
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def _fitting_loss(self, batch: dict[str, Any]) -> Tensor:
-        """`micro_loss`, in parts where memory has run out. DDP counts on one backward pass a
-        micro-batch, so with several processes there it ends the run."""
-        if self.trainer.world_size > 1 or "idx" not in batch:
+        """`micro_loss`, in parts where memory has run out."""
+        if not self.can_halve or "idx" not in batch:
             return self.micro_loss(batch)
         params = [p for p in self.gpt.parameters() if p.requires_grad]
         return self.halving.loss(self.micro_loss, batch, params)
+
+    @property
+    def can_halve(self) -> bool:
+        """Whether this process can compute a micro-batch in parts alone. Under FSDP2 each part
+        would gather weights, and to look for unused parameters DDP needs the graph of the loss;
+        there running out of memory ends the run."""
+        searches = getattr(self.trainer.model, "find_unused_parameters", False)
+        return self.device_mesh is None and not searches
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Gradients are dropped, but under DDP filled with zeros: they stay views of its buckets.
+        Else those of all micro-batches but the last would be tensors of their own besides."""
+        ddp = self.trainer.world_size > 1 and self.can_halve
+        optimizer.zero_grad(set_to_none=not ddp)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        is_step = self._running is None and self.loss_of_step is not None  # a step is done
+        if is_step and self.trainer.world_size > 1 and self.can_halve:
+            self.halving.agree(self.device)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.number = self.global_step + 1
