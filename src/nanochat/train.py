@@ -57,7 +57,7 @@ def run(cfg: DictConfig) -> float | None:
     """One run or one trial of a sweep. Returns the last val/bpb, which is what a sweeper
     minimises."""
     from nanochat import distributed
-    from nanochat.runs import start
+    from nanochat.runs import solve, start
     from nanochat.runs.fit import fit
     from nanochat.runs.launch import run_ranks
     from nanochat.runs.launched import check_nodes, requeue
@@ -67,6 +67,8 @@ def run(cfg: DictConfig) -> float | None:
 
     config, inherited = settled(cfg)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    solve.check(config, overridden)
+    config, answer = solve.solved(config) if config["solve"] else (config, None)
     recipe = build_recipe(config)
     recipe.check()
     for key, why in recipe.no_effect().items():
@@ -78,6 +80,8 @@ def run(cfg: DictConfig) -> float | None:
     check_resume(config["resume"], base_dir() / "runs")
     if others is None and not config["dry_run"]:
         check_nodes(config["trainer"])
+    if answer:
+        print(answer)
     if config["dry_run"]:
         print("dry_run=true: nothing was trained")
         return None

@@ -108,6 +108,13 @@ class ByStep(LightningDataModule):
         )
         self.accumulate = self.batch_rows // world_size // self.micro_rows
 
+    def take_rows(self, rows: int) -> None:
+        """Micro-batches of at most so many rows, of the same batches."""
+        while self.batch_rows // self.world_size % rows:
+            rows -= 1
+        self.micro_rows = self.rows_per_device = rows
+        self.accumulate = self.batch_rows // self.world_size // rows
+
     def micro_batches(self) -> MicroBatches:
         raise NotImplementedError
 

@@ -170,16 +170,20 @@ class Replicated(Unshared):
     ) -> Iterator[tuple[Any, list[Update]]]:
         under_way = []
         for key, params in batches:
-            found = []
-            for p in params:
-                if (rows := self.local(p)) is not None and p.grad is not None:
-                    part = self.own[p]
-                    grad = p.grad if rows is p else p.grad[part.start : part.stop]
-                    found.append(Update(p, rows, grad))
-            yield key, found
+            yield key, self.mine(params)
             for p in params:
                 for part in self.parts[p]:
                     rows = rows_in(p, part)
                     under_way.append(dist.broadcast(rows, src=part.owner, async_op=True))
         for work in under_way:
             work.wait()
+
+    def mine(self, params: Sequence[Tensor]) -> list[Update]:
+        """What this rank updates of them."""
+        found = []
+        for p in params:
+            if (rows := self.local(p)) is not None and p.grad is not None:
+                part = self.own[p]
+                grad = p.grad if rows is p else p.grad[part.start : part.stop]
+                found.append(Update(p, rows, grad))
+        return found

@@ -386,6 +386,11 @@ class GPT(nn.Module):
             "compile": "yes" if compile_for else "no",
         }
 
+    def compile_for(self, rows: int) -> None:
+        """Where micro-batches are compiled, those of so many rows from here on."""
+        if self._compiled_shape is not None:
+            self._compiled_shape = (rows, self._compiled_shape[1])
+
     def grow_rope(self, length: int) -> None:
         """Make the RoPE tables at least `length` positions long, in the arch's precision."""
         if self.cos.numel() and self.cos.size(1) >= length:
@@ -517,8 +522,12 @@ class GPT(nn.Module):
 
     def loss_sum(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Summed loss in nats over the targets that are not -1; idx and targets (B, T) -> 0-d."""
+        return self.loss_of(self.hidden(idx), targets)
+
+    def loss_of(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """`loss_sum` from hidden states (B, T, C)."""
         return loss.head_loss(
-            self.hidden(idx),
+            hidden,
             self.lm_head.weight,
             targets,
             softcap=self.config.arch.softcap,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 
@@ -13,7 +14,7 @@ from nanochat.datamodules.by_step import share_out
 from nanochat.datamodules.chat import ChatDataModule
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference.engine import Engine
-from nanochat.runs import show
+from nanochat.runs import doubts, show
 from nanochat.runs.plan import Plan, make_epochs_plan
 from nanochat.runs.recipe import Recipe
 from nanochat.runs.schema import Train
@@ -153,6 +154,13 @@ class ChatRecipe(Recipe):
         if self.config["phase"] == "sft" and self.parent is not None:
             show.skipped_mid(checkpoint_folder.phase(self.parent))
         super().print_plan()
+
+    def doubts(self) -> list[str]:
+        self.data.use(self.tokenizer)
+        lengths = np.concatenate([task.lengths for task in self.data.rendered("train").values()])
+        short = doubts.short_context(lengths, self.gpt_config.sequence_len)
+        # cut into rows as a stream, a conversation goes on in the next one
+        return [*super().doubts(), *(short if self.data.packing != "stream" else [])]
 
     def describe(self) -> str:
         data = self.data

@@ -14,11 +14,13 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 from nanochat.callbacks.garbage import HoldGarbage
 from nanochat.callbacks.save import SaveWhenStopped
+from nanochat.callbacks.trial import TrialStep
 from nanochat.checkpoint.lightning_io import FolderCheckpointIO
 from nanochat.checkpoint.runs import RunCheckpoints
 from nanochat.gpt import GPT, counts
 from nanochat.modules.phase import PhaseModule
 from nanochat.runs import parent, show
+from nanochat.runs.memory import state_bytes
 from nanochat.runs.parts import build, build_loggers
 from nanochat.runs.recipe import Recipe
 from nanochat.runs.run_folder import SAMPLES, RunFolder, add_to_record, read_record, write_summary
@@ -40,6 +42,7 @@ def fit(recipe: Recipe, folder: RunFolder) -> bool:
     resume_step = int(start.name.removeprefix("step_")) if start else 0
     if rank == 0:
         say_resumed(folder, resume_step, problems)
+    hardware.limit_memory(recipe.device, recipe.config["compute"]["memory_gb"])
     before = hardware.memory_used(recipe.device)
     gpt = recipe.build_gpt(filled=start is None)
     shape = (recipe.data.micro_rows, recipe.gpt_config.sequence_len)
@@ -63,9 +66,8 @@ def fit(recipe: Recipe, folder: RunFolder) -> bool:
         say_prepared(recipe, gpt, chosen)
         print(f"run folder: {folder.path}")
     callbacks = build_callbacks(recipe, folder, module, rank, checkpoints)
-    trainer = trainer_of(
-        recipe, folder, module, list(callbacks.values()), rank, resume_step, checkpoints
-    )
+    with_trial = [*trial(recipe), *callbacks.values()]
+    trainer = trainer_of(recipe, folder, module, with_trial, rank, resume_step, checkpoints)
     if start is not None:
         recipe.data.start_step = resume_step
     save, evaluate = callbacks["save"], callbacks.get("evaluate")
@@ -79,7 +81,7 @@ def fit(recipe: Recipe, folder: RunFolder) -> bool:
         trainer.fit(module, datamodule=recipe.data, ckpt_path=start)
     except MisconfigurationException as error:
         raise ValueError(f"Lightning refuses this run: {error}") from error
-    peak = int(hardware.peak_gib(recipe.device) * 2**30) - before
+    peak = hardware.memory_peak(recipe.device) - before
     step = trainer.global_step
     # it was stopped between a step and the evaluation of it: the last one, or by a callback
     if (
@@ -89,9 +91,8 @@ def fit(recipe: Recipe, folder: RunFolder) -> bool:
     ):
         evaluate.catch_up(trainer, module)
     if rank == 0:
-        seconds = module.clock.seconds
-        add_to_record(folder, {"outcome": {"peak_bytes": peak, "training_seconds": seconds}})
-        say_ended(recipe, folder, trainer, seconds)
+        add_to_record(folder, {"outcome": what_it_took(recipe, module, peak, step)})
+        say_ended(recipe, folder, trainer, module.clock.seconds)
     return save.told_to_stop
 
 
@@ -123,6 +124,31 @@ def trainer_of(
         default_root_dir=folder.path,
         plugins=[plugin],
     )
+
+
+def trial(recipe: Recipe) -> list[TrialStep]:
+    """What tries a micro-batch before the first step, where that was asked for."""
+    config, memory = recipe.config, recipe.config["compute"]["memory_gb"]
+    if config["compute"]["trial"] is not True:
+        return []
+    with torch.device("meta"):
+        optimizer = recipe.build_optimizer(recipe.plan)(GPT(recipe.gpt_config))
+    cap = int(memory * 1e9) if memory and recipe.device.type == "cpu" else None
+    reserved = state_bytes(optimizer, recipe.world_size)
+    return [TrialStep(recipe.data, reserved=reserved, cap=cap)]
+
+
+def what_it_took(recipe: Recipe, module: PhaseModule, peak: int, step: int) -> dict[str, Any]:
+    """What became of the forecast, for the record. `peak`: bytes above those before the network was
+    built."""
+    seconds, batch = module.clock.seconds, recipe.batch_of_report()
+    return {
+        "peak_bytes": peak,
+        "training_seconds": seconds,
+        "tokens_per_second": step * batch / seconds if batch and seconds else None,
+        "rows_per_device": getattr(recipe.data, "micro_rows", None),
+        "computed_in_parts": module.halving.parts,
+    }
 
 
 def say_resumed(folder: RunFolder, step: int, problems: list[str]) -> None:

@@ -25,8 +25,9 @@ from nanochat.evals.evaluation import Context, Evaluation, Result, build_evaluat
 from nanochat.gpt import GPT, GPTConfig, build_arch, fp8, from_depth
 from nanochat.gpt.attention import runnable
 from nanochat.modules.phase import PhaseModule
-from nanochat.runs import parent, parts, show
+from nanochat.runs import doubts, parent, parts, show
 from nanochat.runs.forecast import Forecast, foresee, is_foreseen, on_card
+from nanochat.runs.memory import Prediction
 from nanochat.runs.plan import Plan, estimate_seconds
 from nanochat.runs.run_folder import RunFolder
 from nanochat.runs.schema import Train
@@ -51,6 +52,7 @@ class Recipe:
 
     def __init__(self, config: dict[str, Any], tokenizer_folder: Path | None = None) -> None:
         self.config, self.tokenizer_folder = config, tokenizer_folder
+        self.predictions: dict[str, Prediction] = {}  # of memory, by what is recomputed
         settings = config["trainer"]
         self.world_size = settings["devices"] * settings["num_nodes"]
         self.parent = (
@@ -97,6 +99,15 @@ class Recipe:
     def notes(self) -> tuple[str, ...]:
         """What of the plan is not what one would expect, and what to type for that."""
         return self.plan.notes
+
+    def doubts(self) -> list[str]:
+        """Settings that look like a mistake."""
+        schedule = optim.build_schedule(self.config["optim"]["schedule"])
+        tokens, context = self.config["eval_tokens"], self.gpt_config.sequence_len
+        return [
+            *doubts.never_decays(schedule, self.plan.steps),
+            *doubts.few_rows(tokens, context, self.world_size),
+        ]
 
     def describe(self) -> str:
         """What the run reads, for the plan."""
@@ -173,6 +184,11 @@ class Recipe:
                 "trainer.strategy=fsdp shares out the weights over several processes; add "
                 "trainer.devices=2, or take trainer.strategy=auto"
             )
+        if self.config["compute"]["trial"] is True:
+            raise ValueError(
+                "compute.trial=true is not there for trainer.strategy=fsdp, where a process that "
+                "runs out leaves the others waiting; the forecast alone chooses rows: drop it"
+            )
         targets = {n: c["_target_"] for n, c in self.config["callbacks"].items() if c}
         for name, target in targets.items():
             if issubclass(locate(target), WeightAveraging):
@@ -218,6 +234,11 @@ class Recipe:
         )
 
     @cached_property
+    def foreseen(self) -> bool:
+        """Whether there is a forecast. Asked before it sets what is `auto`."""
+        return is_foreseen(self.config)
+
+    @cached_property
     def forecast(self) -> Forecast:
         """Memory, time and cost, with what is `auto` chosen by them."""
         return foresee(self)
@@ -225,9 +246,12 @@ class Recipe:
     def choose_by_forecast(self) -> None:
         """Set rows of a micro-batch and what is recomputed where they are `auto`, before the plan
         is printed or a rank is started."""
-        if not is_foreseen(self.config):
+        if not self.foreseen:
             return
         data, compute = self.config["data"], self.config["compute"]
+        if compute["trial"] == "auto":
+            whole = self.config["trainer"]["strategy"] != "fsdp"
+            compute["trial"] = whole and data.get("rows_per_device") == "auto"
         compute["checkpointing"] = self.forecast.checkpointing
         if data.get("rows_per_device") == "auto":
             memory = self.forecast.memory
@@ -238,7 +262,7 @@ class Recipe:
     def print_plan(self, inherited: Sequence[tuple[str, str, str]] = ()) -> None:
         """The derived numbers, before anything is trained. `inherited`: (setting, value, source) of
         what the parent's run gives."""
-        foreseen = is_foreseen(self.config)
+        foreseen = self.foreseen
         machine = None if self.config["dry_run"] else (self.hardware.name, self.expected_seconds)
         schedule = optim.build_schedule(self.config["optim"]["schedule"]).describe(self.plan.steps)
         show.planned(
@@ -250,7 +274,7 @@ class Recipe:
             groups=self.config["optim"]["groups"],
             schedule=schedule,
             forecast=self.forecast.rows() if foreseen else (),
-            notes=(*self.notes(), *(self.forecast.notes() if foreseen else ())),
+            notes=(*self.notes(), *self.doubts(), *(self.forecast.notes() if foreseen else ())),
         )
 
     def share_out(self, plan: Plan, sizes: GPTConfig) -> tuple[int, int]:
@@ -287,14 +311,17 @@ class Recipe:
 
     def forecast_facts(self) -> dict[str, Any] | None:
         """The forecast in numbers, for the record."""
-        if not is_foreseen(self.config):
+        if not self.foreseen:
             return None
         found = self.forecast
         return {
             "peak_bytes": found.memory and found.memory.peak,
             "parts": found.memory and found.memory.parts(),
             "seconds": found.seconds,
+            "tokens_per_second": found.tokens_per_second,
             "checkpointing": found.checkpointing,
+            "rows_per_device": found.memory and found.memory.rows,
+            "corrected": vars(found.earlier),
         }
 
     def length_shows(self, before: dict[str, Any], done: int, old: int, new: int) -> str | None:

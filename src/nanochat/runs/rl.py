@@ -195,6 +195,7 @@ class RLRecipe(ChatRecipe):
                 "a step asks new questions; data.num_epochs and task.stop say which"
             ),
             "trainer.gradient_clip_algorithm": "phase rl clips by the norm",
+            "compute.trial": "answers differ in length; data.micro_tokens bounds a pass",
             "compute.compile": (
                 "shapes change with every answer, so nothing is compiled in phase rl"
             ),

@@ -25,7 +25,7 @@ FREE_KEYS = frozenset(
     (
         "resume debug dry_run logger progress log_every save_every eval_every sample_every "
         "checkpoints eval_tokens eval_at_start tasks sample paths size recipe force evals "
-        "pass_at_k val_task price_per_gpu_hour"
+        "pass_at_k val_task price_per_gpu_hour solve budget"
     ).split()
 )
 FREE_INSIDE = {
@@ -46,7 +46,9 @@ FREE_INSIDE = {
             "enable_model_summary",
         }
     ),
-    "compute": frozenset({"compile", "attention", "checkpointing", "card", "expected_mfu"}),
+    "compute": frozenset(
+        {"compile", "attention", "checkpointing", "card", "memory_gb", "trial", "expected_mfu"}
+    ),
     "callbacks": frozenset({"report", "save", "evaluate", "sample"}),
 }
 # Settings that determine the length of a run, and those that must be given to keep the rest of the

@@ -79,6 +79,8 @@ class Compute(Settings):
     checkpointing: Literal["none", "attention", "block", "auto"]
     fp8: bool
     card: Literal["B200", "H200", "H100", "A100", "L40S", "L4", "5090", "4090", "3090"] | None
+    memory_gb: Positive | None
+    trial: bool | Literal["auto"]
     expected_mfu: Annotated[float, Field(gt=0, le=1)]
 
 
@@ -172,7 +174,9 @@ class Train(Seeded):
     init_optimizer: bool | Literal["auto"]
     resume: Annotated[bool | str, Field(description="false, auto or a run folder")]
     dry_run: bool
+    solve: Literal["rows", "depth", "hours"] | None
     price_per_gpu_hour: Positive | None
+    budget: Positive | None
     progress: Literal["auto", "bar", "lines", "none"]
     max_steps: Count | None
     batch_tokens: Count | None

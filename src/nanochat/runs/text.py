@@ -2,6 +2,7 @@
 first."""
 
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -13,12 +14,15 @@ from nanochat.datamodules.download import CHARACTERS_PER_TOKEN, CROPPED, shards_
 from nanochat.datamodules.text import PIECE_CHARS, TextDataModule, crop_note
 from nanochat.gpt import GPT, GPTConfig, build_arch, from_depth
 from nanochat.inference.complete import complete
+from nanochat.runs import doubts
 from nanochat.runs.plan import Plan, make_plan
 from nanochat.runs.recipe import Recipe
 from nanochat.runs.schema import Train
 from nanochat.runtime.settings import Built
 from nanochat.tokenizer import Tokenizer, load_tokenizer, train_or_load
 from nanochat.tokenizer.training import resolve_settings
+
+PLAIN = (".txt", ".md", ".jsonl", ".json")  # about as many bytes as characters
 
 
 class TextSettings(Train):
@@ -122,6 +126,31 @@ class TextRecipe(Recipe):
             *self.plan.notes,
             *self._about_text(),
         )
+
+    def doubts(self) -> list[str]:
+        data, text = self.config["data"], self._tokens_of_text()
+        epochs = self.plan.tokens / text if text else 0.0
+        more = "data.num_shards=auto takes enough" if "val_shard" in data else "add text"
+        return [*super().doubts(), *doubts.repeated_text(epochs, f"{more}, or shorten the run")]
+
+    def _tokens_of_text(self) -> float | None:
+        """About how many tokens the text has, where that is known without reading it."""
+        data = self.config["data"]
+        if "val_shard" in data:
+            if data["num_shards"] == "auto":
+                return None
+            needed = shards_needed(self.plan.tokens, data["packing"], data["val_shard"])
+            return self.plan.tokens * data["num_shards"] / needed
+        if "path" not in data:
+            return None
+        try:
+            files = self.data.source.files("train")
+        except FileNotFoundError:
+            if self.config["dry_run"]:  # needs no data
+                return None
+            raise
+        plain = all(Path(file.name).suffix in PLAIN for file in files)
+        return sum(file.size for file in files) / CHARACTERS_PER_TOKEN if plain else None
 
     def describe(self) -> str:
         """Which text, and how many of its shards the plan needs and takes."""

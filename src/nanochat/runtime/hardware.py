@@ -183,6 +183,14 @@ def _system_memory() -> int:
         return 0
 
 
+def limit_memory(device: torch.device, gigabytes: float | None) -> None:
+    """Let this process take at most so many decimal GB of a GPU; more is an OutOfMemoryError. A CPU
+    has no such limit."""
+    if gigabytes is not None and device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(gigabytes * 1e9 / total, 1.0), device)
+
+
 def reset_peak(device: torch.device) -> None:
     """Reset what `peak_gib` reports."""
     if device.type == "cuda":
@@ -194,28 +202,36 @@ def reset_peak(device: torch.device) -> None:
 
 def memory_used(device: torch.device) -> int:
     """Bytes that the GPU's allocator, else this process, has now; the peak begins anew. 0 if
-    unknown."""
+    unknown. Of a process without what is mapped from files, which the system takes back at will."""
     reset_peak(device)
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
+    return 1024 * _kilobytes("RssAnon")
+
+
+def memory_peak(device: torch.device) -> int:
+    """The most of what `memory_used` gives since it was called; of a process about, as what is
+    mapped from files is taken to be what it is now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * (_kilobytes("VmHWM") - _kilobytes("RssFile") - _kilobytes("RssShmem"))
+
+
+def _kilobytes(name: str) -> int:
+    """A number of /proc/self/status; 0 where there is none."""
     try:
-        return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf(
-            "SC_PAGE_SIZE"
-        )
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
         return 0
+    match = re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)
+    return int(match[1]) if match else 0
 
 
 def peak_gib(device: torch.device) -> float:
     """Peak memory since `reset_peak` in GiB: of the GPU, else of this process; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        return 0.0
-    match = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return int(match[1]) / 2**20 if match else 0.0
+    return _kilobytes("VmHWM") / 2**20
 
 
 @contextmanager
