@@ -321,10 +321,10 @@ class GPT(nn.Module):
     def whole(self) -> "GPT":
         """This network with all weights in this process, for running: where they are shared out
         over ranks a copy, in which no rank waits for another, else itself. Every rank calls it."""
-        if all(type(p) is nn.Parameter for p in self.parameters()):
+        if not any(hasattr(p, "full_tensor") for p in self.parameters()):  # a DTensor's method
             return self
         with torch.device("meta"):
-            gpt = GPT(self.config)
+            gpt = type(self)(self.config)
         weights = {name: p.detach().full_tensor() for name, p in self.named_parameters()}
         gpt.load_state_dict(weights, strict=True, assign=True)
         gpt.cos, gpt.sin, gpt.attend = self.cos, self.sin, self.attend
