@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nanochat.checkpoint import folder
+from nanochat.export.folder_export import Origin, to_huggingface
 from nanochat.export.huggingface import write_folder
 from nanochat.interop.hf_names import stock_lacks
 from nanochat.tokenizer.conversations import render_prompt
@@ -152,3 +153,15 @@ def test_without_a_softcap_logits_are_what_the_head_gives(make) -> None:
         cap = folder.load_gpt(make(arch, rope_dtype="compute"))  # the same weights
         assert (15 * (gpt(ids) / 15).tanh() - cap(ids)).abs().max() < BOUND
         assert (gpt(ids) - cap(ids)).abs().max() > 0.01
+
+
+@pytest.mark.slow
+def test_the_folder_may_be_named_from_where_one_is(
+    make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program that it is compared in runs elsewhere; it took `out` for a model of the hub."""
+    monkeypatch.chdir(tmp_path)
+    certificate = to_huggingface(
+        Origin(make("classic")), Path("a folder"), portable=False, dtype="stored", interpreter=None
+    )
+    assert certificate["verdict"] == "green" and (tmp_path / "a folder/model.safetensors").is_file()

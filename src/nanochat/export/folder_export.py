@@ -120,7 +120,7 @@ def prove_huggingface(
     unsupported = [*lacks, *([TABLES] if arch else [])]
 
     def run(request: dict[str, Any], answers: Path) -> dict[str, Any]:
-        asked = {**request, "folder": str(place), "own": bool(lacks)}
+        asked = {**request, "folder": str(place.absolute()), "own": bool(lacks)}
         return probe("transformers_probe", asked, answers, interpreter)
 
     head = _head(source, config, "hf", "transformers", dtype, unsupported)
@@ -168,7 +168,10 @@ def prove_original(
             if dtype == "float16":
                 continue  # the earlier generation has none
             asked = {**request, **written._asdict(), "dtypes": [dtype]}
-            asked |= {"folder": str(place), "peer": str(Path(peer).expanduser().absolute())}
+            asked |= {
+                "folder": str(place.absolute()),
+                "peer": str(Path(peer).expanduser().absolute()),
+            }
             answer = probe("nanochat_probe", asked, answers, interpreter)
             written_so_far = {**found.get("greedy", {}), **answer["greedy"]}
             notes = [*found.get("notes", []), *answer["notes"]]

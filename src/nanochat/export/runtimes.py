@@ -31,6 +31,8 @@ def probe(name: str, request: dict[str, Any], place: Path, python: str | None) -
             "TOKENIZERS_PARALLELISM": "false",
             "NANOCHAT_BASE_DIR": cache,
         }
+        if python and os.path.dirname(python):  # a path, which is meant from here
+            python = os.path.abspath(os.path.expanduser(python))
         words = [python or sys.executable, str(PROBES / f"{name}.py"), str(place)]
         try:
             done = subprocess.run(
