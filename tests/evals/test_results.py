@@ -103,6 +103,16 @@ def test_kept_results_are_no_part_of_the_checkpoint(checkpoint: Path, tmp_path: 
     assert missing is not None and "cannot be written, so results are not kept" in missing
 
 
+def assert_kept_is_that_of_this_process(checkpoint: Path, bundle: Path) -> None:
+    """Numbers and decisions of CORE that a command kept, against an evaluation made here."""
+    [kept] = read_results(checkpoint)
+    one, items = subject(checkpoint), []
+    context = Context(one.opened.gpt, one.opened.tokenizer, dict, record=items.append)
+    assert kept.results == Core(str(bundle))(context)
+    mine = {(item.task, item.index): item.correct for item in items}
+    assert {(item.task, item.index): item.correct for item in kept.items} == mine
+
+
 @pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_where_it_was(checkpoint: Path, tmp_path: Path) -> None:
     """A SIGKILL to the command while it asks 2,000 questions; the same command again asks the
@@ -120,12 +130,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(checkpoint: Path, tmp_path
     assert 0 < before < 2000 and read_results(checkpoint) == []
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    [kept] = read_results(checkpoint)
-    one, items = subject(checkpoint), []
-    context = Context(one.opened.gpt, one.opened.tokenizer, dict, record=items.append)
-    assert kept.results == Core(str(bundle))(context)
-    mine = {(item.task, item.index): item.correct for item in items}
-    assert {(item.task, item.index): item.correct for item in kept.items} == mine
+    assert_kept_is_that_of_this_process(checkpoint, bundle)
     assert not list(checkpoint.glob("evals/*.part*"))
 
 
@@ -150,9 +155,4 @@ def test_two_processes_give_the_items_of_one(checkpoint: Path, bundle: Path) -> 
     assert done.returncode == 0 and done.stdout.count("core/boolq: ") == 1, (
         done.stdout + done.stderr
     )
-    [kept] = read_results(checkpoint)
-    one, items = subject(checkpoint), []
-    context = Context(one.opened.gpt, one.opened.tokenizer, dict, record=items.append)
-    assert kept.results == Core(str(bundle))(context)
-    mine = {(item.task, item.index): item.correct for item in items}
-    assert {(item.task, item.index): item.correct for item in kept.items} == mine
+    assert_kept_is_that_of_this_process(checkpoint, bundle)

@@ -7,6 +7,8 @@ import pytest
 from nanochat.runs import solve
 from nanochat.runs.forecast import Forecast
 from nanochat.runs.recipe import build_recipe
+from nanochat.runs.schema import Compute
+from nanochat.runtime import settings
 from tests.configs.test_every_yaml import composed
 
 PLAN = [
@@ -86,3 +88,10 @@ def test_a_card_is_needed() -> None:
         solve.solved(config_of("solve=rows", "compute.card=null"))
     with pytest.raises(ValueError, match="not even one row fits"):
         solve.solved(config_of("solve=rows", "compute.memory_gb=0.001"))
+
+
+def test_a_card_whose_name_is_digits_is_typed_as_it_is() -> None:
+    config = config_of("compute.card=4090")
+    assert settings.check(config["compute"], Compute)["card"] == 4090
+    found = forecast(config)
+    assert (found.device, found.limit) == ("4090", 24_000_000_000)

@@ -93,7 +93,8 @@ def machine(compute: dict[str, Any], device: hardware.Hardware | None) -> tuple[
     own = int(compute["memory_gb"] * 1e9) if compute["memory_gb"] else None
     if device:
         return device.name, min(own or device.memory_bytes, device.memory_bytes)
-    if card := compute["card"]:
+    if compute["card"]:
+        card = str(compute["card"])
         return card, own or int(hardware.CARD_MEMORY[card])
     return "a device not known here", own
 
@@ -174,7 +175,7 @@ def foresee(recipe: Any) -> Forecast:
     with suppress(RuntimeError, NotImplementedError):  # what tensors without values raise
         memory, kind = choose(recipe, plan, sizes, limit and int(limit / earlier.memory))
     kind = "none" if kind == "auto" else kind
-    peak = here.peak_flops if here else hardware.PEAK_FLOPS.get(compute["card"] or "")
+    peak = here.peak_flops if here else hardware.PEAK_FLOPS.get(str(compute["card"]))
     predicted = estimate_seconds(plan, peak, recipe.world_size, compute["expected_mfu"])
     seconds = predicted and predicted / earlier.speed
     price = config["price_per_gpu_hour"]

@@ -78,7 +78,8 @@ class Compute(Settings):
     attention: Literal["auto", "sdpa", "flex", "flash", "fa3", "fa4", "reference"]
     checkpointing: Literal["none", "attention", "block", "auto"]
     fp8: bool
-    card: Literal["B200", "H200", "H100", "A100", "L40S", "L4", "5090", "4090", "3090"] | None
+    # Hydra reads a name of digits as a number
+    card: Literal["B200", "H200", "H100", "A100", "L40S", "L4", 5090, 4090, 3090] | None
     memory_gb: Positive | None
     trial: bool | Literal["auto"]
     expected_mfu: Annotated[float, Field(gt=0, le=1)]
